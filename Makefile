@@ -1,0 +1,33 @@
+# Everything runs in .venv, made on first use; `make help` lists the targets.
+PYTHON ?= python3
+VENV   ?= .venv
+CFG    ?= ring_digits
+ARGS   ?=
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
+	@echo '  variables: CFG=ring_digits (a file in configs/)  ARGS="--seed 1" (passed on to idkd fit)'
+
+setup: $(VENV)/.ready  ## make .venv and install the project with its development tools
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+train: $(VENV)/.ready  ## run an experiment: make train CFG=torus_cifar100 ARGS="--seed 1"
+	$(BIN)/idkd fit --config configs/$(CFG).yaml $(ARGS)
+
+test: $(VENV)/.ready  ## run the tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.ready  ## check style
+	$(BIN)/ruff check .
+
+clean:  ## remove caches and builds; runs/ and .venv stay
+	rm -rf build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""What nodes send about public samples and how they learn from it."""
+
+from callbacks.distillation.idkd import IDKD, VanillaKD
+
+__all__ = ["IDKD", "VanillaKD"]

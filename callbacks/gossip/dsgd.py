@@ -1,0 +1,56 @@
+"""Decentralised SGD and its two limits, all-reduce and no communication."""
+
+from __future__ import annotations
+
+from lightning_idkd.callback import Gossip
+
+
+class DSGD(Gossip):
+    """Adapt, then combine: X <- W (X - lr D), with local (Nesterov) momentum (Lian et al., NeurIPS 2017, Alg. 1).
+
+    Args:
+        momentum: Factor of the local momentum; 0 for none.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    def __init__(self, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
+        self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
+        self.buffers = ("M",) if momentum else ()
+
+    def direction(self, X, G, state):
+        """The local step's direction [n, P]; moves the momentum."""
+        D = G + self.weight_decay * X
+        if not self.momentum:
+            return D
+        state.M = self.momentum * state.M + D
+        return D + self.momentum * state.M if self.nesterov else state.M
+
+    def update(self, X, G, state, ctx):
+        return self.combine(X - ctx.lr * self.direction(X, G, state), ctx)
+
+
+class AllReduce(DSGD):
+    """Every node gets the exact mean after every step: synchronous centralised SGD, the upper bound.
+
+    Args:
+        momentum: Factor of the local momentum; 0 for none.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    def combine(self, X, ctx):
+        return ctx.mean(X)
+
+
+class Isolated(DSGD):
+    """Nodes never communicate: the lower bound.
+
+    Args:
+        momentum: Factor of the local momentum; 0 for none.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    def combine(self, X, ctx):
+        return X

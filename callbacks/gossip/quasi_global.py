@@ -1,0 +1,27 @@
+"""Quasi-global momentum."""
+
+from __future__ import annotations
+
+from lightning_idkd.callback import Gossip
+
+
+class QGDSGDm(Gossip):
+    """QG-DSGDm, and QG-DSGDm-N with ``nesterov`` (Lin et al., ICML 2021, Alg. 1; its beta = mu = ``momentum``).
+
+    Args:
+        momentum: Factor of the quasi-global momentum.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    buffers = ("M",)
+
+    def __init__(self, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0):
+        self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
+
+    def update(self, X, G, state, ctx):
+        D = G + self.weight_decay * X
+        M = self.momentum * state.M + D  # the local step uses the quasi-global buffer
+        X_new = ctx.mix(X - ctx.lr * (D + self.momentum * M if self.nesterov else M))
+        state.M = self.momentum * state.M + (1 - self.momentum) * (X - X_new) / ctx.lr
+        return X_new

@@ -1,0 +1,36 @@
+"""Relayed sums over a spanning tree."""
+
+from __future__ import annotations
+
+import networkx as nx
+
+from callbacks.gossip.dsgd import DSGD
+from lightning_idkd.errors import UserError
+
+
+class RelaySGD(DSGD):
+    """RelaySGD with RelaySum/Model on a tree (Vogels et al., NeurIPS 2021, Alg. 1).
+
+    Each node sends over every edge the sum of its own model and of what came over its other edges, and divides what it
+    has by the number of models in it; once messages have crossed the tree that is the (delayed) average of all nodes.
+
+    Args:
+        momentum: Factor of the local momentum; 0 for none.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    edge_buffers = {"R": None, "C": 1}  # the model sums that came last over each edge, and how many models they hold
+
+    def check(self, graph) -> None:
+        if graph.directed or graph.period != 1 or not nx.is_tree(graph.nx()):
+            raise UserError(f"gossip: RelaySGD takes a static tree such as Chain, and graph.topology {graph.name} is none")
+
+    def update(self, X, G, state, ctx):
+        half = X - ctx.lr * self.direction(X, G, state)
+        sender = X.new_tensor(ctx.edges[:, 0]).long()
+        total = half.index_add(0, sender, state.R)
+        models = X.new_ones(len(X), 1).index_add(0, sender, state.C)
+        state.R, state.C = ctx.swap(total[sender] - state.R), ctx.swap(models[sender] - state.C)
+        models = X.new_ones(len(X), 1).index_add(0, sender, state.C)
+        return half.index_add(0, sender, state.R) / models

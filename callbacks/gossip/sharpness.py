@@ -1,0 +1,27 @@
+"""Sharpness-aware steps before the gossip."""
+
+from __future__ import annotations
+
+from callbacks.gossip.dsgd import DSGD
+
+
+class SharpnessAwareDSGD(DSGD):
+    """DSGD with the gradient at the worst nearby point (SAM, Foret et al., ICLR 2021, Eq. 2; decentralised as in DFedSAM,
+    Shi et al., ICML 2023, with one local step).
+
+    Args:
+        rho: Radius of the neighbourhood.
+        momentum: Factor of the local momentum; 0 for none.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    columnwise = False  # the ascent step needs the norm of a whole row
+
+    def __init__(self, rho: float = 0.05, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
+        super().__init__(momentum, nesterov, weight_decay)
+        self.rho = rho
+
+    def update(self, X, G, state, ctx):
+        ascent = self.rho * G / (G.norm(dim=1, keepdim=True) + 1e-12)
+        return super().update(X, ctx.gradient(X + ascent), state, ctx)

@@ -1,0 +1,234 @@
+"""Which node holds which private samples: label-skew partitions and the validation part of each node."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_idkd.errors import UserError
+
+STREAM = 0x5B117  # separates these draws from others made with the same seed
+ATTEMPTS = 50
+TRIES = 1024  # of the authors' retry loop within one attempt; alpha 0.01 on 16 nodes needs about 400
+
+
+class Unsplittable(Exception):
+    """A rule found no split with these draws; `partition` goes on with others."""
+
+
+class Partition(ABC):
+    """Base of the rules that deal samples out to nodes."""
+
+    @abstractmethod
+    def split(self, labels: np.ndarray, nodes: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """One index array a node, disjoint and together all samples.
+
+        ``labels`` int [N]. May raise `Unsplittable` to be called again with other draws.
+        """
+
+
+@dataclass
+class IID(Partition):
+    """Equal parts drawn uniformly at random."""
+
+    def split(self, labels: np.ndarray, nodes: int, rng: np.random.Generator) -> list[np.ndarray]:
+        return np.array_split(rng.permutation(len(labels)), nodes)
+
+
+def check_alpha(alpha: float) -> None:
+    if not 0 < alpha < math.inf:
+        raise UserError(f"data.partition.alpha: {alpha} given; allowed: above 0 (smaller is more skewed)")
+
+
+@dataclass
+class Dirichlet(Partition):
+    """Each class is dealt out in proportions drawn from a Dirichlet distribution; node sizes differ.
+
+    Source: Hsu, Qi and Brown, arXiv 1909.06335, in the form common since Li et al., ICDE 2022 (proportions per class).
+
+    Args:
+        alpha: concentration, above 0; smaller is more skewed, 0.1 leaves a node with few classes.
+    """
+
+    alpha: float
+
+    def __post_init__(self):
+        check_alpha(self.alpha)
+
+    def split(self, labels: np.ndarray, nodes: int, rng: np.random.Generator) -> list[np.ndarray]:
+        parts: list[list[np.ndarray]] = [[] for _ in range(nodes)]
+        for label in np.unique(labels):
+            samples = rng.permutation(np.flatnonzero(labels == label))
+            cuts = np.cumsum(rng.dirichlet(np.full(nodes, self.alpha)))[:-1] * len(samples)
+            for part, piece in zip(parts, np.split(samples, cuts.astype(int)), strict=True):
+                part.append(piece)
+        return [np.concatenate(part) for part in parts]
+
+
+@dataclass
+class QGMDirichlet(Partition):
+    """The partition of the QG-DSGDm and IDKD code: equal node sizes, milder skew than `Dirichlet` at the same alpha.
+
+    Samples are dealt to groups of at most 10 nodes. In a group each class is split by Dirichlet proportions, but nodes
+    that already hold the average get none; this is redrawn until the smallest node has half the average. At last all
+    nodes' samples are laid end to end and cut again into equal parts, so that adjacent nodes share classes.
+
+    Source: Lin et al., ICML 2021, as implemented there.
+
+    Args:
+        alpha: concentration, above 0; smaller is more skewed.
+    """
+
+    alpha: float
+
+    def __post_init__(self):
+        check_alpha(self.alpha)
+
+    def split(self, labels: np.ndarray, nodes: int, rng: np.random.Generator) -> list[np.ndarray]:
+        order, classes = rng.permutation(len(labels)), np.unique(labels)
+        line = []
+        for first in range(0, nodes, 10):
+            group = min(10, nodes - first)
+            members = order[len(order) * first // nodes : len(order) * (first + group) // nodes]
+            by_class = [members[labels[members] == label] for label in classes]
+            counts = self._counts(np.array([len(samples) for samples in by_class]), group, rng)
+            pieces = [np.split(samples, np.cumsum(c)[:-1]) for samples, c in zip(by_class, counts, strict=True)]
+            line += [piece for node in zip(*pieces, strict=True) for piece in node]
+        return np.array_split(np.concatenate(line), nodes)
+
+    def _counts(self, sizes: np.ndarray, group: int, rng: np.random.Generator) -> np.ndarray:
+        """How many of each class a node gets, [classes, group]: the first of many tries that is balanced enough."""
+        average = sizes.sum() / group
+        for _ in range(TRIES // 64):  # 64 tries at once
+            proportions = rng.dirichlet(np.full(group, self.alpha), size=(len(sizes), 64))
+            held, counts = np.zeros((64, group), int), np.zeros((len(sizes), 64, group), int)
+            for size, p, count in zip(sizes, proportions, counts, strict=True):
+                p = p * (held < average)
+                total = p.sum(1, keepdims=True)  # 0 where all of a class fell to full nodes: that try stays short
+                ends = (np.cumsum(p / np.where(total > 0, total, 1), axis=1) * size).astype(int)
+                ends[:, -1] = np.where(total[:, 0] > 0, size, 0)
+                count[:] = np.diff(ends, axis=1, prepend=0)
+                held += count
+            good = (held.min(1) >= 0.5 * average) & (held.sum(1) == sizes.sum())
+            if good.any():
+                return counts[:, good.argmax()]
+        raise Unsplittable
+
+
+@dataclass
+class Split:
+    """The samples of each node, as sorted indices into the private training set."""
+
+    train: list[np.ndarray]
+    """n arrays int64, what a node trains on."""
+    validation: list[np.ndarray]
+    """n arrays int64, what a node holds out for calibration and tuning."""
+    hash: str
+    """16 hex digits that identify the indices above."""
+    histogram: np.ndarray
+    """int64 [n, k], samples of each class a node holds, training and validation together."""
+    rule: str
+    """Name of the partition's class."""
+    alpha: float | None
+    """Its concentration, where it has one."""
+
+    def to_dict(self) -> dict:
+        """Everything in plain types."""
+        return {
+            "hash": self.hash,
+            "rule": self.rule,
+            "alpha": self.alpha,
+            "sizes": {"train": [len(i) for i in self.train], "validation": [len(i) for i in self.validation]},
+            "histogram": self.histogram.tolist(),
+            "indices": {"train": [i.tolist() for i in self.train], "validation": [i.tolist() for i in self.validation]},
+        }
+
+    def to_json(self) -> str:
+        """The text of ``partition.json``."""
+        return json.dumps(self.to_dict())
+
+
+def digest(arrays: list[np.ndarray]) -> str:
+    """The first 16 hex digits of SHA-256 over each array's length and entries, as little-endian int64."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(np.array([len(array), *array], dtype="<i8").tobytes())
+    return sha.hexdigest()[:16]
+
+
+def validation_size(samples: int, share: float) -> int:
+    """``share`` of the samples, at least 16 of 32 or more (0 stays none); one sample is always left to train on."""
+    least = 16 if samples >= 32 and share > 0 else 0
+    return max(0, min(max(round(share * samples), least), samples - 1))
+
+
+def draw(rule: Partition, labels: np.ndarray, nodes: int, seed: int) -> list[np.ndarray] | None:
+    """The first of 50 draws that leaves no node empty, each node's samples shuffled; None if there is none."""
+    for attempt in range(ATTEMPTS):
+        rng = np.random.default_rng([seed, STREAM, attempt])
+        try:
+            parts = rule.split(labels, nodes, rng)
+        except Unsplittable:
+            continue
+        if len(parts) != nodes or not np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels))):
+            name = type(rule).__name__
+            raise UserError(f"data.partition: {name} must give {nodes} nodes every sample exactly once, and did not")
+        if all(len(part) for part in parts):
+            return [rng.permutation(part) for part in parts]
+    return None
+
+
+def smallest_working_alpha(rule: Partition, labels: np.ndarray, nodes: int, seed: int) -> float | None:
+    rule = copy.copy(rule)
+    start = rule.alpha
+    for power in range(1, 61):
+        rule.alpha = float(f"{start * 1.5**power:.3g}")  # tried as it will be printed
+        if rule.alpha > 1000:
+            return None
+        if draw(rule, labels, nodes, seed):
+            return rule.alpha
+    return None
+
+
+def partition(rule: Partition, labels: np.ndarray, nodes: int, seed: int, validation: float = 0.2) -> Split:
+    """Deal the samples out to the nodes and hold out each node's validation part.
+
+    A draw that leaves a node without training samples is repeated, up to 50 times. The validation share changes only
+    how much of a node's samples is held out, not which node has them.
+
+    Args:
+        rule: how samples are dealt out.
+        labels: int [N], the class of each private training sample.
+        nodes: number of nodes.
+        seed: of the run; with the attempt's number it fixes all draws.
+        validation: share of a node's samples held out, from 0 to below 1; at least 16 where it has 32 or more.
+
+    Raises:
+        UserError: more nodes than samples, a share out of range, or no draw that gives every node something to train
+            on; this names the smallest alpha that worked.
+    """
+    if not 0 <= validation < 1:
+        raise UserError(f"data.validation: {validation} given; allowed: 0 (none held out) to below 1 (a share)")
+    labels = np.asarray(labels)
+    if nodes > len(labels):
+        raise UserError(f"graph.nodes: {nodes} given; allowed: at most {len(labels)}, the number of training samples")
+    alpha = getattr(rule, "alpha", None)
+    parts = draw(rule, labels, nodes, seed)
+    if parts is None:
+        given = f"data.partition: {type(rule).__name__}" if alpha is None else f"data.partition.alpha: {alpha}"
+        works = alpha and smallest_working_alpha(rule, labels, nodes, seed)
+        advice = f"the smallest alpha that worked is {works}" if works else "lower graph.nodes"
+        raise UserError(
+            f"{given} leaves some of {nodes} nodes without training samples in each of {ATTEMPTS} draws; {advice}"
+        )
+    held_out = [validation_size(len(part), validation) for part in parts]
+    train = [np.sort(part[size:]).astype(np.int64) for part, size in zip(parts, held_out, strict=True)]
+    tune = [np.sort(part[:size]).astype(np.int64) for part, size in zip(parts, held_out, strict=True)]
+    histogram = np.stack([np.bincount(labels[part], minlength=labels.max() + 1) for part in parts]).astype(np.int64)
+    return Split(train, tune, digest(train + tune), histogram, type(rule).__name__, alpha)

@@ -1,0 +1,206 @@
+"""Where images come from: the base of all sources, what they deliver, and the cache of decoded sets."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_idkd.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1  # raise it when decoding changes: older cache files are then no longer found
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow would clip these to 255
+
+
+@dataclass
+class Images:
+    """A set of square images of one size, on the CPU; indexing gives a subset.
+
+    Treat the tensors as read-only: they may be mapped from the cache file.
+    """
+
+    pixels: Tensor
+    """uint8 [N, C, S, S]."""
+    labels: Tensor
+    """int64 [N]; all -1 where the set has no labels."""
+    classes: tuple[str, ...]
+    """Class names, k of them; empty where the set has no labels."""
+
+    @property
+    def channels(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def size(self) -> int:
+        return self.pixels.shape[2]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: slice | Tensor) -> Images:
+        return Images(self.pixels[index], self.labels[index], self.classes)
+
+
+class Source:
+    """Base of the image sources; one of your own needs `read` alone, and `identity` to be cached."""
+
+    limit: int | None = None
+
+    def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...] | None, Iterable[tuple]]:
+        """Class names (None: the numbers that occur) and an iterable of (image, label).
+
+        An image is a file's bytes or a uint8 array [H, W] or [H, W, 3]; a label is an integer, -1 where there is none.
+        ``split`` is train or test, ``size`` what was asked for, ``key`` the config key that named this source.
+        """
+        raise NotImplementedError
+
+    def identity(self, split: str, size: int | None, key: str) -> object | None:
+        """Whatever determines the images of ``split``, as something with a stable repr; None: do not cache."""
+        return None
+
+    def load(
+        self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private"
+    ) -> Images:
+        """The images of ``split`` (train or test), the first ``limit`` of them for training.
+
+        Args:
+            split: train or test.
+            size: width and height in pixels; the middle square is resized. None: as stored.
+            channels: 1 or 3. None: 1 where all images are grey, else 3.
+            key: config key that named this source, for messages.
+
+        Raises:
+            UserError: where the data are missing, cannot be read, or differ in size and ``size`` is None.
+        """
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"{key}.limit: {self.limit} given; allowed: 1 or more, or null for all images")
+        if size is not None and size < 1:
+            raise UserError(f"data.image_size: {size} given; allowed: 1 or more, or null for the stored size")
+        identity = self.identity(split, size, key)
+        images = cached(
+            None if identity is None else f"{type(self).__name__}-{split}",
+            (identity, size, channels),
+            lambda: decode(*self.read(split, size, key), split, size, channels, key),
+        )
+        return images if split == "test" or self.limit is None else images[: self.limit]
+
+
+def convert(image: bytes | np.ndarray, size: int | None, channels: int | None) -> np.ndarray:
+    """One image as uint8 [H, W] (grey) or [H, W, 3]; colour only where ``channels`` is 3 or the image has some."""
+    from PIL import Image, ImageOps
+
+    if isinstance(image, np.ndarray):
+        picture = Image.fromarray(image)
+    else:
+        picture = Image.open(io.BytesIO(image))
+        if picture.mode in DEEP:
+            raise ValueError(f"images of mode {picture.mode} have more than 8 bits a channel; store them with 8")
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # Pillow warns about the direct way
+    mode = "L" if channels == 1 or channels is None and picture.mode in ("1", "L") else "RGB"
+    picture = picture.convert(mode) if picture.mode != mode else picture
+    if size is not None and picture.size != (size, size):
+        (width, height), side = picture.size, min(picture.size)
+        left, top = (width - side) // 2, (height - side) // 2
+        method = Image.Resampling.BOX if side % size == 0 else Image.Resampling.BICUBIC
+        picture = picture.resize((size, size), method, box=(left, top, left + side, top + side))
+    return np.asarray(picture)
+
+
+def decode(
+    classes: tuple[str, ...] | None, samples: Iterable[tuple], split: str, size: int | None, channels: int | None, key: str
+) -> Images:
+    """The ``samples`` of `Source.read` as tensors."""
+    import torch
+
+    labels: list[int] = []
+
+    def bare() -> Iterator[bytes | np.ndarray]:
+        for image, label in samples:
+            labels.append(label)
+            yield image
+
+    def piece(images: list) -> list[np.ndarray]:
+        return [convert(image, size, channels) for image in images]
+
+    decoded: list[np.ndarray] = []
+    pending = bare()
+    # Decoding a small image hardly releases the interpreter: two threads on two cores are slower than one.
+    with ThreadPoolExecutor(min(4, max(1, (os.cpu_count() or 1) // 2))) as pool:
+        while block := list(islice(pending, 1024)):
+            try:
+                arrays = list(chain(*pool.map(piece, [block[i : i + 256] for i in range(0, len(block), 256)])))
+            except (OSError, ValueError) as error:  # Pillow's, for broken or unknown files
+                which = f"images {len(decoded)} to {len(decoded) + len(block) - 1}"
+                raise UserError(f"{key}: one of {which} of split '{split}' cannot be decoded: {error}") from error
+            for array in arrays:
+                height, width = array.shape[:2]
+                if height != width or array.shape[:2] != (decoded or arrays)[0].shape[:2]:
+                    first = "x".join(map(str, (decoded or arrays)[0].shape[1::-1]))
+                    raise UserError(
+                        f"{key}: images are not square or of different sizes ({first}, {width}x{height}); set data.image_size"
+                    )
+            decoded += arrays
+    if not decoded:
+        raise UserError(f"{key}: split '{split}' holds no images")
+    if any(array.ndim == 3 for array in decoded):  # grey ones in a coloured set
+        decoded = [array if array.ndim == 3 else np.repeat(array[:, :, None], 3, axis=2) for array in decoded]
+    pixels = torch.from_numpy(np.stack(decoded))
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    names = tuple(map(str, range(max(labels) + 1))) if classes is None else tuple(classes)
+    return Images(pixels, torch.tensor(labels, dtype=torch.int64), names)
+
+
+def cache_folder() -> Path:
+    """``$IDKD_CACHE``, else ``lightning_idkd`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if own := os.environ.get("IDKD_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lightning_idkd"
+
+
+def cached(name: str | None, identity: object, make: Callable[[], Images]) -> Images:
+    """What ``make`` returns, from the cache file for ``identity`` where there is a sound one; no cache if ``name`` is None."""
+    if name is None:
+        return make()
+    import torch
+
+    digest = hashlib.sha256(repr((FORMAT, identity)).encode()).hexdigest()[:20]
+    file = cache_folder() / f"{name}-{digest}.pt"
+    try:
+        stored = torch.load(file, mmap=True, weights_only=True)
+        return Images(stored["pixels"], stored["labels"], tuple(stored["classes"]))
+    except Exception:  # absent, torn or of another kind: whatever torch makes of such a file, it is built anew
+        images = make()
+    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as stream:
+            torch.save({"pixels": images.pixels, "labels": images.labels, "classes": list(images.classes)}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())  # or a power cut could leave the final name on missing contents
+        os.replace(temporary, file)
+    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            pass
+        logging.getLogger(__name__).warning(
+            "decoded images are not kept for the next run: cannot write to %s (%s); set IDKD_CACHE to another folder",
+            file.parent,
+            str(error).splitlines()[0],
+        )
+    return images

@@ -1,0 +1,23 @@
+"""Mistakes a user can make, said in sentences."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in a command, config or data set; the command line prints it in one or two lines and exits with 2."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name that looks most like ``name``, or None where nothing does."""
+    by_lower = {a.lower(): a for a in allowed}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[found[0]] if found else None
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """`` Did you mean 'X'?`` with the nearest allowed name, or an empty string."""
+    found = nearest(name, allowed)
+    return f" Did you mean '{found}'?" if found else ""

@@ -1,0 +1,53 @@
+"""Numbers about scores, labels and rows. Scores are ranked by our own sort: torchmetrics would squash raw scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def roc(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Thresholds (falling, distinct), true- and false-positive rates of "score >= threshold"; float64."""
+    scores = torch.cat([positive, negative])
+    order = torch.argsort(scores, descending=True, stable=True)
+    scores, is_positive = scores[order], order < len(positive)
+    last = torch.ones_like(is_positive)
+    last[:-1] = scores[1:] != scores[:-1]  # equal scores fall together
+    tpr = is_positive.cumsum(0)[last].double() / len(positive)
+    fpr = (~is_positive).cumsum(0)[last].double() / len(negative)
+    return scores[last], tpr, fpr
+
+
+def auroc(positive: Tensor, negative: Tensor) -> float:
+    """Area under the ROC, the probability that a positive scores higher (ties count half); nan if either is empty."""
+    if not len(positive) or not len(negative):
+        return float("nan")
+    _, tpr, fpr = roc(positive, negative)
+    zero = tpr.new_zeros(1)
+    return torch.trapezoid(torch.cat([zero, tpr]), torch.cat([zero, fpr])).item()
+
+
+def youden(positive: Tensor, negative: Tensor) -> float:
+    """The threshold with the largest true- minus false-positive rate (Youden's J); the largest such threshold."""
+    thresholds, tpr, fpr = roc(positive, negative)
+    j = tpr - fpr
+    return thresholds[(j == j.max()).nonzero()[0, 0]].item()
+
+
+def quantile(scores: Tensor, q: float) -> float:
+    """The score below which at most a share ``q`` lies: one of the scores, so that no interpolation rounds it."""
+    return scores.sort().values[int(q * len(scores))].item()
+
+
+def homogeneity(mass: Tensor, reference: Tensor) -> float:
+    """Mean over nodes of the total variation between their label mass [n, k] and ``reference`` [k]; 0 = all alike."""
+    p = mass.double() / mass.double().sum(1, keepdim=True)
+    q = reference.double() / reference.double().sum()
+    return (p - q).abs().sum(1).div(2).mean().item()
+
+
+def consensus_distance(X: Tensor) -> float:
+    """Root mean square over rows of the distance to their mean, divided by the norm of the mean."""
+    mean = X.mean(0)
+    squared = torch.stack([(row - mean).double().square().sum() for row in X])
+    return (squared.mean().sqrt() / mean.double().norm()).item()

@@ -1,0 +1,5 @@
+"""Networks a node can train: light architecture configs here, their torch modules one file each."""
+
+from lightning_idkd.models.architectures import CNN, Architecture, ResNet, TorchModule
+
+__all__ = ["Architecture", "CNN", "ResNet", "TorchModule"]

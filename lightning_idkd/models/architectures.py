@@ -1,0 +1,208 @@
+"""Architectures as light config objects: importable without torch, ``build`` makes the module."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from lightning_idkd.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+ResNetNorm = Literal["evonorm", "group", "batch"]
+CNNNorm = Literal["none", "group", "batch"]
+
+
+class Architecture(ABC):
+    """What a node trains: a network for the images and classes of the data."""
+
+    @abstractmethod
+    def build(self, channels: int, size: int, classes: int) -> nn.Module:
+        """A network for images ``[B, channels, size, size]``, initialised from torch's global generator.
+
+        It has ``features(x) -> [B, F]`` (pooled, before the classifier), ``head`` (``nn.Linear``, F to classes) and
+        ``forward(x) = head(features(x))``, the logits ``[B, classes]``.
+        """
+
+
+@dataclass
+class ResNet(Architecture):
+    """CIFAR ResNet of 6n+2 layers in three stages (He et al., CVPR 2016, section 4.2), for images of 8x8 and more.
+
+    Shortcuts that change the shape are a 1x1 convolution of stride 2 and a norm. With "evonorm", EvoNorm-S0 (Liu et
+    al. 2020) normalises and activates where the network of the QG-DSGDm paper has it: the stem and each block's first
+    convolution. That network has BatchNorm after the second convolution and in the shortcut; here these are GroupNorm,
+    so that no output depends on the other samples of the batch. All groups: 8, or as many of 4, 2, 1 as divide.
+    """
+
+    depth: int = 20
+    """Layers with weights, 6n+2: 8, 14, 20, 26, 32, 44, 56, 110, ..."""
+
+    width: int = 16
+    """Channels of the first stage; the next have two and four times as many."""
+
+    norm: ResNetNorm = "evonorm"
+    """EvoNorm-S0 (replaces norm and ReLU), GroupNorm, or BatchNorm with running statistics."""
+
+    def __post_init__(self) -> None:
+        if self.depth < 8 or self.depth % 6 != 2:
+            below = max(8, self.depth - (self.depth - 2) % 6)
+            raise UserError(
+                f"node.network.depth is {self.depth}; a CIFAR ResNet has 6n+2 layers, the nearest are {below} and {below + 6}."
+            )
+        _check_at_least_one("width", self.width)
+        _check_choice("norm", self.norm, get_args(ResNetNorm))
+
+    def build(self, channels: int, size: int, classes: int) -> nn.Module:
+        from lightning_idkd.models.resnet import ResNetModule
+
+        return ResNetModule(self.depth, self.width, self.norm, channels, classes)
+
+
+@dataclass
+class CNN(Architecture):
+    """Three 3x3 convolutions, one 2x2 max pooling and a global average: 14,458 parameters for 8x8 digits."""
+
+    width: int = 16
+    """Channels of the first convolution; the other two have twice as many."""
+
+    dropout: float = 0.0
+    """Probability of zeroing a feature before the classifier, in [0, 1)."""
+
+    norm: CNNNorm = "group"
+    """No norm, GroupNorm (8 groups, or as many of 4, 2, 1 as divide), or BatchNorm with running statistics."""
+
+    def __post_init__(self) -> None:
+        _check_at_least_one("width", self.width)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"node.network.dropout is {self.dropout}; it is a probability, at least 0 and below 1.")
+        _check_choice("norm", self.norm, get_args(CNNNorm))
+
+    def build(self, channels: int, size: int, classes: int) -> nn.Module:
+        from lightning_idkd.models.cnn import CNNModule
+
+        return CNNModule(self.width, self.dropout, self.norm, channels, classes)
+
+
+@dataclass
+class TorchModule(Architecture):
+    """Any ``nn.Module`` class, or function that returns one, by import path; it maps images to logits.
+
+    A module whose ``head`` is an ``nn.Linear`` applied to its ``features(x)`` is used as it is. Any other is split at its
+    last ``nn.Linear`` with as many outputs as there are classes, which has to be its last layer when it runs, too (a
+    log-softmax after it is dropped). All this is tried once on two random images.
+    """
+
+    path: str
+    """Import path, e.g. ``torchvision.models.resnet18`` or ``my_package.MyNet``."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the call. ``channels``, ``size`` and ``classes`` are added where the signature names them;
+    ``torchvision.models`` get ``num_classes`` instead."""
+
+    def build(self, channels: int, size: int, classes: int) -> nn.Module:
+        import torch
+        from torch import nn
+
+        make = _imported(self.path)
+        sizes = {"channels": channels, "size": size, "classes": classes}
+        try:
+            if self.path.startswith("torchvision.models."):
+                accepted = {"num_classes": classes}
+            else:
+                accepted = {key: sizes[key] for key in inspect.signature(make).parameters if key in sizes}
+            module = make(**(accepted | self.arguments))
+        except Exception as error:
+            raise UserError(f"node.network.path: {self.path} called with {self.arguments}: {_summary(error)}.") from error
+        if not isinstance(module, nn.Module):
+            raise UserError(f"node.network.path: {self.path} makes a {type(module).__name__}, not a torch.nn.Module.")
+
+        module.eval()
+        images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            try:
+                logits = module(images)
+            except Exception as error:
+                raise UserError(
+                    f"node.network.path: {self.path} fails on images [2, {channels}, {size}, {size}]: {_summary(error)}."
+                ) from error
+            if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+                raise UserError(
+                    f"node.network.path: {self.path} returns {getattr(logits, 'shape', type(logits).__name__)} for 2 images"
+                    f" of {classes} classes, not logits [2, {classes}]."
+                )
+            if not _is_head_of_features(module, images, logits):
+                module = _split_at_last_linear(module, classes)
+                if module is None or not _is_head_of_features(module, images, logits):
+                    raise UserError(
+                        f"node.network.path: {self.path} does not end in an nn.Linear with {classes} outputs; give it a"
+                        " features(x) -> [B, F] and a head = nn.Linear with forward(x) = head(features(x))."
+                    )
+        return module.train()
+
+
+def _is_head_of_features(module: nn.Module, images: Tensor, logits: Tensor) -> bool:
+    """Whether ``head(features(x))`` gives the same class probabilities as the module itself."""
+    from torch import nn
+
+    head, features = getattr(module, "head", None), getattr(module, "features", None)
+    if not isinstance(head, nn.Linear) or not callable(features):
+        return False
+    pooled = features(images)
+    if pooled.shape != (len(images), head.in_features):
+        return False
+    return head(pooled).log_softmax(1).allclose(logits.log_softmax(1), atol=1e-4)
+
+
+def _split_at_last_linear(module: nn.Module, classes: int) -> nn.Sequential | None:
+    from torch import nn
+
+    linear = [name for name, m in module.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+    if not linear or linear[-1] == "":
+        return None
+    parent, _, name = linear[-1].rpartition(".")
+    head = module.get_submodule(linear[-1])
+    setattr(module.get_submodule(parent), name, nn.Identity())
+    return nn.Sequential(OrderedDict(features=module, head=head))
+
+
+def _imported(path: str) -> Callable:
+    parent, _, name = path.rpartition(".")
+    if not parent:
+        raise UserError(f"node.network.path is '{path}'; it is an import path such as torchvision.models.resnet18.")
+    try:
+        module = import_module(parent)
+    except ModuleNotFoundError as error:
+        package, _, missing = (error.name or "").rpartition(".")
+        found = pkgutil.iter_modules(getattr(import_module(package), "__path__", []) if package else None)
+        hint = did_you_mean(missing, [m.name for m in found])
+        raise UserError(f"node.network.path is '{path}': no module named '{error.name}'.{hint}") from error
+    except Exception as error:
+        raise UserError(f"node.network.path is '{path}': {parent} does not import: {_summary(error)}.") from error
+    if not hasattr(module, name):
+        raise UserError(f"node.network.path is '{path}': {parent} has no '{name}'.{did_you_mean(name, dir(module))}")
+    return getattr(module, name)
+
+
+def _summary(error: Exception) -> str:
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}".rstrip(".: ")
+
+
+def _check_at_least_one(key: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"node.network.{key} is {value}; it is at least 1.")
+
+
+def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        hint = did_you_mean(str(value), allowed)
+        raise UserError(f"node.network.{key} is '{value}'; allowed are {', '.join(allowed)}.{hint}")

@@ -1,0 +1,58 @@
+"""Residual network for small images (He et al. 2016, section 4.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_idkd.models.normalisation import norm_activation, norm_layer
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    """A same-padded convolution with He initialisation (fan out, He et al. 2015)."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if bias:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+class ResidualBlock(nn.Module):
+    """``relu(norm(conv(act(conv(x)))) + shortcut(x))``, all kernels 3x3; the shortcut is 1x1 where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = convolution(inputs, outputs, 3, stride)
+        self.act1 = norm_activation(norm, outputs)
+        self.conv2 = convolution(outputs, outputs, 3)
+        self.norm2 = norm_layer(norm, outputs)
+        self.shortcut = (
+            nn.Identity()
+            if inputs == outputs and stride == 1
+            else nn.Sequential(convolution(inputs, outputs, 1, stride), norm_layer(norm, outputs))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm2(self.conv2(self.act1(self.conv1(x)))) + self.shortcut(x))
+
+
+class ResNetModule(nn.Module):
+    """Images ``[B, channels, H, W]`` to logits ``[B, classes]`` through ``features`` ``[B, 4 width]`` and ``head``."""
+
+    def __init__(self, depth: int, width: int, norm: str, channels: int, classes: int) -> None:
+        super().__init__()
+        blocks, inputs = [], width
+        for outputs in (width, 2 * width, 4 * width):
+            for i in range((depth - 2) // 6):
+                stride = 2 if i == 0 and outputs != width else 1
+                blocks.append(ResidualBlock(inputs, outputs, stride, norm))
+                inputs = outputs
+        self.stem = nn.Sequential(convolution(channels, width, 3), norm_activation(norm, width))
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(4 * width, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.blocks(self.stem(x)).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))

@@ -1,0 +1,349 @@
+"""The training loop, top to bottom: batch, gradients, gossip update, evaluation; phases come in by hooks.
+
+Fabric gives launch, device, loggers and hook calls. It does not wrap the nodes, own loaders or call backward: under DDP
+gradients would be averaged and the rows overwritten by those of process 0.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import resource
+import time
+from types import SimpleNamespace
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from lightning_idkd import metrics, report
+from lightning_idkd.callback import Callback, Calibration, Context, Distillation, Gossip, Selection
+from lightning_idkd.config import TrainConfig
+from lightning_idkd.data.store import Store
+from lightning_idkd.errors import UserError
+from lightning_idkd.network import Labels, Network
+from lightning_idkd.node import Outputs
+from lightning_idkd.run_folder import RunFolder
+from lightning_idkd.stack import NodeStack, mean_buffers, run_network
+
+BLOCK = 16384  # columns of a rule's matrices that are treated at once: 16 rows of them fit a core's cache
+
+
+class Orchestrator:
+    """One run. ``self`` is what hooks get as ``run``; :meth:`state` is all of it that a resumed run needs."""
+
+    def __init__(self, fabric: Fabric, folder: RunFolder, stack: NodeStack, network: Network, store: Store, rule: Gossip,
+                 train: TrainConfig, calibration: Calibration | None = None, distillation: Distillation | None = None,
+                 callbacks: list[Callback] | None = None, checkpoint_every: int = 1, keep: list[int] | None = None,
+                 seed: int = 0, header: dict | None = None):  # fmt: skip
+        self.fabric, self.folder, self.stack, self.network, self.store = fabric, folder, stack, network, store
+        self.rule, self.train, self.calibration, self.distillation = rule, train, calibration, distillation
+        self.checkpoint_every, self.keep, self.seed, self.header = checkpoint_every, keep or [], seed, header or {}
+        self.callbacks = [c for c in (rule, calibration, distillation, *(callbacks or [])) if c is not None]
+        fabric._callbacks = self.callbacks  # they need the run's parts, which exist only after launch
+        self.epochs = train.epochs
+        self.epoch = self.step = self.epoch_step = 0
+        self.phase = "train"
+        self.buffers = {k: torch.zeros_like(stack.X) for k in rule.buffers}
+        edges = len(network.edges(0))
+        self.edge_buffers = {
+            k: stack.X.new_zeros(edges, width or stack.parameters) for k, width in rule.edge_buffers.items()
+        }
+        self.samples, self.seconds, self.train_seconds = 0, 0.0, 0.0
+        self.loss, self.loss_steps = torch.zeros(stack.n, dtype=torch.float64), 0
+        self.first_bad = torch.full((stack.n,), -1, device=stack.device)
+        self.ood: dict[str, float | None] = {"auroc": None, "threshold": None, "kept_fraction": None}
+        self.before = self.homogeneity()
+        self.lines: list[dict] = []
+        self.interrupted = False
+        self._clock = time.perf_counter()
+
+    # ------------------------------------------------------------------ the loop
+
+    def fit(self) -> dict | None:
+        """Train to the end; returns the summary, or None when interrupted (a checkpoint is left)."""
+        self._clock = time.perf_counter()
+        self.call("on_fit_start")
+        while self.epoch < self.epochs:
+            if self.epoch_step == 0:
+                self.call("on_epoch_start", epoch=self.epoch)
+            steps = self.steps_per_epoch()
+            order = self.store.order(self.step - self.epoch_step, steps)
+            while self.epoch_step < steps:
+                started = time.perf_counter()
+                b = self.store.batch_size
+                x, y = self.store.batch(order[:, self.epoch_step * b : (self.epoch_step + 1) * b], self.step)
+                losses = self.stack.step(x, y, self.step)
+                self.update(self.lr(steps), x, y)
+                self.note(losses)
+                self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
+                self.train_seconds += time.perf_counter() - started
+                self.call("on_step_end", step=self.step, losses=losses)
+                if self.stop_asked():
+                    self.finite()
+                    self.save()
+                    return None
+            self.finite()
+            self.epoch, self.epoch_step = self.epoch + 1, 0
+            self.call("on_epoch_end", epoch=self.epoch)
+            if self.epoch == self.epochs:
+                break
+            if self.epoch % self.train.evaluate_every == 0:
+                self.evaluate()
+            if self.epoch % self.checkpoint_every == 0 or self.epoch in self.keep:
+                self.save()
+        return self.finish()
+
+    def update(self, lr: float, x: Tensor, y: Tensor) -> None:
+        """One application of the rule, in place, on blocks of columns where it allows that."""
+        stack, width = self.stack, self.stack.parameters
+        size = BLOCK if self.rule.columnwise else width
+        edges = self.network.edges(self.step)
+        for start in range(0, width, size):
+            columns, first = slice(start, start + size), start == 0
+            X, G = stack.X[:, columns], stack.G[:, columns]
+            held = {k: v[:, columns] if v.shape[1] == width else v for k, v in (self.buffers | self.edge_buffers).items()}
+            state = SimpleNamespace(**held)
+            X.copy_(self.rule.update(X, G, state, self.context(lr, edges, first, x, y)))
+            for name, matrix in held.items():
+                if getattr(state, name) is not matrix:
+                    matrix.copy_(getattr(state, name))
+
+    def context(self, lr: float, edges, first: bool = True, x: Tensor | None = None, y: Tensor | None = None) -> Context:
+        return Context(
+            self.step, lr,
+            mix=functools.partial(self.network.mix, step=self.step, messages=first),
+            mean=functools.partial(self.network.all_reduce, messages=first),
+            swap=functools.partial(self.network.swap, step=self.step, messages=first),
+            edges=edges - [[self.network.rows.start, 0]] if len(edges) else edges,
+            gradient=functools.partial(self.stack.gradient, x=x, y=y, step=self.step),
+        )  # fmt: skip
+
+    def lr(self, steps: int) -> float:
+        """The learning rate of this step."""
+        return self.train.lr * self.train.schedule.factor(self.epoch + self.epoch_step / steps, self.epochs)
+
+    def steps_per_epoch(self) -> int:
+        if self.store.distilled is None or self.distillation is None or self.distillation.steps == "equal":
+            return self.store.steps()
+        sizes = self.network.report(torch.tensor(self.store.sizes, dtype=torch.float64)[:, None])
+        return self.store.steps(sizes.mean().item())
+
+    def note(self, losses: Tensor) -> None:
+        """Add up losses without waiting for the device, and remember where one stopped being a number."""
+        self.loss = self.loss.to(losses.device) + losses
+        self.loss_steps += 1
+        self.samples += self.store.batch_size * self.store.nodes
+        bad = ~torch.isfinite(losses) & (self.first_bad < 0)
+        self.first_bad = torch.where(bad, self.step, self.first_bad)
+
+    def finite(self) -> None:
+        """Stop where a loss is not finite; the last checkpoint was written before."""
+        bad = self.network.report(self.first_bad[:, None])[:, 0].tolist()
+        if max(bad) >= 0:
+            step, node = min((s, i) for i, s in enumerate(bad) if s >= 0)
+            kept = f"last good checkpoint: {self.folder.last}" if self.folder.last.exists() else "there is no checkpoint yet"
+            raise UserError(f"the loss of node {node} is not finite at step {step} (train.lr is {self.train.lr}; try a smaller one); {kept}")
+
+    def stop_asked(self) -> bool:
+        """Whether any process was interrupted; all of them must stop at the same step."""
+        if self.network.world == 1:
+            return self.interrupted
+        return bool(self.network.report(torch.full((self.stack.n, 1), float(self.interrupted))).any())
+
+    def call(self, hook: str, **payload) -> None:
+        """Call a hook of every callback."""
+        self.fabric.call(hook, run=self, **payload)
+
+    # ------------------------------------------------------------------ distillation
+
+    def predict_public(self, i: int) -> Outputs:
+        """Outputs of row ``i`` on the public set, in the set's own order."""
+        outputs = run_network(self.stack.modules[i], self.store.public_batches())
+        back = torch.argsort(self.store.public_order()).to(outputs.logits.device)
+        return Outputs(outputs.logits[back], None if outputs.features is None else outputs.features[back])
+
+    def calibrate(self, public: list[Outputs]) -> list[Selection]:
+        """Every node's selection from its outputs on the public set."""
+        if self.calibration is None:
+            raise UserError("calibration: this distillation selects samples and needs one, such as Youden")
+        selections = []
+        for i, node in enumerate(self.network.rows):
+            held_out, own = self.store.held_out(node), self.store.own[i].cpu()
+            private = run_network(self.stack.modules[i], self.store.private_batches(held_out if len(held_out) else own))
+            selections.append(self.calibration.select(private, public[i], len(held_out), self.say, node))
+        values = torch.tensor([[s.auroc, s.threshold, s.kept.double().mean()] for s in selections], dtype=torch.float64)
+        values = self.network.report(values)
+        self.ood = dict(zip(self.ood, values.nanmean(0).tolist(), strict=True))
+        self.per_node_ood = {k: values[:, j].tolist() for j, k in enumerate(self.ood)}
+        self.call("on_calibration_end", epoch=self.epoch, selections=selections)
+        return selections
+
+    def distil(self, labels: list[Labels]) -> None:
+        """From now on the nodes here train on ``labels`` too."""
+        self.phase = "distil"
+        if self.ood["kept_fraction"] is None:
+            self.ood["kept_fraction"] = 1.0
+        self.store.distil(labels, self.step)
+        self.say(
+            f"exchange before epoch {self.epoch + 1}: kept {self.ood['kept_fraction']:.1%} of the public set, "
+            f"homogeneity {self.before:.3f} -> {self.homogeneity():.3f}"
+        )
+
+    def homogeneity(self) -> float:
+        """Mean total variation between the nodes' label mass and that of all private samples."""
+        reference = self.store.labels[torch.cat([torch.from_numpy(t) for t in self.store.split.train]).to(self.store.device)]
+        return metrics.homogeneity(self.network.report(self.store.mass()), reference.bincount(minlength=self.store.k).cpu())
+
+    # ------------------------------------------------------------------ evaluation
+
+    def accuracies(self, split: str, samples: int | None) -> Tensor:
+        """Accuracy of every node [n] on the test or the pooled validation samples."""
+        batches, labels = self.store.examined(split, samples)
+        right = [(run_network(m, batches()).logits.argmax(1) == labels).double().mean() for m in self.stack.modules]
+        return self.network.report(torch.stack(right)[:, None])[:, 0].cpu()
+
+    def consensus(self, X: Tensor) -> torch.nn.Module:
+        """The mean of all rows ``X`` [n, P], with averaged norm buffers."""
+        return self.stack.model(X.mean(0), mean_buffers({k: self.network.report(b) for k, b in self.stack.buffers.items()}))
+
+    def measure(self, samples: int | None) -> dict:
+        """Metrics of the nodes as they are; ``samples`` None: everything."""
+        X = self.network.report(self.stack.X)
+        consensus = self.consensus(X)
+        found: dict = {}
+        for split, name in (("test", "accuracy"), ("validation", "validation")):
+            batches, labels = self.store.examined(split, samples)
+            if not len(labels):
+                continue
+            nodes = self.accuracies(split, samples)
+            found[f"{name}/node_mean"] = nodes.mean().item()
+            if name == "accuracy":
+                found |= {"accuracy/node_std": nodes.std(correction=0).item(), "accuracy/node_min": nodes.min().item(),
+                          "accuracy/node_max": nodes.max().item()}  # fmt: skip
+                self.per_node_accuracy = nodes.tolist()
+            found[f"{name}/consensus"] = (run_network(consensus, batches()).logits.argmax(1) == labels).double().mean().item()
+        return found | {"consensus_distance": metrics.consensus_distance(X)}
+
+    def evaluate(self, samples: int | None = -1, **extra) -> dict:
+        """Measure, print, log, and call ``on_evaluation_end``; ``samples`` -1: the configured subset."""
+        line = {"epoch": self.epoch, "step": self.step, "phase": self.phase}
+        if self.loss_steps:
+            line["train/loss"] = self.network.report(self.loss[:, None] / self.loss_steps).mean().item()
+        line |= {"train/lr": self.lr(1) if self.epoch < self.epochs else 0.0} if self.epoch < self.epochs else {}
+        line |= self.measure(self.train.evaluate_samples if samples == -1 else samples) | extra
+        line |= {f"communication/{k}": v for k, v in self.network.counts().items()}
+        line |= {f"ood/{k}": v for k, v in self.ood.items() if v is not None}
+        line |= {"homogeneity/before": self.before, "homogeneity/after": self.homogeneity()}
+        line |= {"throughput/samples_per_second": self.samples / max(self.train_seconds, 1e-9), "throughput/seconds": self.elapsed()}
+        self.loss, self.loss_steps = torch.zeros_like(self.loss), 0
+        self.lines.append(line)
+        if self.fabric.is_global_zero:
+            self.folder.log(self.lines)
+            print(report.line(line, self.epochs, self.elapsed()), flush=True)
+        self.fabric.log_dict({k: v for k, v in line.items() if not isinstance(v, str)}, step=self.step)
+        self.call("on_evaluation_end", metrics=line)
+        return line
+
+    def finish(self) -> dict:
+        """Final gossip, the whole test set, summary and pictures."""
+        before = self.accuracies("test", None).mean().item()
+        edges = self.network.edges(self.step)
+        for _ in range(self.train.final_gossip):
+            self.stack.X.copy_(self.rule.combine(self.stack.X, self.context(self.train.lr, edges)))
+            self.step += 1
+        self.phase = "final"
+        line = self.evaluate(None, **{"accuracy/node_mean_before_final_gossip": before})
+        self.save()
+        summary: dict = {"name": self.folder.path.parent.name, "seed": self.seed, "nodes": self.store.nodes,
+                         "steps": self.step - self.train.final_gossip, "epochs": self.epochs, "final_gossip": self.train.final_gossip,
+                         "engine": self.stack.engine}  # fmt: skip
+        for key, value in line.items():
+            area, _, name = key.partition("/")
+            if area in ("accuracy", "validation", "communication", "homogeneity", "throughput"):
+                summary.setdefault(area, {})[name] = value
+        summary |= {"consensus_distance": line["consensus_distance"], "ood": dict(self.ood), "peak_memory_bytes": self.peak_memory()}
+        summary["throughput"]["seconds"] = self.elapsed()
+        summary["per_node"] = {"accuracy": self.per_node_accuracy} | getattr(self, "per_node_ood", {})
+        summary |= self.header
+        self.call("on_fit_end", summary=summary)
+        return summary
+
+    def elapsed(self) -> float:
+        """Seconds of the whole run so far, over all its sessions."""
+        return self.seconds + time.perf_counter() - self._clock
+
+    def peak_memory(self) -> int:
+        """Peak memory of this process in bytes; of the device on CUDA."""
+        if self.stack.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.stack.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def say(self, text: str) -> None:
+        if self.fabric.is_global_zero:
+            print(text, flush=True)
+
+    # ------------------------------------------------------------------ state
+
+    def state(self) -> dict:
+        """Everything a resumed run needs, gathered from all processes."""
+        report_ = self.network.report
+        per_edge = {k: torch.cat(self.network.report_objects(self._by_sender(v))) for k, v in self.edge_buffers.items()}
+        distilled = None
+        if self.store.distilled is not None:
+            mine = [(label.index.cpu(), label.probabilities.cpu()) for label in self.store.distilled]
+            distilled = self.network.report_objects(mine)
+        return {
+            "version": 1, "layout": self.stack.describe(), "engine": self.stack.engine,
+            "epoch": self.epoch, "step": self.step, "epoch_step": self.epoch_step, "phase": self.phase,
+            "X": report_(self.stack.X), "buffers": {k: report_(b) for k, b in self.stack.buffers.items()},
+            "rule": {k: report_(b) for k, b in self.buffers.items()}, "rule_edges": per_edge,
+            "distilled": distilled, "generation": (self.store.generation, self.store.generation_start),
+            "counts": self.network.counts(), "ood": self.ood, "per_node_ood": getattr(self, "per_node_ood", {}),
+            "loss": report_(self.loss[:, None]), "loss_steps": self.loss_steps,
+            "samples": self.samples, "seconds": self.elapsed(), "train_seconds": self.train_seconds,
+            "callbacks": [c.state_dict() for c in self.callbacks],
+        }  # fmt: skip
+
+    def _by_sender(self, T: Tensor) -> list[Tensor]:
+        senders = torch.as_tensor(self.network.edges(0)[:, 0] if len(T) else [])
+        return [T[senders == node].cpu() for node in self.network.rows]
+
+    def save(self) -> None:
+        """Write the last checkpoint (process 0), and keep it where ``run.keep`` asks for it."""
+        state = self.state()
+        if self.fabric.is_global_zero:
+            self.folder.save(state, f"epoch_{self.epoch}.ckpt" if self.epoch in self.keep and self.epoch_step == 0 else None)
+
+    def load(self, state: dict, lines: list[dict], fork: bool = False) -> None:
+        """Continue from ``state``; a ``fork`` takes the rows and counters, not what distillation and callbacks had."""
+        if state["layout"] != self.stack.describe():
+            raise UserError("the checkpoint holds another network: its parameters have other names or shapes")
+        mine = slice(self.network.rows.start, self.network.rows.stop)
+        self.stack.X.copy_(state["X"][mine])
+        for held, saved in ((self.stack.buffers, state["buffers"]), (self.buffers, state["rule"])):
+            for k, matrix in held.items():
+                matrix.copy_(saved[k][mine])
+        here = [int(e[0]) in self.network.rows for e in self.network.graph.mixing(0).edges]
+        for k, matrix in self.edge_buffers.items():
+            matrix.copy_(state["rule_edges"][k][here])
+        self.epoch, self.step, self.epoch_step = state["epoch"], state["step"], state["epoch_step"]
+        self.network.restore(state["counts"])
+        self.loss, self.loss_steps = state["loss"][mine, 0].to(self.stack.device), state["loss_steps"]
+        self.samples, self.train_seconds = state["samples"], state["train_seconds"]
+        self.lines = [line for line in lines if line["step"] <= self.step]
+        if fork:
+            return
+        self.phase, self.ood, self.seconds = state["phase"], state["ood"], state["seconds"]
+        if state["per_node_ood"]:
+            self.per_node_ood = state["per_node_ood"]
+        if state["distilled"] is not None:
+            self.store.distil([Labels(i, p).to(self.stack.device) for i, p in state["distilled"][mine]], self.step)
+            self.store.generation, self.store.generation_start = state["generation"]
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(saved)
+
+
+def epochs_left(epoch: int, epochs: int, seconds: float) -> float:
+    """Seconds to go, from the mean so far."""
+    return seconds * (epochs - epoch) / epoch if epoch else math.nan

@@ -1,0 +1,97 @@
+"""Randomness as a pure function of (seed, purpose, counters): the same numbers on CPU and GPU, in any order, on any process.
+
+Every counter (node, step, index, ...) is an integer or an int64 tensor; tensors broadcast. Nothing here keeps state, so
+logging, evaluation, resuming and the number of processes cannot disturb it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of SplitMix64 (Steele et al., OOPSLA 2014), as signed 64-bit
+_MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & ((1 << (64 - bits)) - 1)  # torch's >> keeps the sign; a hash needs the unsigned shift
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * _MIX1
+    z = (z ^ _shift(z, 27)) * _MIX2
+    return z ^ _shift(z, 31)
+
+
+def bits(seed: int | Tensor, purpose: str, *counters: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """64 hashed bits, as int64, for every combination of the broadcast counters."""
+    h = torch.as_tensor(seed, dtype=torch.int64, device=device)
+    for c in (zlib.crc32(purpose.encode()), *counters):
+        h = _mix((h + _GAMMA) ^ torch.as_tensor(c, dtype=torch.int64, device=device))
+    return h
+
+
+def uniform(seed: int | Tensor, purpose: str, *counters: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Uniform numbers in [0, 1) with 24 bits, float32."""
+    return _shift(bits(seed, purpose, *counters, device=device), 40).to(torch.float32) * 2.0**-24
+
+
+def randint(
+    high: int, seed: int | Tensor, purpose: str, *counters: int | Tensor, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Uniform integers in [0, high), int64."""
+    return _shift(bits(seed, purpose, *counters, device=device), 1) % high
+
+
+def permutation(n: int, seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu") -> Tensor:
+    """A permutation of 0..n-1, int64 [n]."""
+    index = torch.arange(n, device=device)
+    return torch.argsort(bits(seed, purpose, *counters, index, device=device), stable=True)
+
+
+def seed_of(seed: int, purpose: str, *counters: int) -> int:
+    """A seed for code that has a generator of its own (numpy, weight initialisation)."""
+    return int(_shift(bits(seed, purpose, *counters), 1))
+
+
+@contextmanager
+def forked(seed: int, purpose: str, *counters: int) -> Iterator[None]:
+    """Code inside draws from the global generators, seeded from the hash; outside they are as before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(seed, purpose, *counters))
+        yield
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask depends on ``key`` (set before every step from seed, node and step) and nothing else.
+
+    It stands in for ``torch.nn.Dropout`` inside a node, so that the mask is the same under every engine and process
+    count, which a global generator cannot give.
+    """
+
+    key: Tensor
+
+    def __init__(self, p: float, layer: int):
+        super().__init__()
+        self.p, self.layer = p, layer
+        self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        index = torch.arange(x.numel(), device=x.device).view(x.shape)
+        keep = uniform(self.key, "dropout", self.layer, index, device=x.device) >= self.p
+        return x * keep / (1.0 - self.p)
+
+
+def replace_dropout(module: nn.Module) -> nn.Module:
+    """Swap every ``torch.nn.Dropout`` in ``module`` for :class:`Dropout`, in place; returns the module."""
+    layers = [(parent, name) for parent in module.modules() for name, m in parent.named_children() if type(m) is nn.Dropout]
+    for layer, (parent, name) in enumerate(layers):
+        setattr(parent, name, Dropout(getattr(parent, name).p, layer))
+    return module

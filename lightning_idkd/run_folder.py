@@ -1,0 +1,167 @@
+"""``runs/<name>/<id>/``: config, metrics, summary, partition, checkpoints. Every file is written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_idkd.errors import UserError
+
+SAME = ("graph", "data", "node", "gossip", "seed")  # what a fork shares with the run it starts from
+
+
+def write(path: Path, save: Callable[[Path], None]) -> None:
+    """Let ``save`` write beside ``path``, then put the finished file in its place."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """JSON has no nan: it becomes null."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class RunFolder:
+    """One run's files."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def create(cls, parent: Path, seed: int) -> RunFolder:
+        """A new folder below ``parent``, and ``latest`` pointing to it."""
+        stamp = time.strftime("%Y%m%d-%H%M%S") + f"-s{seed}"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+                path = parent / (stamp + suffix)
+                try:
+                    path.mkdir()
+                    break
+                except FileExistsError:
+                    continue
+            for name in ("checkpoints", "plots"):
+                (path / name).mkdir()
+        except OSError as e:
+            raise UserError(f"run.dir: cannot write below '{parent}' ({e.strerror}); set run.dir to a folder you can write to") from e
+        folder = cls(path)
+        folder.point()
+        return folder
+
+    def point(self) -> None:
+        """Let ``latest`` point here."""
+        write(self.path.parent / "latest", lambda part: part.symlink_to(self.path.name))
+
+    # ------------------------------------------------------------------ finding
+
+    @classmethod
+    def unfinished(cls, parent: Path, config: dict) -> RunFolder | None:
+        """The newest run below ``parent`` that has a checkpoint, no summary, and the same config."""
+        for path in sorted(parent.glob("*/config.yaml"), reverse=True):
+            folder = cls(path.parent)
+            if path.parent.name != "latest" and not folder.file("summary.json").exists() and folder.last.exists() \
+                    and difference(config, folder.config()) is None:  # fmt: skip
+                return folder
+        return None
+
+    @classmethod
+    def named(cls, text: str, key: str) -> tuple[RunFolder, Path]:
+        """The run folder and checkpoint that ``text`` names: a run folder (its last checkpoint), or a checkpoint."""
+        path = Path(text)
+        if path.is_file() and path.parent.name == "checkpoints":
+            return cls(path.parent.parent.resolve()), path.resolve()
+        folder = cls(path.resolve())
+        if not folder.file("config.yaml").exists():
+            raise UserError(f"{key}: '{text}' is no run folder; give one such as runs/NAME/latest, or a file in its checkpoints/")
+        if not folder.last.exists():
+            raise UserError(f"{key}: '{text}' has no checkpoint yet")
+        return folder, folder.last
+
+    # ------------------------------------------------------------------ files
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    def config(self) -> dict:
+        return yaml.safe_load(self.file("config.yaml").read_text())
+
+    def text(self, name: str, text: str) -> None:
+        write(self.file(name), lambda part: part.write_text(text))
+
+    def json(self, name: str, content: Any) -> None:
+        self.text(name, json.dumps(plain(content), indent=1) + "\n")
+
+    def yaml(self, name: str, content: dict) -> None:
+        self.text(name, yaml.safe_dump(content, sort_keys=False))
+
+    def metrics(self) -> list[dict]:
+        """All lines of ``metrics.jsonl``."""
+        path = self.file("metrics.jsonl")
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def log(self, lines: list[dict]) -> None:
+        """Rewrite ``metrics.jsonl``: a few hundred lines at most, so that a kill never leaves half of one."""
+        self.text("metrics.jsonl", "".join(json.dumps(plain(line)) + "\n" for line in lines))
+
+    def save(self, state: dict, keep: str | None = None) -> None:
+        """Write the last checkpoint, and a copy named ``keep``."""
+        import torch
+
+        write(self.last, lambda part: torch.save(state, part))
+        if keep:
+            kept = self.last.with_name(keep)
+            kept.unlink(missing_ok=True)
+            os.link(self.last, kept)  # last.ckpt is replaced, never rewritten, so the link keeps this one
+
+    @staticmethod
+    def load(path: Path) -> dict:
+        """Read a checkpoint."""
+        import torch
+
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as e:
+            size = path.stat().st_size if path.exists() else 0
+            raise UserError(f"checkpoint '{path}' cannot be read ({size} bytes; cut short or damaged): delete it, or name another "
+                            "file in checkpoints/") from e  # fmt: skip
+
+
+def difference(a: dict, b: dict, keys: tuple[str, ...] | None = None) -> tuple[str, Any, Any] | None:
+    """The first dotted key in which two resolved configs differ, with both values. ``run`` never counts, but for its
+    precision, and nor does the logger: they do not enter the result."""
+    a, b = (
+        {k: c.get(k) for k in keys}
+        if keys
+        else {k: v for k, v in c.items() if k not in ("run", "logger")} | {"run": {"precision": c["run"]["precision"]}}
+        for c in (a, b)
+    )
+    return _difference(a, b, "")
+
+
+def _difference(a: Any, b: Any, key: str) -> tuple[str, Any, Any] | None:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for k in {**a, **b}:
+            found = _difference(a.get(k), b.get(k), f"{key}.{k}".lstrip("."))
+            if found:
+                return found
+        return None
+    return None if a == b else (key, a, b)

@@ -1,0 +1,90 @@
+"""Learning-rate schedules and starts of phases, in epochs. No schedule returns 0: rules divide by the learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lightning_idkd.errors import UserError
+
+
+def epoch_of(start: int | float, epochs: int, key: str) -> int:
+    """The epoch that ``start`` names: below 1 a fraction of the epochs, else an epoch. Refused beyond the last one."""
+    epoch = round(start * epochs) if 0 <= start < 1 else start
+    if epoch != int(epoch) or not 0 <= epoch < epochs:
+        raise UserError(f"{key}: {start} is no start within {epochs} epochs; allowed: a fraction from 0 to below 1, or an epoch "
+                        f"from 1 to {epochs - 1}")  # fmt: skip
+    return int(epoch)
+
+
+class Schedule:
+    """Base: ``factor`` times ``train.lr`` is the learning rate."""
+
+    warmup: float = 0.0
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """The factor, above 0, at a fractional ``epoch`` in [0, epochs)."""
+        if self.warmup and epoch < self.warmup:
+            return max(epoch / self.warmup, 1e-2)
+        return self.decay(epoch, epochs)
+
+    def decay(self, epoch: float, epochs: int) -> float:
+        """The factor after the warm-up."""
+        raise NotImplementedError
+
+
+@dataclass
+class Step(Schedule):
+    """The factor falls by ``gamma`` at every milestone.
+
+    Args:
+        milestones: Starts (a fraction of the epochs, or an epoch), ascending.
+        gamma: Factor at each milestone.
+        warmup: Epochs of linear rise at the beginning.
+    """
+
+    milestones: tuple[int | float, ...] = (0.6, 0.8)
+    gamma: float = 0.1
+    warmup: float = 0.0
+
+    def __post_init__(self):
+        if not 0 < self.gamma <= 1:
+            raise UserError(f"train.schedule.gamma: {self.gamma} is not above 0 and at most 1")
+
+    def decay(self, epoch: float, epochs: int) -> float:
+        return self.gamma ** sum(epoch >= epoch_of(m, epochs, "train.schedule.milestones") for m in self.milestones)
+
+
+@dataclass
+class Cosine(Schedule):
+    """Half a cosine from 1 to ``floor``.
+
+    Args:
+        floor: Last factor, above 0.
+        warmup: Epochs of linear rise at the beginning.
+    """
+
+    floor: float = 0.001
+    warmup: float = 0.0
+
+    def __post_init__(self):
+        if not 0 < self.floor <= 1:
+            raise UserError(f"train.schedule.floor: {self.floor} is not above 0 and at most 1 (rules divide by the learning rate)")
+
+    def decay(self, epoch: float, epochs: int) -> float:
+        progress = (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+@dataclass
+class Constant(Schedule):
+    """The learning rate stays.
+
+    Args:
+        warmup: Epochs of linear rise at the beginning.
+    """
+
+    warmup: float = 0.0
+
+    def decay(self, epoch: float, epochs: int) -> float:
+        return 1.0

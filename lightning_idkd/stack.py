@@ -1,0 +1,230 @@
+"""n nodes as the rows of one matrix.
+
+``X`` [n, P] holds the parameters and ``G`` [n, P] the gradients of the nodes that live in this process; every node's
+``NodeModule`` is a set of views into its row, so a rule may rewrite ``X`` in place and the networks follow. Norm buffers
+lie stacked the same way. Views are cut silently by ``.to()``, ``.double()`` and the like: never call these on a node.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_idkd import randomness
+from lightning_idkd.errors import UserError
+from lightning_idkd.node import NodeModule, Outputs
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one parameter lies in a row; convolution weights lie channels-last."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    def view(self, rows: Tensor) -> Tensor:
+        """This parameter in ``rows`` [..., P], as a view [..., *shape]."""
+        flat = rows[..., self.offset : self.offset + self.size]
+        if len(self.shape) == 4:
+            out, into, *kernel = self.shape
+            return flat.unflatten(-1, (out, *kernel, into)).movedim(-1, -3)
+        return flat.unflatten(-1, self.shape) if self.shape else flat[..., 0]
+
+
+class _Loss(nn.Module):
+    """A node's training step as a forward pass, which is what ``functional_call`` can call."""
+
+    def __init__(self, node: NodeModule):
+        super().__init__()
+        self.node = node
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.node.training_step((x, y), 0)
+
+
+class NodeStack:
+    """The nodes of one process as rows.
+
+    Args:
+        make: builds one node; called once, inside a generator fork seeded from ``seed``, so all nodes start equal.
+        nodes: their numbers in the graph, ascending.
+        dtype: float32 or float64, of everything that floats.
+        engine: ``loop`` runs a node after the other, ``vmap`` all in one batched call; ``auto``: see :meth:`choose`.
+    """
+
+    X: Tensor
+    """Parameters [n, P]."""
+    G: Tensor
+    """Gradients [n, P] of the last :meth:`step`."""
+
+    def __init__(self, make: Callable[[], NodeModule], nodes: Sequence[int], seed: int = 0,
+                 device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+                 engine: Literal["loop", "vmap", "auto"] = "loop"):  # fmt: skip
+        self.nodes, self.seed, self.device, self.engine = list(nodes), seed, torch.device(device), engine
+        with randomness.forked(seed, "initialisation"):
+            first = randomness.replace_dropout(make()).to(self.device, dtype)
+        self.layout, offset = [], 0
+        for name, p in first.named_parameters():
+            self.layout.append(Slot(name, tuple(p.shape), offset))
+            offset += p.numel()
+        row = torch.empty(offset, dtype=dtype, device=self.device)
+        for slot, p in zip(self.layout, first.parameters(), strict=True):
+            slot.view(row).copy_(p.detach())
+        self.X = row.expand(len(self.nodes), -1).clone()
+        self.G = torch.zeros_like(self.X)
+        self.buffers = {k: torch.stack([b] * len(self.nodes)) for k, b in first.named_buffers()}
+        self.modules = [first, *(copy.deepcopy(first) for _ in self.nodes[1:])]
+        for i, module in enumerate(self.modules):
+            self._bind(module, self.X[i], {k: b[i] for k, b in self.buffers.items()}, self.G[i])
+            module.train()
+        self._loss = _Loss(first)
+        self._keys = [b for k, b in self.buffers.items() if k.split(".")[-1] == "key" and b.dtype == torch.int64]
+        self._draws: bool | None = None  # does a training step draw from the global generator? known after the first
+
+    @property
+    def n(self) -> int:
+        """Rows held here."""
+        return len(self.nodes)
+
+    @property
+    def parameters(self) -> int:
+        """P, parameters a node."""
+        return self.X.shape[1]
+
+    def describe(self) -> list[dict]:
+        """The row layout (name, shape, offset) for the checkpoint."""
+        return [asdict(slot) | {"shape": list(slot.shape)} for slot in self.layout]
+
+    def _bind(self, module: NodeModule, row: Tensor, buffers: dict[str, Tensor], grad: Tensor | None = None) -> NodeModule:
+        for slot, p in zip(self.layout, module.parameters(), strict=True):
+            p.data = slot.view(row)
+            p.grad = None if grad is None else slot.view(grad)
+        for name, b in buffers.items():
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner)._buffers[leaf] = b
+        return module
+
+    def views_intact(self) -> bool:
+        """Whether every parameter and buffer of every node still lies in its row."""
+        return all(
+            p.data_ptr() == slot.view(self.X[i]).data_ptr() and p.stride() == slot.view(self.X[i]).stride()
+            for i, module in enumerate(self.modules)
+            for slot, p in zip(self.layout, module.parameters(), strict=True)
+        ) and all(
+            b.data_ptr() == self.buffers[k][i].data_ptr()
+            for i, module in enumerate(self.modules)
+            for k, b in module.named_buffers()
+        )
+
+    # ------------------------------------------------------------------ training
+
+    def step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+        """Every node's loss [n] on its batch ``x`` [n, b, C, H, W], ``y`` [n, b, k]; gradients land in ``G``."""
+        if self._keys:
+            key = randomness.bits(self.seed, "dropout", torch.tensor(self.nodes), step).to(self.device)
+            for k in self._keys:
+                k.copy_(key)
+        return self._vmap(x, y) if self.engine == "vmap" else self._loop(x, y, step)
+
+    def _loop(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+        self.G.zero_()
+        losses = []
+        for i, module in enumerate(self.modules):
+            if self._draws is None:
+                before = torch.get_rng_state()
+            if self._draws is not False:
+                torch.manual_seed(randomness.seed_of(self.seed, "node", self.nodes[i], step))
+                seeded = torch.get_rng_state()
+            loss = module.training_step((x[i], y[i]), 0)
+            if self._draws is None:
+                self._draws = not torch.equal(torch.get_rng_state(), seeded)
+                if not self._draws:
+                    torch.set_rng_state(before)
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    def _vmap(self, x: Tensor, y: Tensor) -> Tensor:
+        leaves = {f"node.{s.name}": s.view(self.X).detach().requires_grad_() for s in self.layout}
+        buffers = {f"node.{k}": b for k, b in self.buffers.items()}
+
+        def loss(params: dict, buffers: dict, x: Tensor, y: Tensor) -> Tensor:
+            return torch.func.functional_call(self._loss, {**params, **buffers}, (x, y))
+
+        try:
+            losses = torch.vmap(loss, randomness="error")(leaves, buffers, x, y)
+        except RuntimeError as e:
+            if "random" not in str(e):
+                raise
+            raise UserError("run.engine: vmap cannot run a network that draws from the global generator; "
+                            "use torch.nn.Dropout (which it can) or run.engine: loop") from e  # fmt: skip
+        # rows do not meet in the loss, so the gradient of the sum is every node's own
+        for slot, g in zip(self.layout, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True):
+            slot.view(self.G).copy_(g)
+        return losses.detach()
+
+    def gradient(self, X: Tensor, x: Tensor, y: Tensor, step: int) -> Tensor:
+        """Gradients [n, P] at other parameters ``X`` on the same batch; rows, ``G`` and norm buffers stay as they are."""
+        kept_X, kept_G, kept = self.X.clone(), self.G.clone(), {k: b.clone() for k, b in self.buffers.items()}
+        self.X.copy_(X)
+        self.step(x, y, step)
+        G = self.G.clone()
+        self.X.copy_(kept_X)
+        self.G.copy_(kept_G)
+        for k, b in self.buffers.items():
+            b.copy_(kept[k])
+        return G
+
+    def choose(self, x: Tensor, y: Tensor) -> str:
+        """The engine that takes less time for a step on this batch; leaves rows, gradients and buffers untouched."""
+        seconds = {}
+        for engine in ("loop", "vmap"):
+            self.engine = engine
+            try:
+                self.gradient(self.X, x, y, 0)
+            except (UserError, RuntimeError, NotImplementedError):
+                continue  # this network cannot be batched (random draws, data-dependent control flow)
+            times = []
+            for _ in range(3):
+                start = time.perf_counter()
+                self.gradient(self.X, x, y, 0)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - start)
+            seconds[engine] = min(times)
+        self.engine = min(seconds, key=seconds.get)
+        return self.engine
+
+    # ------------------------------------------------------------------ prediction
+
+    def model(self, row: Tensor, buffers: dict[str, Tensor]) -> NodeModule:
+        """A separate node that stands on ``row`` [P] and ``buffers``, e.g. the consensus model."""
+        module = copy.deepcopy(self.modules[0])
+        return self._bind(module, row, buffers).eval()
+
+
+@torch.no_grad()
+def run_network(module: NodeModule, batches: Iterable[Tensor]) -> Outputs:
+    """Outputs of one node in evaluation mode over ``batches`` [B, C, H, W], concatenated in order."""
+    training = module.training
+    module.eval()
+    parts = [module.outputs(x) for x in batches]
+    module.train(training)
+    features = None if parts[0].features is None else torch.cat([p.features for p in parts])
+    return Outputs(torch.cat([p.logits for p in parts]), features)
+
+
+def mean_buffers(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Buffers of the consensus model: floating ones averaged over the nodes, counters taken from the first."""
+    return {k: b.mean(0) if b.is_floating_point() else b[0].clone() for k, b in stacked.items()}
