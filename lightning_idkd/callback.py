@@ -1,9 +1,8 @@
 """What a researcher swaps: the bases of gossip rules, scores, thresholds and distillation, and the hooks they may use.
 
-Importable without torch, since the command line reads these signatures before anything heavy is loaded.
+Importable without torch, since the command line reads these signatures before anything heavy is loaded. For the same reason
+no postponed annotations here: to resolve them jsonargparse would execute the TYPE_CHECKING block.
 """
-
-from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
@@ -70,11 +69,11 @@ class Context:
 
     step: int
     lr: float
-    mix: Callable[[Tensor], Tensor]
-    mean: Callable[[Tensor], Tensor]
-    swap: Callable[[Tensor], Tensor]
-    edges: np.ndarray
-    gradient: Callable[[Tensor], Tensor]
+    mix: "Callable[[Tensor], Tensor]"
+    mean: "Callable[[Tensor], Tensor]"
+    swap: "Callable[[Tensor], Tensor]"
+    edges: "np.ndarray"
+    gradient: "Callable[[Tensor], Tensor]"
 
 
 class Gossip(Callback):
@@ -89,11 +88,11 @@ class Gossip(Callback):
     edge_buffers: dict[str, int | None] = {}
     columnwise: bool = True
 
-    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
+    def update(self, X: "Tensor", G: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":
         """The next ``X`` [n, P] after gradients ``G`` [n, P]; assigns new values to the buffers in ``state``."""
         raise NotImplementedError
 
-    def combine(self, X: Tensor, ctx: Context) -> Tensor:
+    def combine(self, X: "Tensor", ctx: Context) -> "Tensor":
         """One mixing without a gradient: the final gossip steps."""
         return ctx.mix(X)
 
@@ -109,10 +108,10 @@ class OodScore:
 
     needs: str = "logits"
 
-    def fit(self, outputs: Outputs, labels: Tensor) -> None:
+    def fit(self, outputs: "Outputs", labels: "Tensor") -> None:
         """Learn from the node's own training outputs; most scores need nothing."""
 
-    def __call__(self, outputs: Outputs) -> Tensor:
+    def __call__(self, outputs: "Outputs") -> "Tensor":
         """Scores float32 [N]."""
         raise NotImplementedError
 
@@ -126,11 +125,11 @@ class Selection:
     """What one node's detector decided: ``kept`` bool [m], its ``threshold`` in the score's unit, the ``auroc`` of its
     held-out against the public samples (nan without both), and the two score vectors, for pictures."""
 
-    kept: Tensor
+    kept: "Tensor"
     threshold: float
     auroc: float
-    private: Tensor
-    public: Tensor
+    private: "Tensor"
+    public: "Tensor"
 
 
 class Calibration(Callback):
@@ -147,11 +146,11 @@ class Calibration(Callback):
         self.score = score
         self._told: set[int] = set()
 
-    def threshold(self, private: Tensor, public: Tensor) -> float:
+    def threshold(self, private: "Tensor", public: "Tensor") -> float:
         """The threshold from held-out scores [a] and public scores [m]; a sample is kept at or above it."""
         raise NotImplementedError
 
-    def select(self, private: Outputs, public: Outputs, held_out: int, say: Callable[[str], None], node: int) -> Selection:
+    def select(self, private: "Outputs", public: "Outputs", held_out: int, say: "Callable[[str], None]", node: int) -> Selection:
         """Calibrate one node and select its in-distribution public samples.
 
         ``private`` are outputs of its ``held_out`` validation samples (of its training samples where it has none). With
@@ -186,11 +185,11 @@ class Distillation(Callback):
             raise UserError(f"distillation.every: {every} is not positive; give a number of epochs, or null for one exchange")
         self.start, self.every, self.steps = start, every, steps
 
-    def label(self, run: Orchestrator) -> list[Labels]:
+    def label(self, run: "Orchestrator") -> "list[Labels]":
         """What every node held here sends."""
         raise NotImplementedError
 
-    def aggregate(self, received: dict[int, Labels]) -> Labels:
+    def aggregate(self, received: "dict[int, Labels]") -> "Labels":
         """One node's distilled set from what it has of itself and its neighbours."""
         raise NotImplementedError
 
@@ -201,7 +200,7 @@ class Distillation(Callback):
         first = epoch_of(self.start, epochs, "distillation.start")
         return epoch == first or (self.every is not None and epoch > first and (epoch - first) % self.every == 0)
 
-    def on_epoch_start(self, run: Orchestrator, epoch: int) -> None:
+    def on_epoch_start(self, run: "Orchestrator", epoch: int) -> None:
         if self.due(epoch, run.epochs):
             distilled = [self.aggregate(received) for received in run.network.exchange(self.label(run), run.step)]
             run.distil(distilled)

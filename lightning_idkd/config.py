@@ -1,7 +1,5 @@
 """Config groups. Every field's docstring is its help text; a sweep reaches each by a dotted key such as ``train.lr``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -180,7 +178,7 @@ class Config:
             if not 1 <= epoch <= self.train.epochs:
                 raise UserError(f"run.keep: {epoch} is no epoch; allowed: 1 to {self.train.epochs}")
 
-    def folder(self) -> Path:
+    def folder(self) -> "Path":
         """The folder of all runs of this name."""
         from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Who talks to whom, and with which weights: topologies, mixing matrices, spectra, drawings."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -283,9 +281,9 @@ class Graph:
 
     def draw(
         self,
-        target: Axes | str | PathLike,
-        values: Sequence[float] | None = None,
-        labels: Sequence[str] | None = None,
+        target: "Axes | str | PathLike",
+        values: "Sequence[float] | None" = None,
+        labels: "Sequence[str] | None" = None,
     ) -> None:
         """Draw the graph, all steps of a period together, on an axes or into an image file.
 

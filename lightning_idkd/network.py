@@ -85,7 +85,7 @@ class Network:
         edges = self.graph.mixing(step).edges
         return edges[[int(j) in self.rows for j, _ in edges]] if len(edges) else edges
 
-    def swap(self, M: Tensor, step: int = 0, *, kind: str = "parameter") -> Tensor:
+    def swap(self, M: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True) -> Tensor:
         """One message per directed edge, both ways at once (undirected graphs).
 
         ``M`` [e, C] lies in the order of :meth:`edges`; row (i, j) of the result is what j sent to i.
@@ -103,7 +103,7 @@ class Network:
                 here |= dict(zip(back, got, strict=True))
         for e, (i, j) in enumerate(local):
             received[e] = here[(j, i)]
-        self.count(kind, M.numel() * M.element_size(), len(local))
+        self.count(kind, M.numel() * M.element_size(), len(local) * messages)
         return received
 
     def all_reduce(self, T: Tensor, *, kind: str = "parameter", messages: bool = True) -> Tensor:

@@ -7,7 +7,6 @@ gradients would be averaged and the rows overwritten by those of process 0.
 from __future__ import annotations
 
 import functools
-import math
 import resource
 import time
 from types import SimpleNamespace
@@ -44,6 +43,7 @@ class Orchestrator:
         self.epochs = train.epochs
         self.epoch = self.step = self.epoch_step = 0
         self.phase = "train"
+        self.before_final_gossip: float | None = None  # its accuracy, once the final gossip has taken place
         self.buffers = {k: torch.zeros_like(stack.X) for k in rule.buffers}
         edges = len(network.edges(0))
         self.edge_buffers = {
@@ -96,6 +96,7 @@ class Orchestrator:
 
     def update(self, lr: float, x: Tensor, y: Tensor) -> None:
         """One application of the rule, in place, on blocks of columns where it allows that."""
+        self.last_lr = lr
         stack, width = self.stack, self.stack.parameters
         size = BLOCK if self.rule.columnwise else width
         edges = self.network.edges(self.step)
@@ -230,7 +231,7 @@ class Orchestrator:
         line = {"epoch": self.epoch, "step": self.step, "phase": self.phase}
         if self.loss_steps:
             line["train/loss"] = self.network.report(self.loss[:, None] / self.loss_steps).mean().item()
-        line |= {"train/lr": self.lr(1) if self.epoch < self.epochs else 0.0} if self.epoch < self.epochs else {}
+            line["train/lr"] = self.last_lr
         line |= self.measure(self.train.evaluate_samples if samples == -1 else samples) | extra
         line |= {f"communication/{k}": v for k, v in self.network.counts().items()}
         line |= {f"ood/{k}": v for k, v in self.ood.items() if v is not None}
@@ -247,14 +248,14 @@ class Orchestrator:
 
     def finish(self) -> dict:
         """Final gossip, the whole test set, summary and pictures."""
-        before = self.accuracies("test", None).mean().item()
-        edges = self.network.edges(self.step)
-        for _ in range(self.train.final_gossip):
-            self.stack.X.copy_(self.rule.combine(self.stack.X, self.context(self.train.lr, edges)))
-            self.step += 1
-        self.phase = "final"
-        line = self.evaluate(None, **{"accuracy/node_mean_before_final_gossip": before})
-        self.save()
+        if self.before_final_gossip is None:
+            self.before_final_gossip = self.accuracies("test", None).mean().item()
+            for _ in range(self.train.final_gossip):
+                self.stack.X.copy_(self.rule.combine(self.stack.X, self.context(self.train.lr, self.network.edges(self.step))))
+                self.step += 1
+            self.phase = "final"
+            self.save()
+        line = self.evaluate(None, **{"accuracy/node_mean_before_final_gossip": self.before_final_gossip})
         summary: dict = {"name": self.folder.path.parent.name, "seed": self.seed, "nodes": self.store.nodes,
                          "steps": self.step - self.train.final_gossip, "epochs": self.epochs, "final_gossip": self.train.final_gossip,
                          "engine": self.stack.engine}  # fmt: skip
@@ -296,6 +297,7 @@ class Orchestrator:
         return {
             "version": 1, "layout": self.stack.describe(), "engine": self.stack.engine,
             "epoch": self.epoch, "step": self.step, "epoch_step": self.epoch_step, "phase": self.phase,
+            "before_final_gossip": self.before_final_gossip,
             "X": report_(self.stack.X), "buffers": {k: report_(b) for k, b in self.stack.buffers.items()},
             "rule": {k: report_(b) for k, b in self.buffers.items()}, "rule_edges": per_edge,
             "distilled": distilled, "generation": (self.store.generation, self.store.generation_start),
@@ -331,9 +333,10 @@ class Orchestrator:
         self.network.restore(state["counts"])
         self.loss, self.loss_steps = state["loss"][mine, 0].to(self.stack.device), state["loss_steps"]
         self.samples, self.train_seconds = state["samples"], state["train_seconds"]
-        self.lines = [line for line in lines if line["step"] <= self.step]
+        self.lines = [line for line in lines if line["step"] <= self.step and line["phase"] != "final"]
         if fork:
             return
+        self.before_final_gossip = state["before_final_gossip"]
         self.phase, self.ood, self.seconds = state["phase"], state["ood"], state["seconds"]
         if state["per_node_ood"]:
             self.per_node_ood = state["per_node_ood"]
@@ -343,7 +346,3 @@ class Orchestrator:
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(saved)
 
-
-def epochs_left(epoch: int, epochs: int, seconds: float) -> float:
-    """Seconds to go, from the mean so far."""
-    return seconds * (epochs - epoch) / epoch if epoch else math.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -71,9 +72,7 @@ class Source:
         """Whatever determines the images of ``split``, as something with a stable repr; None: do not cache."""
         return None
 
-    def load(
-        self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private"
-    ) -> Images:
+    def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
         """The images of ``split`` (train or test), the first ``limit`` of them for training.
 
         Args:
@@ -111,7 +110,7 @@ def convert(image: bytes | np.ndarray, size: int | None, channels: int | None) -
         picture = ImageOps.exif_transpose(picture)
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # Pillow warns about the direct way
-    mode = "L" if channels == 1 or channels is None and picture.mode in ("1", "L") else "RGB"
+    mode = "L" if channels == 1 or (channels is None and picture.mode in ("1", "L")) else "RGB"
     picture = picture.convert(mode) if picture.mode != mode else picture
     if size is not None and picture.size != (size, size):
         (width, height), side = picture.size, min(picture.size)
@@ -122,7 +121,12 @@ def convert(image: bytes | np.ndarray, size: int | None, channels: int | None) -
 
 
 def decode(
-    classes: tuple[str, ...] | None, samples: Iterable[tuple], split: str, size: int | None, channels: int | None, key: str
+    classes: tuple[str, ...] | None,
+    samples: Iterable[tuple],
+    split: str,
+    size: int | None,
+    channels: int | None,
+    key: str,
 ) -> Images:
     """The ``samples`` of `Source.read` as tensors."""
     import torch
@@ -150,10 +154,7 @@ def decode(
             for array in arrays:
                 height, width = array.shape[:2]
                 if height != width or array.shape[:2] != (decoded or arrays)[0].shape[:2]:
-                    first = "x".join(map(str, (decoded or arrays)[0].shape[1::-1]))
-                    raise UserError(
-                        f"{key}: images are not square or of different sizes ({first}, {width}x{height}); set data.image_size"
-                    )
+                    raise UserError(f"{key}: images are not square or differ in size ({width}x{height}); set data.image_size")
             decoded += arrays
     if not decoded:
         raise UserError(f"{key}: split '{split}' holds no images")
@@ -173,7 +174,7 @@ def cache_folder() -> Path:
 
 
 def cached(name: str | None, identity: object, make: Callable[[], Images]) -> Images:
-    """What ``make`` returns, from the cache file for ``identity`` where there is a sound one; no cache if ``name`` is None."""
+    """What ``make`` returns, from its cache file where that is sound; ``name`` None: without a cache."""
     if name is None:
         return make()
     import torch
@@ -194,10 +195,8 @@ def cached(name: str | None, identity: object, make: Callable[[], Images]) -> Im
             os.fsync(stream.fileno())  # or a power cut could leave the final name on missing contents
         os.replace(temporary, file)
     except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-        try:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        except OSError:
-            pass
         logging.getLogger(__name__).warning(
             "decoded images are not kept for the next run: cannot write to %s (%s); set IDKD_CACHE to another folder",
             file.parent,

@@ -2,4 +2,4 @@
 
 from lightning_idkd.models.architectures import CNN, Architecture, ResNet, TorchModule
 
-__all__ = ["Architecture", "CNN", "ResNet", "TorchModule"]
+__all__ = ["CNN", "Architecture", "ResNet", "TorchModule"]

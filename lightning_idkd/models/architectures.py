@@ -1,6 +1,7 @@
 """Architectures as light config objects: importable without torch, ``build`` makes the module."""
 
-from __future__ import annotations
+# No ``from __future__ import annotations`` here: to read postponed annotations jsonargparse executes the TYPE_CHECKING
+# block, and importing torch would cost ``--help`` seconds.
 
 import inspect
 import pkgutil
@@ -25,7 +26,7 @@ class Architecture(ABC):
     """What a node trains: a network for the images and classes of the data."""
 
     @abstractmethod
-    def build(self, channels: int, size: int, classes: int) -> nn.Module:
+    def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         """A network for images ``[B, channels, size, size]``, initialised from torch's global generator.
 
         It has ``features(x) -> [B, F]`` (pooled, before the classifier), ``head`` (``nn.Linear``, F to classes) and
@@ -56,12 +57,13 @@ class ResNet(Architecture):
         if self.depth < 8 or self.depth % 6 != 2:
             below = max(8, self.depth - (self.depth - 2) % 6)
             raise UserError(
-                f"node.network.depth is {self.depth}; a CIFAR ResNet has 6n+2 layers, the nearest are {below} and {below + 6}."
+                f"node.network.depth is {self.depth}; a CIFAR ResNet has 6n+2 layers, the nearest depths are {below} and"
+                f" {below + 6}."
             )
         _check_at_least_one("width", self.width)
         _check_choice("norm", self.norm, get_args(ResNetNorm))
 
-    def build(self, channels: int, size: int, classes: int) -> nn.Module:
+    def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         from lightning_idkd.models.resnet import ResNetModule
 
         return ResNetModule(self.depth, self.width, self.norm, channels, classes)
@@ -86,7 +88,7 @@ class CNN(Architecture):
             raise UserError(f"node.network.dropout is {self.dropout}; it is a probability, at least 0 and below 1.")
         _check_choice("norm", self.norm, get_args(CNNNorm))
 
-    def build(self, channels: int, size: int, classes: int) -> nn.Module:
+    def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         from lightning_idkd.models.cnn import CNNModule
 
         return CNNModule(self.width, self.dropout, self.norm, channels, classes)
@@ -96,9 +98,9 @@ class CNN(Architecture):
 class TorchModule(Architecture):
     """Any ``nn.Module`` class, or function that returns one, by import path; it maps images to logits.
 
-    A module whose ``head`` is an ``nn.Linear`` applied to its ``features(x)`` is used as it is. Any other is split at its
-    last ``nn.Linear`` with as many outputs as there are classes, which has to be its last layer when it runs, too (a
-    log-softmax after it is dropped). All this is tried once on two random images.
+    A module whose ``head`` is an ``nn.Linear`` applied to its ``features(x)`` is used as it is. Any other is split at
+    its last ``nn.Linear`` with as many outputs as there are classes; nothing, such as a log-softmax, may follow that
+    layer. Both are checked once, on two random images.
     """
 
     path: str
@@ -108,7 +110,7 @@ class TorchModule(Architecture):
     """Keyword arguments of the call. ``channels``, ``size`` and ``classes`` are added where the signature names them;
     ``torchvision.models`` get ``num_classes`` instead."""
 
-    def build(self, channels: int, size: int, classes: int) -> nn.Module:
+    def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         import torch
         from torch import nn
 
@@ -121,7 +123,9 @@ class TorchModule(Architecture):
                 accepted = {key: sizes[key] for key in inspect.signature(make).parameters if key in sizes}
             module = make(**(accepted | self.arguments))
         except Exception as error:
-            raise UserError(f"node.network.path: {self.path} called with {self.arguments}: {_summary(error)}.") from error
+            raise UserError(
+                f"node.network.path: {self.path} cannot be called with {self.arguments}: {_summary(error)}."
+            ) from error
         if not isinstance(module, nn.Module):
             raise UserError(f"node.network.path: {self.path} makes a {type(module).__name__}, not a torch.nn.Module.")
 
@@ -132,12 +136,12 @@ class TorchModule(Architecture):
                 logits = module(images)
             except Exception as error:
                 raise UserError(
-                    f"node.network.path: {self.path} fails on images [2, {channels}, {size}, {size}]: {_summary(error)}."
+                    f"node.network.path: {self.path} fails on images {list(images.shape)}: {_summary(error)}."
                 ) from error
             if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+                given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
                 raise UserError(
-                    f"node.network.path: {self.path} returns {getattr(logits, 'shape', type(logits).__name__)} for 2 images"
-                    f" of {classes} classes, not logits [2, {classes}]."
+                    f"node.network.path: {self.path} returns {given} for 2 images, not logits [2, {classes}]."
                 )
             if not _is_head_of_features(module, images, logits):
                 module = _split_at_last_linear(module, classes)
@@ -149,20 +153,21 @@ class TorchModule(Architecture):
         return module.train()
 
 
-def _is_head_of_features(module: nn.Module, images: Tensor, logits: Tensor) -> bool:
-    """Whether ``head(features(x))`` gives the same class probabilities as the module itself."""
+def _is_head_of_features(module: "nn.Module", images: "Tensor", logits: "Tensor") -> bool:
+    """Whether ``head(features(x))`` is what the module itself returned."""
+    import torch
     from torch import nn
 
     head, features = getattr(module, "head", None), getattr(module, "features", None)
     if not isinstance(head, nn.Linear) or not callable(features):
         return False
     pooled = features(images)
-    if pooled.shape != (len(images), head.in_features):
+    if not isinstance(pooled, torch.Tensor) or pooled.shape != (len(images), head.in_features):
         return False
-    return head(pooled).log_softmax(1).allclose(logits.log_softmax(1), atol=1e-4)
+    return torch.allclose(head(pooled), logits, rtol=1e-4, atol=1e-4 * logits.abs().max().item())
 
 
-def _split_at_last_linear(module: nn.Module, classes: int) -> nn.Sequential | None:
+def _split_at_last_linear(module: "nn.Module", classes: int) -> "nn.Sequential | None":
     from torch import nn
 
     linear = [name for name, m in module.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes]
@@ -174,7 +179,7 @@ def _split_at_last_linear(module: nn.Module, classes: int) -> nn.Sequential | No
     return nn.Sequential(OrderedDict(features=module, head=head))
 
 
-def _imported(path: str) -> Callable:
+def _imported(path: str) -> "Callable":
     parent, _, name = path.rpartition(".")
     if not parent:
         raise UserError(f"node.network.path is '{path}'; it is an import path such as torchvision.models.resnet18.")

@@ -17,7 +17,7 @@ class EvoNormS0(nn.Module):
     """EvoNorm-S0, a normalisation and activation in one: ``x sigmoid(v x) / sqrt(var_group(x) + eps) * gamma + beta``.
 
     ``[B, C, H, W] -> [B, C, H, W]``; the variance (biased) is that of one sample's group of channels, the mean is kept.
-    ``v`` (from 1), ``gamma`` and ``beta`` are learned, one a channel. Liu et al., NeurIPS 2020, Table 1 (arXiv 2004.02967).
+    ``v`` (from 1), ``gamma`` and ``beta`` are learned, one a channel. Liu et al., NeurIPS 2020 (arXiv 2004.02967).
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:

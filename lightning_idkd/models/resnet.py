@@ -18,7 +18,7 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: b
 
 
 class ResidualBlock(nn.Module):
-    """``relu(norm(conv(act(conv(x)))) + shortcut(x))``, all kernels 3x3; the shortcut is 1x1 where the shape changes."""
+    """``relu(norm(conv(act(conv(x)))) + shortcut(x))``, 3x3 kernels; the shortcut is 1x1 where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
         super().__init__()

@@ -52,8 +52,11 @@ def test_evonorm_s0_is_its_closed_form_and_keeps_gradients_right(channels, group
         layer(torch.from_numpy(x)).detach(), evonorm_s0(x, v, gamma, beta, groups), rtol=1e-10, atol=1e-12
     )
     small = torch.from_numpy(x[:1, :, :2, :2]).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, *p: functional_call(layer, dict(zip(("v", "weight", "bias"), p)), x),
-                                    (small, *(p.detach().requires_grad_() for p in layer.parameters())))  # fmt: skip
+
+    def output(x, v, weight, bias):
+        return functional_call(layer, {"v": v, "weight": weight, "bias": bias}, x)
+
+    assert torch.autograd.gradcheck(output, (small, *layer.parameters()))
 
 
 def test_evonorm_survives_a_large_mean_and_a_constant_image_in_float32():
@@ -69,9 +72,9 @@ def test_parameter_counts_are_those_of_pencil_and_paper():
     # two numbers a channel for each norm: stem, six a stage, and one for each of the two shortcuts
     norms = 2 * (16 + 6 * (16 + 32 + 64) + 32 + 64)
     v = 16 + 3 * (16 + 32 + 64)  # EvoNorm's third number: the stem and one layer a block
-    assert parameters(ResNet(20, 16, "group").build(3, 32, 10)) == convolutions + norms + 650 == 272_282
+    assert parameters(ResNet(20, 16, "group").build(3, 32, 10)) == convolutions + norms + 650 == 272_474
     assert parameters(ResNet(20, 16, "batch").build(3, 32, 10)) == convolutions + norms + 650
-    assert parameters(ResNet(20, 16, "evonorm").build(3, 32, 10)) == convolutions + norms + v + 650 == 272_634
+    assert parameters(ResNet(20, 16, "evonorm").build(3, 32, 10)) == convolutions + norms + v + 650 == 272_826
     cnn = 9 * (16 + 16 * 32 + 32 * 32) + 32 * 10 + 10
     assert parameters(CNN().build(1, 8, 10)) == cnn + 2 * (16 + 32 + 32) == 14_458
     assert parameters(CNN(norm="none").build(1, 8, 10)) == cnn + 16 + 32 + 32
@@ -88,6 +91,15 @@ def test_forward_is_head_of_pooled_features_at_any_size(architecture, channels, 
     assert features.dtype == network(x).dtype == torch.float64
     assert network(x).shape == (4, classes)
     torch.testing.assert_close(network(x), network.head(features), rtol=0, atol=0)
+
+
+def test_the_second_and_third_stage_halve_the_image():
+    network = ResNet(14, 8).build(3, 16, 10)
+    x, sizes = network.stem(torch.zeros(1, 3, 16, 16)), []
+    for block in network.blocks:
+        x = block(x)
+        sizes.append((x.shape[1], x.shape[2]))
+    assert sizes == [(8, 16), (8, 16), (16, 8), (16, 8), (32, 4), (32, 4)]
 
 
 @pytest.mark.parametrize("norm", ["evonorm", "group"])
@@ -152,7 +164,9 @@ def test_cnn_reads_handwritten_digits():
         assert (network(images[test]).argmax(1) == labels[test]).float().mean() >= 0.96
 
 
-@pytest.mark.parametrize(("depth", "below", "above"), [(18, 14, 20), (10, 8, 14), (2, 8, 14), (-4, 8, 14), (31, 26, 32)])
+@pytest.mark.parametrize(
+    ("depth", "below", "above"), [(18, 14, 20), (10, 8, 14), (2, 8, 14), (-4, 8, 14), (31, 26, 32)]
+)
 def test_a_depth_that_is_not_6n_plus_2_is_refused_with_the_nearest_two(depth, below, above):
     with pytest.raises(UserError, match=rf"node\.network\.depth is {depth};.* {below} and {above}\."):
         ResNet(depth)
@@ -173,12 +187,17 @@ def test_values_out_of_range_are_refused(make, message):
 
 
 class Tiny(nn.Module):
-    """Takes two of the three sizes; flattens 8x8 images; ends in log-probabilities, as many examples do."""
+    """Takes two of the three sizes; flattens the images."""
 
     def __init__(self, size, classes, hidden=5):
         super().__init__()
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(size * size, hidden), nn.Tanh(), nn.Linear(hidden, classes))
 
+    def forward(self, x):
+        return self.net(x)
+
+
+class LogProbabilities(Tiny):
     def forward(self, x):
         return self.net(x).log_softmax(1)
 
@@ -207,7 +226,7 @@ class NoLinear(nn.Module):
 def test_a_module_by_import_path_gets_the_sizes_it_names_and_is_split_into_features_and_head():
     network = TorchModule(f"{__name__}.Tiny", {"hidden": 7}).build(1, 8, 10)
     x = torch.randn(3, 1, 8, 8)
-    assert network.training
+    assert all(m.training for m in network.modules())
     assert network.features(x).shape == (3, 7)
     assert network.head.out_features == 10
     assert parameters(network) == 64 * 7 + 7 + 7 * 10 + 10
@@ -230,6 +249,7 @@ def test_building_by_import_path_leaves_the_global_generator_where_the_weights_l
 def test_torchvision_networks_get_the_number_of_classes():
     pytest.importorskip("torchvision")
     network = TorchModule("torchvision.models.resnet18").build(3, 32, 7)
+    assert all(m.training for m in network.modules())
     x = torch.randn(2, 3, 32, 32)
     assert network.features(x).shape == (2, 512)
     assert network(x).shape == (2, 7)
@@ -242,9 +262,10 @@ def test_torchvision_networks_get_the_number_of_classes():
         ("resnet18", {}, r"node\.network\.path is 'resnet18'; it is an import path"),
         ("torch.nnn.Linear", {}, r"no module named 'torch\.nnn'.*Did you mean 'nn'"),
         ("torch.nn.Sequentil", {}, r"torch\.nn has no 'Sequentil'\. Did you mean 'Sequential'"),
-        ("builtins.dict", {}, r"makes a dict, not a torch\.nn\.Module"),
+        ("fractions.Fraction", {}, r"makes a Fraction, not a torch\.nn\.Module"),
         (f"{__name__}.Tiny", {"hiden": 3}, r"unexpected keyword argument 'hiden'"),
         (f"{__name__}.NoLinear", {}, r"does not end in an nn\.Linear with 10 outputs"),
+        (f"{__name__}.LogProbabilities", {}, r"does not end in an nn\.Linear with 10 outputs"),
         (f"{__name__}.WithHead", {"channels": 2}, r"fails on images \[2, 1, 8, 8\]"),
         ("torch.nn.Flatten", {}, r"not logits \[2, 10\]"),
     ],
@@ -254,6 +275,18 @@ def test_mistakes_in_an_import_path_are_named(path, arguments, message):
         TorchModule(path, arguments).build(1, 8, 10)
 
 
-def test_architectures_import_without_torch():
-    code = "import sys, lightning_idkd.models as m; m.ResNet(); m.CNN(); m.TorchModule('a.B'); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_architectures_are_made_and_parsed_without_torch():
+    code = """
+import sys
+from jsonargparse import ArgumentParser
+from lightning_idkd.models import CNN, Architecture, ResNet, TorchModule
+
+parser = ArgumentParser()
+parser.add_argument("--network", type=Architecture)
+for made in (ResNet(8, norm="group"), CNN(4, 0.5), TorchModule("a.B", {"x": 1})):
+    arguments = [f"--network.{key}={value}" for key, value in vars(made).items()]
+    parsed = parser.parse_args([f"--network={type(made).__name__}", *arguments])
+    assert parser.instantiate(parsed).network == made
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,24 @@
+"""In-Distribution Knowledge Distillation for decentralised learning.
+
+Light names are imported at once; those that need torch only when they are used, so that the command line answers at once.
+"""
+
+from importlib import import_module
+
+from lightning_idkd.callback import HOOKS, Calibration, Callback, Context, Distillation, Gossip, OodScore, Selection
+from lightning_idkd.config import Config
+from lightning_idkd.errors import UserError
+from lightning_idkd.fit import fit
+from lightning_idkd.graph import Graph, Topology
+
+_WITH_TORCH = {"Labels": "network", "Network": "network", "NodeModule": "node", "NodeStack": "stack", "Orchestrator": "orchestrator",
+               "Outputs": "node", "Store": "data.store"}  # fmt: skip
+
+__all__ = ["HOOKS", "Calibration", "Callback", "Config", "Context", "Distillation", "Gossip", "Graph", "OodScore", "Selection",
+           "Topology", "UserError", "fit", *_WITH_TORCH]  # fmt: skip
+
+
+def __getattr__(name: str):
+    if name in _WITH_TORCH:
+        return getattr(import_module(f"lightning_idkd.{_WITH_TORCH[name]}"), name)
+    raise AttributeError(f"module 'lightning_idkd' has no attribute '{name}'")

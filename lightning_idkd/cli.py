@@ -1,0 +1,125 @@
+"""``idkd``: parse, refuse mistakes in a sentence, run. Nothing heavy is imported before the arguments are right."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import MISSING, fields
+from importlib import import_module
+from typing import Optional, get_type_hints
+
+from lightning_idkd.errors import UserError, did_you_mean
+
+PLUGINS = ("callbacks", "lightning_idkd.data", "lightning_idkd.models")
+"""Packages whose classes may be named without their path; importing them is all that takes."""
+
+COMMANDS = {
+    "fit": "train the nodes of an experiment",
+    "topology": "print a graph's numbers and draw it",
+    "partition": "show how a partition divides the private set",
+}
+
+
+def parser():
+    """The parser of ``idkd fit``: one key for every field of :class:`~lightning_idkd.config.Config`."""
+    from docstring_parser import parse_from_object
+
+    from lightning_idkd import config
+    from lightning_idkd.explain import Parser
+
+    for plugin in PLUGINS:
+        import_module(plugin)
+    p = Parser(prog="idkd fit", description="Train the nodes of an experiment.", exit_on_error=True)
+    p.add_argument("--config", action="config", help="YAML file of an experiment; repeatable, later ones win.")
+    p.add_argument("--seed", type=int, default=0, help="Seed of all randomness.")
+    p.add_class_arguments(config.GraphConfig, "graph")
+    p.add_class_arguments(config.DataConfig, "data")
+    p.add_class_arguments(config.NodeConfig, "node")
+    p.add_class_arguments(config.TrainConfig, "train")
+    p.add_argument("--gossip", type=config.Gossip, help="Decentralised optimiser: QGDSGDm, DSGD, AllReduce, Isolated, ...")
+    p.add_argument("--calibration", type=Optional[config.Calibration], help="Threshold of the OoD score: Youden, IdQuantile, Fixed.")
+    p.add_argument("--distillation", type=Optional[config.Distillation], help="IDKD, VanillaKD, or null for none.")
+    p.add_argument("--callbacks", type=list[config.Callback], default=[], help="Further callbacks.")
+    p.add_argument("--logger", type=Optional[config.LoggerConfig], default=config.LoggerConfig(), help="Experiment logger, or null.")
+    said = {d.args[1]: d.description for d in parse_from_object(config.RunConfig).meta if len(d.args) > 1}
+    types = get_type_hints(config.RunConfig)
+    for f in fields(config.RunConfig):  # key by key, since "from" cannot be a field's name
+        default = f.default if f.default is not MISSING else f.default_factory()
+        p.add_argument(f"--run.{f.name.rstrip('_')}", type=types[f.name], default=default, help=said.get(f.name))
+    p.set_defaults(
+        {
+            "gossip": {"class_path": "callbacks.gossip.QGDSGDm"},
+            "calibration": {"class_path": "callbacks.ood.Youden", "init_args": {"score": {"class_path": "callbacks.ood.MSP"}}},
+            "distillation": None,
+        }
+    )
+    return p
+
+
+def configure(arguments: list[str]):
+    """The :class:`~lightning_idkd.config.Config` that the arguments of ``idkd fit`` describe."""
+    import yaml
+
+    from lightning_idkd import config
+
+    p = parser()
+    cfg = p.parse_args(arguments)
+    resolved = yaml.safe_load(p.dump(cfg, skip_validation=True))
+    made = p.instantiate(cfg)
+    run = {f.name: made.run[f.name.rstrip("_")] for f in fields(config.RunConfig)}
+    return config.Config(
+        **{k: made[k] for k in ("data", "gossip", "graph", "node", "train", "calibration", "distillation", "callbacks", "logger", "seed")},
+        run=config.RunConfig(**run), resolved=resolved,
+    )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for a user's mistake, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: idkd COMMAND [--config FILE] [--key value ...]\n\ncommands:")
+        print("\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items()))
+        print("\n`idkd fit --help` explains every key; all commands take the same ones.")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        print(f"error: no command '{command}'.{did_you_mean(command, COMMANDS)} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return globals()[command](rest)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except SystemExit as e:  # jsonargparse ends --help and --print_config this way
+        return e.code if isinstance(e.code, int) else 0
+
+
+def fit(arguments: list[str]) -> int:
+    from lightning_idkd.fit import fit
+
+    config = configure(arguments)
+    return 0 if fit(config) is not None or config.run.devices > 1 else 130
+
+
+def topology(arguments: list[str]) -> int:
+    """Print a graph's numbers and draw it."""
+    config = configure(arguments)
+    graph = config.graph.build(config.seed)
+    mixing = graph.mixing(0)
+    picture = f"{graph.name.lower()}_{graph.nodes}.png"
+    graph.draw(picture)
+    print(f"{graph.name}: {graph.nodes} nodes, {len(mixing.edges)} directed edges, diameter {graph.diameter}, "
+          f"spectral gap {graph.spectral_gap():.4f}, smallest eigenvalue {graph.smallest_eigenvalue():.4f}\ndrawn: {picture}")  # fmt: skip
+    return 0
+
+
+def partition(arguments: list[str]) -> int:
+    """Print the label histogram of every node."""
+    from lightning_idkd.data.partition import partition
+
+    config = configure(arguments)
+    private = config.data.private.load("train", config.data.image_size, key="data.private")
+    split = partition(config.data.partition, private.labels.numpy(), config.graph.nodes, config.seed, config.data.validation)
+    print(f"partition {split.hash}: training + validation samples of each class")
+    for node, row in enumerate(split.histogram):
+        print(f"{node:>4}  {len(split.train[node]):>6} + {len(split.validation[node]):<5} " + " ".join(f"{c:>5}" for c in row))
+    return 0

@@ -1,0 +1,20 @@
+"""Data: image sources, and partitions that deal their samples out to nodes."""
+
+from lightning_idkd.data.digits import Digits, Glyphs
+from lightning_idkd.data.huggingface import HuggingFace
+from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet
+from lightning_idkd.data.source import Images, Source
+from lightning_idkd.data.torchvision import TorchvisionCIFAR
+
+__all__ = [
+    "IID",
+    "Digits",
+    "Dirichlet",
+    "Glyphs",
+    "HuggingFace",
+    "Images",
+    "Partition",
+    "QGMDirichlet",
+    "Source",
+    "TorchvisionCIFAR",
+]

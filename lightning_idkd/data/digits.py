@@ -1,0 +1,115 @@
+"""Small sets that need no download: scikit-learn's handwritten digits, and printed characters as their public set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lightning_idkd.data.source import Source
+from lightning_idkd.errors import UserError
+
+
+@dataclass
+class Digits(Source):
+    """The 1,797 handwritten digits of scikit-learn, 8x8, grey, their ink 0..16 scaled to 0..255.
+
+    One fixed split: 20 % of every class, drawn once, are the test set; the rest keep their order.
+
+    Source: Alpaydin and Kaynak, Optical recognition of handwritten digits, UCI, 1998 (its test part).
+
+    Args:
+        limit: use the first so many training images; null for all.
+    """
+
+    limit: int | None = None
+
+    def identity(self, split: str, size: int | None, key: str) -> tuple:
+        return ("digits", split)
+
+    def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...], Iterable[tuple]]:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        rng, test = np.random.default_rng(0), np.zeros(len(digits.target), bool)
+        for label in range(10):
+            members = rng.permutation(np.flatnonzero(digits.target == label))
+            test[members[: round(0.2 * len(members))]] = True
+        wanted = test if split == "test" else ~test
+        pixels = np.rint(digits.images[wanted] * (255 / 16)).astype(np.uint8)
+        return tuple("0123456789"), zip(pixels, digits.target[wanted].tolist(), strict=True)
+
+
+GROUPS = ("0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", "!#$%&()*+/<=>?@[\\]^{}~")
+CHARACTERS = "".join(GROUPS)
+FONTS = (  # of matplotlib's, those that have every character at its own code point
+    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold"),
+    *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic"),
+    *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
+)
+CANVAS = 64  # pixels a side before 8x8 blocks are averaged
+
+
+@dataclass
+class Glyphs(Source):
+    """Printed digits, letters and signs, a third each, drawn to look like `Digits`: 8x8, bright on black.
+
+    Each is a random character of a random font of those shipped with matplotlib, with random weight, slant, size and
+    place. It serves as a public set that lies partly in the distribution of `Digits`: labels, the characters, are for
+    diagnosis. Image i is the same in every set.
+
+    Args:
+        samples: how many images to draw.
+        limit: use the first so many of them; null for all.
+    """
+
+    samples: int = 6000
+    limit: int | None = None
+
+    def identity(self, split: str, size: int | None, key: str) -> tuple:
+        from importlib.metadata import version
+
+        self._check(split, key)
+        return ("glyphs", self.samples, version("pillow"), version("matplotlib"))  # they bring rasteriser and fonts
+
+    def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...], Iterable[tuple]]:
+        self._check(split, key)
+        return tuple(CHARACTERS), self._draw()
+
+    def _check(self, split: str, key: str) -> None:
+        if split == "test":
+            raise UserError(f"{key}: Glyphs is a public set, it has no test images; allowed for data.private: Digits")
+        if self.samples < 1:
+            raise UserError(f"{key}.samples: {self.samples} given; allowed: 1 or more")
+
+    def _draw(self) -> Iterator[tuple[np.ndarray, int]]:
+        import matplotlib
+        from PIL import Image, ImageFilter, ImageFont, ImageOps
+
+        folder, basic = Path(matplotlib.get_data_path()) / "fonts" / "ttf", ImageFont.Layout.BASIC
+        fonts = [ImageFont.truetype(folder / f"{name}.ttf", CANVAS, layout_engine=basic) for name in FONTS]
+        shapes: dict[tuple, Image.Image] = {}
+        for index, draw in enumerate(np.random.default_rng(8).random((self.samples, 8))):
+            group = GROUPS[index % 3]
+            character, font, weight = group[int(draw[0] * len(group))], int(draw[1] * len(fonts)), int(draw[2] * 3)
+            shape = shapes.get((character, font, weight))
+            if shape is None:
+                mask = fonts[font].getmask(character, mode="L")
+                thin = ImageOps.expand(Image.frombytes("L", mask.size, bytes(mask)), 4)
+                bold = thin.filter(ImageFilter.MaxFilter(2 * weight + 1)) if weight else thin
+                shape = shapes[character, font, weight] = bold.crop(bold.getbbox())
+            width, height = shape.size
+            slant = 0.25 * draw[3] - 0.15
+            slanted = width + abs(slant) * height
+            tall, wide = CANVAS * (0.95 + 0.1 * draw[4]) / height, CANVAS * (0.55 + 0.3 * draw[5]) / slanted
+            wide = min(wide, 1.3 * tall)  # a 1 stays thin,
+            tall = min(tall, 1.6 * wide) if slanted > 1.5 * height else tall  # a = flat
+            x, y = CANVAS / 2 + 4 * (draw[6] - 0.5), CANVAS / 2 + 2 * (draw[7] - 0.5)
+            # where in the shape each canvas pixel comes from: rows of the inverse affine map
+            across = (1 / wide, slant / tall, width / 2 - x / wide - slant * y / tall)
+            down = (0, 1 / tall, height / 2 - y / tall)
+            affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+            canvas = shape.transform((CANVAS, CANVAS), affine, across + down, bilinear)
+            yield np.asarray(canvas.resize((8, 8), Image.Resampling.BOX)), CHARACTERS.index(character)

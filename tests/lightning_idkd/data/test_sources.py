@@ -1,0 +1,511 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from lightning_idkd.data import source
+from lightning_idkd.data.huggingface import HuggingFace
+from lightning_idkd.data.source import Images, Source
+from lightning_idkd.data.torchvision import TorchvisionCIFAR
+from lightning_idkd.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("IDKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("IDKD_DATA", raising=False)
+    return tmp_path / "cache"
+
+
+class Given(Source):
+    """Images handed over in memory."""
+
+    def __init__(self, images, labels=None, classes=None, limit=None, name=None):
+        self.images, self.labels, self.classes, self.limit, self.name = images, labels, classes, limit, name
+        self.reads = 0
+
+    def identity(self, split, size, key):
+        return self.name
+
+    def read(self, split, size, key):
+        self.reads += 1
+        return self.classes, zip(self.images, self.labels or range(len(self.images)), strict=True)
+
+
+def png(array: np.ndarray | Image.Image, **save) -> bytes:
+    image, file = array if isinstance(array, Image.Image) else Image.fromarray(array), io.BytesIO()
+    image.save(file, "png", **save)
+    return file.getvalue()
+
+
+def pictures(n: int, size: int = 4, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3)).astype(np.uint8)
+
+
+def write_parquet(file: Path, arrays, labels=None, image="image", label="label", names=None, features=True):
+    """A table of PNG files as `datasets` stores it; without ``features`` its schema tells of no image and no class."""
+    import datasets
+
+    columns = {image: [{"bytes": png(a), "path": None} for a in arrays]}
+    kinds = {image: datasets.Image()}
+    if labels is not None:
+        columns[label] = labels
+        kinds[label] = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns)
+    pq.write_table(table.cast(datasets.Features(kinds).arrow_schema) if features else table, file)
+
+
+# --- from encoded images to tensors
+
+
+def test_colour_images_become_channels_first_and_keep_their_values():
+    arrays = pictures(3)
+    images = Given([png(a) for a in arrays], [2, 0, 1], ("a", "b", "c")).load("train")
+    assert images.pixels.dtype == torch.uint8
+    assert images.pixels.is_contiguous()
+    assert np.array_equal(images.pixels.numpy(), arrays.transpose(0, 3, 1, 2))
+    assert images.labels.dtype == torch.int64
+    assert images.labels.tolist() == [2, 0, 1]
+    assert (len(images), images.channels, images.size, images.classes) == (3, 3, 4, ("a", "b", "c"))
+
+
+def test_arrays_and_files_of_the_same_picture_agree():
+    arrays = list(pictures(2))
+    assert torch.equal(Given(arrays).load("train").pixels, Given([png(a) for a in arrays]).load("train").pixels)
+
+
+def test_more_images_than_a_block_stay_in_order():
+    values = np.arange(2500) % 251
+    images = Given([np.full((1, 1), v, np.uint8) for v in values]).load("train")
+    assert images.pixels.flatten().tolist() == values.tolist()
+    assert images.labels.tolist() == list(range(2500))
+
+
+def test_grey_images_have_one_channel_unless_colour_is_asked_for_or_present():
+    grey, colour = pictures(1)[0, :, :, 0], pictures(1)[0]
+    assert Given([grey]).load("train").pixels.shape == (1, 1, 4, 4)
+    bilevel = Image.fromarray(grey).convert("1")
+    assert set(Given([png(bilevel)]).load("train").pixels.unique().tolist()) == {0, 255}
+    assert Given([grey]).load("train", channels=3).pixels.shape == (1, 3, 4, 4)
+    mixed = Given([grey, colour]).load("train").pixels.numpy()
+    assert np.array_equal(mixed[0], np.stack([grey] * 3))
+    assert np.array_equal(mixed[1], colour.transpose(2, 0, 1))
+
+
+def test_one_channel_of_a_colour_image_is_its_luma():
+    red, green = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 3), np.uint8)
+    red[..., 0], green[..., 1] = 255, 255
+    pixels = Given([red, green]).load("train", channels=1).pixels
+    assert pixels[:, 0, 0, 0].tolist() == [76, 150]  # ITU-R 601: 0.299 and 0.587 of 255
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "CMYK"])
+def test_palette_transparent_and_cmyk_images_become_rgb(mode):
+    red, file = Image.new("RGB", (2, 2), (255, 0, 0)), io.BytesIO()
+    red.convert(mode).save(file, "tiff")
+    assert Given([file.getvalue()]).load("train").pixels[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_palette_with_transparency_decodes_without_a_warning():
+    palette = Image.new("RGB", (2, 2), (0, 255, 0)).convert("P")
+    encoded = png(palette, transparency=bytes([0, 255, 128]))
+    assert Given([encoded]).load("train").pixels[0, :, 0, 0].tolist() == [0, 255, 0]
+
+
+def test_a_whole_ratio_averages_blocks():
+    array = pictures(1, 8)[0]
+    small = Given([array]).load("train", size=2).pixels[0].numpy()
+    blocks = array.astype(float).reshape(2, 4, 2, 4, 3).mean((1, 3)).transpose(2, 0, 1)
+    assert np.abs(small - blocks).max() <= 1  # Pillow rounds after rows and after columns
+
+
+def test_another_ratio_is_resized_by_antialiased_bicubic():
+    array = pictures(1, 8)[0, :, :, 0]
+    got = Given([array]).load("train", size=5).pixels[0, 0].numpy()
+    ratio = 8 / 5
+    distance = (np.arange(8) + 0.5 - (np.arange(5)[:, None] + 0.5) * ratio) / ratio  # the kernel widens with the ratio
+    x, a = np.abs(distance), -0.5
+    near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    weights /= weights.sum(1, keepdims=True)
+    rows = np.clip(np.rint(array @ weights.T), 0, 255)  # Pillow rounds between the two passes
+    assert np.abs(got - np.clip(weights @ rows, 0, 255)).max() <= 1
+
+
+def test_the_middle_square_is_taken():
+    wide = np.zeros((4, 8), np.uint8)
+    wide[:, 2:6] = 200
+    for array in (wide, wide.T):
+        assert Given([np.ascontiguousarray(array)]).load("train", size=4).pixels.unique().tolist() == [200]
+
+
+def test_mixed_or_oblong_sizes_need_an_image_size():
+    mixed = [pictures(1, 4)[0], pictures(1, 6)[0]]
+    for images in (mixed, [np.zeros((4, 6), np.uint8)]):
+        with pytest.raises(UserError, match=r"^data\.public: .*set data\.image_size"):
+            Given(images).load("train", key="data.public")
+    assert Given(mixed).load("train", size=4).size == 4
+
+
+def test_a_photograph_is_turned_as_its_camera_says():
+    array, exif, file = np.array([[0, 0], [255, 255]], np.uint8), Image.Exif(), io.BytesIO()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(array).save(file, "png", exif=exif)
+    assert Given([file.getvalue()]).load("train").pixels[0, 0].tolist() == [[255, 255], [0, 0]]
+
+
+def test_deep_broken_and_missing_images_are_refused():
+    deep = png(np.full((2, 2), 40000, np.uint16))
+    for images, said in (([deep], "more than 8 bits"), ([b"no image"], "cannot be decoded"), ([], "holds no images")):
+        with pytest.raises(UserError, match=said):
+            Given(images).load("train")
+
+
+@pytest.mark.parametrize(("limit", "size", "key"), [(0, None, "data.private.limit"), (None, 0, "data.image_size")])
+def test_numbers_below_one_are_refused(limit, size, key):
+    with pytest.raises(UserError, match=f"^{key}: 0 given; allowed: 1 or more"):
+        Given(pictures(1), limit=limit).load("train", size=size)
+
+
+def test_indexing_images_gives_a_subset():
+    images = Images(torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1), torch.arange(4), tuple("abcd"))
+    assert images[1:3].labels.tolist() == [1, 2]
+    assert images[torch.tensor([3, 0])].pixels.flatten().tolist() == [3, 0]
+    assert images[:2].classes == tuple("abcd")
+
+
+# --- the cache
+
+
+def test_a_second_load_comes_from_the_cache_and_is_equal():
+    given = Given(list(pictures(5)), classes=tuple("abcde"), name="five")
+    first, second = given.load("train"), given.load("train")
+    assert given.reads == 1
+    assert torch.equal(first.pixels, second.pixels)
+    assert torch.equal(first.labels, second.labels)
+    assert first.classes == second.classes
+
+
+def test_split_size_and_channels_are_cached_apart():
+    given = Given(list(pictures(2)), name="five")
+    for kwargs in ({}, {"size": 2}, {"channels": 1}):
+        given.load("train", **kwargs)
+    assert (given.reads, given.load("train", size=2).size, given.load("train", channels=1).channels) == (3, 2, 1)
+    given.load("test")
+    assert given.reads == 4
+
+
+def test_limit_is_applied_after_the_cache():
+    Given(list(pictures(5)), name="five", limit=2).load("train")
+    assert len(Given(None, name="five").load("train")) == 5  # None: reading again would fail
+
+
+def test_writing_to_loaded_images_leaves_the_cache_alone():
+    given = Given(list(pictures(2)), name="two")
+    before = given.load("train").pixels.clone()
+    given.load("train").pixels.zero_()
+    assert torch.equal(given.load("train").pixels, before)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"\0" * len(b)])
+def test_a_torn_cache_file_is_built_anew(cache, damage):
+    given = Given(list(pictures(2)), name="two")
+    whole = given.load("train").pixels.clone()
+    (file,) = cache.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    assert torch.equal(given.load("train").pixels, whole)
+    assert given.reads == 2
+    given.load("train")
+    assert given.reads == 2
+
+
+def test_nothing_but_the_finished_file_is_left(cache, monkeypatch):
+    Given(list(pictures(2)), name="two").load("train")
+    assert [f.suffix for f in cache.iterdir()] == [".pt"]
+
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert len(Given(list(pictures(3)), name="three").load("train")) == 3
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_cache_folder_that_cannot_be_written_is_one_warning(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("IDKD_CACHE", str(tmp_path / "file" / "cache"))
+    assert len(Given(list(pictures(2)), name="two").load("train")) == 2
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "IDKD_CACHE" in record.message
+    assert "\n" not in record.message
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch):
+    assert source.cache_folder() == Path(os.environ["IDKD_CACHE"])
+    monkeypatch.delenv("IDKD_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert source.cache_folder() == Path("/x/lightning_idkd")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert source.cache_folder() == Path.home() / ".cache" / "lightning_idkd"
+
+
+# --- Hugging Face folders
+
+
+def test_a_folder_of_parquet_files_is_read_in_order_with_its_class_names(tmp_path):
+    arrays = pictures(5)
+    write_parquet(tmp_path / "set" / "train-00001-of-00002.parquet", arrays[3:], [1, 0], names=["cat", "dog"])
+    write_parquet(tmp_path / "set" / "train-00000-of-00002.parquet", arrays[:3], [0, 1, 1], names=["cat", "dog"])
+    images = HuggingFace(str(tmp_path / "set")).load("train")
+    assert np.array_equal(images.pixels.numpy(), arrays.transpose(0, 3, 1, 2))
+    assert (images.labels.tolist(), images.classes) == ([0, 1, 1, 1, 0], ("cat", "dog"))
+    assert len(HuggingFace(str(tmp_path / "set"), limit=4).load("train")) == 4
+
+
+def test_validation_stands_in_for_a_missing_test_split(tmp_path):
+    write_parquet(tmp_path / "data" / "validation-0.parquet", pictures(2), [0, 1])
+    assert len(HuggingFace(str(tmp_path)).load("test")) == 2
+    write_parquet(tmp_path / "data" / "test-0.parquet", pictures(3), [0, 1, 0])
+    assert len(HuggingFace(str(tmp_path)).load("test")) == 3
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", pictures(2), [0, 1])
+    first = HuggingFace(str(tmp_path)).load("train")
+    write_parquet(tmp_path / "train-0.parquet", pictures(2, seed=1), [0, 1])
+    os.utime(tmp_path / "train-0.parquet", ns=(1, 1))
+    assert not torch.equal(HuggingFace(str(tmp_path)).load("train").pixels, first.pixels)
+
+
+def test_columns_of_any_name_are_found_by_their_type(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", pictures(2), [1, 0], image="img", label="kind", names=["a", "b"])
+    assert HuggingFace(str(tmp_path)).load("train").labels.tolist() == [1, 0]
+
+
+def test_label_is_preferred_to_fine_label_and_that_to_others(tmp_path):
+    import datasets
+
+    labels = {"coarse_label": [0, 0], "fine_label": [0, 1], "other": [1, 1]}
+    kinds = {"img": datasets.Image(), **{k: datasets.ClassLabel(names=["a", "b"]) for k in labels}}
+    for extra, wanted in (({}, [0, 1]), ({"label": [1, 0]}, [1, 0])):
+        folder = tmp_path / str(len(extra))
+        folder.mkdir()
+        columns = {"img": [{"bytes": png(a), "path": None} for a in pictures(2)], **labels, **extra}
+        types = datasets.Features(kinds | {k: datasets.Value("int64") for k in extra})
+        pq.write_table(pa.table(columns).cast(types.arrow_schema), folder / "train-0.parquet")
+        assert HuggingFace(str(folder)).load("train").labels.tolist() == wanted
+        assert HuggingFace(str(folder), label="other").load("train").labels.tolist() == [1, 1]
+
+
+def test_a_plain_schema_works_and_numbers_name_the_classes(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", pictures(3), [0, 2, 1], features=False)
+    images = HuggingFace(str(tmp_path)).load("train")
+    assert (images.labels.tolist(), images.classes) == ([0, 2, 1], ("0", "1", "2"))
+
+
+def test_images_stored_beside_the_table_are_read(tmp_path):
+    (tmp_path / "one.png").write_bytes(png(pictures(1)[0]))
+    table = pa.table({"image": [{"bytes": None, "path": str(tmp_path / "one.png")}], "label": [0]})
+    types = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())])
+    pq.write_table(table.cast(types), tmp_path / "train-0.parquet")
+    assert np.array_equal(HuggingFace(str(tmp_path)).load("train").pixels[0].numpy(), pictures(1)[0].transpose(2, 0, 1))
+
+
+def test_a_set_without_labels_has_no_classes(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", pictures(2))
+    images = HuggingFace(str(tmp_path)).load("train", key="data.public")
+    assert (images.labels.tolist(), images.classes) == ([-1, -1], ())
+
+
+def test_the_data_folder_of_the_environment_is_searched_by_the_last_part_of_the_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("IDKD_DATA", str(tmp_path))
+    for size in (8, 16, 32):
+        write_parquet(tmp_path / f"tiny-{size}" / "train-0.parquet", pictures(1, size), [0])
+    assert HuggingFace("somebody/tiny").load("train").size == 32
+    chosen = {size: HuggingFace("somebody/tiny")._folder(size).name for size in (4, 8, 9, 16, 64)}
+    assert chosen == {4: "tiny-8", 8: "tiny-8", 9: "tiny-16", 16: "tiny-16", 64: "tiny-32"}
+    write_parquet(tmp_path / "tiny" / "train-0.parquet", pictures(1, 4), [0])
+    assert HuggingFace("somebody/tiny").load("train").size == 4
+    write_parquet(tmp_path / "elsewhere" / "tiny" / "train-0.parquet", pictures(1, 2), [0])
+    assert HuggingFace(str(tmp_path / "elsewhere" / "tiny")).load("train").size == 2
+
+
+@pytest.mark.parametrize(
+    ("write", "given", "said"),
+    [
+        ({"image": "x", "features": False}, {"image": "y"}, r"data\.private\.image: 'y' is no column"),
+        ({}, {"label": "labl"}, r"data\.private\.label: 'labl' is no column .* Did you mean 'label'\?"),
+        ({"labels": [0, -1]}, {}, "some rows lack an image or a label"),
+    ],
+)
+def test_wrong_columns_are_named(tmp_path, write, given, said):
+    write_parquet(tmp_path / "train-0.parquet", pictures(2), **{"labels": [0, 1], **write})
+    with pytest.raises(UserError, match=said):
+        HuggingFace(str(tmp_path), **given).load("train")
+
+
+def test_tables_without_images_labels_or_train_files_are_refused_with_what_is_there(tmp_path):
+    (tmp_path / "a").mkdir()
+    pq.write_table(pa.table({"text": ["x"], "label": [0]}), tmp_path / "a" / "train-0.parquet")
+    with pytest.raises(UserError, match=r"data\.private\.path: .* holds no images; columns: text, label"):
+        HuggingFace(str(tmp_path / "a")).load("train")
+    with pytest.raises(UserError, match=r"data\.private\.path: no test images in .* test-\*\.parquet"):
+        HuggingFace(str(tmp_path / "a")).load("test")
+    (tmp_path / "a" / "train-0.parquet").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"data\.private\.path: .* cannot be read: "):
+        HuggingFace(str(tmp_path / "a")).load("train")
+    table = pa.table({"image": [{"bytes": png(pictures(1)[0])}], "label": ["cat"]})
+    pq.write_table(table, tmp_path / "a" / "train-0.parquet")
+    with pytest.raises(UserError, match=r"data\.private\.label: column 'label' holds .*string.*; allowed: integers"):
+        HuggingFace(str(tmp_path / "a")).load("train")
+
+
+# --- the hub
+
+
+def test_without_a_network_missing_data_are_explained_at_once(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    monkeypatch.setenv("IDKD_DATA", str(tmp_path))
+    (tmp_path / "cifar10").mkdir()
+    start = time.perf_counter()
+    with pytest.raises(UserError) as error:
+        HuggingFace("uoft-cs/cifar100").load("train")
+    assert time.perf_counter() - start < 5
+    first, second = str(error.value).splitlines()
+    assert first == (
+        "data.private.path: 'uoft-cs/cifar100' is neither a folder nor reachable on the Hugging Face hub (offline?)."
+    )
+    assert "set data.private.path to it, or set IDKD_DATA to a folder that holds 'cifar100/'." in second
+    assert "Did you mean 'cifar10'?" in second
+
+
+def test_a_hub_set_is_streamed_once_and_then_needs_no_network(monkeypatch):
+    import datasets
+    import huggingface_hub
+
+    def rows():
+        yield from ({"img": {"bytes": png(a), "path": None}, "fine_label": i} for i, a in enumerate(pictures(3)))
+
+    kinds = datasets.Features({"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=["a", "b", "c"])})
+    stream = datasets.IterableDataset.from_generator(rows, features=kinds)
+    calls = []
+
+    def load_dataset(path, *, streaming):
+        calls.append((path, streaming))
+        return datasets.IterableDatasetDict({"train": stream, "valid": stream})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *args, **kwargs: None)
+    for split in ("train", "test", "train", "test"):
+        images = HuggingFace("somebody/some").load(split)
+        assert np.array_equal(images.pixels.numpy(), pictures(3).transpose(0, 3, 1, 2))
+        assert (images.labels.tolist(), images.classes) == ([0, 1, 2], ("a", "b", "c"))
+    assert calls == [("somebody/some", True)] * 2
+
+
+# --- torchvision's files
+
+
+@pytest.fixture
+def cifar_folder(tmp_path, monkeypatch):
+    """20 training and 4 test pictures in the files of CIFAR-10, whose checksums are put in place of the real ones."""
+    from torchvision.datasets import CIFAR10
+
+    folder, sums = tmp_path / "cifar" / CIFAR10.base_folder, {}
+    folder.mkdir(parents=True)
+
+    def write(name: str, content: dict) -> str:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    def batch(first: int) -> dict:
+        return {"data": pictures(4, 32, first).transpose(0, 3, 1, 2).reshape(4, -1), "labels": [first % 10] * 4}
+
+    for i in range(6):
+        name = f"data_batch_{i + 1}" if i < 5 else "test_batch"
+        sums[name] = write(name, batch(i))
+    meta = dict(CIFAR10.meta, md5=write("batches.meta", {"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(CIFAR10, "train_list", [[f"data_batch_{i}", sums[f"data_batch_{i}"]] for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    return tmp_path / "cifar"
+
+
+def test_torchvisions_cifar_is_read_without_a_download(cifar_folder):
+    images = TorchvisionCIFAR("cifar10", str(cifar_folder), download=False, limit=6).load("train")
+    wanted = np.concatenate([pictures(4, 32, 0), pictures(4, 32, 1)])[:6].transpose(0, 3, 1, 2)
+    assert np.array_equal(images.pixels.numpy(), wanted)
+    assert (images.labels.tolist(), images.classes) == ([0, 0, 0, 0, 1, 1], tuple("abcdefghij"))
+    assert TorchvisionCIFAR("cifar10", str(cifar_folder), download=False).load("test").labels.tolist() == [5] * 4
+
+
+def test_missing_cifar_files_and_wrong_names_are_explained(tmp_path):
+    with pytest.raises(UserError, match=r"^data\.private\.path: .* set data\.private\.download to true"):
+        TorchvisionCIFAR("cifar10", str(tmp_path), download=False).load("train")
+    with pytest.raises(UserError, match=r"^data\.private\.name: 'cifar-100' given; .* Did you mean 'cifar100'\?"):
+        TorchvisionCIFAR("cifar-100").load("train")
+
+
+# --- configs
+
+
+def test_sources_are_configured_by_class_path_and_import_nothing_heavy():
+    code = """
+import sys
+from jsonargparse import ArgumentParser
+from lightning_idkd.data import Source
+parser = ArgumentParser(exit_on_error=False)
+parser.add_argument("--source", type=Source)
+sources = {"HuggingFace": {"path": "x", "limit": 3}, "Digits": {}, "Glyphs": {"samples": 9}, "TorchvisionCIFAR": {}}
+for name, init in sources.items():
+    cfg = parser.parse_object({"source": {"class_path": f"lightning_idkd.data.{name}", "init_args": init}})
+    assert vars(parser.instantiate_classes(cfg).source).items() >= init.items()
+heavy = {"torch", "torchvision", "datasets", "sklearn", "matplotlib", "lightning"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+# --- real data
+
+
+@pytest.mark.data
+@pytest.mark.skipif("IDKD_DATA" not in os.environ, reason="IDKD_DATA is not set")
+class TestRealData:
+    root = os.environ.get("IDKD_DATA", "")
+
+    @pytest.fixture(autouse=True)
+    def _real(self, monkeypatch):
+        monkeypatch.setenv("IDKD_DATA", self.root)
+
+    def test_cifar10_has_the_known_counts_and_channel_means(self):
+        images = HuggingFace("uoft-cs/cifar10").load("test")
+        assert images.pixels.shape == (10000, 3, 32, 32)
+        assert images.labels.bincount().tolist() == [1000] * 10
+        assert images.classes[:2] == ("airplane", "automobile")
+        means = images.pixels.float().mean((0, 2, 3)) / 255  # of the original test files: 0.4942 0.4851 0.4504
+        assert torch.allclose(means, torch.tensor([0.4942, 0.4851, 0.4504]), atol=5e-4)
+
+    def test_a_public_set_without_test_files_says_so(self):
+        with pytest.raises(UserError, match="no test images in 'tiny-imagenet'"):
+            HuggingFace("tiny-imagenet").load("test", size=32)
