@@ -22,13 +22,16 @@ COMMANDS = {
 def parser():
     """The parser of ``idkd fit``: one key for every field of :class:`~lightning_idkd.config.Config`."""
     from docstring_parser import parse_from_object
+    from jsonargparse import set_parsing_settings
 
     from lightning_idkd import config
     from lightning_idkd.explain import Parser
 
     for plugin in PLUGINS:
         import_module(plugin)
-    p = Parser(prog="idkd fit", description="Train the nodes of an experiment.", exit_on_error=True)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    p = Parser(prog="idkd fit", description="Train the nodes of an experiment.")
+    p.outermost = True
     p.add_argument("--config", action="config", help="YAML file of an experiment; repeatable, later ones win.")
     p.add_argument("--seed", type=int, default=0, help="Seed of all randomness.")
     p.add_class_arguments(config.GraphConfig, "graph")
@@ -63,7 +66,7 @@ def configure(arguments: list[str]):
 
     p = parser()
     cfg = p.parse_args(arguments)
-    resolved = yaml.safe_load(p.dump(cfg, skip_validation=True))
+    resolved = yaml.safe_load(p.dump(cfg, skip_validation=True, skip_none=False))
     made = p.instantiate(cfg)
     run = {f.name: made.run[f.name.rstrip("_")] for f in fields(config.RunConfig)}
     return config.Config(

@@ -1,7 +1,11 @@
-"""jsonargparse's errors in one or two lines, with the nearest right name."""
+"""jsonargparse's errors in one or two lines that name the key, what was given, what is allowed, and the nearest right name.
+
+It reads the texts of jsonargparse 4, which pyproject.toml therefore pins; what it does not know it passes on, shortened.
+"""
 
 from __future__ import annotations
 
+import inspect
 import re
 
 from jsonargparse import ArgumentParser
@@ -9,12 +13,84 @@ from jsonargparse import ArgumentParser
 from lightning_idkd.errors import UserError, did_you_mean
 
 
+def classes(key: str) -> dict[str, type]:
+    """The classes that ``key`` takes, by short name; none where it takes no class."""
+    from lightning_idkd import callback, config
+    from lightning_idkd.models import Architecture
+
+    bases = {
+        "gossip": callback.Gossip, "calibration": callback.Calibration, "calibration.score": callback.OodScore,
+        "distillation": callback.Distillation, "callbacks": callback.Callback, "graph.topology": config.Topology,
+        "data.private": config.Source, "data.public": config.Source, "data.partition": config.Partition,
+        "node.network": Architecture, "train.schedule": config.Schedule,
+    }  # fmt: skip
+    if key not in bases:
+        return {}
+
+    def below(base: type) -> list[type]:
+        return [c for sub in base.__subclasses__() for c in (sub, *below(sub))]
+
+    return {c.__name__: c for c in below(bases[key]) if c.__module__ != callback.__name__}
+
+
 class Parser(ArgumentParser):
     """An ArgumentParser whose errors are :class:`UserError`."""
 
+    outermost = False  # jsonargparse makes a parser of this type for every class, whose error becomes part of ours
+
     def error(self, message: str, ex: Exception | None = None) -> None:
-        raise UserError(explain(message, self)) from ex
+        if not self.outermost:
+            return super().error(message, ex)
+        raise UserError(explain(message, [a.dest for a in self._actions])) from ex
 
 
-def explain(message: str, parser: ArgumentParser) -> str:
-    return message
+def unknown(key: str, known: list[str]) -> str:
+    """Sentence for a key that does not exist."""
+    parent, _, leaf = key.rpartition(".")
+    there = {k[len(parent) + 1 if parent else 0 :].split(".")[0] for k in known if k.startswith(f"{parent}." if parent else "")}
+    options = {name: inspect.signature(c).parameters for name, c in classes(parent).items()}
+    if owners := [name for name, parameters in options.items() if leaf in parameters]:
+        return f"{key}: this key needs {parent} to be {' or '.join(owners)}"
+    there |= {p for parameters in options.values() for p in parameters}
+    there -= {"help", "print_config"}
+    allowed = f" Allowed: {', '.join(sorted(there))}." if there and len(there) < 16 else ""
+    return f"{key}: there is no such key.{did_you_mean(leaf, there)}{allowed}"
+
+
+def explain(message: str, known: list[str]) -> str:
+    """``message`` as a sentence; ``known`` are all dotted keys."""
+    if m := re.match(r"unrecognized arguments: (\S+)", message):
+        given = m[1].split("=")[0]
+        return unknown(given.lstrip("-"), known) if given.startswith("-") else f"'{given}' is no --key; a value needs its key before it"
+    if m := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
+        return unknown(f"{m[1]}.{m[2]}", known)
+    path: list[str] = []
+    given = re.search(r"Given value: (.*)", message)
+    for text in message.splitlines():
+        text = text.strip(" -")
+        if m := re.match(r'Parser key "([^"]+)":(.*)', text):
+            path.append(m[1])
+            text = m[2].strip()
+        key = ".".join(path)
+        if m := re.match(r"Option '([^']+)' is not accepted", text):
+            return unknown(f"{key}.{m[1]}".lstrip("."), known)
+        if m := re.match(r"Expected a dot import path string: (\S+)|Expected a path but (\S+)|Import path (\S+) does not", text):
+            name, there = m[1] or m[2] or m[3], classes(key)
+            return (f"{key}: there is no class '{name}' of this kind.{did_you_mean(name.split('.')[-1], there)} Allowed: "
+                    f"{', '.join(there)}, or the import path of a subclass of your own")  # fmt: skip
+        if m := re.match(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", text):
+            there = [v.strip("' ") for v in m[1].split(",")]
+            return f"{key}: '{m[2]}' is not allowed.{did_you_mean(m[2], there)} Allowed: {', '.join(there)}"
+        if m := re.match(r"Expected a <class '(\w+)'>\. Got value: (.*)", text):
+            return f"{key}: '{m[2]}' is no {m[1]}"
+        if re.match(r"Expected a <class '\w+'>$", text) and given:
+            kinds = [k.replace("NoneType", "null") for k in re.findall(r"Expected a <class '(\w+)'>", message)]
+            value = re.sub(r".*val='?([^')]*)'?\).*", r"\1", given[1])
+            return f"{key}: '{value}' is none of {', '.join(dict.fromkeys(kinds))}"
+        if m := re.match(r"the following arguments are required: (.*)", text):
+            return f"{key + '.' if key else ''}{m[1]} is required"
+        if m := re.match(r"File does not exist: (.*)", text):
+            return f"--{key}: there is no file {m[1]}"
+        if m := re.match(r"Key \"?([\w.]+)\"? is required", text):
+            return f"{m[1]} is required"
+    return " ".join(line.strip() for line in message.splitlines()[:2])

@@ -57,8 +57,8 @@ class ResNet(Architecture):
         if self.depth < 8 or self.depth % 6 != 2:
             below = max(8, self.depth - (self.depth - 2) % 6)
             raise UserError(
-                f"node.network.depth is {self.depth}; a CIFAR ResNet has 6n+2 layers, the nearest depths are {below} and"
-                f" {below + 6}."
+                f"node.network.depth is {self.depth}; a CIFAR ResNet has 6n+2 layers, the nearest depths are {below}"
+                f" and {below + 6}."
             )
         _check_at_least_one("width", self.width)
         _check_choice("norm", self.norm, get_args(ResNetNorm))

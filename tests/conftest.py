@@ -1,0 +1,31 @@
+"""Shared by all tests: a cache of decoded sets for the whole session, and no W&B servers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["WANDB_MODE"] = "offline"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    os.environ.setdefault("IDKD_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real image sets."""
+    folder = os.environ.get("IDKD_DATA")
+    if not folder:
+        pytest.skip("IDKD_DATA names no folder of real image sets")
+    return Path(folder)
+
+
+@pytest.fixture
+def configs() -> Path:
+    """The configs of the repository."""
+    return ROOT / "configs"
