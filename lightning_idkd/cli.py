@@ -67,7 +67,15 @@ def configure(arguments: list[str]):
     p = parser()
     cfg = p.parse_args(arguments)
     resolved = yaml.safe_load(p.dump(cfg, skip_validation=True, skip_none=False))
-    made = p.instantiate(cfg)
+    try:
+        made = p.instantiate(cfg)
+    except UserError:
+        raise
+    except Exception as e:  # a class refused its arguments; jsonargparse wraps that where the key may also be null
+        cause: BaseException | None = e
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise UserError(str(cause).splitlines()[0] if str(cause) else repr(cause)) from e
     run = {f.name: made.run[f.name.rstrip("_")] for f in fields(config.RunConfig)}
     return config.Config(
         **{k: made[k] for k in ("data", "gossip", "graph", "node", "train", "calibration", "distillation", "callbacks", "logger", "seed")},

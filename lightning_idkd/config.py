@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["IID", "Config", "DataConfig", "Dirichlet", "GraphConfig", "LoggerConfig", "NodeConfig", "QGMDirichlet",
            "RunConfig", "TrainConfig"]  # fmt: skip
 
+MOST_NODES = 10_000
+
 
 def positive(key: str, value: float, least: float = 1) -> None:
     """Refuse ``value`` below ``least``."""
@@ -169,6 +171,8 @@ class Config:
         """Refuse what can be seen to be wrong before any work."""
         from lightning_idkd.schedule import epoch_of
 
+        if self.graph.nodes > MOST_NODES:
+            raise UserError(f"graph.nodes: {self.graph.nodes} is more than {MOST_NODES}; mixing matrices are dense")
         self.train.schedule.factor(0.0, self.train.epochs)
         if self.distillation is not None:
             epoch_of(self.distillation.start, self.train.epochs, "distillation.start")

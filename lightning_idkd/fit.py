@@ -43,10 +43,10 @@ def fit(config: Config) -> dict | None:
 
     Module = module_class(config.node.module)
     stack = NodeStack(lambda: Module(config.node.network.build(private.channels, private.size, store.k)), network.rows, config.seed,
-                      fabric.device, dtype, config.run.engine)  # fmt: skip
-    if config.run.engine == "auto":
-        stack.engine = saved["engine"] if saved else fabric.broadcast(stack.choose(*store.batch(store.order(0, 1), 0)))
-    config.resolved["run"] |= {"engine": stack.engine, "threads": torch.get_num_threads()}
+                      fabric.device, dtype)  # fmt: skip
+    stack.engine, threads = execution(config, saved, stack, store, fabric)
+    torch.set_num_threads(threads)
+    config.resolved["run"] |= {"engine": stack.engine, "threads": threads}
 
     new = folder is None
     if new:
@@ -77,7 +77,7 @@ def fit(config: Config) -> dict | None:
             f"{store.steps()} steps an epoch",
             "engine": f"{stack.engine} on {fabric.device}, {fabric.world_size} x {torch.get_num_threads()} threads",
         }  # fmt: skip
-        print(report.started(config.resolved, parts), flush=True)
+        print(report.started(parts), flush=True)
 
     def interrupt(*_) -> None:
         if run.interrupted:
@@ -131,6 +131,18 @@ def find(config: Config) -> tuple[RunFolder | None, Path | None]:
     return None, None
 
 
+def execution(config: Config, saved: dict | None, stack, store, fabric) -> tuple[str, int]:
+    """Engine and threads: as asked, as in the checkpoint, or the fastest of a short trial that all processes follow."""
+    run, cores = config.run, max(1, (os.cpu_count() or 1) // config.run.devices)
+    if saved and not run.from_:
+        return saved["engine"], saved["threads"]
+    engines = ["loop", "vmap"] if run.engine == "auto" else [run.engine]
+    threads = [run.threads] if run.threads else sorted({1, cores})
+    if len(engines) * len(threads) == 1:
+        return engines[0], threads[0]
+    return fabric.broadcast(stack.choose(*store.batch(store.order(0, 1), 0), engines, threads))
+
+
 def check_epoch(config: Config, epoch: int) -> None:
     """A fork cannot begin after what it is to do."""
     from lightning_idkd.schedule import epoch_of
@@ -149,6 +161,8 @@ def load(config: Config) -> tuple:
 
     data = config.data
     private = data.private.load("train", data.image_size, key="data.private")
+    if not private.classes:
+        raise UserError("data.private: this set has no labels; nodes need them (a public set does without)")
     test = data.private.load("test", private.size, private.channels, key="data.private")
     public = None
     if data.public is not None and config.distillation is not None:

@@ -31,7 +31,7 @@ def youden(positive: Tensor, negative: Tensor) -> float:
     """The threshold with the largest true- minus false-positive rate (Youden's J); the largest such threshold."""
     thresholds, tpr, fpr = roc(positive, negative)
     j = tpr - fpr
-    return thresholds[(j == j.max()).nonzero()[0, 0]].item()
+    return thresholds[(j > j.max() - 1e-12).nonzero()[0, 0]].item()  # 1/3 - 0 and 1 - 2/3 differ in the last bit
 
 
 def quantile(scores: Tensor, q: float) -> float:

@@ -98,7 +98,8 @@ class Orchestrator:
         """One application of the rule, in place, on blocks of columns where it allows that."""
         self.last_lr = lr
         stack, width = self.stack, self.stack.parameters
-        size = BLOCK if self.rule.columnwise else width
+        narrow = any(self.rule.edge_buffers.values())  # all columns share it, so it may move once a step only
+        size = BLOCK if self.rule.columnwise and not narrow else width
         edges = self.network.edges(self.step)
         for start in range(0, width, size):
             columns, first = slice(start, start + size), start == 0
@@ -296,7 +297,7 @@ class Orchestrator:
             distilled = self.network.report_objects(mine)
         return {
             "version": 1, "layout": self.stack.describe(), "engine": self.stack.engine,
-            "epoch": self.epoch, "step": self.step, "epoch_step": self.epoch_step, "phase": self.phase,
+            "threads": torch.get_num_threads(), "epoch": self.epoch, "step": self.step, "epoch_step": self.epoch_step, "phase": self.phase,
             "before_final_gossip": self.before_final_gossip,
             "X": report_(self.stack.X), "buffers": {k: report_(b) for k, b in self.stack.buffers.items()},
             "rule": {k: report_(b) for k, b in self.buffers.items()}, "rule_edges": per_edge,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -116,6 +115,6 @@ def pictures(folder: Path, lines: list[dict], graph: Graph, accuracy: list[float
     figure.savefig(folder / "labels.png", dpi=150)
 
 
-def started(config: dict, parts: dict) -> str:
+def started(parts: dict[str, str]) -> str:
     """The lines above the first evaluation."""
-    return "\n".join(f"{k:<10} {v}" for k, v in parts.items()) + f"\n{time.strftime('%H:%M:%S')}\n{head()}"
+    return "\n".join(f"{k:<10} {v}" for k, v in parts.items()) + f"\n{head()}"

@@ -10,7 +10,7 @@ from lightning_idkd.errors import UserError
 
 def epoch_of(start: int | float, epochs: int, key: str) -> int:
     """The epoch that ``start`` names: below 1 a fraction of the epochs, else an epoch. Refused beyond the last one."""
-    epoch = round(start * epochs) if 0 <= start < 1 else start
+    epoch = math.floor(start * epochs + 1e-9) if 0 <= start < 1 else start
     if epoch != int(epoch) or not 0 <= epoch < epochs:
         raise UserError(f"{key}: {start} is no start within {epochs} epochs; allowed: a fraction from 0 to below 1, or an epoch "
                         f"from 1 to {epochs - 1}")  # fmt: skip

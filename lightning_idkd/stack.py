@@ -186,25 +186,30 @@ class NodeStack:
             b.copy_(kept[k])
         return G
 
-    def choose(self, x: Tensor, y: Tensor) -> str:
-        """The engine that takes less time for a step on this batch; leaves rows, gradients and buffers untouched."""
+    def choose(self, x: Tensor, y: Tensor, engines: Sequence[str], threads: Sequence[int]) -> tuple[str, int]:
+        """The engine and thread count that take least time for a step on this batch; rows, gradients and buffers stay."""
         seconds = {}
-        for engine in ("loop", "vmap"):
-            self.engine = engine
-            try:
-                self.gradient(self.X, x, y, 0)
-            except (UserError, RuntimeError, NotImplementedError):
-                continue  # this network cannot be batched (random draws, data-dependent control flow)
-            times = []
-            for _ in range(3):
-                start = time.perf_counter()
-                self.gradient(self.X, x, y, 0)
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize()
-                times.append(time.perf_counter() - start)
-            seconds[engine] = min(times)
-        self.engine = min(seconds, key=seconds.get)
-        return self.engine
+        for count in threads:
+            torch.set_num_threads(count)
+            for engine in engines:
+                self.engine = engine
+                try:
+                    self.gradient(self.X, x, y, 0)
+                except (UserError, RuntimeError):
+                    continue  # this network cannot be batched (random draws, data-dependent control flow)
+                times = []
+                for _ in range(3):
+                    start = time.perf_counter()
+                    self.gradient(self.X, x, y, 0)
+                    if self.device.type == "cuda":
+                        torch.cuda.synchronize()
+                    times.append(time.perf_counter() - start)
+                seconds[engine, count] = min(times)
+        if not seconds:  # the one engine asked for cannot: let it say why
+            self.gradient(self.X, x, y, 0)
+        self.engine, count = min(seconds, key=seconds.get)
+        torch.set_num_threads(count)
+        return self.engine, count
 
     # ------------------------------------------------------------------ prediction
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import networkx as nx
-
 from callbacks.gossip.dsgd import DSGD
 from lightning_idkd.errors import UserError
 
@@ -23,7 +21,8 @@ class RelaySGD(DSGD):
     edge_buffers = {"R": None, "C": 1}  # the model sums that came last over each edge, and how many models they hold
 
     def check(self, graph) -> None:
-        if graph.directed or graph.period != 1 or not nx.is_tree(graph.nx()):
+        static = graph.topology.period == 1 and not graph.topology.directed
+        if not static or len(graph.mixing(0).edges) != 2 * (graph.nodes - 1):  # connected it is anyway
             raise UserError(f"gossip: RelaySGD takes a static tree such as Chain, and graph.topology {graph.name} is none")
 
     def update(self, X, G, state, ctx):

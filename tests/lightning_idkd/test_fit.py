@@ -1,0 +1,455 @@
+"""Whole runs: files, resuming, forking, processes, and what a user can get wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lightning_idkd import Callback
+from lightning_idkd.cli import configure, main
+
+SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "6", "--train.evaluate_every", "2", "--distillation.start", "3",
+         "--distillation.every", "2", "--data.public.samples", "300", "--run.engine", "loop", "--run.threads", "1"]  # fmt: skip
+
+
+class InterruptAt(Callback):
+    """Asks to stop after a step, as Ctrl-C does."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def on_step_end(self, run, step):
+        run.interrupted = step == self.at
+
+
+class Explode(Callback):
+    """Breaks node 2's parameters before an epoch."""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+
+    def on_epoch_start(self, run, epoch):
+        if epoch == self.epoch:
+            run.stack.X[2].fill_(float("nan"))
+
+
+@pytest.fixture
+def fit(configs, tmp_path):
+    def call(*arguments, folder="runs"):
+        return main(["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, "--run.dir", str(tmp_path / folder), *arguments])
+
+    call.runs = tmp_path / "runs"
+    return call
+
+
+def latest(runs, name="ring_digits"):
+    return runs / name / "latest"
+
+
+def checkpoint(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def same(a, b, path=""):
+    """The first place where two checkpoints differ, times apart."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        return next((d for k in a if k not in ("seconds", "train_seconds") and (d := same(a[k], b[k], f"{path}.{k}"))), None)
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        return next((d for i, (x, y) in enumerate(zip(a, b, strict=True)) if (d := same(x, y, f"{path}[{i}]"))), None)
+    equal = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b or (a != a and b != b)
+    return None if equal else f"{path}: {a} != {b}"
+
+
+def lines(run):
+    """Metrics without times."""
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("throughput")} for line in read]
+
+
+class TestFiles:
+    def test_a_run_leaves_the_promised_files_and_keys(self, fit):
+        assert fit() == 0
+        run = latest(fit.runs)
+        for name in ("config.yaml", "metrics.jsonl", "summary.json", "partition.json", "checkpoints/last.ckpt", "plots/accuracy.png",
+                     "plots/graph.png", "plots/labels.png"):  # fmt: skip
+            assert (run / name).stat().st_size > 0, name
+        assert not [p for p in run.rglob("*.part")]
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["name"] == "ring_digits"
+        assert (summary["nodes"], summary["epochs"], summary["engine"], summary["from"]) == (4, 6, "loop", None)
+        assert summary["accuracy"].keys() == {"node_mean", "node_std", "node_min", "node_max", "consensus",
+                                              "node_mean_before_final_gossip"}  # fmt: skip
+        assert summary["communication"].keys() == {"parameter_bytes", "label_bytes", "other_bytes", "messages"}
+        assert summary["ood"].keys() == {"auroc", "threshold", "kept_fraction"}
+        assert summary["homogeneity"].keys() == {"before", "after"}
+        assert summary["throughput"].keys() == {"samples_per_second", "seconds"}
+        assert summary.keys() >= {"seed", "steps", "consensus_distance", "peak_memory_bytes", "git_commit"}
+
+    def test_parameter_bytes_are_two_messages_a_node_and_step_on_a_ring(self, fit):
+        fit("--train.final_gossip", "3")
+        summary = json.loads((latest(fit.runs) / "summary.json").read_text())
+        mixings = summary["steps"] + 3
+        assert summary["communication"]["parameter_bytes"] == 4 * 2 * 4 * summary["parameters"] * mixings
+        exchanges = 2  # before epochs 3 and 5
+        assert summary["communication"]["messages"] == 4 * 2 * (mixings + exchanges)
+
+    def test_the_written_config_reproduces_the_run(self, fit, tmp_path):
+        fit()
+        run = latest(fit.runs)
+        assert main(["fit", "--config", str(run / "config.yaml"), "--run.dir", str(tmp_path / "again")]) == 0
+        assert same(checkpoint(run), checkpoint(latest(tmp_path / "again"))) is None
+
+    def test_without_distillation_homogeneity_stays_and_ood_is_null(self, fit):
+        fit("--distillation", "null")
+        summary = json.loads((latest(fit.runs) / "summary.json").read_text())
+        assert summary["homogeneity"]["before"] == summary["homogeneity"]["after"]
+        assert summary["ood"] == {"auroc": None, "threshold": None, "kept_fraction": None}
+        assert summary["communication"]["label_bytes"] == 0
+
+    def test_vanilla_kd_keeps_everything(self, fit):
+        fit("--distillation", "VanillaKD", "--distillation.start", "3")
+        summary = json.loads((latest(fit.runs) / "summary.json").read_text())
+        assert summary["ood"] == {"auroc": None, "threshold": None, "kept_fraction": 1.0}
+        assert summary["communication"]["label_bytes"] == 2 * 4 * 2 * 300 * (4 + 10 * 4)  # two exchanges of all 300
+
+    def test_growing_steps_follow_the_mean_union(self, fit):
+        fit("--distillation", "VanillaKD", "--distillation.start", "3", "--distillation.steps", "grow")
+        run = latest(fit.runs)
+        summary = json.loads((run / "summary.json").read_text())
+        batch, nodes = 16, 4
+        train = sum(len(i) for i in json.loads((run / "partition.json").read_text())["indices"]["train"])
+        before, after = -(-train // (nodes * batch)), -(-(train + nodes * 300) // (nodes * batch))
+        assert summary["steps"] == 3 * before + 3 * after
+        assert checkpoint(run)["samples"] == summary["steps"] * nodes * batch
+
+
+class TestResume:
+    @pytest.mark.parametrize("gossip", ["QGDSGDm", "RelaySGD"])
+    def test_an_interrupted_run_ends_bit_equal(self, fit, tmp_path, gossip, capsys):
+        variant = ["--gossip", gossip, "--graph.topology", "Chain", "--callbacks",
+                   f"[{{class_path: {__name__}.InterruptAt, init_args: {{at: AT}}}}]"]  # fmt: skip
+
+        def run(at, *more, folder):
+            return fit(*[v.replace("AT", str(at)) for v in variant], *more, folder=folder)
+
+        steps = 18  # an epoch has 18 steps: stop in the first, then in the middle of the fifth, distilled epoch
+        assert run(-1, folder="whole") == 0
+        for at in (7, 4 * steps + 5):
+            assert run(at, folder="cut") == 130
+            (folder,) = (tmp_path / "cut" / "ring_digits").glob("2*")
+            assert not (folder / "summary.json").exists()
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config["callbacks"][0]["init_args"]["at"] = -1 if at > 7 else 4 * steps + 5
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+            if at > 7:
+                assert run(-1, "--run.resume", "auto", folder="cut") == 0
+            else:
+                assert run(4 * steps + 5, "--run.resume", "auto", folder="cut") == 130
+                config["callbacks"][0]["init_args"]["at"] = -1
+                (folder / "config.yaml").write_text(yaml.safe_dump(config))
+                assert run(-1, "--run.resume", "auto", folder="cut") == 0
+                break
+        whole, cut = latest(tmp_path / "whole"), latest(tmp_path / "cut")
+        assert same(checkpoint(whole), checkpoint(cut)) is None
+        assert lines(whole) == lines(cut)
+
+    def test_auto_starts_anew_where_the_config_differs_or_the_run_is_finished(self, fit):
+        assert fit("--run.resume", "auto") == 0
+        assert fit("--run.resume", "auto") == 0
+        assert fit("--run.resume", "auto", "--train.lr", "0.05") == 0
+        assert len(list((fit.runs / "ring_digits").glob("2*"))) == 3
+
+    @pytest.mark.slow
+    def test_a_killed_run_ends_bit_equal(self, configs, tmp_path):
+        command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT,
+                   "--train.epochs", "12", "--run.dir"]  # fmt: skip
+        assert subprocess.run([*command, str(tmp_path / "whole")], capture_output=True).returncode == 0
+        process = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            found = list((tmp_path / "cut").glob("ring_digits/2*/metrics.jsonl"))
+            if found and len(found[0].read_text().splitlines()) >= 2:
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (latest(tmp_path / "cut") / "summary.json").exists(), "the run was over before the kill"
+        assert subprocess.run([*command, str(tmp_path / "cut"), "--run.resume", "auto"], capture_output=True).returncode == 0
+        assert same(checkpoint(latest(tmp_path / "whole")), checkpoint(latest(tmp_path / "cut"))) is None
+        assert lines(latest(tmp_path / "whole")) == lines(latest(tmp_path / "cut"))
+
+    @pytest.mark.slow
+    def test_ctrl_c_ends_with_a_checkpoint(self, configs, tmp_path):
+        command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT,
+                   "--train.epochs", "500", "--run.dir", str(tmp_path)]  # fmt: skip
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for line in process.stdout:
+            if " train " in line:
+                process.send_signal(signal.SIGINT)
+                break
+        said = process.communicate()[0]
+        assert process.returncode == 130
+        assert "--run.resume auto" in said
+        assert "Traceback" not in said
+        assert checkpoint(latest(tmp_path))["step"] > 0
+
+
+class TestFork:
+    def test_variants_share_the_initial_training(self, fit):
+        assert fit("--run.keep", "[3]", "--distillation", "null") == 0
+        base = latest(fit.runs).resolve()
+        assert fit("--run.from", str(base / "checkpoints" / "epoch_3.ckpt")) == 0
+        fork = latest(fit.runs).resolve()
+        assert json.loads((fork / "summary.json").read_text())["from"] == str(base / "checkpoints" / "epoch_3.ckpt")
+        assert lines(fork)[0] == lines(base)[0]  # epoch 2 is shared
+        assert fit(folder="whole") == 0
+        whole = checkpoint(latest(fit.runs.parent / "whole"))
+        assert torch.equal(whole["X"], checkpoint(fork)["X"])  # as if trained in one go
+
+    def test_more_epochs_continue_a_finished_run(self, fit):
+        assert fit("--distillation", "null", "--train.schedule", "Constant") == 0
+        assert fit("--distillation", "null", "--train.schedule", "Constant", "--run.from", str(latest(fit.runs)), "--train.epochs", "8") == 0
+        assert [line["epoch"] for line in lines(latest(fit.runs))][-1] == 8
+
+    @pytest.mark.parametrize(("change", "key"), [(("--graph.topology", "Complete"), "graph.topology"), (("--seed", "1"), "seed"),
+                                                 (("--node.network.width", "8"), "node.network.init_args.width")])  # fmt: skip
+    def test_another_graph_node_or_seed_is_refused(self, fit, capsys, change, key):
+        fit("--run.keep", "[3]")
+        base = str(latest(fit.runs).resolve())
+        for option in ("--run.from", "--run.resume"):
+            capsys.readouterr()
+            assert fit(*change, option, base) == 2
+            assert key in capsys.readouterr().err
+
+    def test_a_start_before_the_fork_is_refused(self, fit, capsys):
+        fit("--run.keep", "[5]", "--distillation", "null")
+        assert fit("--run.from", str(latest(fit.runs).resolve() / "checkpoints" / "epoch_5.ckpt")) == 2
+        assert "distillation.start" in capsys.readouterr().err
+
+
+class TestMistakes:
+    """Each is told in at most two lines with status 2, before any run folder exists."""
+
+    @pytest.mark.parametrize(("arguments", "words"), [
+        (["--train.lrr", "0.1"], ["train.lrr", "'lr'"]),
+        (["--train.lr", "abc"], ["train.lr", "abc", "float"]),
+        (["--train.lr", "0"], ["train.lr", "above 0"]),
+        (["--gossip", "DGSD"], ["gossip", "'DSGD'"]),
+        (["--gossip", "MSP"], ["gossip", "MSP", "QGDSGDm"]),
+        (["--gossip.momentun", "0.3"], ["gossip.momentun", "'momentum'"]),
+        (["--graph.topology", "Rign"], ["graph.topology", "'Ring'"]),
+        (["--graph.weights", "metropolys"], ["graph.weights", "'metropolis'", "uniform"]),
+        (["--calibration.score", "Enrgy"], ["calibration.score", "'Energy'"]),
+        (["--calibration.score.temp", "2"], ["calibration.score.temp", "temperature"]),
+        (["--distillation", "IDKDD"], ["distillation", "'IDKD'"]),
+        (["--distillation.start", "abc"], ["distillation.start", "abc", "float"]),
+        (["--distillation.labels", "frsh"], ["distillation.labels", "'fresh'", "relayed"]),
+        (["--distillation.start", "6"], ["distillation.start", "6", "5"]),
+        (["--distillation.temperature", "0"], ["distillation.temperature", "above 0"]),
+        (["--data.partition.alpha", "0"], ["data.partition.alpha", "above 0"]),
+        (["--data.partition.alpha", "-1"], ["data.partition.alpha", "-1", "above 0"]),
+        (["--data.public", "null"], ["data.public"]),
+        (["--data.private", "HuggingFace"], ["data.private.path", "required"]),
+        (["--data.private.path", "x"], ["data.private.path", "HuggingFace"]),
+        (["--data.private", "HuggingFace", "--data.private.path", "nowhere/cifar"], ["data.private.path", "nowhere/cifar", "IDKD_DATA"]),
+        (["--graph.nodes", "1500"], ["graph.nodes", "1500", "1438"]),
+        (["--graph.nodes", "100000"], ["graph.nodes", "10000"]),
+        (["--graph.topology", "Torus", "--graph.topology.rows", "3", "--graph.topology.cols", "5", "--graph.nodes", "16"],
+         ["graph.topology", "15", "16", "4 x 4"]),
+        (["--graph.topology", "Social15", "--graph.nodes", "16"], ["graph.topology", "15", "16"]),
+        (["--gossip", "RelaySGD"], ["RelaySGD", "Chain", "Ring"]),
+        (["--node.network", "ResNet", "--node.network.depth", "21"], ["node.network.depth", "20", "26"]),
+        (["--node.module", "lightning_idkd.node.NodeModul"], ["node.module", "NodeModule"]),
+        (["--config", "nope.yaml"], ["--config", "nope.yaml"]),
+        (["--run.engine", "vmapp"], ["run.engine", "'vmap'"]),
+        (["--run.frm", "x"], ["run.frm", "'from'"]),
+        (["--run.from", "nowhere"], ["run.from", "nowhere"]),
+        (["--run.resume", "nowhere"], ["run.resume", "nowhere"]),
+        (["--run.keep", "[99]"], ["run.keep", "99", "6"]),
+        (["--run.accelerator", "cuda"], ["run.accelerator", "cuda"]),
+        (["--train.batch_size", "0"], ["train.batch_size"]),
+        (["stray"], ["stray"]),
+    ])  # fmt: skip
+    def test_is_told_with_the_key_and_what_is_allowed(self, fit, capsys, monkeypatch, arguments, words):
+        if "cuda" in arguments and torch.cuda.is_available():
+            pytest.skip("here cuda is no mistake")
+        monkeypatch.delenv("IDKD_DATA", raising=False)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert fit(*arguments) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert said.count("\n") <= 2
+        for word in words:
+            assert word in said
+        assert not fit.runs.exists()
+
+    def test_a_misspelt_command(self, capsys):
+        assert main(["fti"]) == 2
+        assert "'fit'" in capsys.readouterr().err
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    def test_an_unwritable_folder(self, fit, tmp_path, capsys):
+        (tmp_path / "runs").mkdir(mode=0o500)
+        assert fit() == 2
+        assert "run.dir" in capsys.readouterr().err
+
+    def test_a_file_where_the_run_folder_should_be(self, fit, tmp_path, capsys):
+        (tmp_path / "runs").write_text("")
+        assert fit() == 2
+        assert "run.dir" in capsys.readouterr().err
+
+    def test_a_checkpoint_cut_short(self, fit, capsys):
+        fit("--distillation", "null")
+        last = latest(fit.runs).resolve() / "checkpoints" / "last.ckpt"
+        last.write_bytes(last.read_bytes()[:1000])
+        assert fit("--run.from", str(latest(fit.runs))) == 2
+        said = capsys.readouterr().err
+        assert "last.ckpt" in said
+        assert "1000 bytes" in said
+
+    def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(self, fit, capsys):
+        assert fit("--callbacks", f"[{{class_path: {__name__}.Explode, init_args: {{epoch: 2}}}}]") == 2
+        said = capsys.readouterr().err
+        assert "node 1" in said or "node 2" in said
+        assert "step 36" in said
+        saved = checkpoint(latest(fit.runs))
+        assert saved["epoch"] == 2
+        assert torch.isfinite(saved["X"]).all()
+
+    @pytest.mark.slow
+    def test_help_and_a_misspelt_key_load_nothing_heavy(self, configs):
+        for arguments in (["fit", "--help"], ["fit", "--config", str(configs / "ring_digits.yaml"), "--train.lrr", "1"]):
+            probe = f"import sys; from lightning_idkd.cli import main; main({arguments!r}); print('torch' in sys.modules)"
+            said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+            assert said.splitlines()[-1] == "False"
+
+
+@pytest.mark.slow
+def test_two_processes_are_bit_equal_to_one(configs, tmp_path):
+    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT,
+               "--graph.nodes", "5", "--run.dir"]  # fmt: skip
+    for devices in (1, 2):
+        done = subprocess.run([*command, str(tmp_path / str(devices)), "--run.devices", str(devices)], capture_output=True, text=True,
+                              timeout=240)  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = latest(tmp_path / "1"), latest(tmp_path / "2")
+    assert same(checkpoint(one), checkpoint(two)) is None
+    assert lines(one) == lines(two)
+
+
+def parquet(folder, split, samples, classes, size, seed):
+    """An image-parquet file in the Hugging Face layout."""
+    import datasets
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(samples) % classes).tolist()
+    images = []
+    for label in labels:
+        buffer = io.BytesIO()
+        pixels = np.clip(rng.normal(40 + 170 * label / classes, 40, (size, size, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[f"c{i}" for i in range(classes)])})
+    folder.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stand_in")
+    for name, classes in (("cifar10", 10), ("cifar100", 100)):
+        parquet(folder / name, "train", 1600, classes, 32, 1)
+        parquet(folder / name, "test", 200, classes, 32, 2)
+    parquet(folder / "tiny-imagenet-32", "train", 120, 20, 32, 3)
+    return folder
+
+
+def every_config():
+    from pathlib import Path
+
+    return sorted(p.stem for p in (Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", every_config())
+def test_every_config_trains_on_stand_in_data(name, configs, stand_in, tmp_path, monkeypatch):
+    monkeypatch.setenv("IDKD_DATA", str(stand_in))
+    config = configure(["--config", str(configs / f"{name}.yaml")])
+    shrink = ["--train.epochs", "2", "--train.schedule", "Constant", "--train.evaluate_samples", "16", "--logger", "null",
+              "--run.engine", "loop", "--run.dir", str(tmp_path), "--run.threads", "2"]  # fmt: skip
+    if config.distillation is not None:
+        shrink += ["--distillation.start", "1"]
+    if type(config.node.network).__name__ == "ResNet":
+        shrink += ["--node.network.depth", "8", "--node.network.width", "4", "--data.partition", "IID"]
+    assert main(["fit", "--config", str(configs / f"{name}.yaml"), *shrink]) == 0
+    summary = json.loads((latest(tmp_path, name) / "summary.json").read_text())
+    assert (summary["ood"]["kept_fraction"] is not None) == (config.distillation is not None)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_torus_cifar100_goes_through_calibration_exchange_kill_and_resume(configs, data_folder, tmp_path):
+    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "torus_cifar100.yaml"), "--logger", "null",
+               "--data.private.limit", "6000", "--data.public.limit", "500", "--data.image_size", "8", "--node.network.depth", "8",
+               "--node.network.width", "4", "--train.epochs", "6", "--train.evaluate_every", "1", "--train.evaluate_samples", "32",
+               "--distillation.start", "3", "--run.engine", "loop", "--run.threads", "2", "--run.dir", str(tmp_path)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if " distil " in line:
+            break
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    done = subprocess.run([*command, "--run.resume", "auto"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads((latest(tmp_path, "torus_cifar100") / "summary.json").read_text())
+    assert summary["steps"] == 6 * 10
+    assert 0 < summary["ood"]["kept_fraction"] < 1
+
+
+class TestCentral:
+    @pytest.mark.filterwarnings("ignore:.*does not have many workers")
+    def test_one_node_agrees_with_a_plain_lightning_trainer(self, configs, tmp_path):
+        """Same node, same batches, SGD with Nesterov momentum and weight decay: float64, so only rounding differs."""
+        from lightning.pytorch import Trainer
+
+        from lightning_idkd import NodeModule, randomness
+        from lightning_idkd.data.store import Store
+        from lightning_idkd.fit import load
+
+        arguments = ["--config", str(configs / "central_digits.yaml"), "--train.epochs", "2", "--train.schedule", "Constant",
+                     "--logger", "null", "--run.precision", "64", "--run.engine", "loop", "--run.dir", str(tmp_path)]  # fmt: skip
+        assert main(["fit", *arguments]) == 0
+        saved = checkpoint(latest(tmp_path, "central_digits"))
+
+        config = configure(arguments)
+        private, test, public, split = load(config)
+        store = Store(private, test, public, split, range(1), batch=64, dtype=torch.float64)
+        steps = store.steps()
+        batches = []
+        for epoch in range(2):
+            order = store.order(epoch * steps, steps)
+            for s in range(steps):
+                x, y = store.batch(order[:, s * 64 : (s + 1) * 64], epoch * steps + s)
+                batches.append((x[0], y[0].argmax(1)))
+        with randomness.forked(0, "initialisation"):
+            node = NodeModule(config.node.network.build(1, 8, 10), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).double()
+        trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                          enable_model_summary=False, precision="64-true")  # fmt: skip
+        trainer.fit(node, torch.utils.data.DataLoader(batches, batch_size=None), torch.utils.data.DataLoader(batches[:2], batch_size=None))
+        row = torch.cat([(p.movedim(1, -1) if p.ndim == 4 else p).flatten() for p in node.parameters()])
+        torch.testing.assert_close(saved["X"][0], row.detach(), rtol=1e-9, atol=1e-12)
+
+

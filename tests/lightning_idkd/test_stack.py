@@ -1,0 +1,395 @@
+"""Nodes as rows: views, layout, gradients, agreement of the engines, dropout of both kinds, consensus."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_idkd.errors import UserError
+from lightning_idkd.models import CNN, ResNet
+from lightning_idkd.node import NodeModule
+from lightning_idkd.stack import NodeStack, mean_buffers, run_network
+
+ARCHITECTURES = {
+    "batch norm": CNN(4, norm="batch"),
+    "dropout": CNN(4, norm="group", dropout=0.3),
+    "group norm": ResNet(8, width=8, norm="group"),
+}
+ENGINES = ["loop", "vmap"]
+N, B, C, S, K = 3, 4, 2, 8, 5
+every_network = pytest.mark.parametrize("name", ARCHITECTURES)
+every_engine = pytest.mark.parametrize("engine", ENGINES)
+
+
+class Drawing(nn.Module):
+    """Batch norm, then a dropout that draws from the global generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(C), nn.Linear(C * S * S, K)
+
+    def forward(self, x):
+        return self.head(F.dropout(self.norm(x).flatten(1), 0.5, self.training))
+
+
+def stack(network="batch norm", engine="loop", dtype=torch.float64, seed=0, nodes=range(N)):
+    build = network if callable(network) else lambda: ARCHITECTURES[network].build(C, S, K)
+    return NodeStack(lambda: NodeModule(build()), nodes, seed, dtype=dtype, engine=engine)
+
+
+def batch(seed=0, dtype=torch.float64, n=N):
+    """Images [n, B, C, S, S], channels-last as the store gives them, and soft targets [n, B, K]."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, B, S, S, C, generator=g, dtype=torch.float64).movedim(-1, -3)
+    return x.to(dtype), torch.randn(n, B, K, generator=g, dtype=torch.float64).softmax(-1).to(dtype)
+
+
+def spread(s, scale=0.05):
+    """Move the nodes apart."""
+    s.X.add_(scale * torch.randn(s.X.shape, dtype=s.X.dtype, generator=torch.Generator().manual_seed(9)))
+    return s
+
+
+def snapshot(s):
+    return {"X": s.X.clone(), "G": s.G.clone()} | {k: b.clone() for k, b in s.buffers.items()}
+
+
+def same(s, before):
+    return all(torch.equal(before[k], t) for k, t in ({"X": s.X, "G": s.G} | s.buffers).items())
+
+
+def in_row_order(tensors):
+    """Parameters flattened one after the other, four-dimensional ones with their channels last."""
+    return torch.cat([(t.permute(0, 2, 3, 1) if t.ndim == 4 else t).flatten() for t in tensors])
+
+
+def assert_views(s):
+    """Storage, place and value of every parameter, gradient and buffer, without the code under test."""
+    assert s.views_intact()
+    for i, module in enumerate(s.modules):
+        offset = i * s.parameters
+        for p in module.parameters():
+            for t, rows in ((p, s.X), (p.grad, s.G)):
+                assert t.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr()
+                assert t.storage_offset() == offset
+            assert p.ndim != 4 or p.permute(0, 2, 3, 1).is_contiguous()
+            offset += p.numel()
+        assert offset == (i + 1) * s.parameters
+        assert torch.equal(in_row_order(module.parameters()), s.X[i])
+        assert torch.equal(in_row_order(p.grad for p in module.parameters()), s.G[i])
+        for name, b in module.named_buffers():
+            assert b.untyped_storage().data_ptr() == s.buffers[name].untyped_storage().data_ptr()
+            assert torch.equal(b, s.buffers[name][i])
+
+
+def copies(s):
+    """The nodes again as ordinary modules that share no memory with the rows."""
+    modules = []
+    for i in range(s.n):
+        module, offset = copy.deepcopy(s.modules[i]), 0
+        for p in module.parameters():
+            out, *rest = p.shape
+            flat = s.X[i, offset : offset + p.numel()].clone()
+            value = flat.view(out, rest[1], rest[2], rest[0]).permute(0, 3, 1, 2) if p.ndim == 4 else flat.view(p.shape)
+            p.data = value.contiguous()
+            p.grad = None
+            offset += p.numel()
+        for name, b in list(module.named_buffers()):
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner)._buffers[leaf] = b.clone()
+        modules.append(module.train())
+    return modules
+
+
+def by_autograd(modules, x, y):
+    """Losses [n] and gradients [n, P] of separate modules."""
+    losses, gradients = [], []
+    for module, xi, yi in zip(modules, x, y, strict=True):
+        loss = -(yi * module.network(xi.contiguous()).log_softmax(1)).sum(1).mean()
+        gradients.append(in_row_order(torch.autograd.grad(loss, list(module.parameters()))))
+        losses.append(loss.detach())
+    return torch.stack(losses), torch.stack(gradients)
+
+
+# ---------------------------------------------------------------------- rows
+
+
+@every_engine
+@every_network
+def test_parameters_gradients_and_buffers_stay_in_their_rows(name, engine):
+    s, (x, y) = stack(name, engine), batch()
+    assert_views(s)
+    for step in range(3):
+        s.step(x, y, step)
+        s.X.sub_(0.1 * s.G)
+        assert_views(s)
+    s.X.copy_(torch.arange(s.X.numel()).view_as(s.X) / s.X.numel())
+    assert_views(s)
+    s.gradient(0.5 * s.X, x, y, 3)
+    assert_views(s)
+
+
+def test_a_convolution_lies_channels_last_in_its_row():
+    s = stack()
+    (slot,) = (slot for slot in s.layout if slot.name == "network.layers.0.weight")
+    weight = s.modules[1].network.layers[0].weight
+    assert weight.shape == (4, C, 3, 3)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    o, c, h, w = 2, 1, 0, 2
+    s.X[1, slot.offset + ((o * 3 + h) * 3 + w) * C + c] = 42.0
+    assert weight[o, c, h, w] == 42.0
+    assert torch.equal(slot.view(s.X)[1], weight)
+
+
+def test_the_layout_names_all_parameters_back_to_back():
+    s = stack("group norm")
+    plain = NodeModule(ARCHITECTURES["group norm"].build(C, S, K))
+    assert [(d["name"], tuple(d["shape"])) for d in s.describe()] == [(k, p.shape) for k, p in plain.named_parameters()]
+    sizes = [p.numel() for p in plain.parameters()]
+    assert [d["offset"] for d in s.describe()] == [sum(sizes[:i]) for i in range(len(sizes))]
+    assert s.parameters == sum(sizes)
+
+
+def test_all_nodes_start_from_one_row_that_the_seed_alone_fixes():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    s = stack("group norm")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(s.X, s.X[:1].expand_as(s.X))
+    assert s.X[0].std() > 0
+    torch.manual_seed(2)
+    assert torch.equal(stack("group norm").X, s.X)
+    assert not torch.equal(stack("group norm", seed=1).X, s.X)
+    assert torch.equal(stack("group norm", nodes=[2]).X[0], s.X[2])  # another process starts there too
+
+
+@pytest.mark.parametrize("cut", [
+    lambda module: module.double(),
+    lambda module: module.to(memory_format=torch.contiguous_format),
+    lambda module: setattr(module.network.head, "weight", nn.Parameter(module.network.head.weight.detach().clone())),
+    lambda module: module.network.layers[1][0]._buffers.update(running_mean=torch.zeros(4)),
+])  # fmt: skip
+def test_cut_views_are_seen(cut):
+    s = stack(dtype=torch.float32)
+    assert s.views_intact()
+    cut(s.modules[1])
+    assert not s.views_intact()
+
+
+# ---------------------------------------------------------------------- gradients
+
+
+@every_engine
+@pytest.mark.parametrize("name", ["batch norm", "group norm"])
+def test_losses_gradients_and_statistics_are_those_of_separate_modules(name, engine):
+    s, (x, y) = spread(stack(name, engine)), batch()
+    modules = copies(s)
+    expected_losses, expected = by_autograd(modules, x, y)
+    X = s.X.clone()
+    losses = s.step(x, y, 0)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-12)
+    np.testing.assert_allclose(s.G, expected, rtol=0, atol=1e-12 * float(expected.norm()))
+    assert torch.equal(s.X, X)
+    assert not losses.requires_grad
+    for i, module in enumerate(modules):
+        for k, b in module.named_buffers():
+            np.testing.assert_allclose(s.buffers[k][i], b, rtol=1e-12)
+    if name == "batch norm":
+        assert s.buffers["network.layers.1.0.num_batches_tracked"].tolist() == [1] * N
+
+
+@every_engine
+def test_gradients_replace_those_of_the_step_before(engine):
+    s, (x, y) = stack("group norm", engine), batch()
+    s.step(x, y, 0)
+    first = s.G.clone()
+    s.step(x, y, 1)
+    assert torch.equal(s.G, first)
+
+
+@every_engine
+@every_network
+def test_gradient_at_other_parameters_leaves_everything_in_place(name, engine):
+    s, (x, y) = spread(stack(name, engine)), batch()
+    s.step(x, y, 4)
+    before, other = snapshot(s), s.X + 0.1
+    there = s.gradient(other, x, y, 4)
+    assert same(s, before)
+    assert torch.equal(s.gradient(s.X, x, y, 4), s.G)  # the same batch draws the same masks
+    s.X.copy_(other)
+    s.step(x, y, 4)
+    assert torch.equal(there, s.G)
+    assert not torch.equal(there, before["G"])
+
+
+# ---------------------------------------------------------------------- engines
+
+
+def trained(name, engine, dtype, steps):
+    s = spread(stack(name, engine, dtype))
+    for step in range(steps):
+        s.step(*batch(step, dtype), step)
+        s.X.sub_(0.05 * s.G)
+    return s
+
+
+@every_network
+def test_engines_agree_in_double_precision_over_fifty_steps(name):
+    loop, vmap = (trained(name, engine, torch.float64, 50) for engine in ENGINES)
+    assert (loop.X - vmap.X).norm() <= 1e-9 * loop.X.norm()
+    for k, b in loop.buffers.items():
+        if b.is_floating_point():
+            assert (b - vmap.buffers[k]).norm() <= 1e-9 * b.norm()
+        else:
+            assert torch.equal(b, vmap.buffers[k])
+    assert (loop.X - spread(stack(name)).X).norm() > 0.01 * loop.X.norm()  # they went somewhere
+
+
+@every_network
+def test_engines_agree_in_single_precision_on_one_step(name):
+    loop, vmap = (trained(name, engine, torch.float32, 1) for engine in ENGINES)
+    assert loop.G.dtype == vmap.G.dtype == torch.float32
+    assert (loop.G - vmap.G).norm() <= 1e-5 * loop.G.norm()
+    for k, b in loop.buffers.items():
+        np.testing.assert_allclose(vmap.buffers[k], b, rtol=1e-5, atol=1e-6)
+
+
+@every_engine
+def test_dropout_masks_differ_between_nodes_and_steps_and_follow_the_node(engine):
+    s, (x, y) = stack("dropout", engine), batch()
+    x, y = x[:1].expand(N, *x.shape[1:]), y[:1].expand(N, *y.shape[1:])  # the same row and data at every node
+    losses = s.step(x, y, 0)
+    assert len(set(losses.tolist())) == N
+    assert not torch.equal(s.step(x, y, 1), losses)
+    torch.manual_seed(3)
+    assert torch.equal(s.step(x, y, 0), losses)
+    alone = stack("dropout", engine, nodes=[2])
+    np.testing.assert_allclose(alone.step(x[:1], y[:1], 0), losses[2:], rtol=1e-12)
+
+
+@every_engine
+@every_network
+def test_a_network_without_draws_of_its_own_leaves_the_global_generator(name, engine):
+    s, (x, y) = stack(name, engine), batch()
+    before = torch.get_rng_state()
+    s.step(x, y, 0)
+    s.step(x, y, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_draws_from_the_global_generator_depend_on_seed_node_and_step_alone():
+    x, y = batch(n=1)
+    x, y = x.expand(N, *x.shape[1:]), y.expand(N, *y.shape[1:])
+
+    def losses(global_seed, steps, **options):
+        s = stack(Drawing, **options)
+        torch.manual_seed(global_seed)
+        return [s.step(x[: s.n], y[: s.n], step) for step in steps]
+
+    first = losses(1, [0, 1])
+    assert all(torch.equal(a, b) for a, b in zip(first, losses(2, [0, 1]), strict=True))
+    assert torch.equal(losses(3, [1])[0], first[1])  # resumed at step 1
+    assert torch.equal(losses(4, [1], nodes=[2])[0], first[1][2:])  # in another process
+    assert len({*first[0].tolist(), *first[1].tolist()}) == 2 * N
+
+
+def test_vmap_refuses_draws_from_the_global_generator():
+    with pytest.raises(UserError, match=r"run\.engine: vmap .*torch\.nn\.Dropout.*run\.engine: loop"):
+        stack(Drawing, "vmap").step(*batch(), 0)
+
+
+@pytest.fixture
+def threads():
+    """Leave torch's thread count as it was."""
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("network", [*ARCHITECTURES, Drawing])
+def test_choosing_an_engine_measures_without_a_trace(network):
+    s, (x, y) = spread(stack(network)), batch()
+    s.G.fill_(7.0)
+    before = snapshot(s)
+    engine, count = s.choose(x, y, ENGINES, [2, 1])
+    assert engine == s.engine
+    assert engine in (["loop"] if network is Drawing else ENGINES)
+    assert count == torch.get_num_threads()
+    assert count in (1, 2)
+    assert same(s, before)
+    assert_views(s)
+    fixed = spread(stack(network, engine))
+    assert torch.equal(s.step(x, y, 0), fixed.step(x, y, 0))
+
+
+@pytest.mark.usefixtures("threads")
+def test_choosing_picks_the_fastest(monkeypatch):
+    s = stack()
+    cost = {("loop", 1): 5, ("loop", 2): 4, ("vmap", 1): 2, ("vmap", 2): 3}
+    now = [0]
+
+    def gradient(*_):
+        now[0] += cost[s.engine, torch.get_num_threads()]
+
+    monkeypatch.setattr(s, "gradient", gradient)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    assert s.choose(*batch(), ENGINES, [1, 2]) == ("vmap", 1)
+    assert (s.engine, torch.get_num_threads()) == ("vmap", 1)
+    assert s.choose(*batch(), ["loop"], [1, 2]) == ("loop", 2)
+
+
+@pytest.mark.usefixtures("threads")
+def test_choosing_tells_what_is_wrong_where_no_engine_runs():
+    s, (x, y) = stack(), batch()
+    with pytest.raises(RuntimeError, match="channels"):
+        s.choose(x[:, :, :1], y, ENGINES, [1])
+    with pytest.raises(UserError, match=r"run\.engine"):
+        stack(Drawing).choose(x, y, ["vmap"], [1, 2])
+
+
+# ---------------------------------------------------------------------- prediction and consensus
+
+
+def test_a_model_stands_on_the_given_row_and_buffers():
+    s = trained("batch norm", "loop", torch.float64, 2)
+    row, buffers, x = s.X.mean(0), mean_buffers(s.buffers), batch(5)[0][0]
+    before = snapshot(s)
+    model = s.model(row, buffers)
+    assert not model.training
+    assert torch.equal(in_row_order(model.parameters()), row)
+    for k, b in model.named_buffers():
+        assert torch.equal(b, buffers[k])
+    params = {slot.name: slot.view(row) for slot in s.layout}
+    expected = torch.func.functional_call(copy.deepcopy(s.modules[1]).eval(), {**params, **buffers}, (x,))
+    assert torch.equal(model(x), expected)
+    row.zero_()  # no copy
+    assert torch.equal(model(x), torch.zeros(B, K, dtype=torch.float64))
+    assert same(s, before)
+    assert_views(s)
+
+
+def test_buffers_of_the_consensus_are_means_and_counters_the_first():
+    stacked = {"mean": torch.tensor([[1.0, 2.0], [3.0, 6.0]]), "batches": torch.tensor([5, 7])}
+    averaged = mean_buffers(stacked)
+    assert averaged["mean"].tolist() == [2.0, 4.0]
+    assert averaged["batches"].tolist() == 5
+    averaged["batches"].add_(1)
+    assert stacked["batches"].tolist() == [5, 7]
+
+
+def test_prediction_keeps_the_order_and_the_mode():
+    s = trained("batch norm", "loop", torch.float64, 1)
+    x, before = batch(6)[0].flatten(0, 1), snapshot(s)
+    outputs = run_network(s.modules[1], x.split(5))
+    assert s.modules[1].training
+    assert same(s, before)
+    assert outputs.logits.shape == (N * B, K)
+    assert outputs.logits.dtype == outputs.features.dtype == torch.float32
+    assert not outputs.logits.requires_grad
+    with torch.no_grad():
+        expected = s.model(s.X[1], {k: b[1] for k, b in s.buffers.items()})(x)
+    np.testing.assert_allclose(outputs.logits, expected, rtol=1e-5, atol=1e-6)
