@@ -6,7 +6,7 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint clean
+.PHONY: help setup train test bench lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -24,6 +24,9 @@ train: $(VENV)/.ready  ## run an experiment: make train CFG=torus_cifar100 ARGS=
 
 test: $(VENV)/.ready  ## run the tests
 	$(BIN)/python -m pytest -q $(ARGS)
+
+bench: $(VENV)/.ready  ## time a step of ResNet-20-EvoNorm on a ring of 16 beside a bare loop
+	$(BIN)/idkd bench --config configs/ring_cifar10_small.yaml --node.network.norm evonorm --node.network.depth 20 --data.image_size 32 --run.engine loop $(ARGS)
 
 lint: $(VENV)/.ready  ## check style
 	$(BIN)/ruff check .

@@ -11,11 +11,32 @@ from lightning_idkd.errors import UserError
 from lightning_idkd.fit import fit
 from lightning_idkd.graph import Graph, Topology
 
-_WITH_TORCH = {"Labels": "network", "Network": "network", "NodeModule": "node", "NodeStack": "stack", "Orchestrator": "orchestrator",
-               "Outputs": "node", "Store": "data.store"}  # fmt: skip
+_WITH_TORCH = {
+    "Labels": "network",
+    "Network": "network",
+    "NodeModule": "node",
+    "NodeStack": "stack",
+    "Orchestrator": "orchestrator",
+    "Outputs": "node",
+    "Store": "data.store",
+}
 
-__all__ = ["HOOKS", "Calibration", "Callback", "Config", "Context", "Distillation", "Gossip", "Graph", "OodScore", "Selection",
-           "Topology", "UserError", "fit", *_WITH_TORCH]  # fmt: skip
+__all__ = [
+    "HOOKS",
+    "Calibration",
+    "Callback",
+    "Config",
+    "Context",
+    "Distillation",
+    "Gossip",
+    "Graph",
+    "OodScore",
+    "Selection",
+    "Topology",
+    "UserError",
+    "fit",
+    *_WITH_TORCH,
+]
 
 
 def __getattr__(name: str):

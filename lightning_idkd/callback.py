@@ -6,7 +6,7 @@ no postponed annotations here: to resolve them jsonargparse would execute the TY
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lightning_idkd.errors import UserError, did_you_mean
 
@@ -85,7 +85,7 @@ class Gossip(Callback):
     """
 
     buffers: tuple[str, ...] = ()
-    edge_buffers: dict[str, int | None] = {}
+    edge_buffers: ClassVar[dict[str, int | None]] = {}
     columnwise: bool = True
 
     def update(self, X: "Tensor", G: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":
@@ -117,7 +117,9 @@ class OodScore:
 
     def from_probability(self, p: float) -> float:
         """The score at which the top class has probability ``p``; only scores that are a function of it have one."""
-        raise UserError(f"calibration.probability: {type(self).__name__} is no function of a probability; give calibration.threshold")
+        raise UserError(
+            f"calibration.probability: {type(self).__name__} is no function of a probability; give calibration.threshold"
+        )
 
 
 @dataclass

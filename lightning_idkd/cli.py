@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import MISSING, fields
 from importlib import import_module
-from typing import Optional, get_type_hints
+from typing import get_type_hints
 
 from lightning_idkd.errors import UserError, did_you_mean
 
@@ -14,6 +14,7 @@ PLUGINS = ("callbacks", "lightning_idkd.data", "lightning_idkd.models")
 
 COMMANDS = {
     "fit": "train the nodes of an experiment",
+    "bench": "time a step of this experiment beside a bare loop over separate models, on random images",
     "topology": "print a graph's numbers and draw it",
     "partition": "show how a partition divides the private set",
 }
@@ -39,10 +40,10 @@ def parser():
     p.add_class_arguments(config.NodeConfig, "node")
     p.add_class_arguments(config.TrainConfig, "train")
     p.add_argument("--gossip", type=config.Gossip, help="Decentralised optimiser: QGDSGDm, DSGD, AllReduce, Isolated, ...")
-    p.add_argument("--calibration", type=Optional[config.Calibration], help="Threshold of the OoD score: Youden, IdQuantile, Fixed.")
-    p.add_argument("--distillation", type=Optional[config.Distillation], help="IDKD, VanillaKD, or null for none.")
+    p.add_argument("--calibration", type=config.Calibration | None, help="Threshold of the OoD score: Youden, IdQuantile, Fixed.")
+    p.add_argument("--distillation", type=config.Distillation | None, help="IDKD, VanillaKD, or null for none.")
     p.add_argument("--callbacks", type=list[config.Callback], default=[], help="Further callbacks.")
-    p.add_argument("--logger", type=Optional[config.LoggerConfig], default=config.LoggerConfig(), help="Experiment logger, or null.")
+    p.add_argument("--logger", type=config.LoggerConfig | None, default=config.LoggerConfig(), help="Experiment logger, or null.")
     said = {d.args[1]: d.description for d in parse_from_object(config.RunConfig).meta if len(d.args) > 1}
     types = get_type_hints(config.RunConfig)
     for f in fields(config.RunConfig):  # key by key, since "from" cannot be a field's name
@@ -78,9 +79,13 @@ def configure(arguments: list[str]):
         raise UserError(str(cause).splitlines()[0] if str(cause) else repr(cause)) from e
     run = {f.name: made.run[f.name.rstrip("_")] for f in fields(config.RunConfig)}
     return config.Config(
-        **{k: made[k] for k in ("data", "gossip", "graph", "node", "train", "calibration", "distillation", "callbacks", "logger", "seed")},
-        run=config.RunConfig(**run), resolved=resolved,
-    )  # fmt: skip
+        **{
+            k: made[k]
+            for k in ("data", "gossip", "graph", "node", "train", "calibration", "distillation", "callbacks", "logger", "seed")
+        },
+        run=config.RunConfig(**run),
+        resolved=resolved,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,6 +116,17 @@ def fit(arguments: list[str]) -> int:
     return 0 if fit(config) is not None or config.run.devices > 1 else 130
 
 
+def bench(arguments: list[str]) -> int:
+    config = configure(arguments)
+    from lightning_idkd.bench import bench
+
+    digits = type(config.data.private).__name__ == "Digits"
+    found = bench(config, config.data.image_size or (8 if digits else 32), 1 if digits else 3)
+    for name, rate in found.items():
+        print(f"{name:<10} {rate:>10,.0f} samples/s  {rate / found['bare loop']:.2f} of the bare loop")
+    return 0
+
+
 def topology(arguments: list[str]) -> int:
     """Print a graph's numbers and draw it."""
     config = configure(arguments)
@@ -118,8 +134,10 @@ def topology(arguments: list[str]) -> int:
     mixing = graph.mixing(0)
     picture = f"{graph.name.lower()}_{graph.nodes}.png"
     graph.draw(picture)
-    print(f"{graph.name}: {graph.nodes} nodes, {len(mixing.edges)} directed edges, diameter {graph.diameter}, "
-          f"spectral gap {graph.spectral_gap():.4f}, smallest eigenvalue {graph.smallest_eigenvalue():.4f}\ndrawn: {picture}")  # fmt: skip
+    print(
+        f"{graph.name}: {graph.nodes} nodes, {len(mixing.edges)} directed edges, diameter {graph.diameter}, "
+        f"spectral gap {graph.spectral_gap():.4f}, smallest eigenvalue {graph.smallest_eigenvalue():.4f}\ndrawn: {picture}"
+    )
     return 0
 
 

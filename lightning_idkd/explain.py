@@ -61,7 +61,11 @@ def explain(message: str, known: list[str]) -> str:
     """``message`` as a sentence; ``known`` are all dotted keys."""
     if m := re.match(r"unrecognized arguments: (\S+)", message):
         given = m[1].split("=")[0]
-        return unknown(given.lstrip("-"), known) if given.startswith("-") else f"'{given}' is no --key; a value needs its key before it"
+        return (
+            unknown(given.lstrip("-"), known)
+            if given.startswith("-")
+            else f"'{given}' is no --key; a value needs its key before it"
+        )
     if m := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
         return unknown(f"{m[1]}.{m[2]}", known)
     path: list[str] = []

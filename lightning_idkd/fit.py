@@ -38,12 +38,28 @@ def fit(config: Config) -> dict | None:
     network = Network(graph, fabric.global_rank, fabric.world_size)
     dtype = torch.float64 if config.run.precision == 64 else torch.float32
     private, test, public, split = store_parts
-    store = Store(private, test, public, split, network.rows, batch=config.train.batch_size, augment=config.data.augment,
-                  augment_public=config.data.augment_public, seed=config.seed, device=fabric.device, dtype=dtype)  # fmt: skip
+    store = Store(
+        private,
+        test,
+        public,
+        split,
+        network.rows,
+        batch=config.train.batch_size,
+        augment=config.data.augment,
+        augment_public=config.data.augment_public,
+        seed=config.seed,
+        device=fabric.device,
+        dtype=dtype,
+    )
 
     Module = module_class(config.node.module)
-    stack = NodeStack(lambda: Module(config.node.network.build(private.channels, private.size, store.k)), network.rows, config.seed,
-                      fabric.device, dtype)  # fmt: skip
+    stack = NodeStack(
+        lambda: Module(config.node.network.build(private.channels, private.size, store.k)),
+        network.rows,
+        config.seed,
+        fabric.device,
+        dtype,
+    )
     stack.engine, threads = execution(config, saved, stack, store, fabric)
     torch.set_num_threads(threads)
     config.resolved["run"] |= {"engine": stack.engine, "threads": threads}
@@ -53,9 +69,22 @@ def fit(config: Config) -> dict | None:
         made = RunFolder.create(config.folder(), config.seed).path if fabric.is_global_zero else None
         folder = RunFolder(Path(fabric.broadcast(made)))
     header = {"from": config.run.from_, "git_commit": git_commit(), "partition_hash": split.hash, "parameters": stack.parameters}
-    run = Orchestrator(fabric, folder, stack, network, store, config.gossip, config.train, config.calibration,
-                       config.distillation, config.callbacks, config.run.checkpoint_every, config.run.keep, config.seed,
-                       header)  # fmt: skip
+    run = Orchestrator(
+        fabric,
+        folder,
+        stack,
+        network,
+        store,
+        config.gossip,
+        config.train,
+        config.calibration,
+        config.distillation,
+        config.callbacks,
+        config.run.checkpoint_every,
+        config.run.keep,
+        config.seed,
+        header,
+    )
     before = network.report(store.mass())
     if saved:
         source = RunFolder(checkpoint.parent.parent)
@@ -68,7 +97,8 @@ def fit(config: Config) -> dict | None:
         folder.point()
         fabric._loggers = loggers(config.logger, folder, config)
         parts = {
-            "run": f"{folder.path}" + (f", continued at epoch {run.epoch}" if config.run.resume and saved else "")
+            "run": f"{folder.path}"
+            + (f", continued at epoch {run.epoch}" if config.run.resume and saved else "")
             + (f", forked from {config.run.from_} at epoch {run.epoch}" if config.run.from_ else ""),
             "graph": f"{graph.name}, {graph.nodes} nodes, spectral gap {graph.spectral_gap():.4f}",
             "data": f"{store.samples:,} training samples, {len(test):,} test, {store.public:,} public, {store.channels}x{store.size}x"
@@ -76,7 +106,7 @@ def fit(config: Config) -> dict | None:
             "node": f"{type(config.node.network).__name__}, {stack.parameters:,} parameters; {type(config.gossip).__name__}; "
             f"{store.steps()} steps an epoch",
             "engine": f"{stack.engine} on {fabric.device}, {fabric.world_size} x {torch.get_num_threads()} threads",
-        }  # fmt: skip
+        }
         print(report.started(parts), flush=True)
 
     def interrupt(*_) -> None:
@@ -124,7 +154,9 @@ def find(config: Config) -> tuple[RunFolder | None, Path | None]:
         found = difference(config.resolved, folder.config())
         if found:
             key, here, there = found
-            raise UserError(f"run.resume: {key} is {here} here but {there} in '{run.resume}'; a run continues with its own config")
+            raise UserError(
+                f"run.resume: {key} is {here} here but {there} in '{run.resume}'; a run continues with its own config"
+            )
         if folder.file("summary.json").exists():
             raise UserError(f"run.resume: '{run.resume}' is finished; use run.from to start from its checkpoints")
         return folder, checkpoint
@@ -148,7 +180,9 @@ def check_epoch(config: Config, epoch: int) -> None:
     from lightning_idkd.schedule import epoch_of
 
     if epoch >= config.train.epochs and config.run.from_:
-        raise UserError(f"train.epochs: {config.train.epochs}, but '{config.run.from_}' has trained {epoch} epochs already; give more")
+        raise UserError(
+            f"train.epochs: {config.train.epochs}, but '{config.run.from_}' has trained {epoch} epochs already; give more"
+        )
     if config.run.from_ and config.distillation is not None:
         start = epoch_of(config.distillation.start, config.train.epochs, "distillation.start")
         if start < epoch:
@@ -199,8 +233,14 @@ def loggers(config: LoggerConfig | None, folder: RunFolder, run: Config) -> list
         offline = not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logger = WandbLogger(name=f"{run.run.name}/{folder.path.name}", project=config.project, save_dir=str(folder.path),
-                             offline=offline, group=config.group, settings=wandb.Settings(silent=True))  # fmt: skip
+        logger = WandbLogger(
+            name=f"{run.run.name}/{folder.path.name}",
+            project=config.project,
+            save_dir=str(folder.path),
+            offline=offline,
+            group=config.group,
+            settings=wandb.Settings(silent=True),
+        )
         logger.experiment.define_metric("epoch")
         logger.experiment.define_metric("*", step_metric="epoch")
         logger.log_hyperparams(run.resolved)
@@ -210,8 +250,9 @@ def loggers(config: LoggerConfig | None, folder: RunFolder, run: Config) -> list
 def git_commit() -> str | None:
     """The commit of the working folder, with + where it has changes."""
     try:
-        said = subprocess.run(["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
-                              capture_output=True, text=True, check=True)  # fmt: skip
+        said = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return said.stdout.strip()

@@ -200,9 +200,7 @@ class Graph:
             never all reach each other (a static one, or all steps of a period together).
     """
 
-    def __init__(
-        self, topology: Topology, nodes: int, weights: Literal["metropolis", "uniform"] = "metropolis", seed: int = 0
-    ):
+    def __init__(self, topology: Topology, nodes: int, weights: Literal["metropolis", "uniform"] = "metropolis", seed: int = 0):
         if nodes < 1:
             raise UserError(f"graph.nodes: {nodes} given; allowed: 1 or more")
         if weights not in ("metropolis", "uniform"):

@@ -16,7 +16,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from lightning_idkd import metrics, report
-from lightning_idkd.callback import Callback, Calibration, Context, Distillation, Gossip, Selection
+from lightning_idkd.callback import Calibration, Callback, Context, Distillation, Gossip, Selection
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
@@ -31,10 +31,23 @@ BLOCK = 16384  # columns of a rule's matrices that are treated at once: 16 rows 
 class Orchestrator:
     """One run. ``self`` is what hooks get as ``run``; :meth:`state` is all of it that a resumed run needs."""
 
-    def __init__(self, fabric: Fabric, folder: RunFolder, stack: NodeStack, network: Network, store: Store, rule: Gossip,
-                 train: TrainConfig, calibration: Calibration | None = None, distillation: Distillation | None = None,
-                 callbacks: list[Callback] | None = None, checkpoint_every: int = 1, keep: list[int] | None = None,
-                 seed: int = 0, header: dict | None = None):  # fmt: skip
+    def __init__(
+        self,
+        fabric: Fabric,
+        folder: RunFolder,
+        stack: NodeStack,
+        network: Network,
+        store: Store,
+        rule: Gossip,
+        train: TrainConfig,
+        calibration: Calibration | None = None,
+        distillation: Distillation | None = None,
+        callbacks: list[Callback] | None = None,
+        checkpoint_every: int = 1,
+        keep: list[int] | None = None,
+        seed: int = 0,
+        header: dict | None = None,
+    ):
         self.fabric, self.folder, self.stack, self.network, self.store = fabric, folder, stack, network, store
         self.rule, self.train, self.calibration, self.distillation = rule, train, calibration, distillation
         self.checkpoint_every, self.keep, self.seed, self.header = checkpoint_every, keep or [], seed, header or {}
@@ -46,9 +59,7 @@ class Orchestrator:
         self.before_final_gossip: float | None = None  # its accuracy, once the final gossip has taken place
         self.buffers = {k: torch.zeros_like(stack.X) for k in rule.buffers}
         edges = len(network.edges(0))
-        self.edge_buffers = {
-            k: stack.X.new_zeros(edges, width or stack.parameters) for k, width in rule.edge_buffers.items()
-        }
+        self.edge_buffers = {k: stack.X.new_zeros(edges, width or stack.parameters) for k, width in rule.edge_buffers.items()}
         self.samples, self.seconds, self.train_seconds = 0, 0.0, 0.0
         self.loss, self.loss_steps = torch.zeros(stack.n, dtype=torch.float64), 0
         self.first_bad = torch.full((stack.n,), -1, device=stack.device)
@@ -113,13 +124,14 @@ class Orchestrator:
 
     def context(self, lr: float, edges, first: bool = True, x: Tensor | None = None, y: Tensor | None = None) -> Context:
         return Context(
-            self.step, lr,
+            self.step,
+            lr,
             mix=functools.partial(self.network.mix, step=self.step, messages=first),
             mean=functools.partial(self.network.all_reduce, messages=first),
             swap=functools.partial(self.network.swap, step=self.step, messages=first),
             edges=edges - [[self.network.rows.start, 0]] if len(edges) else edges,
             gradient=functools.partial(self.stack.gradient, x=x, y=y, step=self.step),
-        )  # fmt: skip
+        )
 
     def lr(self, steps: int) -> float:
         """The learning rate of this step."""
@@ -145,7 +157,9 @@ class Orchestrator:
         if max(bad) >= 0:
             step, node = min((s, i) for i, s in enumerate(bad) if s >= 0)
             kept = f"last good checkpoint: {self.folder.last}" if self.folder.last.exists() else "there is no checkpoint yet"
-            raise UserError(f"the loss of node {node} is not finite at step {step} (train.lr is {self.train.lr}; try a smaller one); {kept}")
+            raise UserError(
+                f"the loss of node {node} is not finite at step {step} (train.lr is {self.train.lr}; try a smaller one); {kept}"
+            )
 
     def stop_asked(self) -> bool:
         """Whether any process was interrupted; all of them must stop at the same step."""
@@ -221,8 +235,11 @@ class Orchestrator:
             nodes = self.accuracies(split, samples)
             found[f"{name}/node_mean"] = nodes.mean().item()
             if name == "accuracy":
-                found |= {"accuracy/node_std": nodes.std(correction=0).item(), "accuracy/node_min": nodes.min().item(),
-                          "accuracy/node_max": nodes.max().item()}  # fmt: skip
+                found |= {
+                    "accuracy/node_std": nodes.std(correction=0).item(),
+                    "accuracy/node_min": nodes.min().item(),
+                    "accuracy/node_max": nodes.max().item(),
+                }
                 self.per_node_accuracy = nodes.tolist()
             found[f"{name}/consensus"] = (run_network(consensus, batches()).logits.argmax(1) == labels).double().mean().item()
         return found | {"consensus_distance": metrics.consensus_distance(X)}
@@ -237,7 +254,10 @@ class Orchestrator:
         line |= {f"communication/{k}": v for k, v in self.network.counts().items()}
         line |= {f"ood/{k}": v for k, v in self.ood.items() if v is not None}
         line |= {"homogeneity/before": self.before, "homogeneity/after": self.homogeneity()}
-        line |= {"throughput/samples_per_second": self.samples / max(self.train_seconds, 1e-9), "throughput/seconds": self.elapsed()}
+        line |= {
+            "throughput/samples_per_second": self.samples / max(self.train_seconds, 1e-9),
+            "throughput/seconds": self.elapsed(),
+        }
         self.loss, self.loss_steps = torch.zeros_like(self.loss), 0
         self.lines.append(line)
         if self.fabric.is_global_zero:
@@ -257,14 +277,24 @@ class Orchestrator:
             self.phase = "final"
             self.save()
         line = self.evaluate(None, **{"accuracy/node_mean_before_final_gossip": self.before_final_gossip})
-        summary: dict = {"name": self.folder.path.parent.name, "seed": self.seed, "nodes": self.store.nodes,
-                         "steps": self.step - self.train.final_gossip, "epochs": self.epochs, "final_gossip": self.train.final_gossip,
-                         "engine": self.stack.engine}  # fmt: skip
+        summary: dict = {
+            "name": self.folder.path.parent.name,
+            "seed": self.seed,
+            "nodes": self.store.nodes,
+            "steps": self.step - self.train.final_gossip,
+            "epochs": self.epochs,
+            "final_gossip": self.train.final_gossip,
+            "engine": self.stack.engine,
+        }
         for key, value in line.items():
             area, _, name = key.partition("/")
             if area in ("accuracy", "validation", "communication", "homogeneity", "throughput"):
                 summary.setdefault(area, {})[name] = value
-        summary |= {"consensus_distance": line["consensus_distance"], "ood": dict(self.ood), "peak_memory_bytes": self.peak_memory()}
+        summary |= {
+            "consensus_distance": line["consensus_distance"],
+            "ood": dict(self.ood),
+            "peak_memory_bytes": self.peak_memory(),
+        }
         summary["throughput"]["seconds"] = self.elapsed()
         summary["per_node"] = {"accuracy": self.per_node_accuracy} | getattr(self, "per_node_ood", {})
         summary |= self.header
@@ -296,17 +326,31 @@ class Orchestrator:
             mine = [(label.index.cpu(), label.probabilities.cpu()) for label in self.store.distilled]
             distilled = self.network.report_objects(mine)
         return {
-            "version": 1, "layout": self.stack.describe(), "engine": self.stack.engine,
-            "threads": torch.get_num_threads(), "epoch": self.epoch, "step": self.step, "epoch_step": self.epoch_step, "phase": self.phase,
+            "version": 1,
+            "layout": self.stack.describe(),
+            "engine": self.stack.engine,
+            "threads": torch.get_num_threads(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "epoch_step": self.epoch_step,
+            "phase": self.phase,
             "before_final_gossip": self.before_final_gossip,
-            "X": report_(self.stack.X), "buffers": {k: report_(b) for k, b in self.stack.buffers.items()},
-            "rule": {k: report_(b) for k, b in self.buffers.items()}, "rule_edges": per_edge,
-            "distilled": distilled, "generation": (self.store.generation, self.store.generation_start),
-            "counts": self.network.counts(), "ood": self.ood, "per_node_ood": getattr(self, "per_node_ood", {}),
-            "loss": report_(self.loss[:, None]), "loss_steps": self.loss_steps,
-            "samples": self.samples, "seconds": self.elapsed(), "train_seconds": self.train_seconds,
+            "X": report_(self.stack.X),
+            "buffers": {k: report_(b) for k, b in self.stack.buffers.items()},
+            "rule": {k: report_(b) for k, b in self.buffers.items()},
+            "rule_edges": per_edge,
+            "distilled": distilled,
+            "generation": (self.store.generation, self.store.generation_start),
+            "counts": self.network.counts(),
+            "ood": self.ood,
+            "per_node_ood": getattr(self, "per_node_ood", {}),
+            "loss": report_(self.loss[:, None]),
+            "loss_steps": self.loss_steps,
+            "samples": self.samples,
+            "seconds": self.elapsed(),
+            "train_seconds": self.train_seconds,
             "callbacks": [c.state_dict() for c in self.callbacks],
-        }  # fmt: skip
+        }
 
     def _by_sender(self, T: Tensor) -> list[Tensor]:
         senders = torch.as_tensor(self.network.edges(0)[:, 0] if len(T) else [])
@@ -346,4 +390,3 @@ class Orchestrator:
             self.store.generation, self.store.generation_start = state["generation"]
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(saved)
-

@@ -41,9 +41,7 @@ def uniform(seed: int | Tensor, purpose: str, *counters: int | Tensor, device: t
     return _shift(bits(seed, purpose, *counters, device=device), 40).to(torch.float32) * 2.0**-24
 
 
-def randint(
-    high: int, seed: int | Tensor, purpose: str, *counters: int | Tensor, device: torch.device | str = "cpu"
-) -> Tensor:
+def randint(high: int, seed: int | Tensor, purpose: str, *counters: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Uniform integers in [0, high), int64."""
     return _shift(bits(seed, purpose, *counters, device=device), 1) % high
 

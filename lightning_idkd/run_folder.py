@@ -58,7 +58,9 @@ class RunFolder:
             for name in ("checkpoints", "plots"):
                 (path / name).mkdir()
         except OSError as e:
-            raise UserError(f"run.dir: cannot write below '{parent}' ({e.strerror}); set run.dir to a folder you can write to") from e
+            raise UserError(
+                f"run.dir: cannot write below '{parent}' ({e.strerror}); set run.dir to a folder you can write to"
+            ) from e
         folder = cls(path)
         folder.point()
         return folder
@@ -74,8 +76,12 @@ class RunFolder:
         """The newest run below ``parent`` that has a checkpoint, no summary, and the same config."""
         for path in sorted(parent.glob("*/config.yaml"), reverse=True):
             folder = cls(path.parent)
-            if path.parent.name != "latest" and not folder.file("summary.json").exists() and folder.last.exists() \
-                    and difference(config, folder.config()) is None:  # fmt: skip
+            if (
+                path.parent.name != "latest"
+                and not folder.file("summary.json").exists()
+                and folder.last.exists()
+                and difference(config, folder.config()) is None
+            ):
                 return folder
         return None
 
@@ -141,8 +147,10 @@ class RunFolder:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as e:
             size = path.stat().st_size if path.exists() else 0
-            raise UserError(f"checkpoint '{path}' cannot be read ({size} bytes; cut short or damaged): delete it, or name another "
-                            "file in checkpoints/") from e  # fmt: skip
+            raise UserError(
+                f"checkpoint '{path}' cannot be read ({size} bytes; cut short or damaged): delete it, or name another "
+                "file in checkpoints/"
+            ) from e
 
 
 def difference(a: dict, b: dict, keys: tuple[str, ...] | None = None) -> tuple[str, Any, Any] | None:

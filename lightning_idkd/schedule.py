@@ -69,7 +69,9 @@ class Cosine(Schedule):
 
     def __post_init__(self):
         if not 0 < self.floor <= 1:
-            raise UserError(f"train.schedule.floor: {self.floor} is not above 0 and at most 1 (rules divide by the learning rate)")
+            raise UserError(
+                f"train.schedule.floor: {self.floor} is not above 0 and at most 1 (rules divide by the learning rate)"
+            )
 
     def decay(self, epoch: float, epochs: int) -> float:
         progress = (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)

@@ -178,13 +178,14 @@ class NodeStack:
         """Gradients [n, P] at other parameters ``X`` on the same batch; rows, ``G`` and norm buffers stay as they are."""
         kept_X, kept_G, kept = self.X.clone(), self.G.clone(), {k: b.clone() for k, b in self.buffers.items()}
         self.X.copy_(X)
-        self.step(x, y, step)
-        G = self.G.clone()
-        self.X.copy_(kept_X)
-        self.G.copy_(kept_G)
-        for k, b in self.buffers.items():
-            b.copy_(kept[k])
-        return G
+        try:
+            self.step(x, y, step)
+            return self.G.clone()
+        finally:  # also where :meth:`choose` tries an engine that fails half way
+            self.X.copy_(kept_X)
+            self.G.copy_(kept_G)
+            for k, b in self.buffers.items():
+                b.copy_(kept[k])
 
     def choose(self, x: Tensor, y: Tensor, engines: Sequence[str], threads: Sequence[int]) -> tuple[str, int]:
         """The engine and thread count that take least time for a step on this batch; rows, gradients and buffers stay."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from callbacks.gossip.dsgd import DSGD
 from lightning_idkd.errors import UserError
 
@@ -18,7 +20,7 @@ class RelaySGD(DSGD):
         weight_decay: L2 coefficient added to the gradient.
     """
 
-    edge_buffers = {"R": None, "C": 1}  # the model sums that came last over each edge, and how many models they hold
+    edge_buffers: ClassVar = {"R": None, "C": 1}  # the model sums that came last over each edge, and how many models they hold
 
     def check(self, graph) -> None:
         static = graph.topology.period == 1 and not graph.topology.directed

@@ -224,9 +224,7 @@ def partition(rule: Partition, labels: np.ndarray, nodes: int, seed: int, valida
         given = f"data.partition: {type(rule).__name__}" if alpha is None else f"data.partition.alpha: {alpha}"
         works = alpha and smallest_working_alpha(rule, labels, nodes, seed)
         advice = f"the smallest alpha that worked is {works}" if works else "lower graph.nodes"
-        raise UserError(
-            f"{given} leaves some of {nodes} nodes without training samples in each of {ATTEMPTS} draws; {advice}"
-        )
+        raise UserError(f"{given} leaves some of {nodes} nodes without training samples in each of {ATTEMPTS} draws; {advice}")
     held_out = [validation_size(len(part), validation) for part in parts]
     train = [np.sort(part[size:]).astype(np.int64) for part, size in zip(parts, held_out, strict=True)]
     tune = [np.sort(part[:size]).astype(np.int64) for part, size in zip(parts, held_out, strict=True)]

@@ -140,9 +140,7 @@ class TorchModule(Architecture):
                 ) from error
             if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
                 given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-                raise UserError(
-                    f"node.network.path: {self.path} returns {given} for 2 images, not logits [2, {classes}]."
-                )
+                raise UserError(f"node.network.path: {self.path} returns {given} for 2 images, not logits [2, {classes}].")
             if not _is_head_of_features(module, images, logits):
                 module = _split_at_last_linear(module, classes)
                 if module is None or not _is_head_of_features(module, images, logits):

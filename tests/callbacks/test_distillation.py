@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from callbacks import IDKD, MSP, VanillaKD, Youden
+from callbacks import IDKD, VanillaKD
 from lightning_idkd.callback import HOOKS, Selection
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Graph
@@ -217,17 +217,3 @@ def test_mistakes_are_refused_with_their_key(cls, options, said):
 def test_a_start_beyond_the_last_epoch_is_refused_with_its_key():
     with pytest.raises(UserError, match=r"distillation\.start: 40 .*40 epochs"):
         IDKD(start=40).due(0, 40)
-
-
-def test_selections_come_from_a_real_calibration_too():
-    run, calibration = chain_of_four(), Youden(MSP())
-    said = []
-
-    def calibrate(public):
-        return [calibration.select(Outputs(4 * o.logits), o, 9, said.append, i) for i, o in enumerate(public)]
-
-    run.calibrate = calibrate
-    for sent, z in zip(IDKD().label(run), run.outputs, strict=True):
-        p = z.softmax(1).amax(1)
-        kept = sent.index.tolist()
-        assert kept == [] or p[kept].min() > max((p[j] for j in range(PUBLIC) if j not in kept), default=0)

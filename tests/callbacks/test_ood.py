@@ -94,7 +94,7 @@ def select(calibration, private, public, held_out=None, node=0, said=None):
 
 def test_youden_keeps_at_and_above_the_threshold_that_separates_best():
     private, public = [1.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], [0.0, 1.0, 2.0, 2.5, 5.0, 9.5]
-    # at 3: 7/8 - 2/6, the best; every higher threshold loses an eighth and gains at most a sixth with two of them
+    # 7/8 - 2/6 at 3; the next best is 6/8 - 2/6 at 4
     said = []
     selection = select(Youden(MSP()), private, public, said=said)
     assert selection.threshold == 3

@@ -18,8 +18,26 @@ import yaml
 from lightning_idkd import Callback
 from lightning_idkd.cli import configure, main
 
-SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "6", "--train.evaluate_every", "2", "--distillation.start", "3",
-         "--distillation.every", "2", "--data.public.samples", "300", "--run.engine", "loop", "--run.threads", "1"]  # fmt: skip
+SHORT = [
+    "--logger",
+    "null",
+    "--graph.nodes",
+    "4",
+    "--train.epochs",
+    "6",
+    "--train.evaluate_every",
+    "2",
+    "--distillation.start",
+    "3",
+    "--distillation.every",
+    "2",
+    "--data.public.samples",
+    "300",
+    "--run.engine",
+    "loop",
+    "--run.threads",
+    "1",
+]
 
 
 class InterruptAt(Callback):
@@ -46,7 +64,9 @@ class Explode(Callback):
 @pytest.fixture
 def fit(configs, tmp_path):
     def call(*arguments, folder="runs"):
-        return main(["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, "--run.dir", str(tmp_path / folder), *arguments])
+        return main(
+            ["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, "--run.dir", str(tmp_path / folder), *arguments]
+        )
 
     call.runs = tmp_path / "runs"
     return call
@@ -82,15 +102,29 @@ class TestFiles:
     def test_a_run_leaves_the_promised_files_and_keys(self, fit):
         assert fit() == 0
         run = latest(fit.runs)
-        for name in ("config.yaml", "metrics.jsonl", "summary.json", "partition.json", "checkpoints/last.ckpt", "plots/accuracy.png",
-                     "plots/graph.png", "plots/labels.png"):  # fmt: skip
+        for name in (
+            "config.yaml",
+            "metrics.jsonl",
+            "summary.json",
+            "partition.json",
+            "checkpoints/last.ckpt",
+            "plots/accuracy.png",
+            "plots/graph.png",
+            "plots/labels.png",
+        ):
             assert (run / name).stat().st_size > 0, name
-        assert not [p for p in run.rglob("*.part")]
+        assert not list(run.rglob("*.part"))
         summary = json.loads((run / "summary.json").read_text())
         assert summary["name"] == "ring_digits"
         assert (summary["nodes"], summary["epochs"], summary["engine"], summary["from"]) == (4, 6, "loop", None)
-        assert summary["accuracy"].keys() == {"node_mean", "node_std", "node_min", "node_max", "consensus",
-                                              "node_mean_before_final_gossip"}  # fmt: skip
+        assert summary["accuracy"].keys() == {
+            "node_mean",
+            "node_std",
+            "node_min",
+            "node_max",
+            "consensus",
+            "node_mean_before_final_gossip",
+        }
         assert summary["communication"].keys() == {"parameter_bytes", "label_bytes", "other_bytes", "messages"}
         assert summary["ood"].keys() == {"auroc", "threshold", "kept_fraction"}
         assert summary["homogeneity"].keys() == {"before", "after"}
@@ -138,8 +172,14 @@ class TestFiles:
 class TestResume:
     @pytest.mark.parametrize("gossip", ["QGDSGDm", "RelaySGD"])
     def test_an_interrupted_run_ends_bit_equal(self, fit, tmp_path, gossip, capsys):
-        variant = ["--gossip", gossip, "--graph.topology", "Chain", "--callbacks",
-                   f"[{{class_path: {__name__}.InterruptAt, init_args: {{at: AT}}}}]"]  # fmt: skip
+        variant = [
+            "--gossip",
+            gossip,
+            "--graph.topology",
+            "Chain",
+            "--callbacks",
+            f"[{{class_path: {__name__}.InterruptAt, init_args: {{at: AT}}}}]",
+        ]
 
         def run(at, *more, folder):
             return fit(*[v.replace("AT", str(at)) for v in variant], *more, folder=folder)
@@ -173,8 +213,18 @@ class TestResume:
 
     @pytest.mark.slow
     def test_a_killed_run_ends_bit_equal(self, configs, tmp_path):
-        command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT,
-                   "--train.epochs", "12", "--run.dir"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "lightning_idkd",
+            "fit",
+            "--config",
+            str(configs / "ring_digits.yaml"),
+            *SHORT,
+            "--train.epochs",
+            "12",
+            "--run.dir",
+        ]
         assert subprocess.run([*command, str(tmp_path / "whole")], capture_output=True).returncode == 0
         process = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
@@ -192,8 +242,19 @@ class TestResume:
 
     @pytest.mark.slow
     def test_ctrl_c_ends_with_a_checkpoint(self, configs, tmp_path):
-        command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT,
-                   "--train.epochs", "500", "--run.dir", str(tmp_path)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "lightning_idkd",
+            "fit",
+            "--config",
+            str(configs / "ring_digits.yaml"),
+            *SHORT,
+            "--train.epochs",
+            "500",
+            "--run.dir",
+            str(tmp_path),
+        ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for line in process.stdout:
             if " train " in line:
@@ -220,11 +281,29 @@ class TestFork:
 
     def test_more_epochs_continue_a_finished_run(self, fit):
         assert fit("--distillation", "null", "--train.schedule", "Constant") == 0
-        assert fit("--distillation", "null", "--train.schedule", "Constant", "--run.from", str(latest(fit.runs)), "--train.epochs", "8") == 0
+        assert (
+            fit(
+                "--distillation",
+                "null",
+                "--train.schedule",
+                "Constant",
+                "--run.from",
+                str(latest(fit.runs)),
+                "--train.epochs",
+                "8",
+            )
+            == 0
+        )
         assert [line["epoch"] for line in lines(latest(fit.runs))][-1] == 8
 
-    @pytest.mark.parametrize(("change", "key"), [(("--graph.topology", "Complete"), "graph.topology"), (("--seed", "1"), "seed"),
-                                                 (("--node.network.width", "8"), "node.network.init_args.width")])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("change", "key"),
+        [
+            (("--graph.topology", "Complete"), "graph.topology"),
+            (("--seed", "1"), "seed"),
+            (("--node.network.width", "8"), "node.network.init_args.width"),
+        ],
+    )
     def test_another_graph_node_or_seed_is_refused(self, fit, capsys, change, key):
         fit("--run.keep", "[3]")
         base = str(latest(fit.runs).resolve())
@@ -242,46 +321,54 @@ class TestFork:
 class TestMistakes:
     """Each is told in at most two lines with status 2, before any run folder exists."""
 
-    @pytest.mark.parametrize(("arguments", "words"), [
-        (["--train.lrr", "0.1"], ["train.lrr", "'lr'"]),
-        (["--train.lr", "abc"], ["train.lr", "abc", "float"]),
-        (["--train.lr", "0"], ["train.lr", "above 0"]),
-        (["--gossip", "DGSD"], ["gossip", "'DSGD'"]),
-        (["--gossip", "MSP"], ["gossip", "MSP", "QGDSGDm"]),
-        (["--gossip.momentun", "0.3"], ["gossip.momentun", "'momentum'"]),
-        (["--graph.topology", "Rign"], ["graph.topology", "'Ring'"]),
-        (["--graph.weights", "metropolys"], ["graph.weights", "'metropolis'", "uniform"]),
-        (["--calibration.score", "Enrgy"], ["calibration.score", "'Energy'"]),
-        (["--calibration.score.temp", "2"], ["calibration.score.temp", "temperature"]),
-        (["--distillation", "IDKDD"], ["distillation", "'IDKD'"]),
-        (["--distillation.start", "abc"], ["distillation.start", "abc", "float"]),
-        (["--distillation.labels", "frsh"], ["distillation.labels", "'fresh'", "relayed"]),
-        (["--distillation.start", "6"], ["distillation.start", "6", "5"]),
-        (["--distillation.temperature", "0"], ["distillation.temperature", "above 0"]),
-        (["--data.partition.alpha", "0"], ["data.partition.alpha", "above 0"]),
-        (["--data.partition.alpha", "-1"], ["data.partition.alpha", "-1", "above 0"]),
-        (["--data.public", "null"], ["data.public"]),
-        (["--data.private", "HuggingFace"], ["data.private.path", "required"]),
-        (["--data.private.path", "x"], ["data.private.path", "HuggingFace"]),
-        (["--data.private", "HuggingFace", "--data.private.path", "nowhere/cifar"], ["data.private.path", "nowhere/cifar", "IDKD_DATA"]),
-        (["--graph.nodes", "1500"], ["graph.nodes", "1500", "1438"]),
-        (["--graph.nodes", "100000"], ["graph.nodes", "10000"]),
-        (["--graph.topology", "Torus", "--graph.topology.rows", "3", "--graph.topology.cols", "5", "--graph.nodes", "16"],
-         ["graph.topology", "15", "16", "4 x 4"]),
-        (["--graph.topology", "Social15", "--graph.nodes", "16"], ["graph.topology", "15", "16"]),
-        (["--gossip", "RelaySGD"], ["RelaySGD", "Chain", "Ring"]),
-        (["--node.network", "ResNet", "--node.network.depth", "21"], ["node.network.depth", "20", "26"]),
-        (["--node.module", "lightning_idkd.node.NodeModul"], ["node.module", "NodeModule"]),
-        (["--config", "nope.yaml"], ["--config", "nope.yaml"]),
-        (["--run.engine", "vmapp"], ["run.engine", "'vmap'"]),
-        (["--run.frm", "x"], ["run.frm", "'from'"]),
-        (["--run.from", "nowhere"], ["run.from", "nowhere"]),
-        (["--run.resume", "nowhere"], ["run.resume", "nowhere"]),
-        (["--run.keep", "[99]"], ["run.keep", "99", "6"]),
-        (["--run.accelerator", "cuda"], ["run.accelerator", "cuda"]),
-        (["--train.batch_size", "0"], ["train.batch_size"]),
-        (["stray"], ["stray"]),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--train.lrr", "0.1"], ["train.lrr", "'lr'"]),
+            (["--train.lr", "abc"], ["train.lr", "abc", "float"]),
+            (["--train.lr", "0"], ["train.lr", "above 0"]),
+            (["--gossip", "DGSD"], ["gossip", "'DSGD'"]),
+            (["--gossip", "MSP"], ["gossip", "MSP", "QGDSGDm"]),
+            (["--gossip.momentun", "0.3"], ["gossip.momentun", "'momentum'"]),
+            (["--graph.topology", "Rign"], ["graph.topology", "'Ring'"]),
+            (["--graph.weights", "metropolys"], ["graph.weights", "'metropolis'", "uniform"]),
+            (["--calibration.score", "Enrgy"], ["calibration.score", "'Energy'"]),
+            (["--calibration.score.temp", "2"], ["calibration.score.temp", "temperature"]),
+            (["--distillation", "IDKDD"], ["distillation", "'IDKD'"]),
+            (["--distillation.start", "abc"], ["distillation.start", "abc", "float"]),
+            (["--distillation.labels", "frsh"], ["distillation.labels", "'fresh'", "relayed"]),
+            (["--distillation.start", "6"], ["distillation.start", "6", "5"]),
+            (["--distillation.temperature", "0"], ["distillation.temperature", "above 0"]),
+            (["--data.partition.alpha", "0"], ["data.partition.alpha", "above 0"]),
+            (["--data.partition.alpha", "-1"], ["data.partition.alpha", "-1", "above 0"]),
+            (["--data.public", "null"], ["data.public"]),
+            (["--data.private", "HuggingFace"], ["data.private.path", "required"]),
+            (["--data.private.path", "x"], ["data.private.path", "HuggingFace"]),
+            (
+                ["--data.private", "HuggingFace", "--data.private.path", "nowhere/cifar"],
+                ["data.private.path", "nowhere/cifar", "IDKD_DATA"],
+            ),
+            (["--graph.nodes", "1500"], ["graph.nodes", "1500", "1438"]),
+            (["--graph.nodes", "100000"], ["graph.nodes", "10000"]),
+            (
+                ["--graph.topology", "Torus", "--graph.topology.rows", "3", "--graph.topology.cols", "5", "--graph.nodes", "16"],
+                ["graph.topology", "15", "16", "4 x 4"],
+            ),
+            (["--graph.topology", "Social15", "--graph.nodes", "16"], ["graph.topology", "15", "16"]),
+            (["--gossip", "RelaySGD"], ["RelaySGD", "Chain", "Ring"]),
+            (["--node.network", "ResNet", "--node.network.depth", "21"], ["node.network.depth", "20", "26"]),
+            (["--node.module", "lightning_idkd.node.NodeModul"], ["node.module", "NodeModule"]),
+            (["--config", "nope.yaml"], ["--config", "nope.yaml"]),
+            (["--run.engine", "vmapp"], ["run.engine", "'vmap'"]),
+            (["--run.frm", "x"], ["run.frm", "'from'"]),
+            (["--run.from", "nowhere"], ["run.from", "nowhere"]),
+            (["--run.resume", "nowhere"], ["run.resume", "nowhere"]),
+            (["--run.keep", "[99]"], ["run.keep", "99", "6"]),
+            (["--run.accelerator", "cuda"], ["run.accelerator", "cuda"]),
+            (["--train.batch_size", "0"], ["train.batch_size"]),
+            (["stray"], ["stray"]),
+        ],
+    )
     def test_is_told_with_the_key_and_what_is_allowed(self, fit, capsys, monkeypatch, arguments, words):
         if "cuda" in arguments and torch.cuda.is_available():
             pytest.skip("here cuda is no mistake")
@@ -338,11 +425,22 @@ class TestMistakes:
 
 @pytest.mark.slow
 def test_two_processes_are_bit_equal_to_one(configs, tmp_path):
-    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT,
-               "--graph.nodes", "5", "--run.dir"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "lightning_idkd",
+        "fit",
+        "--config",
+        str(configs / "ring_digits.yaml"),
+        *SHORT,
+        "--graph.nodes",
+        "5",
+        "--run.dir",
+    ]
     for devices in (1, 2):
-        done = subprocess.run([*command, str(tmp_path / str(devices)), "--run.devices", str(devices)], capture_output=True, text=True,
-                              timeout=240)  # fmt: skip
+        done = subprocess.run(
+            [*command, str(tmp_path / str(devices)), "--run.devices", str(devices)], capture_output=True, text=True, timeout=240
+        )
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = latest(tmp_path / "1"), latest(tmp_path / "2")
     assert same(checkpoint(one), checkpoint(two)) is None
@@ -362,9 +460,13 @@ def parquet(folder, split, samples, classes, size, seed):
         pixels = np.clip(rng.normal(40 + 170 * label / classes, 40, (size, size, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(buffer, "PNG")
         images.append({"bytes": buffer.getvalue(), "path": None})
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[f"c{i}" for i in range(classes)])})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[f"c{i}" for i in range(classes)])}
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(
+        folder / f"{split}-00000-of-00001.parquet"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -387,8 +489,22 @@ def every_config():
 def test_every_config_trains_on_stand_in_data(name, configs, stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("IDKD_DATA", str(stand_in))
     config = configure(["--config", str(configs / f"{name}.yaml")])
-    shrink = ["--train.epochs", "2", "--train.schedule", "Constant", "--train.evaluate_samples", "16", "--logger", "null",
-              "--run.engine", "loop", "--run.dir", str(tmp_path), "--run.threads", "2"]  # fmt: skip
+    shrink = [
+        "--train.epochs",
+        "2",
+        "--train.schedule",
+        "Constant",
+        "--train.evaluate_samples",
+        "16",
+        "--logger",
+        "null",
+        "--run.engine",
+        "loop",
+        "--run.dir",
+        str(tmp_path),
+        "--run.threads",
+        "2",
+    ]
     if config.distillation is not None:
         shrink += ["--distillation.start", "1"]
     if type(config.node.network).__name__ == "ResNet":
@@ -401,10 +517,40 @@ def test_every_config_trains_on_stand_in_data(name, configs, stand_in, tmp_path,
 @pytest.mark.data
 @pytest.mark.slow
 def test_torus_cifar100_goes_through_calibration_exchange_kill_and_resume(configs, data_folder, tmp_path):
-    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "torus_cifar100.yaml"), "--logger", "null",
-               "--data.private.limit", "6000", "--data.public.limit", "500", "--data.image_size", "8", "--node.network.depth", "8",
-               "--node.network.width", "4", "--train.epochs", "6", "--train.evaluate_every", "1", "--train.evaluate_samples", "32",
-               "--distillation.start", "3", "--run.engine", "loop", "--run.threads", "2", "--run.dir", str(tmp_path)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "lightning_idkd",
+        "fit",
+        "--config",
+        str(configs / "torus_cifar100.yaml"),
+        "--logger",
+        "null",
+        "--data.private.limit",
+        "6000",
+        "--data.public.limit",
+        "500",
+        "--data.image_size",
+        "8",
+        "--node.network.depth",
+        "8",
+        "--node.network.width",
+        "4",
+        "--train.epochs",
+        "6",
+        "--train.evaluate_every",
+        "1",
+        "--train.evaluate_samples",
+        "32",
+        "--distillation.start",
+        "3",
+        "--run.engine",
+        "loop",
+        "--run.threads",
+        "2",
+        "--run.dir",
+        str(tmp_path),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
         if " distil " in line:
@@ -429,8 +575,22 @@ class TestCentral:
         from lightning_idkd.data.store import Store
         from lightning_idkd.fit import load
 
-        arguments = ["--config", str(configs / "central_digits.yaml"), "--train.epochs", "2", "--train.schedule", "Constant",
-                     "--logger", "null", "--run.precision", "64", "--run.engine", "loop", "--run.dir", str(tmp_path)]  # fmt: skip
+        arguments = [
+            "--config",
+            str(configs / "central_digits.yaml"),
+            "--train.epochs",
+            "2",
+            "--train.schedule",
+            "Constant",
+            "--logger",
+            "null",
+            "--run.precision",
+            "64",
+            "--run.engine",
+            "loop",
+            "--run.dir",
+            str(tmp_path),
+        ]
         assert main(["fit", *arguments]) == 0
         saved = checkpoint(latest(tmp_path, "central_digits"))
 
@@ -445,11 +605,20 @@ class TestCentral:
                 x, y = store.batch(order[:, s * 64 : (s + 1) * 64], epoch * steps + s)
                 batches.append((x[0], y[0].argmax(1)))
         with randomness.forked(0, "initialisation"):
-            node = NodeModule(config.node.network.build(1, 8, 10), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).double()
-        trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                          enable_model_summary=False, precision="64-true")  # fmt: skip
-        trainer.fit(node, torch.utils.data.DataLoader(batches, batch_size=None), torch.utils.data.DataLoader(batches[:2], batch_size=None))
+            node = NodeModule(
+                config.node.network.build(1, 8, 10), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4
+            ).double()
+        trainer = Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            precision="64-true",
+        )
+        trainer.fit(
+            node, torch.utils.data.DataLoader(batches, batch_size=None), torch.utils.data.DataLoader(batches[:2], batch_size=None)
+        )
         row = torch.cat([(p.movedim(1, -1) if p.ndim == 4 else p).flatten() for p in node.parameters()])
         torch.testing.assert_close(saved["X"][0], row.detach(), rtol=1e-9, atol=1e-12)
-
-
