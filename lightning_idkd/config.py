@@ -173,6 +173,10 @@ class Config:
 
         if self.graph.nodes > MOST_NODES:
             raise UserError(f"graph.nodes: {self.graph.nodes} is more than {MOST_NODES}; mixing matrices are dense")
+        if self.run.devices > self.graph.nodes:
+            raise UserError(
+                f"run.devices: {self.run.devices} processes have no rows to share; allowed: 1 to graph.nodes, {self.graph.nodes}"
+            )
         self.train.schedule.factor(0.0, self.train.epochs)
         if self.distillation is not None:
             epoch_of(self.distillation.start, self.train.epochs, "distillation.start")

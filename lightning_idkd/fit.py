@@ -101,8 +101,8 @@ def fit(config: Config) -> dict | None:
             + (f", continued at epoch {run.epoch}" if config.run.resume and saved else "")
             + (f", forked from {config.run.from_} at epoch {run.epoch}" if config.run.from_ else ""),
             "graph": f"{graph.name}, {graph.nodes} nodes, spectral gap {graph.spectral_gap():.4f}",
-            "data": f"{store.samples:,} training samples, {len(test):,} test, {store.public:,} public, {store.channels}x{store.size}x"
-            f"{store.size}, {store.k} classes, partition {split.hash}",
+            "data": f"{store.samples:,} training samples, {len(test):,} test, {store.public:,} public, "
+            f"{store.channels}x{store.size}x{store.size}, {store.k} classes, partition {split.hash}",
             "node": f"{type(config.node.network).__name__}, {stack.parameters:,} parameters; {type(config.gossip).__name__}; "
             f"{store.steps()} steps an epoch",
             "engine": f"{stack.engine} on {fabric.device}, {fabric.world_size} x {torch.get_num_threads()} threads",

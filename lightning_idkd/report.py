@@ -108,7 +108,7 @@ def pictures(folder: Path, lines: list[dict], graph: Graph, accuracy: list[float
             axes.barh(range(len(mass)), mass[:, c], left=offset, height=0.8, label=classes[c] if mass.shape[1] <= 20 else None)
             offset = offset + mass[:, c]
         axes.set(title=title, xlabel="training samples (mass) by class")
-    left.set_ylabel("node")
+    left.set(ylabel="node", yticks=range(0, len(before), max(1, len(before) // 16)))
     left.invert_yaxis()
     if before.shape[1] <= 20:
         right.legend(fontsize="x-small", ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -89,7 +89,7 @@ class NodeStack:
             self._bind(module, self.X[i], {k: b[i] for k, b in self.buffers.items()}, self.G[i])
             module.train()
         self._loss = _Loss(first)
-        self._keys = [b for k, b in self.buffers.items() if k.split(".")[-1] == "key" and b.dtype == torch.int64]
+        self._keys = [self.buffers[f"{k}.key"] for k, m in first.named_modules() if isinstance(m, randomness.Dropout)]
         self._draws: bool | None = None  # does a training step draw from the global generator? known after the first
 
     @property

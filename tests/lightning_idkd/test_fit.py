@@ -365,6 +365,7 @@ class TestMistakes:
             (["--run.resume", "nowhere"], ["run.resume", "nowhere"]),
             (["--run.keep", "[99]"], ["run.keep", "99", "6"]),
             (["--run.accelerator", "cuda"], ["run.accelerator", "cuda"]),
+            (["--run.devices", "5"], ["run.devices", "5", "4"]),
             (["--train.batch_size", "0"], ["train.batch_size"]),
             (["stray"], ["stray"]),
         ],
@@ -622,3 +623,15 @@ class TestCentral:
         )
         row = torch.cat([(p.movedim(1, -1) if p.ndim == 4 else p).flatten() for p in node.parameters()])
         torch.testing.assert_close(saved["X"][0], row.detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_wandb_keeps_offline_files_in_the_run_folder(configs, tmp_path):
+    """In a process of its own: wandb leaves threads and sockets behind."""
+    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT[2:]]
+    done = subprocess.run([*command, "--run.dir", str(tmp_path), "--logger.offline", "true"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (file,) = latest(tmp_path).glob("wandb/offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    for name in (b"accuracy/node_mean", b"communication/label_bytes", b"ood/auroc"):
+        assert name in content

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import spawn
 
-from lightning_idkd.graph import Chain, Graph, Ring, Social15, Topology, Torus
+from lightning_idkd.graph import Chain, Complete, Graph, Ring, Social15, Topology, Torus
 from lightning_idkd.network import Labels, Network, rows_of
 
 
@@ -75,6 +75,14 @@ def test_mix_follows_a_graph_that_changes():
 def test_mixing_blocks_of_columns_gives_the_same_bits(block, dtype):
     net, T = network("social"), rows(15, 2003, dtype)
     assert torch.equal(torch.cat([net.mix(part) for part in T.split(block, 1)], 1), net.mix(T))
+
+
+def test_sums_run_over_the_senders_in_ascending_order():
+    """In float32 2^25 swallows a 1, so only the last of 2^25 + 1 - 2^25 + 1 is left; another order leaves 0 or 2."""
+    net = Network(Graph(Complete(), 4))  # all weights 1/4
+    T = torch.tensor([[2.0**25], [1.0], [-(2.0**25)], [1.0]])
+    assert net.mix(T).flatten().tolist() == [0.25] * 4
+    assert net.all_reduce(T).flatten().tolist() == [0.25] * 4
 
 
 def test_mix_leaves_what_was_sent():
