@@ -56,6 +56,7 @@ class Orchestrator:
         self.epochs = train.epochs
         self.epoch = self.step = self.epoch_step = 0
         self.phase = "train"
+        self.best = -1.0  # validation accuracy of the best consensus model
         self.before_final_gossip: float | None = None  # its accuracy, once the final gossip has taken place
         self.buffers = {k: torch.zeros_like(stack.X) for k in rule.buffers}
         edges = len(network.edges(0))
@@ -99,11 +100,18 @@ class Orchestrator:
             self.call("on_epoch_end", epoch=self.epoch)
             if self.epoch == self.epochs:
                 break
-            if self.epoch % self.train.evaluate_every == 0:
-                self.evaluate()
-            if self.epoch % self.checkpoint_every == 0 or self.epoch in self.keep:
-                self.save()
+            improved = self.epoch % self.train.evaluate_every == 0 and self.improved(self.evaluate())
+            if improved or self.epoch % self.checkpoint_every == 0 or self.epoch in self.keep:
+                self.save(["best.ckpt"] * improved)
         return self.finish()
+
+    def improved(self, line: dict) -> bool:
+        """Whether this evaluation has the best consensus model so far, on validation samples."""
+        score = line.get("validation/consensus", -1.0)
+        if score <= self.best:
+            return False
+        self.best = score
+        return True
 
     def update(self, lr: float, x: Tensor, y: Tensor) -> None:
         """One application of the rule, in place, on blocks of columns where it allows that."""
@@ -335,6 +343,7 @@ class Orchestrator:
             "epoch_step": self.epoch_step,
             "phase": self.phase,
             "before_final_gossip": self.before_final_gossip,
+            "best": self.best,
             "X": report_(self.stack.X),
             "buffers": {k: report_(b) for k, b in self.stack.buffers.items()},
             "rule": {k: report_(b) for k, b in self.buffers.items()},
@@ -356,11 +365,13 @@ class Orchestrator:
         senders = torch.as_tensor(self.network.edges(0)[:, 0] if len(T) else [])
         return [T[senders == node].cpu() for node in self.network.rows]
 
-    def save(self) -> None:
-        """Write the last checkpoint (process 0), and keep it where ``run.keep`` asks for it."""
+    def save(self, keep: list[str] | None = None) -> None:
+        """Write the last checkpoint (process 0), and keep copies under other names and where ``run.keep`` asks for one."""
         state = self.state()
+        if self.epoch in self.keep and self.epoch_step == 0:
+            keep = [*(keep or []), f"epoch_{self.epoch}.ckpt"]
         if self.fabric.is_global_zero:
-            self.folder.save(state, f"epoch_{self.epoch}.ckpt" if self.epoch in self.keep and self.epoch_step == 0 else None)
+            self.folder.save(state, keep or [])
 
     def load(self, state: dict, lines: list[dict], fork: bool = False) -> None:
         """Continue from ``state``; a ``fork`` takes the rows and counters, not what distillation and callbacks had."""
@@ -381,7 +392,7 @@ class Orchestrator:
         self.lines = [line for line in lines if line["step"] <= self.step and line["phase"] != "final"]
         if fork:
             return
-        self.before_final_gossip = state["before_final_gossip"]
+        self.before_final_gossip, self.best = state["before_final_gossip"], state["best"]
         self.phase, self.ood, self.seconds = state["phase"], state["ood"], state["seconds"]
         if state["per_node_ood"]:
             self.per_node_ood = state["per_node_ood"]

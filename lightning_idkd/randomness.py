@@ -66,7 +66,7 @@ def forked(seed: int, purpose: str, *counters: int) -> Iterator[None]:
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask depends on ``key`` (set before every step from seed, node and step) and nothing else.
+    """Dropout whose mask depends on ``key`` (set before every step from seed, node and step) and the number of calls since.
 
     It stands in for ``torch.nn.Dropout`` inside a node, so that the mask is the same under every engine and process
     count, which a global generator cannot give.
@@ -76,14 +76,15 @@ class Dropout(nn.Module):
 
     def __init__(self, p: float, layer: int):
         super().__init__()
-        self.p, self.layer = p, layer
+        self.p, self.layer, self.calls = p, layer, 0
         self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
         index = torch.arange(x.numel(), device=x.device).view(x.shape)
-        keep = uniform(self.key, "dropout", self.layer, index, device=x.device) >= self.p
+        keep = uniform(self.key, "dropout", self.layer, self.calls, index, device=x.device) >= self.p
+        self.calls += 1  # one layer may be applied twice in a pass
         return x * keep / (1.0 - self.p)
 
 

@@ -128,15 +128,13 @@ class RunFolder:
         """Rewrite ``metrics.jsonl``: a few hundred lines at most, so that a kill never leaves half of one."""
         self.text("metrics.jsonl", "".join(json.dumps(plain(line)) + "\n" for line in lines))
 
-    def save(self, state: dict, keep: str | None = None) -> None:
-        """Write the last checkpoint, and a copy named ``keep``."""
+    def save(self, state: dict, keep: list[str]) -> None:
+        """Write the last checkpoint, and keep it under the further names."""
         import torch
 
         write(self.last, lambda part: torch.save(state, part))
-        if keep:
-            kept = self.last.with_name(keep)
-            kept.unlink(missing_ok=True)
-            os.link(self.last, kept)  # last.ckpt is replaced, never rewritten, so the link keeps this one
+        for name in keep:  # last.ckpt is replaced, never rewritten, so a link keeps this one
+            write(self.last.with_name(name), lambda part: os.link(self.last, part))
 
     @staticmethod
     def load(path: Path) -> dict:

@@ -90,6 +90,7 @@ class NodeStack:
             module.train()
         self._loss = _Loss(first)
         self._keys = [self.buffers[f"{k}.key"] for k, m in first.named_modules() if isinstance(m, randomness.Dropout)]
+        self._dropouts = [m for module in self.modules for m in module.modules() if isinstance(m, randomness.Dropout)]
         self._draws: bool | None = None  # does a training step draw from the global generator? known after the first
 
     @property
@@ -135,6 +136,8 @@ class NodeStack:
             key = randomness.bits(self.seed, "dropout", torch.tensor(self.nodes), step).to(self.device)
             for k in self._keys:
                 k.copy_(key)
+            for layer in self._dropouts:
+                layer.calls = 0
         return self._vmap(x, y) if self.engine == "vmap" else self._loop(x, y, step)
 
     def _loop(self, x: Tensor, y: Tensor, step: int) -> Tensor:

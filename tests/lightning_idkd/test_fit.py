@@ -145,6 +145,14 @@ class TestFiles:
         assert main(["fit", "--config", str(run / "config.yaml"), "--run.dir", str(tmp_path / "again")]) == 0
         assert same(checkpoint(run), checkpoint(latest(tmp_path / "again"))) is None
 
+    def test_the_best_checkpoint_is_that_of_the_best_validation_consensus(self, fit):
+        fit("--train.evaluate_every", "1", "--train.lr", "0.3")
+        run = latest(fit.runs)
+        scores = {line["epoch"]: line["validation/consensus"] for line in lines(run) if line["phase"] != "final"}
+        best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+        assert best["epoch"] == max(scores, key=scores.get)  # the first of equals
+        assert best["best"] == max(scores.values())
+
     def test_without_distillation_homogeneity_stays_and_ood_is_null(self, fit):
         fit("--distillation", "null")
         summary = json.loads((latest(fit.runs) / "summary.json").read_text())

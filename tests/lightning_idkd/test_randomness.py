@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_idkd import randomness
 from lightning_idkd.randomness import Dropout, bits, forked, permutation, randint, replace_dropout, seed_of, uniform
 
 MASK = (1 << 64) - 1
@@ -119,18 +118,24 @@ def test_dropout_keeps_the_stated_share_and_the_mean():
     assert abs(float((kept > 0).double().mean()) - 0.7) < 4 * (0.3 * 0.7 / x.numel()) ** 0.5
 
 
-def test_a_dropout_mask_depends_on_key_layer_and_place_only():
+def test_a_dropout_mask_depends_on_key_layer_call_and_place_only():
     x = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
     drop, other_layer = Dropout(0.5, layer=0), Dropout(0.5, layer=1)
+
+    def anew(x):
+        drop.calls = 0
+        return drop(x)
+
     first = drop(x)
+    assert not torch.equal(drop(x), first)  # a second application in the same pass
     torch.manual_seed(99)
-    assert torch.equal(drop(x), first)
-    assert torch.equal(drop(2 * x), 2 * first)
+    assert torch.equal(anew(x), first)
+    assert torch.equal(anew(2 * x), 2 * first)
     assert not torch.equal(other_layer(x), first)
     drop.key.fill_(1)
-    assert not torch.equal(drop(x), first)
-    keep = [uniform(1, "dropout", 0, i) >= 0.5 for i in range(x.numel())]
-    assert torch.equal(drop(x) != 0, torch.tensor(keep).view(8, 32))
+    assert not torch.equal(anew(x), first)
+    keep = [uniform(1, "dropout", 0, 0, i) >= 0.5 for i in range(x.numel())]
+    assert torch.equal(anew(x) != 0, torch.tensor(keep).view(8, 32))
 
 
 def test_dropout_is_the_identity_in_evaluation_and_at_zero():
