@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_idkd import randomness
 from lightning_idkd.randomness import Dropout, bits, forked, permutation, randint, replace_dropout, seed_of, uniform
 
 MASK = (1 << 64) - 1
