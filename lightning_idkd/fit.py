@@ -164,9 +164,12 @@ def find(config: Config) -> tuple[RunFolder | None, Path | None]:
 
 
 def execution(config: Config, saved: dict | None, stack, store, fabric) -> tuple[str, int]:
-    """Engine and threads: as asked, as in the checkpoint, or the fastest of a short trial that all processes follow."""
+    """Engine and threads: as asked, as in the checkpoint, or the fastest of a short trial that all processes follow.
+
+    A resumed run keeps its own whatever is asked; a fork keeps its source's unless something else is asked.
+    """
     run, cores = config.run, max(1, (os.cpu_count() or 1) // config.run.devices)
-    if saved and not run.from_:
+    if saved and (not run.from_ or (run.engine == "auto" and run.threads is None)):
         return saved["engine"], saved["threads"]
     engines = ["loop", "vmap"] if run.engine == "auto" else [run.engine]
     threads = [run.threads] if run.threads else sorted({1, cores})
