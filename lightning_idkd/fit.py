@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import netrc
 import os
 import signal
 import subprocess
 import warnings
 from importlib import import_module
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lightning_idkd import report
 from lightning_idkd.config import Config, LoggerConfig
@@ -231,9 +233,7 @@ def loggers(config: LoggerConfig | None, folder: RunFolder, run: Config) -> list
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    offline = config.offline
-    if offline is None:
-        offline = not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    offline = not logged_in() if config.offline is None else config.offline
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger = WandbLogger(
@@ -248,6 +248,17 @@ def loggers(config: LoggerConfig | None, folder: RunFolder, run: Config) -> list
         logger.experiment.define_metric("*", step_metric="epoch")
         logger.log_hyperparams(run.resolved)
     return [logger]
+
+
+def logged_in() -> bool:
+    """Whether W&B would find a key, without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def git_commit() -> str | None:
