@@ -35,11 +35,10 @@ def fit(config: Config) -> dict | None:
     from lightning_idkd.stack import NodeStack
 
     saved = RunFolder.load(checkpoint) if checkpoint else None
-    store_parts = load(config)
+    private, test, public, split = load(config)
     fabric = launch(config.run)
     network = Network(graph, fabric.global_rank, fabric.world_size)
     dtype = torch.float64 if config.run.precision == 64 else torch.float32
-    private, test, public, split = store_parts
     store = Store(
         private,
         test,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import resource
 import time
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import torch
@@ -21,7 +22,7 @@ from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
 from lightning_idkd.network import Labels, Network
-from lightning_idkd.node import Outputs
+from lightning_idkd.node import NodeModule, Outputs
 from lightning_idkd.run_folder import RunFolder
 from lightning_idkd.stack import NodeStack, mean_buffers, run_network
 
@@ -61,7 +62,7 @@ class Orchestrator:
         self.buffers = {k: torch.zeros_like(stack.X) for k in rule.buffers}
         edges = len(network.edges(0))
         self.edge_buffers = {k: stack.X.new_zeros(edges, width or stack.parameters) for k, width in rule.edge_buffers.items()}
-        self.samples, self.seconds, self.train_seconds = 0, 0.0, 0.0
+        self.samples, self.seconds, self.train_seconds, self.last_lr = 0, 0.0, 0.0, train.lr
         self.loss, self.loss_steps = torch.zeros(stack.n, dtype=torch.float64), 0
         self.first_bad = torch.full((stack.n,), -1, device=stack.device)
         self.ood: dict[str, float | None] = {"auroc": None, "threshold": None, "kept_fraction": None}
@@ -224,7 +225,7 @@ class Orchestrator:
     def accuracies(self, split: str, samples: int | None) -> Tensor:
         """Accuracy of every node [n] on the test or the pooled validation samples."""
         batches, labels = self.store.examined(split, samples)
-        right = [(run_network(m, batches()).logits.argmax(1) == labels).double().mean() for m in self.stack.modules]
+        right = [accuracy(m, batches, labels) for m in self.stack.modules]
         return self.network.report(torch.stack(right)[:, None])[:, 0].cpu()
 
     def consensus(self, X: Tensor) -> torch.nn.Module:
@@ -249,7 +250,7 @@ class Orchestrator:
                     "accuracy/node_max": nodes.max().item(),
                 }
                 self.per_node_accuracy = nodes.tolist()
-            found[f"{name}/consensus"] = (run_network(consensus, batches()).logits.argmax(1) == labels).double().mean().item()
+            found[f"{name}/consensus"] = accuracy(consensus, batches, labels).item()
         return found | {"consensus_distance": metrics.consensus_distance(X)}
 
     def evaluate(self, samples: int | None = -1, **extra) -> dict:
@@ -344,6 +345,7 @@ class Orchestrator:
             "phase": self.phase,
             "before_final_gossip": self.before_final_gossip,
             "best": self.best,
+            "last_lr": self.last_lr,
             "X": report_(self.stack.X),
             "buffers": {k: report_(b) for k, b in self.stack.buffers.items()},
             "rule": {k: report_(b) for k, b in self.buffers.items()},
@@ -388,7 +390,7 @@ class Orchestrator:
         self.epoch, self.step, self.epoch_step = state["epoch"], state["step"], state["epoch_step"]
         self.network.restore(state["counts"])
         self.loss, self.loss_steps = state["loss"][mine, 0].to(self.stack.device), state["loss_steps"]
-        self.samples, self.train_seconds = state["samples"], state["train_seconds"]
+        self.samples, self.train_seconds, self.last_lr = state["samples"], state["train_seconds"], state["last_lr"]
         self.lines = [line for line in lines if line["step"] <= self.step and line["phase"] != "final"]
         if fork:
             return
@@ -401,3 +403,8 @@ class Orchestrator:
             self.store.generation, self.store.generation_start = state["generation"]
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(saved)
+
+
+def accuracy(module: NodeModule, batches: Callable[[], Iterator[Tensor]], labels: Tensor) -> Tensor:
+    """Share of samples that one model classifies rightly, a float64 scalar."""
+    return (run_network(module, batches()).logits.argmax(1) == labels).double().mean()

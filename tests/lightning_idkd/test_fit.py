@@ -184,9 +184,10 @@ class TestResume:
             variant = ["--gossip", gossip, "--graph.topology", "Chain", "--callbacks", stop]
             return fit(*variant, "--run.resume", "auto", folder=folder)
 
-        stops = [7, 4 * 18 + 5]  # of 18 steps an epoch: in the first, and in the fifth, between two exchanges
+        # of 18 steps an epoch: in the first, with the last step before an evaluation, and between two exchanges
+        stops = [7, 2 * 18, 4 * 18 + 5]
         assert run("whole", []) == 0
-        assert [run("cut", stops) for _ in range(3)] == [130, 130, 0]
+        assert [run("cut", stops) for _ in range(4)] == [130, 130, 130, 0]
         assert len(list((tmp_path / "cut" / "ring_digits").glob("2*"))) == 1
         whole, cut = latest(tmp_path / "whole"), latest(tmp_path / "cut")
         assert same(checkpoint(whole), checkpoint(cut)) is None
