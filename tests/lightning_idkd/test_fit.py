@@ -185,7 +185,7 @@ class TestResume:
             return fit(*variant, "--run.resume", "auto", folder=folder)
 
         # of 18 steps an epoch: in the first, with the last step before an evaluation, and between two exchanges
-        stops = [7, 2 * 18, 4 * 18 + 5]
+        stops = [7, 4 * 18, 4 * 18 + 5]
         assert run("whole", []) == 0
         assert [run("cut", stops) for _ in range(4)] == [130, 130, 130, 0]
         assert len(list((tmp_path / "cut" / "ring_digits").glob("2*"))) == 1
