@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from lightning_idkd.fit import module_class
 from lightning_idkd.launch import launch
 from lightning_idkd.network import Network
 from lightning_idkd.orchestrator import Orchestrator
-from lightning_idkd.run_folder import RunFolder
 from lightning_idkd.stack import NodeStack
 
 
@@ -38,22 +36,18 @@ def bench(config: Config, size: int, channels: int, rounds: int = 5) -> dict[str
     def make():
         return Module(config.node.network.build(channels, size, k))
 
-    runs, steps = {}, {}
+    runs, steps, orders = {}, {}, {}
     for engine in ("loop", "vmap") if config.run.engine == "auto" else (config.run.engine,):
         network = Network(graph)
         store = Store(images, images, None, split, network.rows, batch=b, augment=config.data.augment, device=fabric.device)
         stack = NodeStack(make, network.rows, config.seed, fabric.device, engine=engine)
-        runs[engine] = Orchestrator(fabric, RunFolder(Path()), stack, network, store, config.gossip, config.train)
+        runs[engine] = Orchestrator(fabric, stack, network, store, config.gossip, config.train)
 
     def whole(run: Orchestrator) -> None:
-        if run.epoch_step % run.store.steps() == 0:
-            run.order = run.store.order(run.step, run.store.steps())
-        at = run.epoch_step % run.store.steps() * b
-        x, y = run.store.batch(run.order[:, at : at + b], run.step)
-        losses = run.stack.step(x, y, run.step)
-        run.update(config.train.lr, x, y)
-        run.note(losses)
-        run.step, run.epoch_step = run.step + 1, run.epoch_step + 1
+        run.epoch_step %= run.steps
+        if run.epoch_step == 0:
+            orders[run] = run.store.order(run.step, run.steps)
+        run.train_step(orders[run])
 
     models = [make().to(fabric.device, memory_format=torch.channels_last) for _ in range(n)]
     x, y = next(iter(runs.values())).store.batch(next(iter(runs.values())).store.order(0, 1), 0)

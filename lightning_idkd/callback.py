@@ -5,6 +5,8 @@ no postponed annotations here: to resolve them jsonargparse would execute the TY
 """
 
 import inspect
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
 HOOKS = {
     "on_fit_start": ("run",),
     "on_epoch_start": ("run", "epoch"),
-    "on_step_end": ("run", "step", "losses"),
     "on_calibration_end": ("run", "epoch", "selections"),
     "on_exchange_end": ("run", "epoch", "distilled"),
+    "on_step_end": ("run", "step", "losses"),
     "on_epoch_end": ("run", "epoch"),
     "on_evaluation_end": ("run", "metrics"),
     "on_fit_end": ("run", "summary"),
@@ -76,7 +78,7 @@ class Context:
     gradient: "Callable[[Tensor], Tensor]"
 
 
-class Gossip(Callback):
+class Gossip(Callback, ABC):
     """A decentralised optimiser: how the rows move, given their gradients.
 
     ``buffers`` names matrices [n, P], ``edge_buffers`` matrices with one row per directed edge and the given width (None:
@@ -88,9 +90,9 @@ class Gossip(Callback):
     edge_buffers: ClassVar[dict[str, int | None]] = {}
     columnwise: bool = True
 
+    @abstractmethod
     def update(self, X: "Tensor", G: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":
         """The next ``X`` [n, P] after gradients ``G`` [n, P]; assigns new values to the buffers in ``state``."""
-        raise NotImplementedError
 
     def combine(self, X: "Tensor", ctx: Context) -> "Tensor":
         """One mixing without a gradient: the final gossip steps."""
@@ -100,20 +102,20 @@ class Gossip(Callback):
         """Raise a UserError where the rule cannot run on ``graph``."""
 
 
-class OodScore:
-    """How much a sample resembles a node's own data: larger = more in-distribution.
+class OodScore(ABC):
+    """How much a sample resembles a node's own data: larger = more in-distribution."""
 
-    ``needs`` is ``logits`` or ``features``.
-    """
+    @property
+    def fitted(self) -> bool:
+        """Whether it learns from a node's data first."""
+        return type(self).fit is not OodScore.fit
 
-    needs: str = "logits"
+    def fit(self, outputs: "Outputs", labels: "Tensor") -> None:  # noqa: B027 (most scores need nothing)
+        """Learn from the outputs of a node's training samples and their ``labels`` [N], anew for every node."""
 
-    def fit(self, outputs: "Outputs", labels: "Tensor") -> None:
-        """Learn from the node's own training outputs; most scores need nothing."""
-
+    @abstractmethod
     def __call__(self, outputs: "Outputs") -> "Tensor":
-        """Scores float32 [N]."""
-        raise NotImplementedError
+        """Scores float32 [N] from ``outputs.logits`` [N, k] and ``outputs.features`` [N, F]."""
 
     def from_probability(self, p: float) -> float:
         """The score at which the top class has probability ``p``; only scores that are a function of it have one."""
@@ -134,7 +136,7 @@ class Selection:
     public: "Tensor"
 
 
-class Calibration(Callback):
+class Calibration(Callback, ABC):
     """Fixes every node's threshold from scores of its own held-out data and of the public set.
 
     Args:
@@ -148,9 +150,9 @@ class Calibration(Callback):
         self.score = score
         self._told: set[int] = set()
 
+    @abstractmethod
     def threshold(self, private: "Tensor", public: "Tensor") -> float:
         """The threshold from held-out scores [a] and public scores [m]; a sample is kept at or above it."""
-        raise NotImplementedError
 
     def select(self, private: "Outputs", public: "Outputs", held_out: int, say: "Callable[[str], None]", node: int) -> Selection:
         """Calibrate one node and select its in-distribution public samples.
@@ -168,10 +170,10 @@ class Calibration(Callback):
                 self._told.add(node)
         else:
             threshold = self.threshold(a, m)
-        return Selection(m >= threshold, threshold, auroc(a, m), a, m)
+        return Selection(m >= threshold, threshold, auroc(a, m) if held_out else math.nan, a, m)
 
 
-class Distillation(Callback):
+class Distillation(Callback, ABC):
     """When nodes label the public set, what they send, how they average, and how long they train on it.
 
     Args:
@@ -180,6 +182,9 @@ class Distillation(Callback):
         steps: ``equal`` keeps the number of steps an epoch; ``grow`` uses the mean size of private + distilled sets.
     """
 
+    calibrated: bool = False
+    """Whether it selects samples by a threshold, so that ``calibration`` cannot be null."""
+
     def __init__(self, start: int | float = 0.6, every: int | None = None, steps: str = "equal"):
         if steps not in ("equal", "grow"):
             raise UserError(f"distillation.steps: '{steps}' is neither equal nor grow.{did_you_mean(steps, ('equal', 'grow'))}")
@@ -187,13 +192,13 @@ class Distillation(Callback):
             raise UserError(f"distillation.every: {every} is not positive; give a number of epochs, or null for one exchange")
         self.start, self.every, self.steps = start, every, steps
 
+    @abstractmethod
     def label(self, run: "Orchestrator") -> "list[Labels]":
         """What every node held here sends."""
-        raise NotImplementedError
 
+    @abstractmethod
     def aggregate(self, received: "dict[int, Labels]") -> "Labels":
         """One node's distilled set from what it has of itself and its neighbours."""
-        raise NotImplementedError
 
     def due(self, epoch: int, epochs: int) -> bool:
         """Whether an exchange takes place before ``epoch``."""

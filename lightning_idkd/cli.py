@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import MISSING, fields
 from importlib import import_module
@@ -20,8 +21,8 @@ COMMANDS = {
 }
 
 
-def parser():
-    """The parser of ``idkd fit``: one key for every field of :class:`~lightning_idkd.config.Config`."""
+def parser(command: str = "fit"):
+    """The parser of ``idkd COMMAND``: one key for every field of :class:`~lightning_idkd.config.Config`."""
     from docstring_parser import parse_from_object
     from jsonargparse import set_parsing_settings
 
@@ -31,7 +32,7 @@ def parser():
     for plugin in PLUGINS:
         import_module(plugin)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    p = Parser(prog="idkd fit", description="Train the nodes of an experiment.")
+    p = Parser(prog=f"idkd {command}", description=f"{COMMANDS[command].capitalize()}.")
     p.outermost = True
     p.add_argument("--config", action="config", help="YAML file of an experiment; repeatable, later ones win.")
     p.add_argument("--seed", type=int, default=0, help="Seed of all randomness.")
@@ -59,13 +60,13 @@ def parser():
     return p
 
 
-def configure(arguments: list[str]):
-    """The :class:`~lightning_idkd.config.Config` that the arguments of ``idkd fit`` describe."""
+def configure(arguments: list[str], command: str = "fit"):
+    """The :class:`~lightning_idkd.config.Config` that the arguments of a command describe."""
     import yaml
 
     from lightning_idkd import config
 
-    p = parser()
+    p = parser(command)
     cfg = p.parse_args(arguments)
     resolved = yaml.safe_load(p.dump(cfg, skip_validation=True, skip_none=False))
     try:
@@ -100,6 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"error: no command '{command}'.{did_you_mean(command, COMMANDS)} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that a class of the user's own can be named by its import path
     try:
         return globals()[command](rest)
     except UserError as e:
@@ -107,17 +110,19 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except SystemExit as e:  # jsonargparse ends --help and --print_config this way
         return e.code if isinstance(e.code, int) else 0
+    except KeyboardInterrupt:
+        return 130
 
 
 def fit(arguments: list[str]) -> int:
     from lightning_idkd.fit import fit
 
-    config = configure(arguments)
-    return 0 if fit(config) is not None or config.run.devices > 1 else 130
+    fit(configure(arguments))
+    return 0
 
 
 def bench(arguments: list[str]) -> int:
-    config = configure(arguments)
+    config = configure(arguments, "bench")
     from lightning_idkd.bench import bench
 
     digits = type(config.data.private).__name__ == "Digits"
@@ -129,7 +134,7 @@ def bench(arguments: list[str]) -> int:
 
 def topology(arguments: list[str]) -> int:
     """Print a graph's numbers and draw it."""
-    config = configure(arguments)
+    config = configure(["--data.private", "Digits", *arguments], "topology")  # no data are needed or read
     graph = config.graph.build(config.seed)
     mixing = graph.mixing(0)
     picture = f"{graph.name.lower()}_{graph.nodes}.png"
@@ -145,7 +150,7 @@ def partition(arguments: list[str]) -> int:
     """Print the label histogram of every node."""
     from lightning_idkd.data.partition import partition
 
-    config = configure(arguments)
+    config = configure(arguments, "partition")
     private = config.data.private.load("train", config.data.image_size, key="data.private")
     split = partition(config.data.partition, private.labels.numpy(), config.graph.nodes, config.seed, config.data.validation)
     print(f"partition {split.hash}: training + validation samples of each class")

@@ -1,12 +1,13 @@
 """Config groups. Every field's docstring is its help text; a sweep reaches each by a dotted key such as ``train.lr``."""
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_idkd.callback import Calibration, Callback, Distillation, Gossip
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet
 from lightning_idkd.data.source import Source
-from lightning_idkd.errors import UserError
+from lightning_idkd.errors import UserError, require
 from lightning_idkd.graph import Graph, Ring, Topology
 from lightning_idkd.models import CNN, Architecture
 from lightning_idkd.schedule import Schedule, Step
@@ -20,12 +21,6 @@ __all__ = ["IID", "Config", "DataConfig", "Dirichlet", "GraphConfig", "LoggerCon
 MOST_NODES = 10_000
 
 
-def positive(key: str, value: float, least: float = 1) -> None:
-    """Refuse ``value`` below ``least``."""
-    if value < least:
-        raise UserError(f"{key}: {value} is too small; allowed: {least} or more")
-
-
 @dataclass
 class GraphConfig:
     """Who talks to whom."""
@@ -36,6 +31,9 @@ class GraphConfig:
     """Ring, Chain, Torus, Complete, Social15, Social32, or a class of yours."""
     weights: Literal["metropolis", "uniform"] = "metropolis"
     """Mixing weights: Metropolis-Hastings, or 1/(d+1) on regular graphs."""
+
+    def __post_init__(self):
+        require(1 <= self.nodes <= MOST_NODES, "graph.nodes", self.nodes, f"1 to {MOST_NODES} (mixing matrices are dense)")
 
     def build(self, seed: int) -> Graph:
         return Graph(self.topology, self.nodes, self.weights, seed)
@@ -88,16 +86,15 @@ class TrainConfig:
     evaluate_every: int = 5
     """Epochs between evaluations."""
     evaluate_samples: int = 512
-    """Test (and validation) samples at an evaluation on the way; the last one takes all."""
+    """Test samples at an evaluation on the way (the last one takes all), and validation samples at every one."""
 
     def __post_init__(self):
-        positive("train.epochs", self.epochs)
-        positive("train.batch_size", self.batch_size)
-        positive("train.evaluate_every", self.evaluate_every)
-        positive("train.evaluate_samples", self.evaluate_samples)
-        positive("train.final_gossip", self.final_gossip, 0)
-        if not self.lr > 0:
-            raise UserError(f"train.lr: {self.lr} is not above 0 (rules divide by the learning rate)")
+        require(self.epochs >= 1, "train.epochs", self.epochs, "1 or more")
+        require(self.batch_size >= 1, "train.batch_size", self.batch_size, "1 or more")
+        require(self.evaluate_every >= 1, "train.evaluate_every", self.evaluate_every, "1 or more")
+        require(self.evaluate_samples >= 1, "train.evaluate_samples", self.evaluate_samples, "1 or more")
+        require(self.final_gossip >= 0, "train.final_gossip", self.final_gossip, "0 or more")
+        require(0 < self.lr < math.inf, "train.lr", self.lr, "above 0 (rules divide by the learning rate)")
 
 
 @dataclass
@@ -142,12 +139,12 @@ class RunConfig:
     """Run folder or checkpoint to start from with other calibration, distillation, callbacks or epochs."""
 
     def __post_init__(self):
-        positive("run.devices", self.devices)
-        positive("run.checkpoint_every", self.checkpoint_every)
+        require(self.devices >= 1, "run.devices", self.devices, "1 or more")
+        require(self.checkpoint_every >= 1, "run.checkpoint_every", self.checkpoint_every, "1 or more")
         if self.threads is not None:
-            positive("run.threads", self.threads)
-        if self.resume and self.from_:
-            raise UserError("run.resume and run.from exclude each other: continue a run, or fork one")
+            require(self.threads >= 1, "run.threads", self.threads, "1 or more")
+        if self.resume and self.resume != "auto" and self.from_:
+            raise UserError("run.resume: a folder and run.from exclude each other; allowed beside run.from: auto, or null")
 
 
 @dataclass
@@ -171,17 +168,22 @@ class Config:
         """Refuse what can be seen to be wrong before any work."""
         from lightning_idkd.schedule import epoch_of
 
-        if self.graph.nodes > MOST_NODES:
-            raise UserError(f"graph.nodes: {self.graph.nodes} is more than {MOST_NODES}; mixing matrices are dense")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         if self.run.devices > self.graph.nodes:
             raise UserError(
                 f"run.devices: {self.run.devices} processes have no rows to share; allowed: 1 to graph.nodes, {self.graph.nodes}"
             )
-        self.train.schedule.factor(0.0, self.train.epochs)
+        self.train.schedule.decay(0.0, self.train.epochs)
+        for extra in self.callbacks:
+            if isinstance(extra, (Gossip, Calibration, Distillation)):
+                raise UserError(f"callbacks: {type(extra).__name__} is no extra; set it as gossip, calibration or distillation")
         if self.distillation is not None:
             epoch_of(self.distillation.start, self.train.epochs, "distillation.start")
             if self.data.public is None:
                 raise UserError("data.public: distillation needs a public set; name one, or set distillation to null")
+            if self.distillation.calibrated and self.calibration is None:
+                name = type(self.distillation).__name__
+                raise UserError(f"calibration: {name} selects samples and needs a threshold, such as Youden; null given")
         for epoch in self.run.keep:
             if not 1 <= epoch <= self.train.epochs:
                 raise UserError(f"run.keep: {epoch} is no epoch; allowed: 1 to {self.train.epochs}")

@@ -10,6 +10,12 @@ class UserError(ValueError):
     """A mistake in a command, config or data set; the command line prints it in one or two lines and exits with 2."""
 
 
+def require(right: bool, key: str, value: object, allowed: str) -> None:
+    """Refuse ``value`` of ``key`` unless ``right``, naming what is ``allowed``; comparisons with nan are False."""
+    if not right:
+        raise UserError(f"{key}: {value} given; allowed: {allowed}")
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """The allowed name that looks most like ``name``, or None where nothing does."""
     by_lower = {a.lower(): a for a in allowed}

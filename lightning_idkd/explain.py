@@ -52,9 +52,22 @@ def unknown(key: str, known: list[str]) -> str:
     if owners := [name for name, parameters in options.items() if leaf in parameters]:
         return f"{key}: this key needs {parent} to be {' or '.join(owners)}"
     there |= {p for parameters in options.values() for p in parameters}
-    there -= {"help", "print_config"}
+    there -= {"help", "print_config", "print_shtab"}
     allowed = f" Allowed: {', '.join(sorted(there))}." if there and len(there) < 16 else ""
-    return f"{key}: there is no such key.{did_you_mean(leaf, there)}{allowed}"
+    hint = did_you_mean(leaf, there)
+    if not hint:  # the right leaf elsewhere, or a misspelt group
+        same = [k for k in known if k.split(".")[-1] == leaf]
+        hint = did_you_mean(key, same or known)
+    return f"{key}: there is no such key.{hint}{allowed}"
+
+
+def no_class(key: str, name: str, why: str = "there is no class '{}' of this kind") -> str:
+    """Sentence for a class that ``key`` does not take."""
+    there = classes(key)
+    if not there:
+        return f"{key}: '{name}' is not allowed. Allowed: null, or single keys {key}.KEY; --help lists them"
+    return (f"{key}: {why.format(name)}.{did_you_mean(name.split('.')[-1], there)} Allowed: {', '.join(there)}, or the import "
+            "path of a subclass of your own")  # fmt: skip
 
 
 def explain(message: str, known: list[str]) -> str:
@@ -69,6 +82,7 @@ def explain(message: str, known: list[str]) -> str:
     if m := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
         return unknown(f"{m[1]}.{m[2]}", known)
     path: list[str] = []
+    wanted = ""
     given = re.search(r"Given value: (.*)", message)
     for text in message.splitlines():
         text = text.strip(" -")
@@ -76,12 +90,20 @@ def explain(message: str, known: list[str]) -> str:
             path.append(m[1])
             text = m[2].strip()
         key = ".".join(path)
+        if m := re.match(r"Problem with given class_path '(.*)':", text):
+            wanted = m[1]
+        if text.startswith("Unexpected config:"):
+            return "--config: a file holds no keys, only text or nothing"
         if m := re.match(r"Option '([^']+)' is not accepted", text):
             return unknown(f"{key}.{m[1]}".lstrip("."), known)
         if m := re.match(r"Expected a dot import path string: (\S+)|Expected a path but (\S+)|Import path (\S+) does not", text):
-            name, there = m[1] or m[2] or m[3], classes(key)
-            return (f"{key}: there is no class '{name}' of this kind.{did_you_mean(name.split('.')[-1], there)} Allowed: "
-                    f"{', '.join(there)}, or the import path of a subclass of your own")  # fmt: skip
+            return no_class(key, m[1] or m[2] or m[3])
+        if m := re.match(r"Expected an instantiatable class, but (\S+) is abstract", text):
+            return no_class(key, m[1], "'{}' is a base class")
+        if m := re.match(r"No module named '(.*)'", text):
+            return no_class(key, wanted, f"'{{}}' cannot be imported (no module '{m[1]}')")
+        if m := re.match(r"module '(.*)' has no attribute '(.*)'", text):
+            return no_class(key, wanted, f"module '{m[1]}' has no class '{m[2]}'")
         if m := re.match(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", text):
             there = [v.strip("' ") for v in m[1].split(",")]
             return f"{key}: '{m[2]}' is not allowed.{did_you_mean(m[2], there)} Allowed: {', '.join(there)}"

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import warnings
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from lightning_idkd import report
@@ -16,28 +18,70 @@ from lightning_idkd.config import Config, LoggerConfig
 from lightning_idkd.errors import UserError, did_you_mean
 from lightning_idkd.run_folder import SAME, RunFolder, difference
 
+if TYPE_CHECKING:
+    import numpy as np
+    from lightning.fabric import Fabric
+
+    from lightning_idkd.orchestrator import Orchestrator
+
 
 def fit(config: Config) -> dict | None:
-    """Run an experiment; returns its summary, None when it was interrupted or on processes other than the first."""
+    """Run an experiment; returns its summary (None on processes other than the first).
+
+    Raises:
+        UserError: a mistake in the config, before any work where it can be seen so early.
+        KeyboardInterrupt: it was interrupted, and has left a checkpoint.
+    """
     config.check()
-    graph = config.graph.build(config.seed)
-    config.gossip.check(graph)
+    config.gossip.check(config.graph.build(config.seed))
     folder, checkpoint = find(config)
+    fork = checkpoint is not None and folder is None
+    saved = RunFolder.load(checkpoint) if checkpoint else None
+    source = RunFolder(checkpoint.parent.parent) if checkpoint else None
+    goes_on = not fork or difference(config.resolved, source.config(), ("calibration", "distillation")) is None
+    if fork:
+        check_epoch(config, saved, goes_on)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # import-time notices of the stack below, none of which a user can act on
-        import torch
-
         from lightning_idkd.launch import launch
+    fabric = launch(config.run)
+    run = build(config, fabric)
+    run.stack.engine, threads = execution(config, saved, fork, run)
+    config.resolved["run"] |= {"engine": run.stack.engine, "threads": threads}
+    if folder is None:
+        made = RunFolder.create(config.folder(), config.seed).path if fabric.is_global_zero else None
+        run.folder = RunFolder(Path(fabric.broadcast(made)))
+    else:
+        run.folder = RunFolder(Path(fabric.broadcast(folder.path)))
+    with run.folder.locked() if fabric.is_global_zero else nullcontext():
+        run.header |= {"from": str(checkpoint) if fork else None, "git_commit": git_commit()}
+        before = run.network.report(run.store.mass()).numpy()
+        if saved:
+            run.load(saved, source.metrics(), distillation=goes_on, callbacks=not fork)
+        if fabric.is_global_zero:
+            if folder is None:
+                run.folder.yaml("config.yaml", config.resolved)
+                run.folder.json("partition.json", run.store.split.to_dict())
+            run.folder.point()
+            fabric._loggers = loggers(config.logger, run.folder, config)
+            begun = f", {f'forked from {checkpoint}' if fork else 'continued'} at epoch {run.epoch}" if saved else ""
+            dropped = ", without its distilled labels" if saved and not goes_on and saved["distilled"] is not None else ""
+            print(report.started(parts(config, run) | {"run": f"{run.folder.path}{begun}{dropped}"}), flush=True)
+        return train(run, before)
+
+
+def build(config: Config, fabric: Fabric) -> Orchestrator:
+    """All parts of an experiment in this process: data, nodes, graph, loop."""
+    import torch
+
     from lightning_idkd.data.store import Store
     from lightning_idkd.network import Network
     from lightning_idkd.orchestrator import Orchestrator
     from lightning_idkd.stack import NodeStack
 
-    saved = RunFolder.load(checkpoint) if checkpoint else None
     private, test, public, split = load(config)
-    fabric = launch(config.run)
-    network = Network(graph, fabric.global_rank, fabric.world_size)
+    network = Network(config.graph.build(config.seed), fabric.global_rank, fabric.world_size)
     dtype = torch.float64 if config.run.precision == 64 else torch.float32
     store = Store(
         private,
@@ -52,27 +96,18 @@ def fit(config: Config) -> dict | None:
         device=fabric.device,
         dtype=dtype,
     )
-
     Module = module_class(config.node.module)
-    stack = NodeStack(
-        lambda: Module(config.node.network.build(private.channels, private.size, store.k)),
-        network.rows,
-        config.seed,
-        fabric.device,
-        dtype,
-    )
-    stack.engine, threads = execution(config, saved, stack, store, fabric)
-    torch.set_num_threads(threads)
-    config.resolved["run"] |= {"engine": stack.engine, "threads": threads}
 
-    new = folder is None
-    if new:
-        made = RunFolder.create(config.folder(), config.seed).path if fabric.is_global_zero else None
-        folder = RunFolder(Path(fabric.broadcast(made)))
-    header = {"from": config.run.from_, "git_commit": git_commit(), "partition_hash": split.hash, "parameters": stack.parameters}
-    run = Orchestrator(
+    def node():
+        net = config.node.network.build(private.channels, private.size, store.k)
+        try:
+            return Module(net)
+        except TypeError as e:
+            raise UserError(f"node.module: {config.node.module} cannot be made from a network alone ({e})") from e
+
+    stack = NodeStack(node, network.rows, config.seed, fabric.device, dtype)
+    return Orchestrator(
         fabric,
-        folder,
         stack,
         network,
         store,
@@ -84,31 +119,29 @@ def fit(config: Config) -> dict | None:
         config.run.checkpoint_every,
         config.run.keep,
         config.seed,
-        header,
+        {"partition_hash": split.hash, "parameters": stack.parameters},
     )
-    before = network.report(store.mass())
-    if saved:
-        source = RunFolder(checkpoint.parent.parent)
-        run.load(saved, source.metrics(), fork=bool(config.run.from_))
-        check_epoch(config, run.epoch)
-    if fabric.is_global_zero:
-        if new:
-            folder.yaml("config.yaml", config.resolved)
-            folder.json("partition.json", split.to_dict())
-        folder.point()
-        fabric._loggers = loggers(config.logger, folder, config)
-        parts = {
-            "run": f"{folder.path}"
-            + (f", continued at epoch {run.epoch}" if config.run.resume and saved else "")
-            + (f", forked from {config.run.from_} at epoch {run.epoch}" if config.run.from_ else ""),
-            "graph": f"{graph.name}, {graph.nodes} nodes, spectral gap {graph.spectral_gap():.4f}",
-            "data": f"{store.samples:,} training samples, {len(test):,} test, {store.public:,} public, "
-            f"{store.channels}x{store.size}x{store.size}, {store.k} classes, partition {split.hash}",
-            "node": f"{type(config.node.network).__name__}, {stack.parameters:,} parameters; {type(config.gossip).__name__}; "
-            f"{store.steps()} steps an epoch",
-            "engine": f"{stack.engine} on {fabric.device}, {fabric.world_size} x {torch.get_num_threads()} threads",
-        }
-        print(report.started(parts), flush=True)
+
+
+def parts(config: Config, run: Orchestrator) -> dict[str, str]:
+    """What the lines above the first evaluation say."""
+    import torch
+
+    graph, store = run.network.graph, run.store
+    threads = f"{run.network.world} x {torch.get_num_threads()} threads"
+    return {
+        "run": "",
+        "graph": f"{graph.name}, {graph.nodes} nodes, spectral gap {graph.spectral_gap():.4f}",
+        "data": f"{store.samples:,} training samples, {len(store.test):,} test, {store.public:,} public, "
+        f"{store.channels}x{store.size}x{store.size}, {store.k} classes, partition {store.split.hash}",
+        "node": f"{type(config.node.network).__name__}, {run.stack.parameters:,} parameters; {type(config.gossip).__name__}; "
+        f"{run.steps} steps an epoch",
+        "engine": f"{run.stack.engine} on {run.fabric.device}, {threads}",
+    }
+
+
+def train(run: Orchestrator, before: np.ndarray) -> dict | None:
+    """The run itself, stoppable, and what it leaves; ``before`` is the label mass [n, k] at its beginning."""
 
     def interrupt(*_) -> None:
         if run.interrupted:
@@ -117,29 +150,36 @@ def fit(config: Config) -> dict | None:
         run.say("stopping after this step, with a checkpoint (again to stop at once)")
 
     handlers = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    summary = None
     try:
         summary = run.fit()
+        if summary is None:
+            run.say(f"interrupted at epoch {run.epoch}, step {run.step}; continue with the same command and --run.resume auto")
+            raise KeyboardInterrupt
+        after = run.network.report(run.store.mass()).numpy()
+        if not run.fabric.is_global_zero:
+            return None
+        report.pictures(
+            run.folder.file("plots"), run.lines, run.network.graph, run.per_node["accuracy"], before, after, run.store.classes
+        )
+        run.folder.json("summary.json", summary)
+        report.table(summary, run.folder.path)
+        return summary
     finally:
         for s, handler in handlers.items():
             signal.signal(s, handler)
-    after = network.report(store.mass())
-    if summary is None:
-        run.say(f"interrupted at epoch {run.epoch}, step {run.step}; continue with the same command and --run.resume auto")
-        return None
-    if not fabric.is_global_zero:
-        return None
-    report.pictures(folder.file("plots"), run.lines, graph, run.per_node_accuracy, before.numpy(), after.numpy(), store.classes)
-    for logger in fabric.loggers:
-        logger.experiment.summary.update(summary)
-        logger.finalize("success")
-    folder.json("summary.json", summary)
-    report.table(summary, folder.path)
-    return summary
+        for logger in run.fabric.loggers:
+            logger.experiment.summary.update(summary or {})
+            logger.experiment.finish(exit_code=int(summary is None))
 
 
 def find(config: Config) -> tuple[RunFolder | None, Path | None]:
-    """The folder to continue (None: a new one) and the checkpoint to load (None: from scratch)."""
+    """The folder to continue (None: a new one) and the checkpoint to load (None: from scratch; with a new folder: a fork)."""
     run = config.run
+    if run.resume == "auto":
+        folder = RunFolder.unfinished(config.folder(), config.resolved)
+        if folder:
+            return folder, folder.last
     if run.from_:
         folder, checkpoint = RunFolder.named(run.from_, "run.from")
         found = difference(config.resolved, folder.config(), SAME)
@@ -147,10 +187,7 @@ def find(config: Config) -> tuple[RunFolder | None, Path | None]:
             key, here, there = found
             raise UserError(f"run.from: {key} is {here} here but {there} in '{run.from_}'; a fork shares {', '.join(SAME)}")
         return None, checkpoint
-    if run.resume == "auto":
-        folder = RunFolder.unfinished(config.folder(), config.resolved)
-        return folder, folder and folder.last
-    if run.resume:
+    if run.resume and run.resume != "auto":
         folder, checkpoint = RunFolder.named(run.resume, "run.resume")
         found = difference(config.resolved, folder.config())
         if found:
@@ -164,33 +201,40 @@ def find(config: Config) -> tuple[RunFolder | None, Path | None]:
     return None, None
 
 
-def execution(config: Config, saved: dict | None, stack, store, fabric) -> tuple[str, int]:
+def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator) -> tuple[str, int]:
     """Engine and threads: as asked, as in the checkpoint, or the fastest of a short trial that all processes follow.
 
-    A resumed run keeps its own whatever is asked; a fork keeps its source's unless something else is asked.
+    The threads are set. A resumed run keeps its own whatever is asked; a fork keeps its source's unless something else is
+    asked. Threads chosen for another number of processes are chosen anew.
     """
-    run, cores = config.run, max(1, (os.cpu_count() or 1) // config.run.devices)
-    if saved and (not run.from_ or (run.engine == "auto" and run.threads is None)):
-        return saved["engine"], saved["threads"]
-    engines = ["loop", "vmap"] if run.engine == "auto" else [run.engine]
-    threads = [run.threads] if run.threads else sorted({1, cores})
-    if len(engines) * len(threads) == 1:
-        return engines[0], threads[0]
-    return fabric.broadcast(stack.choose(*store.batch(store.order(0, 1), 0), engines, threads))
+    import torch
+
+    asked, cores = config.run, max(1, (os.cpu_count() or 1) // config.run.devices)
+    engines = ["loop", "vmap"] if asked.engine == "auto" else [asked.engine]
+    threads = [asked.threads] if asked.threads else sorted({1, cores})
+    if saved and saved["devices"] == asked.devices and (not fork or (asked.engine == "auto" and asked.threads is None)):
+        found = saved["engine"], saved["threads"]
+    elif len(engines) * len(threads) == 1:
+        found = engines[0], threads[0]
+    else:
+        store = run.store
+        found = run.fabric.broadcast(run.stack.choose(*store.batch(store.order(0, 1), 0), engines, threads))
+    torch.set_num_threads(found[1])
+    return found
 
 
-def check_epoch(config: Config, epoch: int) -> None:
-    """A fork cannot begin after what it is to do."""
+def check_epoch(config: Config, saved: dict, goes_on: bool) -> None:
+    """A fork cannot begin after what it is to do, unless its distillation is the one that was under way."""
     from lightning_idkd.schedule import epoch_of
 
-    if epoch >= config.train.epochs and config.run.from_:
-        raise UserError(
-            f"train.epochs: {config.train.epochs}, but '{config.run.from_}' has trained {epoch} epochs already; give more"
-        )
-    if config.run.from_ and config.distillation is not None:
-        start = epoch_of(config.distillation.start, config.train.epochs, "distillation.start")
-        if start < epoch:
-            raise UserError(f"distillation.start: epoch {start} is over in '{config.run.from_}', which begins at epoch {epoch}")
+    source, epochs, epoch = config.run.from_, config.train.epochs, saved["epoch"]
+    if epoch >= epochs:
+        raise UserError(f"train.epochs: {epochs}, but '{source}' has trained {epoch} epochs already; give more")
+    if config.distillation is not None and not goes_on:
+        start = epoch_of(config.distillation.start, epochs, "distillation.start")
+        if start < epoch or (start == epoch and saved["epoch_step"]):
+            raise UserError(f"distillation.start: epoch {start} is over in '{source}', which is at epoch {epoch}, step "
+                            f"{saved['epoch_step']} of it")  # fmt: skip
 
 
 def load(config: Config) -> tuple:

@@ -176,8 +176,6 @@ class Mixing:
     """float64 [n, n]; row i holds the weights node i puts on what it receives."""
     edges: np.ndarray
     """int64 [E, 2], (sender, receiver) in lexicographic order without self edges; an undirected edge gives two."""
-    reverse: np.ndarray
-    """int64 [E], where in ``edges`` the opposite edge stands; -1 on directed graphs."""
 
     def neighbours(self, node: int) -> list[int]:
         """Those ``node`` receives from, ascending, itself excluded."""
@@ -240,12 +238,8 @@ class Graph:
             raise UserError(f"graph.topology: {self.name} must label its nodes 0 to {self.nodes - 1}, graph.nodes - 1")
         A = nx.to_numpy_array(graph, nodelist=range(self.nodes), weight=None)  # A[sender, receiver]
         edges = np.argwhere(A)
-        if self.topology.directed:
-            reverse = np.full(len(edges), -1)
-        else:
-            reverse = np.searchsorted(edges @ [self.nodes, 1], edges @ [1, self.nodes])
         W = uniform(A.T) if self.topology.directed or self.weights == "uniform" else metropolis(A)
-        return Mixing(W, edges.astype(np.int64), reverse.astype(np.int64))
+        return Mixing(W, edges.astype(np.int64))
 
     def _eigenvalues(self, step: int) -> np.ndarray:
         W = self.mixing(step).W

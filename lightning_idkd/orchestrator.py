@@ -7,35 +7,40 @@ gradients would be averaged and the rows overwritten by those of process 0.
 from __future__ import annotations
 
 import functools
+import math
 import resource
 import time
-from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from lightning_idkd import metrics, report
+from lightning_idkd import report
 from lightning_idkd.callback import Calibration, Callback, Context, Distillation, Gossip, Selection
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
+from lightning_idkd.evaluation import accuracies, homogeneity, measure
 from lightning_idkd.network import Labels, Network
-from lightning_idkd.node import NodeModule, Outputs
+from lightning_idkd.node import Outputs
 from lightning_idkd.run_folder import RunFolder
-from lightning_idkd.stack import NodeStack, mean_buffers, run_network
+from lightning_idkd.stack import NodeStack, run_network
 
 BLOCK = 16384  # columns of a rule's matrices that are treated at once: 16 rows of them fit a core's cache
 
 
 class Orchestrator:
-    """One run. ``self`` is what hooks get as ``run``; :meth:`state` is all of it that a resumed run needs."""
+    """One run; its ``folder`` must be set before :meth:`fit`.
+
+    ``self`` is what hooks get as ``run``; :meth:`state` is all of it that a resumed run needs.
+    """
+
+    folder: RunFolder
 
     def __init__(
         self,
         fabric: Fabric,
-        folder: RunFolder,
         stack: NodeStack,
         network: Network,
         store: Store,
@@ -49,16 +54,17 @@ class Orchestrator:
         seed: int = 0,
         header: dict | None = None,
     ):
-        self.fabric, self.folder, self.stack, self.network, self.store = fabric, folder, stack, network, store
+        self.fabric, self.stack, self.network, self.store = fabric, stack, network, store
         self.rule, self.train, self.calibration, self.distillation = rule, train, calibration, distillation
         self.checkpoint_every, self.keep, self.seed, self.header = checkpoint_every, keep or [], seed, header or {}
-        self.callbacks = [c for c in (rule, calibration, distillation, *(callbacks or [])) if c is not None]
+        # extras come first: their on_epoch_start precedes the exchange that distillation makes in its own
+        self.callbacks = [c for c in (*(callbacks or []), rule, calibration, distillation) if c is not None]
         fabric._callbacks = self.callbacks  # they need the run's parts, which exist only after launch
         self.epochs = train.epochs
         self.epoch = self.step = self.epoch_step = 0
+        self.steps = store.steps()  # an epoch
         self.phase = "train"
         self.best = -1.0  # validation accuracy of the best consensus model
-        self.before_final_gossip: float | None = None  # its accuracy, once the final gossip has taken place
         self.buffers = {k: torch.zeros_like(stack.X) for k in rule.buffers}
         edges = len(network.edges(0))
         self.edge_buffers = {k: stack.X.new_zeros(edges, width or stack.parameters) for k, width in rule.edge_buffers.items()}
@@ -66,45 +72,53 @@ class Orchestrator:
         self.loss, self.loss_steps = torch.zeros(stack.n, dtype=torch.float64), 0
         self.first_bad = torch.full((stack.n,), -1, device=stack.device)
         self.ood: dict[str, float | None] = {"auroc": None, "threshold": None, "kept_fraction": None}
-        self.before = self.homogeneity()
+        self.per_node: dict[str, list] = {}  # the last measured accuracy, threshold, ... of every node
+        self.before = homogeneity(network, store)
         self.lines: list[dict] = []
         self.interrupted = False
-        self._clock = time.perf_counter()
+        self._clock, self._first = time.perf_counter(), 0  # when this session began, and with which epoch
 
     # ------------------------------------------------------------------ the loop
 
     def fit(self) -> dict | None:
         """Train to the end; returns the summary, or None when interrupted (a checkpoint is left)."""
-        self._clock = time.perf_counter()
+        self._clock, self._first = time.perf_counter(), self.epoch
         self.call("on_fit_start")
         while self.epoch < self.epochs:
             if self.epoch_step == 0:
                 self.call("on_epoch_start", epoch=self.epoch)
-            steps = self.steps_per_epoch()
-            order = self.store.order(self.step - self.epoch_step, steps)
-            while self.epoch_step < steps:
-                started = time.perf_counter()
-                b = self.store.batch_size
-                x, y = self.store.batch(order[:, self.epoch_step * b : (self.epoch_step + 1) * b], self.step)
-                losses = self.stack.step(x, y, self.step)
-                self.update(self.lr(steps), x, y)
-                self.note(losses)
-                self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
-                self.train_seconds += time.perf_counter() - started
-                self.call("on_step_end", step=self.step, losses=losses)
-                if self.stop_asked():
-                    self.finite()
-                    self.save()
-                    return None
-            self.finite()
+            if not self.train_epoch():
+                self.save()
+                return None
             self.epoch, self.epoch_step = self.epoch + 1, 0
             self.call("on_epoch_end", epoch=self.epoch)
-            if self.epoch == self.epochs:
-                break
-            improved = self.epoch % self.train.evaluate_every == 0 and self.improved(self.evaluate())
-            if improved or self.epoch % self.checkpoint_every == 0 or self.epoch in self.keep:
+            last, due = self.epoch == self.epochs, self.epoch % self.train.evaluate_every == 0
+            improved = due and not last and self.improved(self.evaluate(self.train.evaluate_samples))
+            if improved or last or self.epoch % self.checkpoint_every == 0 or self.epoch in self.keep:
                 self.save(["best.ckpt"] * improved)
         return self.finish()
+
+    def train_epoch(self) -> bool:
+        """The rest of this epoch; False where it was interrupted."""
+        started, stopped = time.perf_counter(), False
+        order = self.store.order(self.step - self.epoch_step, self.steps)
+        while self.epoch_step < self.steps and not stopped:
+            losses = self.train_step(order)
+            self.call("on_step_end", step=self.step, losses=losses)
+            stopped = self.stop_asked()
+        self.finite()
+        self.train_seconds += time.perf_counter() - started  # here the device is done too: `finite` looked at its results
+        return not stopped
+
+    def train_step(self, order: Tensor) -> Tensor:
+        """One batch at every node, from the epoch's ``order`` [rows, steps * batch]; returns the losses [rows]."""
+        b = self.store.batch_size
+        x, y = self.store.batch(order[:, self.epoch_step * b : (self.epoch_step + 1) * b], self.step)
+        losses = self.stack.step(x, y, self.step)
+        self.update(self.lr(), x, y)
+        self.note(losses)
+        self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
+        return losses
 
     def improved(self, line: dict) -> bool:
         """Whether this evaluation has the best consensus model so far, on validation samples."""
@@ -120,37 +134,37 @@ class Orchestrator:
         stack, width = self.stack, self.stack.parameters
         narrow = any(self.rule.edge_buffers.values())  # all columns share it, so it may move once a step only
         size = BLOCK if self.rule.columnwise and not narrow else width
-        edges = self.network.edges(self.step)
         for start in range(0, width, size):
             columns, first = slice(start, start + size), start == 0
             X, G = stack.X[:, columns], stack.G[:, columns]
             held = {k: v[:, columns] if v.shape[1] == width else v for k, v in (self.buffers | self.edge_buffers).items()}
             state = SimpleNamespace(**held)
-            X.copy_(self.rule.update(X, G, state, self.context(lr, edges, first, x, y)))
+            X.copy_(self.rule.update(X, G, state, self.context(self.step, lr, first, x, y)))
             for name, matrix in held.items():
                 if getattr(state, name) is not matrix:
                     matrix.copy_(getattr(state, name))
 
-    def context(self, lr: float, edges, first: bool = True, x: Tensor | None = None, y: Tensor | None = None) -> Context:
+    def context(self, step: int, lr: float, first: bool = True, x: Tensor | None = None, y: Tensor | None = None) -> Context:
+        edges = self.network.edges(step)
         return Context(
-            self.step,
+            step,
             lr,
-            mix=functools.partial(self.network.mix, step=self.step, messages=first),
+            mix=functools.partial(self.network.mix, step=step, messages=first),
             mean=functools.partial(self.network.all_reduce, messages=first),
-            swap=functools.partial(self.network.swap, step=self.step, messages=first),
+            swap=functools.partial(self.network.swap, step=step, messages=first),
             edges=edges - [[self.network.rows.start, 0]] if len(edges) else edges,
-            gradient=functools.partial(self.stack.gradient, x=x, y=y, step=self.step),
+            gradient=functools.partial(self.gradient, x=x, y=y),
         )
 
-    def lr(self, steps: int) -> float:
-        """The learning rate of this step."""
-        return self.train.lr * self.train.schedule.factor(self.epoch + self.epoch_step / steps, self.epochs)
+    def gradient(self, X: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Gradients [rows, P] at other parameters, for rules that look at whole rows."""
+        if self.rule.columnwise:
+            raise UserError(f"gossip: {type(self.rule).__name__} asks for another gradient, so it must set columnwise = False")
+        return self.stack.gradient(X, x=x, y=y, step=self.step)
 
-    def steps_per_epoch(self) -> int:
-        if self.store.distilled is None or self.distillation is None or self.distillation.steps == "equal":
-            return self.store.steps()
-        sizes = self.network.report(torch.tensor(self.store.sizes, dtype=torch.float64)[:, None])
-        return self.store.steps(sizes.mean().item())
+    def lr(self) -> float:
+        """The learning rate of this step."""
+        return self.train.lr * self.train.schedule.factor(self.epoch + self.epoch_step / self.steps, self.epochs)
 
     def note(self, losses: Tensor) -> None:
         """Add up losses without waiting for the device, and remember where one stopped being a number."""
@@ -161,13 +175,15 @@ class Orchestrator:
         self.first_bad = torch.where(bad, self.step, self.first_bad)
 
     def finite(self) -> None:
-        """Stop where a loss is not finite; the last checkpoint was written before."""
-        bad = self.network.report(self.first_bad[:, None])[:, 0].tolist()
+        """Stop where a loss or a parameter is not finite; the last checkpoint was written before."""
+        sound = torch.isfinite(self.stack.X).all(1) | (self.first_bad >= 0)
+        bad = self.network.report(torch.where(sound, self.first_bad, self.step - 1)[:, None])[:, 0].tolist()
         if max(bad) >= 0:
             step, node = min((s, i) for i, s in enumerate(bad) if s >= 0)
             kept = f"last good checkpoint: {self.folder.last}" if self.folder.last.exists() else "there is no checkpoint yet"
             raise UserError(
-                f"the loss of node {node} is not finite at step {step} (train.lr is {self.train.lr}; try a smaller one); {kept}"
+                f"the loss of node {node} or its parameters are not finite at step {step} (train.lr is {self.train.lr}; try a "
+                f"smaller one); {kept}"
             )
 
     def stop_asked(self) -> bool:
@@ -190,17 +206,18 @@ class Orchestrator:
 
     def calibrate(self, public: list[Outputs]) -> list[Selection]:
         """Every node's selection from its outputs on the public set."""
-        if self.calibration is None:
-            raise UserError("calibration: this distillation selects samples and needs one, such as Youden")
-        selections = []
+        selections, say = [], functools.partial(self.say, anywhere=True)
         for i, node in enumerate(self.network.rows):
             held_out, own = self.store.held_out(node), self.store.own[i].cpu()
-            private = run_network(self.stack.modules[i], self.store.private_batches(held_out if len(held_out) else own))
-            selections.append(self.calibration.select(private, public[i], len(held_out), self.say, node))
+            module, batches = self.stack.modules[i], self.store.private_batches
+            if self.calibration.score.fitted:
+                self.calibration.score.fit(run_network(module, batches(own)), self.store.labels[own])
+            private = run_network(module, batches(held_out if len(held_out) else own))
+            selections.append(self.calibration.select(private, public[i], len(held_out), say, node))
         values = torch.tensor([[s.auroc, s.threshold, s.kept.double().mean()] for s in selections], dtype=torch.float64)
         values = self.network.report(values)
         self.ood = dict(zip(self.ood, values.nanmean(0).tolist(), strict=True))
-        self.per_node_ood = {k: values[:, j].tolist() for j, k in enumerate(self.ood)}
+        self.per_node |= {k: values[:, j].tolist() for j, k in enumerate(self.ood)}
         self.call("on_calibration_end", epoch=self.epoch, selections=selections)
         return selections
 
@@ -210,87 +227,51 @@ class Orchestrator:
         if self.ood["kept_fraction"] is None:
             self.ood["kept_fraction"] = 1.0
         self.store.distil(labels, self.step)
+        if self.distillation.steps == "grow":
+            sizes = torch.tensor(self.store.sizes, dtype=torch.float64)[:, None]
+            self.steps = self.store.steps(self.network.all_reduce(sizes, kind="other")[0].item())
         self.say(
             f"exchange before epoch {self.epoch + 1}: kept {self.ood['kept_fraction']:.1%} of the public set, "
-            f"homogeneity {self.before:.3f} -> {self.homogeneity():.3f}"
+            f"homogeneity {self.before:.3f} -> {homogeneity(self.network, self.store):.3f}"
         )
-
-    def homogeneity(self) -> float:
-        """Mean total variation between the nodes' label mass and that of all private samples."""
-        reference = self.store.labels[torch.cat([torch.from_numpy(t) for t in self.store.split.train]).to(self.store.device)]
-        return metrics.homogeneity(self.network.report(self.store.mass()), reference.bincount(minlength=self.store.k).cpu())
 
     # ------------------------------------------------------------------ evaluation
 
-    def accuracies(self, split: str, samples: int | None) -> Tensor:
-        """Accuracy of every node [n] on the test or the pooled validation samples."""
-        batches, labels = self.store.examined(split, samples)
-        right = [accuracy(m, batches, labels) for m in self.stack.modules]
-        return self.network.report(torch.stack(right)[:, None])[:, 0].cpu()
-
-    def consensus(self, X: Tensor) -> torch.nn.Module:
-        """The mean of all rows ``X`` [n, P], with averaged norm buffers."""
-        return self.stack.model(X.mean(0), mean_buffers({k: self.network.report(b) for k, b in self.stack.buffers.items()}))
-
-    def measure(self, samples: int | None) -> dict:
-        """Metrics of the nodes as they are; ``samples`` None: everything."""
-        X = self.network.report(self.stack.X)
-        consensus = self.consensus(X)
-        found: dict = {}
-        for split, name in (("test", "accuracy"), ("validation", "validation")):
-            batches, labels = self.store.examined(split, samples)
-            if not len(labels):
-                continue
-            nodes = self.accuracies(split, samples)
-            found[f"{name}/node_mean"] = nodes.mean().item()
-            if name == "accuracy":
-                found |= {
-                    "accuracy/node_std": nodes.std(correction=0).item(),
-                    "accuracy/node_min": nodes.min().item(),
-                    "accuracy/node_max": nodes.max().item(),
-                }
-                self.per_node_accuracy = nodes.tolist()
-            found[f"{name}/consensus"] = accuracy(consensus, batches, labels).item()
-        return found | {"consensus_distance": metrics.consensus_distance(X)}
-
-    def evaluate(self, samples: int | None = -1, **extra) -> dict:
-        """Measure, print, log, and call ``on_evaluation_end``; ``samples`` -1: the configured subset."""
+    def evaluate(self, samples: int | None, **extra) -> dict:
+        """Measure on so many test ``samples`` (None: all), print, log, and call ``on_evaluation_end``."""
         line = {"epoch": self.epoch, "step": self.step, "phase": self.phase}
         if self.loss_steps:
             line["train/loss"] = self.network.report(self.loss[:, None] / self.loss_steps).mean().item()
             line["train/lr"] = self.last_lr
-        line |= self.measure(self.train.evaluate_samples if samples == -1 else samples) | extra
+        found, self.per_node["accuracy"] = measure(self.stack, self.network, self.store, samples, self.train.evaluate_samples)
+        line |= found | extra
         line |= {f"communication/{k}": v for k, v in self.network.counts().items()}
         line |= {f"ood/{k}": v for k, v in self.ood.items() if v is not None}
-        line |= {"homogeneity/before": self.before, "homogeneity/after": self.homogeneity()}
+        line |= {"homogeneity/before": self.before, "homogeneity/after": homogeneity(self.network, self.store)}
         line |= {
             "throughput/samples_per_second": self.samples / max(self.train_seconds, 1e-9),
             "throughput/seconds": self.elapsed(),
         }
+        line["per_node"] = dict(self.per_node)
         self.loss, self.loss_steps = torch.zeros_like(self.loss), 0
         self.lines.append(line)
         if self.fabric.is_global_zero:
             self.folder.log(self.lines)
-            print(report.line(line, self.epochs, self.elapsed()), flush=True)
-        self.fabric.log_dict({k: v for k, v in line.items() if not isinstance(v, str)}, step=self.step)
+            print(report.line(line, self.epochs, self.left()), flush=True)
+        self.fabric.log_dict({k: v for k, v in line.items() if isinstance(v, (int, float))}, step=self.step)
         self.call("on_evaluation_end", metrics=line)
         return line
 
     def finish(self) -> dict:
         """Final gossip, the whole test set, summary and pictures."""
-        if self.before_final_gossip is None:
-            self.before_final_gossip = self.accuracies("test", None).mean().item()
-            for _ in range(self.train.final_gossip):
-                self.stack.X.copy_(self.rule.combine(self.stack.X, self.context(self.train.lr, self.network.edges(self.step))))
-                self.step += 1
-            self.phase = "final"
-            self.save()
-        line = self.evaluate(None, **{"accuracy/node_mean_before_final_gossip": self.before_final_gossip})
+        before = accuracies(self.stack, self.network, self.store, "test", None).mean().item()
+        self.final_gossip()
+        line = self.evaluate(None, **{"accuracy/node_mean_before_final_gossip": before})
         summary: dict = {
             "name": self.folder.path.parent.name,
             "seed": self.seed,
             "nodes": self.store.nodes,
-            "steps": self.step - self.train.final_gossip,
+            "steps": self.step,
             "epochs": self.epochs,
             "final_gossip": self.train.final_gossip,
             "engine": self.stack.engine,
@@ -305,10 +286,21 @@ class Orchestrator:
             "peak_memory_bytes": self.peak_memory(),
         }
         summary["throughput"]["seconds"] = self.elapsed()
-        summary["per_node"] = {"accuracy": self.per_node_accuracy} | getattr(self, "per_node_ood", {})
+        summary["per_node"] = self.per_node
         summary |= self.header
         self.call("on_fit_end", summary=summary)
         return summary
+
+    def final_gossip(self) -> None:
+        """The mixing steps after the last training step. Checkpoints hold the rows before them."""
+        for step in range(self.step, self.step + self.train.final_gossip):
+            self.stack.X.copy_(self.rule.combine(self.stack.X, self.context(step, self.last_lr)))
+        self.phase = "final"
+
+    def left(self) -> float:
+        """Seconds that the remaining epochs will take if they take as long as those of this session."""
+        done = self.epoch - self._first
+        return (time.perf_counter() - self._clock) * (self.epochs - self.epoch) / done if done > 0 else math.nan
 
     def elapsed(self) -> float:
         """Seconds of the whole run so far, over all its sessions."""
@@ -320,8 +312,9 @@ class Orchestrator:
             return torch.cuda.max_memory_allocated(self.stack.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    def say(self, text: str) -> None:
-        if self.fabric.is_global_zero:
+    def say(self, text: str, anywhere: bool = False) -> None:
+        """Print from the first process, or from the one that knows."""
+        if anywhere or self.fabric.is_global_zero:
             print(text, flush=True)
 
     # ------------------------------------------------------------------ state
@@ -339,11 +332,13 @@ class Orchestrator:
             "layout": self.stack.describe(),
             "engine": self.stack.engine,
             "threads": torch.get_num_threads(),
+            "devices": self.network.world,
             "epoch": self.epoch,
             "step": self.step,
             "epoch_step": self.epoch_step,
             "phase": self.phase,
-            "before_final_gossip": self.before_final_gossip,
+            "steps": self.steps,
+            "from": self.header.get("from"),
             "best": self.best,
             "last_lr": self.last_lr,
             "X": report_(self.stack.X),
@@ -354,7 +349,7 @@ class Orchestrator:
             "generation": (self.store.generation, self.store.generation_start),
             "counts": self.network.counts(),
             "ood": self.ood,
-            "per_node_ood": getattr(self, "per_node_ood", {}),
+            "per_node": self.per_node,
             "loss": report_(self.loss[:, None]),
             "loss_steps": self.loss_steps,
             "samples": self.samples,
@@ -375,8 +370,8 @@ class Orchestrator:
         if self.fabric.is_global_zero:
             self.folder.save(state, keep or [])
 
-    def load(self, state: dict, lines: list[dict], fork: bool = False) -> None:
-        """Continue from ``state``; a ``fork`` takes the rows and counters, not what distillation and callbacks had."""
+    def load(self, state: dict, lines: list[dict], distillation: bool = True, callbacks: bool = True) -> None:
+        """Continue from ``state``; without ``distillation`` nodes train on their own samples again."""
         if state["layout"] != self.stack.describe():
             raise UserError("the checkpoint holds another network: its parameters have other names or shapes")
         mine = slice(self.network.rows.start, self.network.rows.stop)
@@ -392,19 +387,13 @@ class Orchestrator:
         self.loss, self.loss_steps = state["loss"][mine, 0].to(self.stack.device), state["loss_steps"]
         self.samples, self.train_seconds, self.last_lr = state["samples"], state["train_seconds"], state["last_lr"]
         self.lines = [line for line in lines if line["step"] <= self.step and line["phase"] != "final"]
-        if fork:
-            return
-        self.before_final_gossip, self.best = state["before_final_gossip"], state["best"]
-        self.phase, self.ood, self.seconds = state["phase"], state["ood"], state["seconds"]
-        if state["per_node_ood"]:
-            self.per_node_ood = state["per_node_ood"]
-        if state["distilled"] is not None:
-            self.store.distil([Labels(i, p).to(self.stack.device) for i, p in state["distilled"][mine]], self.step)
-            self.store.generation, self.store.generation_start = state["generation"]
-        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
-            callback.load_state_dict(saved)
-
-
-def accuracy(module: NodeModule, batches: Callable[[], Iterator[Tensor]], labels: Tensor) -> Tensor:
-    """Share of samples that one model classifies rightly, a float64 scalar."""
-    return (run_network(module, batches()).logits.argmax(1) == labels).double().mean()
+        if distillation:
+            self.phase, self.ood, self.per_node = state["phase"], state["ood"], state["per_node"]
+            self.steps = state["steps"]
+            if state["distilled"] is not None:
+                self.store.distil([Labels(i, p).to(self.stack.device) for i, p in state["distilled"][mine]], self.step)
+                self.store.generation, self.store.generation_start = state["generation"]
+        if callbacks:
+            self.best, self.seconds, self.header["from"] = state["best"], state["seconds"], state["from"]
+            for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
+                callback.load_state_dict(saved)

@@ -38,15 +38,15 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{seconds:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def line(metrics: dict, epochs: int, elapsed: float) -> str:
-    """One evaluation."""
+def line(metrics: dict, epochs: int, left: float) -> str:
+    """One evaluation; ``left`` in seconds."""
     epoch = metrics["epoch"]
     sent = sum(v for k, v in metrics.items() if k.startswith("communication/") and k.endswith("_bytes"))
     percent = [f"{100 * metrics[f'accuracy/{k}']:.1f}" for k in ("node_mean", "node_min", "node_max", "consensus")]
     return _FORM.format(
         f"{epoch}/{epochs}", metrics["phase"], f"{metrics['train/loss']:.4f}" if "train/loss" in metrics else "-", *percent,
         f"{metrics['consensus_distance']:.4f}", size(sent), f"{metrics['throughput/samples_per_second']:,.0f}",
-        clock(elapsed * (epochs - epoch) / epoch if epoch else math.nan),
+        clock(left),
     )  # fmt: skip
 
 

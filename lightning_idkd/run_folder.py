@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ class RunFolder:
 
     @classmethod
     def unfinished(cls, parent: Path, config: dict) -> RunFolder | None:
-        """The newest run below ``parent`` that has a checkpoint, no summary, and the same config."""
+        """The newest run below ``parent`` that nobody works on, with a checkpoint, no summary, the same config and source."""
         for path in sorted(parent.glob("*/config.yaml"), reverse=True):
             folder = cls(path.parent)
             if (
@@ -81,6 +83,8 @@ class RunFolder:
                 and not folder.file("summary.json").exists()
                 and folder.last.exists()
                 and difference(config, folder.config()) is None
+                and config["run"]["from"] == folder.config()["run"]["from"]
+                and folder.free()
             ):
                 return folder
         return None
@@ -88,15 +92,34 @@ class RunFolder:
     @classmethod
     def named(cls, text: str, key: str) -> tuple[RunFolder, Path]:
         """The run folder and checkpoint that ``text`` names: a run folder (its last checkpoint), or a checkpoint."""
-        path = Path(text)
-        if path.is_file() and path.parent.name == "checkpoints":
-            return cls(path.parent.parent.resolve()), path.resolve()
-        folder = cls(path.resolve())
+        path = Path(text).resolve()
+        of_a_run = path.is_file() and path.parent.name == "checkpoints"
+        folder = cls(path.parent.parent if of_a_run else path)
         if not folder.file("config.yaml").exists():
             raise UserError(f"{key}: '{text}' is no run folder; give one such as runs/NAME/latest, or a file in its checkpoints/")
         if not folder.last.exists():
             raise UserError(f"{key}: '{text}' has no checkpoint yet")
-        return folder, folder.last
+        return folder, path if of_a_run else folder.last
+
+    # ------------------------------------------------------------------ one process at a time
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes away; a UserError where one is at work. The lock ends with the process at the latest."""
+        with open(self.file(".lock"), "a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as e:
+                raise UserError(f"run.resume: another process works on '{self.path}'; wait for it, or stop it") from e
+            yield
+
+    def free(self) -> bool:
+        """Whether nobody works on it."""
+        try:
+            with self.locked():
+                return True
+        except UserError:
+            return False
 
     # ------------------------------------------------------------------ files
 

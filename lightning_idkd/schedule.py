@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lightning_idkd.errors import UserError
+from lightning_idkd.errors import UserError, require
 
 
 def epoch_of(start: int | float, epochs: int, key: str) -> int:
     """The epoch that ``start`` names: below 1 a fraction of the epochs, else an epoch. Refused beyond the last one."""
     epoch = math.floor(start * epochs + 1e-9) if 0 <= start < 1 else start
-    if epoch != int(epoch) or not 0 <= epoch < epochs:
+    if not 0 <= epoch < epochs or epoch != int(epoch):
         raise UserError(f"{key}: {start} is no start within {epochs} epochs; allowed: a fraction from 0 to below 1, or an epoch "
                         f"from 1 to {epochs - 1}")  # fmt: skip
     return int(epoch)
@@ -21,6 +21,9 @@ class Schedule:
     """Base: ``factor`` times ``train.lr`` is the learning rate."""
 
     warmup: float = 0.0
+
+    def __post_init__(self):
+        require(0 <= self.warmup < math.inf, "train.schedule.warmup", self.warmup, "0 or more epochs")
 
     def factor(self, epoch: float, epochs: int) -> float:
         """The factor, above 0, at a fractional ``epoch`` in [0, epochs)."""
@@ -48,8 +51,8 @@ class Step(Schedule):
     warmup: float = 0.0
 
     def __post_init__(self):
-        if not 0 < self.gamma <= 1:
-            raise UserError(f"train.schedule.gamma: {self.gamma} is not above 0 and at most 1")
+        require(0 < self.gamma <= 1, "train.schedule.gamma", self.gamma, "above 0, at most 1")
+        super().__post_init__()
 
     def decay(self, epoch: float, epochs: int) -> float:
         return self.gamma ** sum(epoch >= epoch_of(m, epochs, "train.schedule.milestones") for m in self.milestones)
@@ -68,10 +71,8 @@ class Cosine(Schedule):
     warmup: float = 0.0
 
     def __post_init__(self):
-        if not 0 < self.floor <= 1:
-            raise UserError(
-                f"train.schedule.floor: {self.floor} is not above 0 and at most 1 (rules divide by the learning rate)"
-            )
+        require(0 < self.floor <= 1, "train.schedule.floor", self.floor, "above 0 (rules divide by it), at most 1")
+        super().__post_init__()
 
     def decay(self, epoch: float, epochs: int) -> float:
         progress = (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from lightning_idkd.callback import Distillation
-from lightning_idkd.errors import UserError
+from lightning_idkd.errors import require
 
 
 class IDKD(Distillation):
@@ -20,11 +21,12 @@ class IDKD(Distillation):
         steps: ``equal`` keeps the number of steps an epoch; ``grow`` uses the mean size of private + distilled sets.
     """
 
+    calibrated = True
+
     def __init__(self, start: int | float = 0.6, every: int | None = None, temperature: float = 1.0,
                  labels: Literal["fresh", "relayed"] = "fresh", steps: Literal["equal", "grow"] = "equal"):  # fmt: skip
         super().__init__(start, every, steps)
-        if temperature <= 0:
-            raise UserError(f"distillation.temperature: {temperature} is not above 0")
+        require(0 < temperature < math.inf, "distillation.temperature", temperature, "above 0")
         self.temperature, self.labels = temperature, labels
 
     def select(self, run, public):
@@ -67,6 +69,8 @@ class VanillaKD(IDKD):
         labels: At later exchanges, ``fresh`` labels, or the last averages ``relayed`` one hop further.
         steps: ``equal`` keeps the number of steps an epoch; ``grow`` uses the mean size of private + distilled sets.
     """
+
+    calibrated = False
 
     def select(self, run, public):
         import torch

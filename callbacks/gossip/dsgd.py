@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning_idkd.callback import Gossip
+from lightning_idkd.errors import require
 
 
 class DSGD(Gossip):
@@ -15,6 +18,8 @@ class DSGD(Gossip):
     """
 
     def __init__(self, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
+        require(0 <= momentum < 1, "gossip.momentum", momentum, "0 to below 1")
+        require(0 <= weight_decay < math.inf, "gossip.weight_decay", weight_decay, "0 or more")
         self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
         self.buffers = ("M",) if momentum else ()
 

@@ -28,10 +28,13 @@ class RelaySGD(DSGD):
             raise UserError(f"gossip: RelaySGD takes a static tree such as Chain, and graph.topology {graph.name} is none")
 
     def update(self, X, G, state, ctx):
+        import torch
+
         half = X - ctx.lr * self.direction(X, G, state)
         sender = X.new_tensor(ctx.edges[:, 0]).long()
         total = half.index_add(0, sender, state.R)
         models = X.new_ones(len(X), 1).index_add(0, sender, state.C)
-        state.R, state.C = ctx.swap(total[sender] - state.R), ctx.swap(models[sender] - state.C)
+        message = torch.cat([total[sender] - state.R, models[sender] - state.C], 1)  # one an edge, its last value the count
+        state.R, state.C = ctx.swap(message).split([X.shape[1], 1], 1)
         models = X.new_ones(len(X), 1).index_add(0, sender, state.C)
         return half.index_add(0, sender, state.R) / models

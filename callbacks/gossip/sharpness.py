@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from callbacks.gossip.dsgd import DSGD
+from lightning_idkd.errors import require
 
 
 class SharpnessAwareDSGD(DSGD):
@@ -20,6 +23,7 @@ class SharpnessAwareDSGD(DSGD):
 
     def __init__(self, rho: float = 0.05, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
         super().__init__(momentum, nesterov, weight_decay)
+        require(0 < rho < math.inf, "gossip.rho", rho, "above 0")
         self.rho = rho
 
     def update(self, X, G, state, ctx):

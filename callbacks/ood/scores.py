@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning_idkd.callback import OodScore
-from lightning_idkd.errors import UserError
+from lightning_idkd.errors import require
 
 
 class MSP(OodScore):
@@ -31,8 +31,7 @@ class Energy(OodScore):
     """
 
     def __init__(self, temperature: float = 1.0):
-        if temperature <= 0:
-            raise UserError(f"calibration.score.temperature: {temperature} is not above 0")
+        require(0 < temperature < math.inf, "calibration.score.temperature", temperature, "above 0")
         self.temperature = temperature
 
     def __call__(self, outputs):

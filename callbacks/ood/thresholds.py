@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning_idkd.callback import Calibration, OodScore
-from lightning_idkd.errors import UserError
+from lightning_idkd.errors import UserError, require
 
 
 class Youden(Calibration):
@@ -30,10 +32,11 @@ class IdQuantile(Calibration):
         q: Share of own data given up, at least 0 and below 1.
     """
 
+    fallback_below = 0  # it is a quantile already
+
     def __init__(self, score: OodScore, q: float = 0.05):
         super().__init__(score)
-        if not 0 <= q < 1:
-            raise UserError(f"calibration.q: {q} is not at least 0 and below 1")
+        require(0 <= q < 1, "calibration.q", q, "0 to below 1")
         self.q = q
 
     def threshold(self, private, public):
@@ -57,8 +60,10 @@ class Fixed(Calibration):
         super().__init__(score)
         if (probability is None) == (threshold is None):
             raise UserError("calibration: Fixed takes either calibration.probability or calibration.threshold")
-        if probability is not None and not 0 < probability < 1:
-            raise UserError(f"calibration.probability: {probability} is not between 0 and 1")
+        if probability is not None:
+            require(0 < probability < 1, "calibration.probability", probability, "between 0 and 1")
+        if threshold is not None:
+            require(math.isfinite(threshold), "calibration.threshold", threshold, "a finite number")
         self.value = threshold if probability is None else score.from_probability(probability)
 
     def threshold(self, private, public):

@@ -21,7 +21,7 @@ class Digits(Source):
     Source: Alpaydin and Kaynak, Optical recognition of handwritten digits, UCI, 1998 (its test part).
 
     Args:
-        limit: use the first so many training images; null for all.
+        limit: use so many training images, a fixed random choice; null for all.
     """
 
     limit: int | None = None
@@ -62,7 +62,7 @@ class Glyphs(Source):
 
     Args:
         samples: how many images to draw.
-        limit: use the first so many of them; null for all.
+        limit: use so many of them, a fixed random choice; null for all.
     """
 
     samples: int = 6000

@@ -27,7 +27,7 @@ class HuggingFace(Source):
 
     Args:
         path: a folder, or a name on the hub such as uoft-cs/cifar100.
-        limit: use the first so many training images; null for all.
+        limit: use so many training images, a fixed random choice; null for all.
         image: column of the images; null for the only one that holds images.
         label: column of the labels; null for label, else fine_label, else the only class label.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -148,10 +147,6 @@ class Split:
             "histogram": self.histogram.tolist(),
             "indices": {"train": [i.tolist() for i in self.train], "validation": [i.tolist() for i in self.validation]},
         }
-
-    def to_json(self) -> str:
-        """The text of ``partition.json``."""
-        return json.dumps(self.to_dict())
 
 
 def digest(arrays: list[np.ndarray]) -> str:

@@ -51,7 +51,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: slice | Tensor) -> Images:
+    def __getitem__(self, index: slice | np.ndarray) -> Images:
         return Images(self.pixels[index], self.labels[index], self.classes)
 
 
@@ -73,7 +73,10 @@ class Source:
         return None
 
     def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
-        """The images of ``split`` (train or test), the first ``limit`` of them for training.
+        """The images of ``split`` (train or test), ``limit`` of them for training.
+
+        Which is always the same random choice, in the set's order, and part of that of a larger limit: many sets are
+        stored sorted by class.
 
         Args:
             split: train or test.
@@ -94,7 +97,9 @@ class Source:
             (identity, size, channels),
             lambda: decode(*self.read(split, size, key), split, size, channels, key),
         )
-        return images if split == "test" or self.limit is None else images[: self.limit]
+        if split == "test" or self.limit is None or self.limit >= len(images):
+            return images
+        return images[np.sort(np.random.default_rng(0).permutation(len(images))[: self.limit])]
 
 
 def convert(image: bytes | np.ndarray, size: int | None, channels: int | None) -> np.ndarray:

@@ -21,7 +21,7 @@ class TorchvisionCIFAR(Source):
         name: cifar10 or cifar100 (the 100 fine classes).
         path: folder for torchvision's files.
         download: fetch them (170 MB) where they are missing.
-        limit: use the first so many training images; null for all.
+        limit: use so many training images, a fixed random choice; null for all.
     """
 
     name: Literal["cifar10", "cifar100"] = "cifar10"

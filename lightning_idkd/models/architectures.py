@@ -91,6 +91,8 @@ class CNN(Architecture):
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         from lightning_idkd.models.cnn import CNNModule
 
+        if size < 2:
+            raise UserError(f"data.image_size: {size} given; CNN pools 2x2 pixels and needs 2 or more")
         return CNNModule(self.width, self.dropout, self.norm, channels, classes)
 
 

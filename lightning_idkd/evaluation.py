@@ -1,0 +1,54 @@
+"""What is measured of the nodes: accuracy of each and of their mean, distance between them, likeness of their data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from lightning_idkd import metrics
+from lightning_idkd.data.store import Store
+from lightning_idkd.network import Network
+from lightning_idkd.node import NodeModule
+from lightning_idkd.stack import NodeStack, mean_buffers, run_network
+
+
+def accuracy(module: NodeModule, batches: Callable[[], Iterator[Tensor]], labels: Tensor) -> Tensor:
+    """Share of samples that one model classifies rightly, a float64 scalar."""
+    return (run_network(module, batches()).logits.argmax(1) == labels).double().mean()
+
+
+def accuracies(stack: NodeStack, network: Network, store: Store, split: str, samples: int | None) -> Tensor:
+    """Accuracy of every node [n] on ``samples`` (None: all) of the ``test`` or the pooled ``validation`` samples."""
+    batches, labels = store.examined(split, samples)
+    here = torch.stack([accuracy(m, batches, labels) for m in stack.modules])
+    return network.report(here[:, None])[:, 0].cpu()
+
+
+def consensus(stack: NodeStack, network: Network) -> NodeModule:
+    """The mean of all nodes, with averaged norm buffers."""
+    buffers = {k: network.report(b) for k, b in stack.buffers.items()}
+    return stack.model(network.report(stack.X).mean(0), mean_buffers(buffers))
+
+
+def measure(stack: NodeStack, network: Network, store: Store, samples: int | None, validation: int
+            ) -> tuple[dict[str, float], list[float]]:  # fmt: skip
+    """Metrics of the nodes as they are, on so many test (None: all) and validation samples, and every node's test accuracy."""
+    mean, found = consensus(stack, network), {}
+    nodes = accuracies(stack, network, store, "test", samples)
+    found["accuracy/node_mean"] = nodes.mean().item()
+    found["accuracy/node_std"] = nodes.std(correction=0).item()
+    found["accuracy/node_min"], found["accuracy/node_max"] = nodes.min().item(), nodes.max().item()
+    found["accuracy/consensus"] = accuracy(mean, *store.examined("test", samples)).item()
+    if any(len(held_out) for held_out in store.split.validation):
+        found["validation/node_mean"] = accuracies(stack, network, store, "validation", validation).mean().item()
+        found["validation/consensus"] = accuracy(mean, *store.examined("validation", validation)).item()
+    found["consensus_distance"] = metrics.consensus_distance(network.report(stack.X))
+    return found, nodes.tolist()
+
+
+def homogeneity(network: Network, store: Store) -> float:
+    """Mean total variation between the nodes' label mass and that of all private training samples."""
+    reference = store.labels[torch.cat([torch.from_numpy(t) for t in store.split.train]).to(store.device)]
+    return metrics.homogeneity(network.report(store.mass()), reference.bincount(minlength=store.k).cpu())
