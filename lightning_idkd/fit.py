@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from lightning_idkd import report
 from lightning_idkd.config import Config, LoggerConfig
 from lightning_idkd.errors import UserError, did_you_mean
-from lightning_idkd.run_folder import SAME, RunFolder, difference
+from lightning_idkd.run_folder import ONGOING, SAME, RunFolder, difference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ def fit(config: Config) -> dict | None:
     fork = checkpoint is not None and folder is None
     saved = RunFolder.load(checkpoint) if checkpoint else None
     source = RunFolder(checkpoint.parent.parent) if checkpoint else None
-    goes_on = not fork or difference(config.resolved, source.config(), ("calibration", "distillation")) is None
+    goes_on = not fork or difference(config.resolved, source.config(), ONGOING) is None
     if fork:
         check_epoch(config, saved, goes_on)
 

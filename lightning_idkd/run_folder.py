@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import math
 import os
@@ -16,7 +17,13 @@ import yaml
 
 from lightning_idkd.errors import UserError
 
-SAME = ("graph", "data", "node", "gossip", "seed")  # what a fork shares with the run it starts from
+RESULT = ("seed", "graph", "data", "node", "train", "gossip", "calibration", "distillation", "callbacks", "run.precision")
+"""The config keys that enter a run's result: all but how and where it runs."""
+SAME = ("seed", "graph", "node", "gossip", "run.precision", "data.private", "data.partition", "data.validation",
+        "data.image_size", "data.augment")  # fmt: skip
+"""What a fork shares with the run it starts from. The initial training does not see the public set."""
+ONGOING = ("calibration", "distillation", "data.public", "data.augment_public")
+"""What a fork must share besides, to go on with the distilled labels that it finds."""
 
 
 def write(path: Path, save: Callable[[Path], None]) -> None:
@@ -174,23 +181,19 @@ class RunFolder:
             ) from e
 
 
-def difference(a: dict, b: dict, keys: tuple[str, ...] | None = None) -> tuple[str, Any, Any] | None:
-    """The first dotted key in which two resolved configs differ, with both values. ``run`` never counts, but for its
-    precision, and nor does the logger: they do not enter the result."""
-    a, b = (
-        {k: c.get(k) for k in keys}
-        if keys
-        else {k: v for k, v in c.items() if k not in ("run", "logger")} | {"run": {"precision": c["run"]["precision"]}}
-        for c in (a, b)
-    )
-    return _difference(a, b, "")
+def difference(a: dict, b: dict, keys: tuple[str, ...] = RESULT) -> tuple[str, Any, Any] | None:
+    """The first dotted key, ``keys`` or below, in which two resolved configs differ, with both values."""
+    for key in keys:
+        x, y = (functools.reduce(lambda c, k: c[k], key.split("."), c) for c in (a, b))
+        if found := _difference(x, y, key):
+            return found
+    return None
 
 
 def _difference(a: Any, b: Any, key: str) -> tuple[str, Any, Any] | None:
     if isinstance(a, dict) and isinstance(b, dict):
         for k in {**a, **b}:
-            found = _difference(a.get(k), b.get(k), f"{key}.{k}".lstrip("."))
-            if found:
+            if found := _difference(a.get(k), b.get(k), f"{key}.{k}"):
                 return found
         return None
     return None if a == b else (key, a, b)
