@@ -243,12 +243,17 @@ def load(config: Config) -> tuple:
 
     data = config.data
     private = data.private.load("train", data.image_size, key="data.private")
-    if not private.classes:
-        raise UserError("data.private: this set has no labels; nodes need them (a public set does without)")
+    if len(private.classes) < 2:
+        has = f"only one class, '{private.classes[0]}'" if private.classes else "no labels"
+        raise UserError(f"data.private: this set has {has}; nodes need two classes or more (a public set does without)")
     test = data.private.load("test", private.size, private.channels, key="data.private")
     public = None
     if data.public is not None and config.distillation is not None:
         public = data.public.load("train", private.size, private.channels, key="data.public")
+        if len(public) < config.train.batch_size:
+            raise UserError(
+                f"data.public: {len(public)} images are less than a batch, train.batch_size {config.train.batch_size}"
+            )
     split = partition(data.partition, private.labels.numpy(), config.graph.nodes, config.seed, data.validation)
     return private, test, public, split
 

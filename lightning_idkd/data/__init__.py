@@ -1,10 +1,12 @@
 """Data: image sources, and partitions that deal their samples out to nodes."""
 
 from lightning_idkd.data.digits import Digits, Glyphs
+from lightning_idkd.data.folder import ImageFolder
 from lightning_idkd.data.huggingface import HuggingFace
+from lightning_idkd.data.noise import Noise
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet
-from lightning_idkd.data.source import Images, Source
-from lightning_idkd.data.torchvision import TorchvisionCIFAR
+from lightning_idkd.data.source import Images, Source, Subset
+from lightning_idkd.data.torchvision import Torchvision
 
 __all__ = [
     "IID",
@@ -12,9 +14,12 @@ __all__ = [
     "Dirichlet",
     "Glyphs",
     "HuggingFace",
+    "ImageFolder",
     "Images",
+    "Noise",
     "Partition",
     "QGMDirichlet",
     "Source",
-    "TorchvisionCIFAR",
+    "Subset",
+    "Torchvision",
 ]

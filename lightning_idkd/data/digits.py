@@ -8,23 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_idkd.data.source import Source
+from lightning_idkd.data.source import Subset
 from lightning_idkd.errors import UserError
 
 
 @dataclass
-class Digits(Source):
+class Digits(Subset):
     """The 1,797 handwritten digits of scikit-learn, 8x8, grey, their ink 0..16 scaled to 0..255.
 
     One fixed split: 20 % of every class, drawn once, are the test set; the rest keep their order.
 
     Source: Alpaydin and Kaynak, Optical recognition of handwritten digits, UCI, 1998 (its test part).
-
-    Args:
-        limit: use so many training images, a fixed random choice; null for all.
     """
-
-    limit: int | None = None
 
     def identity(self, split: str, size: int | None, key: str) -> tuple:
         return ("digits", split)
@@ -53,7 +48,7 @@ CANVAS = 64  # pixels a side before 8x8 blocks are averaged
 
 
 @dataclass
-class Glyphs(Source):
+class Glyphs(Subset):
     """Printed digits, letters and signs, a third each, drawn to look like `Digits`: 8x8, bright on black.
 
     Each is a random character of a random font of those shipped with matplotlib, with random weight, slant, size and
@@ -62,11 +57,9 @@ class Glyphs(Source):
 
     Args:
         samples: how many images to draw.
-        limit: use so many of them, a fixed random choice; null for all.
     """
 
     samples: int = 6000
-    limit: int | None = None
 
     def identity(self, split: str, size: int | None, key: str) -> tuple:
         from importlib.metadata import version

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_idkd.data.source import Source
+from lightning_idkd.data.source import Subset
 from lightning_idkd.errors import UserError, did_you_mean
 
 IterableDataset = Any  # that of `datasets`; jsonargparse would run an import under TYPE_CHECKING, which takes seconds
@@ -17,7 +17,7 @@ STORED_AS = {"train": ("train",), "test": ("test", "validation", "valid", "val")
 
 
 @dataclass
-class HuggingFace(Source):
+class HuggingFace(Subset):
     """An image data set of the Hugging Face hub, or a folder with its parquet files.
 
     A folder holds ``train-*.parquet`` and ``test-*.parquet`` (or ``validation-*``), directly or in ``data/``. Sought in
@@ -27,13 +27,11 @@ class HuggingFace(Source):
 
     Args:
         path: a folder, or a name on the hub such as uoft-cs/cifar100.
-        limit: use so many training images, a fixed random choice; null for all.
         image: column of the images; null for the only one that holds images.
         label: column of the labels; null for label, else fine_label, else the only class label.
     """
 
     path: str
-    limit: int | None = None
     image: str | None = None
     label: str | None = None
 

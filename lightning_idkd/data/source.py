@@ -10,19 +10,20 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_idkd.errors import UserError
+from lightning_idkd.errors import UserError, did_you_mean, require
 
 if TYPE_CHECKING:
+    import PIL.Image
     from torch import Tensor
 
-FORMAT = 1  # raise it when decoding changes: older cache files are then no longer found
+FORMAT = 2  # raise it when decoding changes: older cache files are then no longer found
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow would clip these to 255
 
 
@@ -39,6 +40,8 @@ class Images:
     """int64 [N]; all -1 where the set has no labels."""
     classes: tuple[str, ...]
     """Class names, k of them; empty where the set has no labels."""
+    stored: str = ""
+    """Size and mode of the first image before it was converted, such as 64x64 RGB."""
 
     @property
     def channels(self) -> int:
@@ -52,18 +55,16 @@ class Images:
         return len(self.labels)
 
     def __getitem__(self, index: slice | np.ndarray) -> Images:
-        return Images(self.pixels[index], self.labels[index], self.classes)
+        return Images(self.pixels[index], self.labels[index], self.classes, self.stored)
 
 
 class Source:
     """Base of the image sources; one of your own needs `read` alone, and `identity` to be cached."""
 
-    limit: int | None = None
-
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...] | None, Iterable[tuple]]:
         """Class names (None: the numbers that occur) and an iterable of (image, label).
 
-        An image is a file's bytes or a uint8 array [H, W] or [H, W, 3]; a label is an integer, -1 where there is none.
+        An image is a file's path or bytes, or a uint8 array [H, W] or [H, W, 3]; a label is an integer, -1 where there is none.
         ``split`` is train or test, ``size`` what was asked for, ``key`` the config key that named this source.
         """
         raise NotImplementedError
@@ -73,10 +74,7 @@ class Source:
         return None
 
     def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
-        """The images of ``split`` (train or test), ``limit`` of them for training.
-
-        Which is always the same random choice, in the set's order, and part of that of a larger limit: many sets are
-        stored sorted by class.
+        """The images of ``split`` (train or test).
 
         Args:
             split: train or test.
@@ -87,29 +85,71 @@ class Source:
         Raises:
             UserError: where the data are missing, cannot be read, or differ in size and ``size`` is None.
         """
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"{key}.limit: {self.limit} given; allowed: 1 or more, or null for all images")
         if size is not None and size < 1:
             raise UserError(f"data.image_size: {size} given; allowed: 1 or more, or null for the stored size")
         identity = self.identity(split, size, key)
-        images = cached(
+        return cached(
             None if identity is None else f"{type(self).__name__}-{split}",
             (identity, size, channels),
             lambda: decode(*self.read(split, size, key), split, size, channels, key),
         )
+
+
+@dataclass
+class Subset(Source):
+    """Base of the sources here: any of them can be cut down to some classes and to a number of images.
+
+    Args:
+        limit: use so many training images, a fixed random choice (many sets are stored sorted by class); null for all.
+        classes: use these classes only, by name, renumbered in this order; null for all.
+    """
+
+    limit: int | None = field(default=None, kw_only=True)
+    classes: list[str] | None = field(default=None, kw_only=True)
+
+    def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
+        """As :meth:`Source.load`; a limit's images are in the set's order, and part of a larger limit's."""
+        if self.limit is not None:
+            require(self.limit >= 1, f"{key}.limit", self.limit, "1 or more, or null for all images")
+        images = super().load(split, size, channels, key=key)
+        if self.classes is not None:
+            images = self._only(images, key)
         if split == "test" or self.limit is None or self.limit >= len(images):
             return images
         return images[np.sort(np.random.default_rng(0).permutation(len(images))[: self.limit])]
 
+    def _only(self, images: Images, key: str) -> Images:
+        import torch
 
-def convert(image: bytes | np.ndarray, size: int | None, channels: int | None) -> np.ndarray:
+        for name in self.classes:
+            if name not in images.classes:
+                some = ", ".join(images.classes[:20]) + ", ..." * (len(images.classes) > 20)
+                hint = did_you_mean(name, images.classes)
+                raise UserError(f"{key}.classes: this set has no class '{name}'.{hint} It has: {some or 'no labels'}")
+        if len(set(self.classes)) < len(self.classes):
+            raise UserError(f"{key}.classes: {', '.join(self.classes)}: a class is named twice")
+        new = torch.full((len(images.classes),), -1)
+        new[[images.classes.index(name) for name in self.classes]] = torch.arange(len(self.classes))
+        labels = new[images.labels]
+        kept = (labels >= 0).nonzero()[:, 0].numpy()
+        return Images(images.pixels[kept], labels[kept], tuple(self.classes), images.stored)
+
+
+def opened(image: Path | bytes | np.ndarray) -> PIL.Image.Image:
+    """The image as Pillow has it."""
+    from PIL import Image
+
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    return Image.open(image if isinstance(image, Path) else io.BytesIO(image))
+
+
+def convert(image: Path | bytes | np.ndarray, size: int | None, channels: int | None) -> np.ndarray:
     """One image as uint8 [H, W] (grey) or [H, W, 3]; colour only where ``channels`` is 3 or the image has some."""
     from PIL import Image, ImageOps
 
-    if isinstance(image, np.ndarray):
-        picture = Image.fromarray(image)
-    else:
-        picture = Image.open(io.BytesIO(image))
+    picture = opened(image)
+    if not isinstance(image, np.ndarray):
         if picture.mode in DEEP:
             raise ValueError(f"images of mode {picture.mode} have more than 8 bits a channel; store them with 8")
         picture = ImageOps.exif_transpose(picture)
@@ -138,24 +178,32 @@ def decode(
 
     labels: list[int] = []
 
-    def bare() -> Iterator[bytes | np.ndarray]:
+    def bare() -> Iterator[Path | bytes | np.ndarray]:
         for image, label in samples:
             labels.append(label)
             yield image
 
-    def piece(images: list) -> list[np.ndarray]:
-        return [convert(image, size, channels) for image in images]
+    def piece(first: int, images: list) -> list[np.ndarray]:
+        arrays = []
+        for i, image in enumerate(images, first):
+            try:
+                arrays.append(convert(image, size, channels))
+            except (OSError, ValueError) as error:  # Pillow's, for broken or unknown files
+                which = f"'{image}'" if isinstance(image, Path) else f"image {i} of split '{split}'"
+                raise UserError(f"{key}: {which} cannot be decoded: {error}") from error
+        return arrays
 
     decoded: list[np.ndarray] = []
     pending = bare()
     # Decoding a small image hardly releases the interpreter: two threads on two cores are slower than one.
     with ThreadPoolExecutor(min(4, max(1, (os.cpu_count() or 1) // 2))) as pool:
         while block := list(islice(pending, 1024)):
-            try:
-                arrays = list(chain(*pool.map(piece, [block[i : i + 256] for i in range(0, len(block), 256)])))
-            except (OSError, ValueError) as error:  # Pillow's, for broken or unknown files
-                which = f"images {len(decoded)} to {len(decoded) + len(block) - 1}"
-                raise UserError(f"{key}: one of {which} of split '{split}' cannot be decoded: {error}") from error
+            starts = range(0, len(block), 256)
+            firsts = [len(decoded) + i for i in starts]
+            arrays = list(chain(*pool.map(piece, firsts, [block[i : i + 256] for i in starts])))
+            if not decoded:
+                with opened(block[0]) as first:
+                    stored = f"{first.width}x{first.height} {'grey' if first.mode in ('1', 'L') else first.mode}"
             for array in arrays:
                 height, width = array.shape[:2]
                 if height != width or array.shape[:2] != (decoded or arrays)[0].shape[:2]:
@@ -168,7 +216,7 @@ def decode(
     pixels = torch.from_numpy(np.stack(decoded))
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
     names = tuple(map(str, range(max(labels) + 1))) if classes is None else tuple(classes)
-    return Images(pixels, torch.tensor(labels, dtype=torch.int64), names)
+    return Images(pixels, torch.tensor(labels, dtype=torch.int64), names, stored)
 
 
 def cache_folder() -> Path:
@@ -188,14 +236,14 @@ def cached(name: str | None, identity: object, make: Callable[[], Images]) -> Im
     file = cache_folder() / f"{name}-{digest}.pt"
     try:
         stored = torch.load(file, mmap=True, weights_only=True)
-        return Images(stored["pixels"], stored["labels"], tuple(stored["classes"]))
+        return Images(stored["pixels"], stored["labels"], tuple(stored["classes"]), stored["stored"])
     except Exception:  # absent, torn or of another kind: whatever torch makes of such a file, it is built anew
         images = make()
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as stream:
-            torch.save({"pixels": images.pixels, "labels": images.labels, "classes": list(images.classes)}, stream)
+            torch.save(vars(images) | {"classes": list(images.classes)}, stream)
             stream.flush()
             os.fsync(stream.fileno())  # or a power cut could leave the final name on missing contents
         os.replace(temporary, file)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-ResNetNorm = Literal["evonorm", "group", "batch"]
-CNNNorm = Literal["none", "group", "batch"]
+ResNetNorm = Literal["evonorm", "evonorm_batch", "group", "batch", "batch_statistics"]
+Norm = Literal["none", "group", "batch", "batch_statistics"]
 
 
 class Architecture(ABC):
@@ -40,8 +40,9 @@ class ResNet(Architecture):
 
     Shortcuts that change the shape are a 1x1 convolution of stride 2 and a norm. With "evonorm", EvoNorm-S0 (Liu et
     al. 2020) normalises and activates where the network of the QG-DSGDm paper has it: the stem and each block's first
-    convolution. That network has BatchNorm after the second convolution and in the shortcut; here these are GroupNorm,
-    so that no output depends on the other samples of the batch. All groups: 8, or as many of 4, 2, 1 as divide.
+    convolution. After the second convolution and in the shortcut that network has BatchNorm with the statistics of the
+    batch at hand, in evaluation too ("evonorm_batch"); "evonorm" has GroupNorm there, so that no output depends on the other
+    samples of the batch. All groups: 8, or as many of 4, 2, 1 as divide.
     """
 
     depth: int = 20
@@ -51,7 +52,11 @@ class ResNet(Architecture):
     """Channels of the first stage; the next have two and four times as many."""
 
     norm: ResNetNorm = "evonorm"
-    """EvoNorm-S0 (replaces norm and ReLU), GroupNorm, or BatchNorm with running statistics."""
+    """EvoNorm-S0 (replaces norm and ReLU) with GroupNorm or batch statistics, GroupNorm, BatchNorm with running statistics, or
+    BatchNorm with those of the batch at hand, in evaluation too."""
+
+    stem_stride: int = 1
+    """2 halves larger images at once, such as Imagenette at 64x64."""
 
     def __post_init__(self) -> None:
         if self.depth < 8 or self.depth % 6 != 2:
@@ -61,12 +66,13 @@ class ResNet(Architecture):
                 f" and {below + 6}."
             )
         _check_at_least_one("width", self.width)
+        _check_at_least_one("stem_stride", self.stem_stride)
         _check_choice("norm", self.norm, get_args(ResNetNorm))
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         from lightning_idkd.models.resnet import ResNetModule
 
-        return ResNetModule(self.depth, self.width, self.norm, channels, classes)
+        return ResNetModule(self.depth, self.width, self.norm, self.stem_stride, channels, classes)
 
 
 @dataclass
@@ -79,14 +85,15 @@ class CNN(Architecture):
     dropout: float = 0.0
     """Probability of zeroing a feature before the classifier, in [0, 1)."""
 
-    norm: CNNNorm = "group"
-    """No norm, GroupNorm (8 groups, or as many of 4, 2, 1 as divide), or BatchNorm with running statistics."""
+    norm: Norm = "group"
+    """No norm, GroupNorm (8 groups, or as many of 4, 2, 1 as divide), BatchNorm with running statistics, or with those of the
+    batch at hand."""
 
     def __post_init__(self) -> None:
         _check_at_least_one("width", self.width)
         if not 0 <= self.dropout < 1:
             raise UserError(f"node.network.dropout is {self.dropout}; it is a probability, at least 0 and below 1.")
-        _check_choice("norm", self.norm, get_args(CNNNorm))
+        _check_choice("norm", self.norm, get_args(Norm))
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         from lightning_idkd.models.cnn import CNNModule
@@ -94,6 +101,84 @@ class CNN(Architecture):
         if size < 2:
             raise UserError(f"data.image_size: {size} given; CNN pools 2x2 pixels and needs 2 or more")
         return CNNModule(self.width, self.dropout, self.norm, channels, classes)
+
+
+@dataclass
+class LeNet(Architecture):
+    """LeNet-5 with ReLU and max pooling (LeCun et al., 1998), for images of 16x16 and more: 62,006 parameters for CIFAR-10."""
+
+    def build(self, channels: int, size: int, classes: int) -> "nn.Module":
+        from lightning_idkd.models.plain import LeNetModule
+
+        if size < 16:
+            raise UserError(f"data.image_size: {size} given; LeNet needs 16 or more")
+        return LeNetModule(channels, size, classes)
+
+
+@dataclass
+class VGG(Architecture):
+    """VGG-11 for CIFAR: eight 3x3 convolutions, five 2x2 poolings, one linear layer (Simonyan and Zisserman, 2015), for
+    images of 32x32 and more: 9,225,610 parameters for CIFAR-10 without norm."""
+
+    norm: Norm = "none"
+    """No norm (as in the RelaySGD paper), GroupNorm, BatchNorm with running statistics, or with those of the batch at hand."""
+
+    def __post_init__(self) -> None:
+        _check_choice("norm", self.norm, get_args(Norm))
+
+    def build(self, channels: int, size: int, classes: int) -> "nn.Module":
+        from lightning_idkd.models.plain import VGGModule
+
+        if size < 32:
+            raise UserError(f"data.image_size: {size} given; VGG pools five times and needs 32 or more")
+        return VGGModule(self.norm, channels, classes)
+
+
+@dataclass
+class MobileNetV2(Architecture):
+    """torchvision's MobileNetV2 (Sandler et al., CVPR 2018) with strides for small images: 2,236,682 parameters for CIFAR-10."""
+
+    norm: Norm = "group"
+    """GroupNorm, BatchNorm with running statistics, with those of the batch at hand, or none."""
+
+    def __post_init__(self) -> None:
+        _check_choice("norm", self.norm, get_args(Norm))
+
+    def build(self, channels: int, size: int, classes: int) -> "nn.Module":
+        from lightning_idkd.models.plain import mobilenet_v2
+
+        return _split_at_last_linear(mobilenet_v2(self.norm, channels, classes), classes)
+
+
+@dataclass
+class ViT(Architecture):
+    """A small vision transformer (Dosovitskiy et al., ICLR 2021), torchvision's, for small images."""
+
+    patch: int = 4
+    """Side of a patch in pixels; divides the image size."""
+
+    depth: int = 6
+    """Transformer blocks."""
+
+    width: int = 128
+    """Size of a token; a multiple of heads."""
+
+    heads: int = 4
+    """Attention heads."""
+
+    def __post_init__(self) -> None:
+        for key in ("patch", "depth", "width", "heads"):
+            _check_at_least_one(key, getattr(self, key))
+        if self.width % self.heads:
+            raise UserError(f"node.network.width is {self.width}; it is a multiple of node.network.heads, {self.heads}.")
+
+    def build(self, channels: int, size: int, classes: int) -> "nn.Module":
+        from lightning_idkd.models.plain import vision_transformer
+
+        if size % self.patch:
+            raise UserError(f"node.network.patch is {self.patch}; it divides the image size, {size}.")
+        made = vision_transformer(self.patch, self.depth, self.width, self.heads, channels, size, classes)
+        return _split_at_last_linear(made, classes)
 
 
 @dataclass

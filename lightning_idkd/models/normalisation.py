@@ -41,12 +41,15 @@ class EvoNormS0(nn.Module):
 
 
 def norm_layer(norm: str, channels: int) -> nn.Module:
-    """A normalisation without activation: BatchNorm for "batch", nothing for "none", GroupNorm for all others."""
+    """A normalisation without activation: nothing for "none", GroupNorm for "group" and "evonorm", else BatchNorm, with
+    running statistics for "batch" only."""
     if norm == "none":
         return nn.Identity()
-    return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(group_count(channels), channels)
+    if norm in ("group", "evonorm"):
+        return nn.GroupNorm(group_count(channels), channels)
+    return nn.BatchNorm2d(channels, track_running_stats=norm == "batch")
 
 
 def norm_activation(norm: str, channels: int) -> nn.Module:
     """A normalisation and its activation: EvoNorm-S0 is both, the others are followed by ReLU."""
-    return EvoNormS0(channels) if norm == "evonorm" else nn.Sequential(norm_layer(norm, channels), nn.ReLU())
+    return EvoNormS0(channels) if norm.startswith("evonorm") else nn.Sequential(norm_layer(norm, channels), nn.ReLU())

@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module):
 class ResNetModule(nn.Module):
     """Images ``[B, channels, H, W]`` to logits ``[B, classes]`` through ``features`` ``[B, 4 width]`` and ``head``."""
 
-    def __init__(self, depth: int, width: int, norm: str, channels: int, classes: int) -> None:
+    def __init__(self, depth: int, width: int, norm: str, stem_stride: int, channels: int, classes: int) -> None:
         super().__init__()
         blocks, inputs = [], width
         for outputs in (width, 2 * width, 4 * width):
@@ -47,7 +47,7 @@ class ResNetModule(nn.Module):
                 stride = 2 if i == 0 and outputs != width else 1
                 blocks.append(ResidualBlock(inputs, outputs, stride, norm))
                 inputs = outputs
-        self.stem = nn.Sequential(convolution(channels, width, 3), norm_activation(norm, width))
+        self.stem = nn.Sequential(convolution(channels, width, 3, stem_stride), norm_activation(norm, width))
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(4 * width, classes)
 

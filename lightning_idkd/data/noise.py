@@ -1,0 +1,41 @@
+"""Images without content, as a public set to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lightning_idkd.data.source import Subset
+from lightning_idkd.errors import UserError, require
+
+
+@dataclass
+class Noise(Subset):
+    """Independent pixels, a public set that resembles nobody's data; image i is the same in every set of its kind.
+
+    Args:
+        kind: ``uniform`` over 0..255, or ``gaussian`` with mean 127.5 and deviation 64, clipped.
+        samples: how many images.
+    """
+
+    kind: Literal["uniform", "gaussian"] = "uniform"
+    samples: int = 10000
+
+    def identity(self, split: str, size: int | None, key: str) -> None:
+        return None  # drawn faster than read
+
+    def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...], Iterable[tuple]]:
+        if split == "test":
+            raise UserError(f"{key}: Noise is a public set, it has no test images and no classes")
+        require(self.samples >= 1, f"{key}.samples", self.samples, "1 or more")
+        rng, shape = np.random.default_rng([8, self.kind == "gaussian"]), (size or 32, size or 32, 3)
+
+        def draw() -> np.ndarray:
+            if self.kind == "uniform":
+                return rng.integers(0, 256, shape, dtype=np.uint8)
+            return np.clip(np.rint(127.5 + 64 * rng.standard_normal(shape)), 0, 255).astype(np.uint8)
+
+        return (), ((draw(), -1) for _ in range(self.samples))
