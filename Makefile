@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 train: $(VENV)/.ready  ## run an experiment: make train CFG=torus_cifar100 ARGS="--seed 1"
-	$(BIN)/idkd fit --config configs/$(CFG).yaml $(ARGS)
+	$(BIN)/idkd fit $(CFG:%=--config configs/%.yaml) $(ARGS)
 
 test: $(VENV)/.ready  ## run the tests
 	$(BIN)/python -m pytest -q $(ARGS)

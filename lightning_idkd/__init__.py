@@ -5,7 +5,7 @@ Light names are imported at once; those that need torch only when they are used,
 
 from importlib import import_module
 
-from lightning_idkd.callback import HOOKS, Calibration, Callback, Context, Distillation, Gossip, OodScore, Selection
+from lightning_idkd.callback import HOOKS, Aggregation, Calibration, Callback, Context, Distillation, Gossip, OodScore, Selection
 from lightning_idkd.config import Config
 from lightning_idkd.errors import UserError
 from lightning_idkd.fit import fit
@@ -19,10 +19,12 @@ _WITH_TORCH = {
     "Orchestrator": "orchestrator",
     "Outputs": "node",
     "Store": "data.store",
+    "load": "loaded",
 }
 
 __all__ = [
     "HOOKS",
+    "Aggregation",
     "Calibration",
     "Callback",
     "Config",

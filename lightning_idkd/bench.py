@@ -12,7 +12,7 @@ from lightning_idkd.config import Config
 from lightning_idkd.data.partition import IID, partition
 from lightning_idkd.data.source import Images
 from lightning_idkd.data.store import Store
-from lightning_idkd.fit import module_class
+from lightning_idkd.fit import node_maker
 from lightning_idkd.launch import launch
 from lightning_idkd.network import Network
 from lightning_idkd.orchestrator import Orchestrator
@@ -31,11 +31,7 @@ def bench(config: Config, size: int, channels: int, rounds: int = 5) -> dict[str
     pixels = torch.randint(256, (max(40 * n, 2 * n * b), channels, size, size), generator=generator, dtype=torch.uint8)
     images = Images(pixels, torch.arange(len(pixels)) % k, tuple(map(str, range(k))))
     split = partition(IID(), images.labels.numpy(), n, config.seed, 0.0)
-    Module = module_class(config.node.module)
-
-    def make():
-        return Module(config.node.network.build(channels, size, k))
-
+    make = node_maker(config, channels, size, k)
     runs, steps, orders = {}, {}, {}
     for engine in ("loop", "vmap") if config.run.engine == "auto" else (config.run.engine,):
         network = Network(graph)

@@ -173,6 +173,36 @@ class Calibration(Callback, ABC):
         return Selection(m >= threshold, threshold, auroc(a, m) if held_out else math.nan, a, m)
 
 
+class Aggregation(ABC):
+    """How a node makes one label of those that it and its neighbours have for a public sample."""
+
+    shares: str = ""
+    """What nodes tell their neighbours for it besides labels: said at the start, and counted as other bytes."""
+
+    def prepare(self, run: "Orchestrator") -> None:  # noqa: B027 (most need nothing)
+        """Exchange what the labels alone do not tell, before every exchange of labels."""
+
+    @abstractmethod
+    def combine(self, probabilities: "Tensor", kept: "Tensor", senders: list[int]) -> "Tensor":
+        """Labels [s, k] from ``probabilities`` [v, s, k] of v ``senders``, which count where ``kept`` [v, s]; each sample
+        was kept by one of them at least."""
+
+    def __call__(self, received: "dict[int, Labels]") -> "Labels":
+        """One node's distilled set from what it has of whom."""
+        import torch
+
+        from lightning_idkd.network import Labels
+
+        index = torch.cat([labels.index for labels in received.values()]).unique()
+        first = next(iter(received.values())).probabilities
+        probabilities = first.new_zeros(len(received), len(index), first.shape[1])
+        kept = torch.zeros(len(received), len(index), dtype=torch.bool, device=index.device)
+        for v, labels in enumerate(received.values()):
+            at = torch.searchsorted(index, labels.index)
+            probabilities[v, at], kept[v, at] = labels.probabilities, True
+        return Labels(index, self.combine(probabilities, kept, list(received)))
+
+
 class Distillation(Callback, ABC):
     """When nodes label the public set, what they send, how they average, and how long they train on it.
 
@@ -181,6 +211,9 @@ class Distillation(Callback, ABC):
         every: Epochs between exchanges; null for one exchange only.
         steps: ``equal`` keeps the number of steps an epoch; ``grow`` uses the mean size of private + distilled sets.
     """
+
+    shares: str = ""
+    """What nodes tell their neighbours besides labels of public samples: said at the start, and counted as other bytes."""
 
     calibrated: bool = False
     """Whether it selects samples by a threshold, so that ``calibration`` cannot be null."""
@@ -197,8 +230,8 @@ class Distillation(Callback, ABC):
         """What every node held here sends."""
 
     @abstractmethod
-    def aggregate(self, received: "dict[int, Labels]") -> "Labels":
-        """One node's distilled set from what it has of itself and its neighbours."""
+    def aggregate(self, run: "Orchestrator", received: "list[dict[int, Labels]]") -> "list[Labels]":
+        """Every node's distilled set, from what each has from itself and its neighbours."""
 
     def due(self, epoch: int, epochs: int) -> bool:
         """Whether an exchange takes place before ``epoch``."""
@@ -209,6 +242,6 @@ class Distillation(Callback, ABC):
 
     def on_epoch_start(self, run: "Orchestrator", epoch: int) -> None:
         if self.due(epoch, run.epochs):
-            distilled = [self.aggregate(received) for received in run.network.exchange(self.label(run), run.step)]
+            distilled = self.aggregate(run, run.network.exchange(self.label(run), run.step))
             run.distil(distilled)
             run.call("on_exchange_end", epoch=epoch, distilled=distilled)

@@ -18,6 +18,11 @@ COMMANDS = {
     "bench": "time a step of this experiment beside a bare loop over separate models, on random images",
     "topology": "print a graph's numbers and draw it",
     "partition": "show how a partition divides the private set",
+    "sweep": "run all cells of a W&B sweep file here, without a server",
+    "compare": "tabulate finished runs: mean and spread over seeds, difference to a baseline",
+    "evaluate": "look at the nodes of a run on any test set, and export their mean",
+    "report": "write a run's report.md: its table, pictures and config",
+    "init": "write a commented config and a callback of your own, to start from",
 }
 
 
@@ -95,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: idkd COMMAND [--config FILE] [--key value ...]\n\ncommands:")
         print("\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items()))
-        print("\n`idkd fit --help` explains every key; all commands take the same ones.")
+        print("\n`idkd fit --help` explains every key; topology, partition and bench take the same ones.")
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
@@ -156,4 +161,85 @@ def partition(arguments: list[str]) -> int:
     print(f"partition {split.hash}: training + validation samples of each class")
     for node, row in enumerate(split.histogram):
         print(f"{node:>4}  {len(split.train[node]):>6} + {len(split.validation[node]):<5} " + " ".join(f"{c:>5}" for c in row))
+    return 0
+
+
+def options(command: str):
+    """An empty parser for a command that is no experiment."""
+    from lightning_idkd.explain import Parser
+
+    p = Parser(prog=f"idkd {command}", description=f"{COMMANDS[command].capitalize()}.")
+    p.outermost = True
+    return p
+
+
+def sweep(arguments: list[str]) -> int:
+    from pathlib import Path
+
+    from lightning_idkd.sweep import run
+
+    p = options("sweep")
+    p.add_argument("file", help="Sweep file, such as configs/sweeps/ood_scores.yaml.")
+    p.add_argument("--jobs", type=int, default=1, help="Cells at the same time.")
+    p.add_argument("--dir", type=str, default="runs", help="Folder of all runs; the sweep's lie in a folder of its name.")
+    given = p.parse_args(arguments)
+    return 0 if run(Path(given.file), given.jobs, given.dir) else 1
+
+
+def compare(arguments: list[str]) -> int:
+    from typing import Literal
+
+    from lightning_idkd.compare import METRICS, show
+
+    p = options("compare")
+    p.add_argument("runs", nargs="+", help="Run folders, or folders with runs below them.")
+    p.add_argument("--metrics", type=list[str], default=list(METRICS), help="Keys of summary.json, with slashes.")
+    p.add_argument("--baseline", type=str | None, default=None, help="Method to take differences to, as the table names it.")
+    p.add_argument("--format", type=Literal["table", "markdown", "csv", "latex"], default="table", help="How to print it.")
+    given = p.parse_args(arguments)
+    show(given.runs, given.metrics, given.baseline, given.format)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    import json
+
+    folder, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("", arguments)
+    export, as_json = None, "--json" in rest
+    if "--export" in rest:
+        at = rest.index("--export")
+        if at + 1 == len(rest):
+            raise UserError("--export needs a folder")
+        export, rest = rest[at + 1], rest[:at] + rest[at + 2 :]
+    if not folder:
+        print("usage: idkd evaluate RUN [--export FOLDER] [--json] [--data.private ... as for idkd fit]")
+        return 0 if {"-h", "--help"} & set(rest) else 2
+    from lightning_idkd.loaded import evaluate, load, show
+
+    if export:
+        print("\n".join(map(str, load(folder).export(export))))
+    found = evaluate(folder, [a for a in rest if a != "--json"])
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        show(found)
+    return 0
+
+
+def report(arguments: list[str]) -> int:
+    from lightning_idkd.report import write_report
+
+    p = options("report")
+    p.add_argument("runs", nargs="+", help="Run folders, such as runs/NAME/latest.")
+    for run in p.parse_args(arguments).runs:
+        print(write_report(run))
+    return 0
+
+
+def init(arguments: list[str]) -> int:
+    from lightning_idkd.skeleton import write_skeleton
+
+    p = options("init")
+    p.add_argument("name", help="Name of the experiment, and of the new folder.")
+    print(write_skeleton(p.parse_args(arguments).name))
     return 0

@@ -101,14 +101,14 @@ class TrainConfig:
 class LoggerConfig:
     """Where metrics go besides the run folder."""
 
-    kind: Literal["wandb"] = "wandb"
-    """Weights & Biases."""
+    kind: Literal["wandb", "tensorboard", "csv"] = "wandb"
+    """Weights & Biases, TensorBoard (pip install tensorboard), or a CSV file; numbers go to all, pictures and tables to W&B."""
     project: str = "lightning-idkd"
-    """Project."""
+    """W&B project."""
     group: str | None = None
     """Group within the project."""
     offline: bool | None = None
-    """Keep files in the run folder only; null: where there is no login."""
+    """Keep W&B's files in the run folder only; null: where there is no login."""
 
 
 @dataclass
@@ -133,12 +133,16 @@ class RunConfig:
     """Epochs between checkpoints."""
     keep: list[int] = field(default_factory=list)
     """Epochs whose checkpoint stays as checkpoints/epoch_N.ckpt, to fork from."""
+    until: int | None = None
+    """Stop after this epoch with a checkpoint, to be resumed or forked; null: go to the end."""
     resume: str | None = None
     """auto: continue the newest unfinished run of this name with the same config, else start one; or a run folder."""
     from_: str | None = None
     """Run folder or checkpoint to start from with other calibration, distillation, callbacks or epochs."""
 
     def __post_init__(self):
+        if self.until is not None:
+            require(self.until >= 1, "run.until", self.until, "1 or more, or null")
         require(self.devices >= 1, "run.devices", self.devices, "1 or more")
         require(self.checkpoint_every >= 1, "run.checkpoint_every", self.checkpoint_every, "1 or more")
         if self.threads is not None:

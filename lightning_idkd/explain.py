@@ -20,7 +20,8 @@ def classes(key: str) -> dict[str, type]:
 
     bases = {
         "gossip": callback.Gossip, "calibration": callback.Calibration, "calibration.score": callback.OodScore,
-        "distillation": callback.Distillation, "callbacks": callback.Callback, "graph.topology": config.Topology,
+        "distillation": callback.Distillation, "distillation.aggregation": callback.Aggregation,
+        "callbacks": callback.Callback, "graph.topology": config.Topology,
         "data.private": config.Source, "data.public": config.Source, "data.partition": config.Partition,
         "node.network": Architecture, "train.schedule": config.Schedule,
     }  # fmt: skip

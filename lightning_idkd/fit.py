@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 import signal
 import subprocess
@@ -11,17 +10,18 @@ from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from lightning_idkd import report
-from lightning_idkd.config import Config, LoggerConfig
+from lightning_idkd import loggers, report
+from lightning_idkd.config import Config
 from lightning_idkd.errors import UserError, did_you_mean
 from lightning_idkd.run_folder import ONGOING, SAME, RunFolder, difference
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Callable
+
     from lightning.fabric import Fabric
 
+    from lightning_idkd.node import NodeModule
     from lightning_idkd.orchestrator import Orchestrator
 
 
@@ -56,7 +56,6 @@ def fit(config: Config) -> dict | None:
         run.folder = RunFolder(Path(fabric.broadcast(folder.path)))
     with run.folder.locked() if fabric.is_global_zero else nullcontext():
         run.header |= {"from": str(checkpoint) if fork else None, "git_commit": git_commit()}
-        before = run.network.report(run.store.mass()).numpy()
         if saved:
             run.load(saved, source.metrics(), distillation=goes_on, callbacks=not fork)
         if fabric.is_global_zero:
@@ -64,11 +63,11 @@ def fit(config: Config) -> dict | None:
                 run.folder.yaml("config.yaml", config.resolved)
                 run.folder.json("partition.json", run.store.split.to_dict())
             run.folder.point()
-            fabric._loggers = loggers(config.logger, run.folder, config)
+            run.loggers = loggers.make(config, run.folder)
             begun = f", {f'forked from {checkpoint}' if fork else 'continued'} at epoch {run.epoch}" if saved else ""
             dropped = ", without its distilled labels" if saved and not goes_on and saved["distilled"] is not None else ""
             print(report.started(parts(config, run) | {"run": f"{run.folder.path}{begun}{dropped}"}), flush=True)
-        return train(run, before)
+        return train(run)
 
 
 def build(config: Config, fabric: Fabric) -> Orchestrator:
@@ -78,6 +77,7 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
     from lightning_idkd.data.store import Store
     from lightning_idkd.network import Network
     from lightning_idkd.orchestrator import Orchestrator
+    from lightning_idkd.pictures import Pictures
     from lightning_idkd.stack import NodeStack
 
     private, test, public, split = load(config)
@@ -96,16 +96,9 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
         device=fabric.device,
         dtype=dtype,
     )
-    Module = module_class(config.node.module)
-
-    def node():
-        net = config.node.network.build(private.channels, private.size, store.k)
-        try:
-            return Module(net)
-        except TypeError as e:
-            raise UserError(f"node.module: {config.node.module} cannot be made from a network alone ({e})") from e
-
-    stack = NodeStack(node, network.rows, config.seed, fabric.device, dtype)
+    stack = NodeStack(
+        node_maker(config, private.channels, private.size, store.k), network.rows, config.seed, fabric.device, dtype
+    )
     return Orchestrator(
         fabric,
         stack,
@@ -115,12 +108,27 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
         config.train,
         config.calibration,
         config.distillation,
-        config.callbacks,
+        [*config.callbacks, Pictures()],
         config.run.checkpoint_every,
         config.run.keep,
+        config.run.until,
         config.seed,
         {"partition_hash": split.hash, "parameters": stack.parameters},
     )
+
+
+def node_maker(config: Config, channels: int, size: int, classes: int) -> Callable[[], NodeModule]:
+    """What builds one node for images of this shape."""
+    Module = module_class(config.node.module)
+
+    def make() -> NodeModule:
+        network = config.node.network.build(channels, size, classes)
+        try:
+            return Module(network)
+        except TypeError as e:
+            raise UserError(f"node.module: {config.node.module} cannot be made from a network alone ({e})") from e
+
+    return make
 
 
 def parts(config: Config, run: Orchestrator) -> dict[str, str]:
@@ -129,19 +137,28 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
 
     graph, store = run.network.graph, run.store
     threads = f"{run.network.world} x {torch.get_num_threads()} threads"
+    public = {}
+    if store.public:
+        here = f"{store.size}x{store.size} {'grey' if store.channels == 1 else 'RGB'}"
+        public["public"] = f"{store.public:,} images, {here}" + (f" from {store.public_stored}") * (store.public_stored != here)
+        if same := store.duplicates():
+            public["warning"] = f"{same:,} public images are test images too: what nodes learn of them is not distillation"
+    shares = {} if run.distillation is None or not run.distillation.shares else {"shares": run.distillation.shares}
     return {
         "run": "",
         "graph": f"{graph.name}, {graph.nodes} nodes, spectral gap {graph.spectral_gap():.4f}",
-        "data": f"{store.samples:,} training samples, {len(store.test):,} test, {store.public:,} public, "
+        "data": f"{store.samples:,} training samples, {len(store.test):,} test, "
         f"{store.channels}x{store.size}x{store.size}, {store.k} classes, partition {store.split.hash}",
+        **public,
         "node": f"{type(config.node.network).__name__}, {run.stack.parameters:,} parameters; {type(config.gossip).__name__}; "
         f"{run.steps} steps an epoch",
         "engine": f"{run.stack.engine} on {run.fabric.device}, {threads}",
+        **shares,
     }
 
 
-def train(run: Orchestrator, before: np.ndarray) -> dict | None:
-    """The run itself, stoppable, and what it leaves; ``before`` is the label mass [n, k] at its beginning."""
+def train(run: Orchestrator) -> dict | None:
+    """The run itself, stoppable, and its summary."""
 
     def interrupt(*_) -> None:
         if run.interrupted:
@@ -154,23 +171,19 @@ def train(run: Orchestrator, before: np.ndarray) -> dict | None:
     try:
         summary = run.fit()
         if summary is None:
-            run.say(f"interrupted at epoch {run.epoch}, step {run.step}; continue with the same command and --run.resume auto")
-            raise KeyboardInterrupt
-        after = run.network.report(run.store.mass()).numpy()
+            run.say(f"stopped at epoch {run.epoch}, step {run.step}; continue with the same command and --run.resume auto")
+            if run.interrupted:
+                raise KeyboardInterrupt
+            return None
         if not run.fabric.is_global_zero:
             return None
-        report.pictures(
-            run.folder.file("plots"), run.lines, run.network.graph, run.per_node["accuracy"], before, after, run.store.classes
-        )
         run.folder.json("summary.json", summary)
         report.table(summary, run.folder.path)
         return summary
     finally:
         for s, handler in handlers.items():
             signal.signal(s, handler)
-        for logger in run.fabric.loggers:
-            logger.experiment.summary.update(summary or {})
-            logger.experiment.finish(exit_code=int(summary is None))
+        loggers.finish(run.loggers, summary)
 
 
 def find(config: Config) -> tuple[RunFolder | None, Path | None]:
@@ -272,41 +285,6 @@ def module_class(path: str) -> type:
         allowed = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, NodeModule)]
         raise UserError(f"node.module: '{path}' is no NodeModule class.{did_you_mean(attribute, allowed)}")
     return found
-
-
-def loggers(config: LoggerConfig | None, folder: RunFolder, run: Config) -> list:
-    """W&B, offline where there is no login."""
-    if config is None:
-        return []
-    import wandb
-    from lightning.pytorch.loggers import WandbLogger
-
-    offline = not logged_in() if config.offline is None else config.offline
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger = WandbLogger(
-            name=f"{run.run.name}/{folder.path.name}",
-            project=config.project,
-            save_dir=str(folder.path),
-            offline=offline,
-            group=config.group,
-            settings=wandb.Settings(silent=True),
-        )
-        logger.experiment.define_metric("epoch")
-        logger.experiment.define_metric("*", step_metric="epoch")
-        logger.log_hyperparams(run.resolved)
-    return [logger]
-
-
-def logged_in() -> bool:
-    """Whether W&B would find a key, without asking for one."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def git_commit() -> str | None:

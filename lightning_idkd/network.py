@@ -135,6 +135,14 @@ class Network:
         self.count(kind, sum(known[j].nbytes for j in outgoing), len(outgoing))
         return [{j: known[j] for j in sorted([i, *mixing.neighbours(i)])} for i in self.rows]
 
+    def share(self, T: Tensor, step: int = 0, *, kind: str = "other") -> dict[int, Tensor]:
+        """Send every node's row of ``T`` [rows, C] to its neighbours; returns the rows known here by node."""
+        mixing = self.graph.mixing(step)
+        known = {i: T[i - self.rows.start] for i in self.rows} | self._fetch(T, mixing.edges)
+        edges = sum(1 for j, _ in mixing.edges if j in self.rows)
+        self.count(kind, edges * T.shape[1] * T.element_size(), edges)
+        return known
+
     def counts(self) -> dict[str, int]:
         """Bytes by kind and messages so far, summed over all nodes."""
         mine = torch.tensor([*self._bytes.values(), self._messages])

@@ -10,13 +10,14 @@ import functools
 import math
 import resource
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from lightning_idkd import report
+from lightning_idkd import loggers, report
 from lightning_idkd.callback import Calibration, Callback, Context, Distillation, Gossip, Selection
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
@@ -51,6 +52,7 @@ class Orchestrator:
         callbacks: list[Callback] | None = None,
         checkpoint_every: int = 1,
         keep: list[int] | None = None,
+        until: int | None = None,
         seed: int = 0,
         header: dict | None = None,
     ):
@@ -60,7 +62,7 @@ class Orchestrator:
         # extras come first: their on_epoch_start precedes the exchange that distillation makes in its own
         self.callbacks = [c for c in (*(callbacks or []), rule, calibration, distillation) if c is not None]
         fabric._callbacks = self.callbacks  # they need the run's parts, which exist only after launch
-        self.epochs = train.epochs
+        self.epochs, self.until = train.epochs, until or train.epochs
         self.epoch = self.step = self.epoch_step = 0
         self.steps = store.steps()  # an epoch
         self.phase = "train"
@@ -75,16 +77,18 @@ class Orchestrator:
         self.per_node: dict[str, list] = {}  # the last measured accuracy, threshold, ... of every node
         self.before = homogeneity(network, store)
         self.lines: list[dict] = []
+        self.loggers: list = []
+        self.pictures: dict[str, Path] = {}  # new ones, for the next line of metrics
         self.interrupted = False
         self._clock, self._first = time.perf_counter(), 0  # when this session began, and with which epoch
 
     # ------------------------------------------------------------------ the loop
 
     def fit(self) -> dict | None:
-        """Train to the end; returns the summary, or None when interrupted (a checkpoint is left)."""
+        """Train to the end; returns the summary, or None where it stopped before (a checkpoint is left)."""
         self._clock, self._first = time.perf_counter(), self.epoch
         self.call("on_fit_start")
-        while self.epoch < self.epochs:
+        while self.epoch < min(self.epochs, self.until):
             if self.epoch_step == 0:
                 self.call("on_epoch_start", epoch=self.epoch)
             if not self.train_epoch():
@@ -92,11 +96,11 @@ class Orchestrator:
                 return None
             self.epoch, self.epoch_step = self.epoch + 1, 0
             self.call("on_epoch_end", epoch=self.epoch)
-            last, due = self.epoch == self.epochs, self.epoch % self.train.evaluate_every == 0
+            last, due = self.epoch in (self.epochs, self.until), self.epoch % self.train.evaluate_every == 0
             improved = due and not last and self.improved(self.evaluate(self.train.evaluate_samples))
             if improved or last or self.epoch % self.checkpoint_every == 0 or self.epoch in self.keep:
                 self.save(["best.ckpt"] * improved)
-        return self.finish()
+        return self.finish() if self.epoch == self.epochs else None
 
     def train_epoch(self) -> bool:
         """The rest of this epoch; False where it was interrupted."""
@@ -238,7 +242,7 @@ class Orchestrator:
     # ------------------------------------------------------------------ evaluation
 
     def evaluate(self, samples: int | None, **extra) -> dict:
-        """Measure on so many test ``samples`` (None: all), print, log, and call ``on_evaluation_end``."""
+        """Measure on so many test ``samples`` (None: all), call ``on_evaluation_end``, print and log."""
         line = {"epoch": self.epoch, "step": self.step, "phase": self.phase}
         if self.loss_steps:
             line["train/loss"] = self.network.report(self.loss[:, None] / self.loss_steps).mean().item()
@@ -253,19 +257,21 @@ class Orchestrator:
             "throughput/seconds": self.elapsed(),
         }
         line["per_node"] = dict(self.per_node)
-        self.loss, self.loss_steps = torch.zeros_like(self.loss), 0
         self.lines.append(line)
+        self.call("on_evaluation_end", metrics=line)
+        self.loss, self.loss_steps = torch.zeros_like(self.loss), 0
         if self.fabric.is_global_zero:
             self.folder.log(self.lines)
             print(report.line(line, self.epochs, self.left()), flush=True)
-        self.fabric.log_dict({k: v for k, v in line.items() if isinstance(v, (int, float))}, step=self.step)
-        self.call("on_evaluation_end", metrics=line)
+            loggers.log(self.loggers, line, self.pictures)
+            self.pictures = {}
         return line
 
     def finish(self) -> dict:
         """Final gossip, the whole test set, summary and pictures."""
         before = accuracies(self.stack, self.network, self.store, "test", None).mean().item()
         self.final_gossip()
+        self.save(name="final.ckpt")
         line = self.evaluate(None, **{"accuracy/node_mean_before_final_gossip": before})
         summary: dict = {
             "name": self.folder.path.parent.name,
@@ -292,7 +298,7 @@ class Orchestrator:
         return summary
 
     def final_gossip(self) -> None:
-        """The mixing steps after the last training step. Checkpoints hold the rows before them."""
+        """The mixing steps after the last training step. ``last.ckpt`` holds the rows before them, so that forks may go on."""
         for step in range(self.step, self.step + self.train.final_gossip):
             self.stack.X.copy_(self.rule.combine(self.stack.X, self.context(step, self.last_lr)))
         self.phase = "final"
@@ -330,6 +336,7 @@ class Orchestrator:
         return {
             "version": 1,
             "layout": self.stack.describe(),
+            "images": self.store.describe(),
             "engine": self.stack.engine,
             "threads": torch.get_num_threads(),
             "devices": self.network.world,
@@ -362,13 +369,13 @@ class Orchestrator:
         senders = torch.as_tensor(self.network.edges(0)[:, 0] if len(T) else [])
         return [T[senders == node].cpu() for node in self.network.rows]
 
-    def save(self, keep: list[str] | None = None) -> None:
-        """Write the last checkpoint (process 0), and keep copies under other names and where ``run.keep`` asks for one."""
+    def save(self, keep: list[str] | None = None, name: str = "last.ckpt") -> None:
+        """Write a checkpoint (process 0), and keep copies under other names and where ``run.keep`` asks for one."""
         state = self.state()
-        if self.epoch in self.keep and self.epoch_step == 0:
+        if self.epoch in self.keep and self.epoch_step == 0 and name == "last.ckpt":
             keep = [*(keep or []), f"epoch_{self.epoch}.ckpt"]
         if self.fabric.is_global_zero:
-            self.folder.save(state, keep or [])
+            self.folder.save(state, name, keep or [])
 
     def load(self, state: dict, lines: list[dict], distillation: bool = True, callbacks: bool = True) -> None:
         """Continue from ``state``; without ``distillation`` nodes train on their own samples again."""

@@ -1,16 +1,14 @@
-"""What a person sees: one aligned line an evaluation, the final table, pictures."""
+"""What a person sees: one aligned line an evaluation, the final table, a report."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+from lightning_idkd.errors import UserError
+
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy as np
-
-    from lightning_idkd.graph import Graph
 
 COLUMNS = ("epoch", "phase", "loss", "node mean", "min", "max", "consensus", "distance", "sent", "samples/s", "left")
 _FORM = "{:>9}  {:<7} {:>7}  {:>9} {:>6} {:>6} {:>10} {:>9} {:>9} {:>10} {:>7}"
@@ -55,66 +53,73 @@ def table(summary: dict, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    accuracy, sent, ood = summary["accuracy"], summary["communication"], summary["ood"]
-    rows = Table(title=f"{summary['name']}, seed {summary['seed']}: {summary['nodes']} nodes, {summary['epochs']} epochs, "
-                 f"{summary['steps']} steps", title_justify="left", show_header=False)  # fmt: skip
-
-    def show(value: float | None, form: str) -> str:
-        return "-" if value is None or not math.isfinite(value) else format(value, form)
-
-    gossip = f"after {summary['final_gossip']} final gossip"
-    rows.add_row(f"node accuracy, {gossip}", f"{accuracy['node_mean']:.2%} (sd {accuracy['node_std']:.2%}, worst "
-                 f"{accuracy['node_min']:.2%}, best {accuracy['node_max']:.2%})")  # fmt: skip
-    rows.add_row("node accuracy before it", f"{accuracy['node_mean_before_final_gossip']:.2%}")
-    rows.add_row("consensus model", f"{accuracy['consensus']:.2%}")
-    rows.add_row("consensus distance", f"{summary['consensus_distance']:.4f}")
-    rows.add_row("sent", f"{size(sent['parameter_bytes'])} parameters, {size(sent['label_bytes'])} labels, "
-                 f"{size(sent['other_bytes'])} other, {sent['messages']:,} messages")  # fmt: skip
-    rows.add_row("public set", f"kept {show(ood['kept_fraction'], '.1%')}, AUROC {show(ood['auroc'], '.3f')}, "
-                 f"threshold {show(ood['threshold'], '.3f')}")  # fmt: skip
-    rows.add_row("homogeneity", f"{summary['homogeneity']['before']:.3f} before, {summary['homogeneity']['after']:.3f} after")
-    rows.add_row("throughput", f"{summary['throughput']['samples_per_second']:,.0f} samples/s ({summary['engine']}), whole run "
-                 f"{clock(summary['throughput']['seconds'])}, peak memory {size(summary['peak_memory_bytes'])}")  # fmt: skip
-    rows.add_row("files", str(folder))
+    rows = Table(title=title(summary), title_justify="left", show_header=False)
+    for key, value in (*numbers(summary), ("files", str(folder))):
+        rows.add_row(key, value)
     Console().print(rows)
-
-
-def pictures(folder: Path, lines: list[dict], graph: Graph, accuracy: list[float], before: np.ndarray, after: np.ndarray,
-             classes: tuple[str, ...]) -> None:  # fmt: skip
-    """``plots/``: accuracy over epochs, the graph coloured by accuracy, label mass [n, k] per node before and after."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="epoch", ylabel="test accuracy (%)")
-    epochs = [line["epoch"] for line in lines]
-    for key, label in (("node_mean", "node mean"), ("consensus", "consensus model")):
-        axes.plot(epochs, [100 * line[f"accuracy/{key}"] for line in lines], marker=".", label=label)
-    axes.fill_between(epochs, *([100 * line[f"accuracy/node_{k}"] for line in lines] for k in ("min", "max")), alpha=0.15,
-                      label="worst to best node")  # fmt: skip
-    start = next((line["epoch"] for line in lines if line["phase"] == "distil"), None)
-    if start is not None:
-        axes.axvline(start, color="0.6", linestyle=":", label="first evaluation with distilled labels")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(folder / "accuracy.png", dpi=150)
-
-    graph.draw(folder / "graph.png", values=[100 * a for a in accuracy])
-
-    figure = Figure(figsize=(10, 0.25 * len(before) + 1.8), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axes, mass, title in ((left, before, "private"), (right, after, "private + distilled")):
-        offset = 0 * mass[:, 0]
-        for c in range(mass.shape[1]):
-            axes.barh(range(len(mass)), mass[:, c], left=offset, height=0.8, label=classes[c] if mass.shape[1] <= 20 else None)
-            offset = offset + mass[:, c]
-        axes.set(title=title, xlabel="training samples (mass) by class")
-    left.set(ylabel="node", yticks=range(0, len(before), max(1, len(before) // 16)))
-    left.invert_yaxis()
-    if before.shape[1] <= 20:
-        right.legend(fontsize="x-small", ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(folder / "labels.png", dpi=150)
 
 
 def started(parts: dict[str, str]) -> str:
     """The lines above the first evaluation."""
     return "\n".join(f"{k:<10} {v}" for k, v in parts.items()) + f"\n{head()}"
+
+
+def numbers(summary: dict) -> list[tuple[str, str]]:
+    """The rows of the final table."""
+    accuracy, sent, ood = summary["accuracy"], summary["communication"], summary["ood"]
+
+    def show(value: float | None, form: str) -> str:
+        return "-" if value is None or not math.isfinite(value) else format(value, form)
+
+    return [
+        (
+            f"node accuracy, after {summary['final_gossip']} final gossip",
+            f"{accuracy['node_mean']:.2%} (sd {accuracy['node_std']:.2%}, worst {accuracy['node_min']:.2%}, best "
+            f"{accuracy['node_max']:.2%})",
+        ),
+        ("node accuracy before it", f"{accuracy['node_mean_before_final_gossip']:.2%}"),
+        ("consensus model", f"{accuracy['consensus']:.2%}"),
+        ("consensus distance", f"{summary['consensus_distance']:.4f}"),
+        (
+            "sent",
+            f"{size(sent['parameter_bytes'])} parameters, {size(sent['label_bytes'])} labels, {size(sent['other_bytes'])} other, "
+            f"{sent['messages']:,} messages",
+        ),
+        (
+            "public set",
+            f"kept {show(ood['kept_fraction'], '.1%')}, AUROC {show(ood['auroc'], '.3f')}, threshold "
+            f"{show(ood['threshold'], '.3f')}",
+        ),
+        ("homogeneity", f"{summary['homogeneity']['before']:.3f} before, {summary['homogeneity']['after']:.3f} after"),
+        (
+            "throughput",
+            f"{summary['throughput']['samples_per_second']:,.0f} samples/s ({summary['engine']}), whole run "
+            f"{clock(summary['throughput']['seconds'])}, peak memory {size(summary['peak_memory_bytes'])}",
+        ),
+    ]
+
+
+def title(summary: dict) -> str:
+    """One line that says which run it is."""
+    run = f"{summary['name']}, seed {summary['seed']}"
+    return f"{run}: {summary['nodes']} nodes, {summary['epochs']} epochs, {summary['steps']} steps"
+
+
+def write_report(run: str) -> Path:
+    """``report.md`` in a finished run's folder: its numbers, pictures and config."""
+    from pathlib import Path
+
+    from lightning_idkd.run_folder import RunFolder
+
+    folder = RunFolder(Path(run).resolve())
+    summary = folder.summary()
+    if summary is None:
+        raise UserError(f"'{run}' is no finished run (it has no summary.json); give one such as runs/NAME/latest")
+    table = "".join(f"| {key} | {value} |\n" for key, value in numbers(summary))
+    plots = sorted(folder.file("plots").glob("*.png"), key=lambda p: (p.stem.split("_")[0], p.stat().st_mtime_ns))
+    pictures = "\n".join(f"![{p.stem.replace('_', ' ')}](plots/{p.name})\n" for p in plots)
+    config = folder.file("config.yaml").read_text()
+    folder.text(
+        "report.md", f"# {title(summary)}\n\n| | |\n| --- | --- |\n{table}\n{pictures}\n## Config\n\n```yaml\n{config}```\n"
+    )
+    return folder.file("report.md")

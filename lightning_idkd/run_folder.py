@@ -158,13 +158,19 @@ class RunFolder:
         """Rewrite ``metrics.jsonl``: a few hundred lines at most, so that a kill never leaves half of one."""
         self.text("metrics.jsonl", "".join(json.dumps(plain(line)) + "\n" for line in lines))
 
-    def save(self, state: dict, keep: list[str]) -> None:
-        """Write the last checkpoint, and keep it under the further names."""
+    def save(self, state: dict, name: str, keep: list[str]) -> None:
+        """Write a checkpoint, and keep it under the further names."""
         import torch
 
-        write(self.last, lambda part: torch.save(state, part))
-        for name in keep:  # last.ckpt is replaced, never rewritten, so a link keeps this one
-            write(self.last.with_name(name), lambda part: os.link(self.last, part))
+        path = self.last.with_name(name)
+        write(path, lambda part: torch.save(state, part))
+        for other in keep:  # a checkpoint is replaced, never rewritten, so a link keeps this one
+            write(path.with_name(other), lambda part: os.link(path, part))
+
+    def summary(self) -> dict | None:
+        """``summary.json``; None where the run has not come to its end."""
+        path = self.file("summary.json")
+        return json.loads(path.read_text()) if path.exists() else None
 
     @staticmethod
     def load(path: Path) -> dict:

@@ -21,14 +21,18 @@ class Schedule:
     """Base: ``factor`` times ``train.lr`` is the learning rate."""
 
     warmup: float = 0.0
+    warmup_from: float = 0.01
 
     def __post_init__(self):
         require(0 <= self.warmup < math.inf, "train.schedule.warmup", self.warmup, "0 or more epochs")
+        require(
+            0 < self.warmup_from <= 1, "train.schedule.warmup_from", self.warmup_from, "above 0 (rules divide by it), at most 1"
+        )
 
     def factor(self, epoch: float, epochs: int) -> float:
         """The factor, above 0, at a fractional ``epoch`` in [0, epochs)."""
-        if self.warmup and epoch < self.warmup:
-            return max(epoch / self.warmup, 1e-2)
+        if epoch < self.warmup:
+            return self.warmup_from + (1 - self.warmup_from) * epoch / self.warmup
         return self.decay(epoch, epochs)
 
     def decay(self, epoch: float, epochs: int) -> float:
@@ -44,11 +48,13 @@ class Step(Schedule):
         milestones: Starts (a fraction of the epochs, or an epoch), ascending.
         gamma: Factor at each milestone.
         warmup: Epochs of linear rise at the beginning.
+        warmup_from: Factor that the rise begins with.
     """
 
     milestones: tuple[int | float, ...] = (0.6, 0.8)
     gamma: float = 0.1
     warmup: float = 0.0
+    warmup_from: float = 0.01
 
     def __post_init__(self):
         require(0 < self.gamma <= 1, "train.schedule.gamma", self.gamma, "above 0, at most 1")
@@ -65,10 +71,12 @@ class Cosine(Schedule):
     Args:
         floor: Last factor, above 0.
         warmup: Epochs of linear rise at the beginning.
+        warmup_from: Factor that the rise begins with.
     """
 
     floor: float = 0.001
     warmup: float = 0.0
+    warmup_from: float = 0.01
 
     def __post_init__(self):
         require(0 < self.floor <= 1, "train.schedule.floor", self.floor, "above 0 (rules divide by it), at most 1")
@@ -85,9 +93,11 @@ class Constant(Schedule):
 
     Args:
         warmup: Epochs of linear rise at the beginning.
+        warmup_from: Factor that the rise begins with.
     """
 
     warmup: float = 0.0
+    warmup_from: float = 0.01
 
     def decay(self, epoch: float, epochs: int) -> float:
         return 1.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from lightning_idkd.callback import Distillation
+from callbacks.distillation.aggregation import Mean
+from lightning_idkd.callback import Aggregation, Distillation
 from lightning_idkd.errors import require
 
 
@@ -19,15 +20,19 @@ class IDKD(Distillation):
         temperature: Softmax temperature of the soft labels, above 0.
         labels: At later exchanges, ``fresh`` labels and selections, or the last averages ``relayed`` one hop further.
         steps: ``equal`` keeps the number of steps an epoch; ``grow`` uses the mean size of private + distilled sets.
+        aggregation: How labels of one sample become one: Mean, ClassCount; null for Mean.
     """
 
     calibrated = True
 
     def __init__(self, start: int | float = 0.6, every: int | None = None, temperature: float = 1.0,
-                 labels: Literal["fresh", "relayed"] = "fresh", steps: Literal["equal", "grow"] = "equal"):  # fmt: skip
+                 labels: Literal["fresh", "relayed"] = "fresh", steps: Literal["equal", "grow"] = "equal",
+                 aggregation: Aggregation | None = None):  # fmt: skip
         super().__init__(start, every, steps)
         require(0 < temperature < math.inf, "distillation.temperature", temperature, "above 0")
         self.temperature, self.labels = temperature, labels
+        self.aggregation = aggregation or Mean()
+        self.shares = self.aggregation.shares
 
     def select(self, run, public):
         """Indices [s] into the public set, for every node here; ``public`` are the nodes' outputs on it."""
@@ -44,19 +49,9 @@ class IDKD(Distillation):
             for outputs, kept in zip(public, self.select(run, public), strict=True)
         ]
 
-    def aggregate(self, received):
-        """Mean over those, self included, that kept the sample."""
-        from lightning_idkd.network import Labels
-
-        first = next(iter(received.values()))
-        size = 1 + max((int(l.index.max()) for l in received.values() if len(l.index)), default=-1)
-        total = first.probabilities.new_zeros(size, first.probabilities.shape[1])
-        votes = first.probabilities.new_zeros(size)
-        for labels in received.values():
-            total[labels.index] += labels.probabilities
-            votes[labels.index] += 1
-        index = votes.nonzero()[:, 0]
-        return Labels(index, total[index] / votes[index, None])
+    def aggregate(self, run, received):
+        self.aggregation.prepare(run)
+        return [self.aggregation(labels) for labels in received]
 
 
 class VanillaKD(IDKD):
@@ -68,6 +63,7 @@ class VanillaKD(IDKD):
         temperature: Softmax temperature of the soft labels, above 0.
         labels: At later exchanges, ``fresh`` labels, or the last averages ``relayed`` one hop further.
         steps: ``equal`` keeps the number of steps an epoch; ``grow`` uses the mean size of private + distilled sets.
+        aggregation: How labels of one sample become one: Mean, ClassCount; null for Mean.
     """
 
     calibrated = False

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from lightning_idkd.data.source import Subset
+from lightning_idkd.data.source import Images, Subset
 from lightning_idkd.errors import UserError, require
 
 
@@ -24,6 +24,13 @@ class Noise(Subset):
     kind: Literal["uniform", "gaussian"] = "uniform"
     samples: int = 10000
 
+    def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
+        """As :meth:`Subset.load`; grey noise is the first channel, since the luma of three deviates less than any of them."""
+        images = super().load(split, size, 3, key=key)
+        if channels != 1:
+            return images
+        return replace(images, pixels=images.pixels[:, :1].contiguous(), stored=images.stored.replace("RGB", "grey"))
+
     def identity(self, split: str, size: int | None, key: str) -> None:
         return None  # drawn faster than read
 
@@ -31,6 +38,7 @@ class Noise(Subset):
         if split == "test":
             raise UserError(f"{key}: Noise is a public set, it has no test images and no classes")
         require(self.samples >= 1, f"{key}.samples", self.samples, "1 or more")
+        require(self.kind in ("uniform", "gaussian"), f"{key}.kind", self.kind, "uniform or gaussian")
         rng, shape = np.random.default_rng([8, self.kind == "gaussian"]), (size or 32, size or 32, 3)
 
         def draw() -> np.ndarray:

@@ -13,16 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from lightning_idkd.errors import UserError, did_you_mean, require
 
-if TYPE_CHECKING:
-    import PIL.Image
-    from torch import Tensor
-
+Tensor = Picture = Any  # torch's and Pillow's; jsonargparse would run an import under TYPE_CHECKING, which takes seconds
 FORMAT = 2  # raise it when decoding changes: older cache files are then no longer found
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow would clip these to 255
 
@@ -109,16 +106,18 @@ class Subset(Source):
 
     def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
         """As :meth:`Source.load`; a limit's images are in the set's order, and part of a larger limit's."""
+        if self.classes is not None:
+            require(len(self.classes) > 0, f"{key}.classes", self.classes, "one class or more, or null for all")
         if self.limit is not None:
             require(self.limit >= 1, f"{key}.limit", self.limit, "1 or more, or null for all images")
         images = super().load(split, size, channels, key=key)
         if self.classes is not None:
-            images = self._only(images, key)
+            images = self._only(images, split, key)
         if split == "test" or self.limit is None or self.limit >= len(images):
             return images
         return images[np.sort(np.random.default_rng(0).permutation(len(images))[: self.limit])]
 
-    def _only(self, images: Images, key: str) -> Images:
+    def _only(self, images: Images, split: str, key: str) -> Images:
         import torch
 
         for name in self.classes:
@@ -132,10 +131,12 @@ class Subset(Source):
         new[[images.classes.index(name) for name in self.classes]] = torch.arange(len(self.classes))
         labels = new[images.labels]
         kept = (labels >= 0).nonzero()[:, 0].numpy()
+        if not len(kept):
+            raise UserError(f"{key}.classes: split '{split}' has no images of {', '.join(self.classes)}")
         return Images(images.pixels[kept], labels[kept], tuple(self.classes), images.stored)
 
 
-def opened(image: Path | bytes | np.ndarray) -> PIL.Image.Image:
+def opened(image: Path | bytes | np.ndarray) -> Picture:
     """The image as Pillow has it."""
     from PIL import Image
 
@@ -148,21 +149,21 @@ def convert(image: Path | bytes | np.ndarray, size: int | None, channels: int | 
     """One image as uint8 [H, W] (grey) or [H, W, 3]; colour only where ``channels`` is 3 or the image has some."""
     from PIL import Image, ImageOps
 
-    picture = opened(image)
-    if not isinstance(image, np.ndarray):
-        if picture.mode in DEEP:
-            raise ValueError(f"images of mode {picture.mode} have more than 8 bits a channel; store them with 8")
-        picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # Pillow warns about the direct way
-    mode = "L" if channels == 1 or (channels is None and picture.mode in ("1", "L")) else "RGB"
-    picture = picture.convert(mode) if picture.mode != mode else picture
-    if size is not None and picture.size != (size, size):
-        (width, height), side = picture.size, min(picture.size)
-        left, top = (width - side) // 2, (height - side) // 2
-        method = Image.Resampling.BOX if side % size == 0 else Image.Resampling.BICUBIC
-        picture = picture.resize((size, size), method, box=(left, top, left + side, top + side))
-    return np.asarray(picture)
+    with opened(image) as picture:
+        if not isinstance(image, np.ndarray):
+            if picture.mode in DEEP:
+                raise ValueError(f"images of mode {picture.mode} have more than 8 bits a channel; store them with 8")
+            picture = ImageOps.exif_transpose(picture)
+        if picture.mode == "P" and "transparency" in picture.info:
+            picture = picture.convert("RGBA")  # Pillow warns about the direct way
+        mode = "L" if channels == 1 or (channels is None and picture.mode in ("1", "L")) else "RGB"
+        picture = picture.convert(mode) if picture.mode != mode else picture
+        if size is not None and picture.size != (size, size):
+            (width, height), side = picture.size, min(picture.size)
+            left, top = (width - side) // 2, (height - side) // 2
+            method = Image.Resampling.BOX if side % size == 0 else Image.Resampling.BICUBIC
+            picture = picture.resize((size, size), method, box=(left, top, left + side, top + side))
+        return np.asarray(picture)
 
 
 def decode(
@@ -188,7 +189,7 @@ def decode(
         for i, image in enumerate(images, first):
             try:
                 arrays.append(convert(image, size, channels))
-            except (OSError, ValueError) as error:  # Pillow's, for broken or unknown files
+            except Exception as error:  # Pillow raises many kinds for broken files: OSError, SyntaxError, its own
                 which = f"'{image}'" if isinstance(image, Path) else f"image {i} of split '{split}'"
                 raise UserError(f"{key}: {which} cannot be decoded: {error}") from error
         return arrays

@@ -38,6 +38,7 @@ class Store:
         self.pool = pixels.permute(0, 2, 3, 1).contiguous().to(self.device)  # [N + m, H, W, C]
         self.private, self.public = len(private), 0 if public is None else len(public)
         self.labels = private.labels.to(self.device)
+        self.public_stored = "" if public is None else public.stored
         self.test = test.pixels.permute(0, 2, 3, 1).contiguous().to(self.device)
         self.test_labels = test.labels.to(self.device)
         train = torch.cat([torch.from_numpy(t) for t in split.train])
@@ -78,9 +79,23 @@ class Store:
         self._index, self._targets = torch.cat(index), torch.cat(targets)
         self._offset = torch.tensor([0, *self.sizes]).cumsum(0)[:-1].to(self.device)
 
+    def describe(self) -> dict:
+        """Shape and scaling of the images, which is what a network needs to know of the data."""
+        scaling = {"mean": self.mean.cpu(), "std": self.std.cpu()}
+        return {"channels": self.channels, "size": self.size, "classes": self.k, **scaling}
+
+    def duplicates(self) -> int:
+        """How many public images equal a test image, pixel by pixel."""
+        test = {image.tobytes() for image in self.test.cpu().numpy()}
+        return sum(image.tobytes() in test for image in self.pool[self.private :].cpu().numpy())
+
     def mass(self) -> Tensor:
         """Label mass [rows, k] of the samples every node here trains on; soft labels count by their probabilities."""
         return torch.stack([t.double().sum(0) for t in self._targets.split(self.sizes)]).cpu()
+
+    def counts(self) -> Tensor:
+        """Private training samples of each class that every node here holds, int32 [rows, k]."""
+        return torch.stack([self.labels[own].bincount(minlength=self.k) for own in self.own]).int().cpu()
 
     def steps(self, mean_size: float | None = None) -> int:
         """Steps an epoch: over the private samples, or over ``mean_size`` samples a node."""

@@ -21,6 +21,7 @@ SETS: dict[str, tuple[str, list[dict], list[dict] | None]] = {
     "textures": ("DTD", [{"split": "train"}, {"split": "val"}], [{"split": "test"}]),
     "places365": ("Places365", [{"split": "val", "small": True}], None),
 }
+IMAGENETTE = {"train": 9469, "test": 3925}  # torchvision takes whatever an interrupted unpacking has left
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Torchvision(Subset):
             )
 
     def identity(self, split: str, size: int | None, key: str) -> tuple:
-        return ("torchvision", self.name, split)  # its checksums allow one content only, wherever that lies
+        return ("torchvision", self.name, split)  # complete sets have one content only, wherever that lies
 
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...] | None, Iterable[tuple]]:
         import torchvision.datasets
@@ -66,6 +67,11 @@ class Torchvision(Subset):
                 f"{key}.path: '{self.path}' does not hold the complete {self.name} files of torchvision"
                 + (f", and they cannot be downloaded ({error})." if self.download else f"; set {key}.download to true.")
             ) from error
+        if self.name == "imagenette" and (count := sum(map(len, found))) != IMAGENETTE[split]:
+            raise UserError(
+                f"{key}.path: '{folder / 'imagenette2-160'}' holds {count} of {IMAGENETTE[split]} {split} images; delete it, "
+                f"and set {key}.download to true"
+            )
         classes = getattr(found[0], "classes", None)
         names = None if classes is None else tuple(c[0] if isinstance(c, tuple) else str(c) for c in classes)
         return names, chain.from_iterable(map(samples, found))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ResNetNorm = Literal["evonorm", "evonorm_batch", "group", "batch", "batch_statistics"]
 Norm = Literal["none", "group", "batch", "batch_statistics"]
+SomeNorm = Literal["group", "batch", "batch_statistics"]
 
 
 class Architecture(ABC):
@@ -117,8 +118,10 @@ class LeNet(Architecture):
 
 @dataclass
 class VGG(Architecture):
-    """VGG-11 for CIFAR: eight 3x3 convolutions, five 2x2 poolings, one linear layer (Simonyan and Zisserman, 2015), for
-    images of 32x32 and more: 9,225,610 parameters for CIFAR-10 without norm."""
+    """VGG-11 for CIFAR (Simonyan and Zisserman, 2015), for images of 32x32 and more: 9,225,610 parameters without norm.
+
+    Eight 3x3 convolutions, five 2x2 poolings, one linear layer.
+    """
 
     norm: Norm = "none"
     """No norm (as in the RelaySGD paper), GroupNorm, BatchNorm with running statistics, or with those of the batch at hand."""
@@ -138,11 +141,11 @@ class VGG(Architecture):
 class MobileNetV2(Architecture):
     """torchvision's MobileNetV2 (Sandler et al., CVPR 2018) with strides for small images: 2,236,682 parameters for CIFAR-10."""
 
-    norm: Norm = "group"
-    """GroupNorm, BatchNorm with running statistics, with those of the batch at hand, or none."""
+    norm: SomeNorm = "group"
+    """GroupNorm, BatchNorm with running statistics, or with those of the batch at hand; without one the signal dies out."""
 
     def __post_init__(self) -> None:
-        _check_choice("norm", self.norm, get_args(Norm))
+        _check_choice("norm", self.norm, get_args(SomeNorm))
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         from lightning_idkd.models.plain import mobilenet_v2

@@ -66,4 +66,6 @@ def vision_transformer(patch: int, depth: int, width: int, heads: int, channels:
 
     made = VisionTransformer(size, patch, depth, heads, width, 2 * width, num_classes=classes)
     made.conv_proj = nn.Conv2d(channels, width, patch, patch)
+    nn.init.trunc_normal_(made.conv_proj.weight, std=(channels * patch**2) ** -0.5)
+    nn.init.zeros_(made.conv_proj.bias)
     return made

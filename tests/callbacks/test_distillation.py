@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from callbacks import IDKD, VanillaKD
+from callbacks import IDKD, ClassCount, Mean, VanillaKD
 from lightning_idkd.callback import HOOKS, Selection
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Graph
@@ -57,6 +57,36 @@ def chain_of_four():
     return FakeRun(outputs, [torch.arange(PUBLIC) == i for i in range(4)])
 
 
+class TestClassCount:
+    """Three nodes with 5, 2, 0 samples of class 0 and 1, 9, 9 of class 1."""
+
+    def rule(self):
+        rule = ClassCount()
+        rule.histograms = {0: torch.tensor([5, 1]), 1: torch.tensor([2, 9]), 2: torch.tensor([0, 9])}
+        return rule
+
+    def test_the_label_of_the_node_with_most_samples_of_the_class_it_predicts_is_taken(self):
+        received = {0: labels({4: [0.6, 0.4]}), 1: labels({4: [0.9, 0.1]}), 2: labels({4: [0.3, 0.7]})}  # 5, 2 and 9 samples
+        assert as_dict(self.rule()(received)) == {4: pytest.approx([0.3, 0.7])}
+
+    def test_the_first_of_equals_is_taken(self):
+        received = {1: labels({4: [0.2, 0.8]}), 2: labels({4: [0.3, 0.7]})}
+        assert as_dict(self.rule()(received)) == {4: pytest.approx([0.2, 0.8])}
+
+    def test_a_node_that_did_not_keep_a_sample_has_no_say(self):
+        """In the authors' code node 0 would win sample 7 with a label of zeros: class 0, of which it has most."""
+        received = {0: labels({4: [0.6, 0.4]}), 1: labels({7: [0.9, 0.1]}), 2: labels({})}
+        assert as_dict(self.rule()(received)) == {4: pytest.approx([0.6, 0.4]), 7: pytest.approx([0.9, 0.1])}
+
+    def test_histograms_go_to_neighbours_and_are_counted(self):
+        run = chain_of_four()
+        run.store.counts = lambda: torch.arange(12, dtype=torch.int32).reshape(4, 3)
+        rule = ClassCount()
+        rule.prepare(run)
+        assert rule.histograms[2].tolist() == [6, 7, 8]
+        assert run.network.counts() == {"parameter_bytes": 0, "label_bytes": 0, "other_bytes": 6 * 3 * 4, "messages": 6}
+
+
 # ---------------------------------------------------------------------- averages
 
 
@@ -66,7 +96,7 @@ def test_a_label_is_the_mean_over_those_that_kept_the_sample():
         4: labels({5: [0.2, 0.8], 0: [0.4, 0.6]}),  # in an order of its own
         6: labels({2: [0.0, 1.0], 0: [0.1, 0.9]}),
     }
-    mean = IDKD().aggregate(received)
+    mean = Mean()(received)
     assert mean.index.tolist() == [0, 2, 5]
     assert mean.index.dtype == torch.int64
     expected = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.2, 0.8]])
@@ -74,19 +104,19 @@ def test_a_label_is_the_mean_over_those_that_kept_the_sample():
 
 
 def test_senders_that_kept_nothing_have_no_vote():
-    mean = IDKD().aggregate({0: labels({}), 1: labels({3: [0.3, 0.7]}), 2: labels({})})
+    mean = Mean()({0: labels({}), 1: labels({3: [0.3, 0.7]}), 2: labels({})})
     assert as_dict(mean) == {3: pytest.approx([0.3, 0.7])}
 
 
 def test_nothing_comes_of_nothing():
-    mean = IDKD().aggregate({0: labels({}), 1: labels({})})
+    mean = Mean()({0: labels({}), 1: labels({})})
     assert mean.index.shape == (0,)
     assert mean.probabilities.shape == (0, 2)
 
 
 def test_averaging_leaves_the_messages_as_they_are():
     message = labels({0: [1.0, 0.0], 1: [0.5, 0.5]})
-    IDKD().aggregate({0: message, 1: message, 2: labels({0: [0.0, 1.0]})})
+    Mean()({0: message, 1: message, 2: labels({0: [0.0, 1.0]})})
     assert as_dict(message) == {0: [1.0, 0.0], 1: [0.5, 0.5]}
 
 

@@ -128,8 +128,8 @@ def test_fixed_takes_a_probability_or_a_threshold_in_the_scores_unit():
     assert Fixed(MSP(), threshold=0.0).threshold(odds, odds) == 0
 
 
-@pytest.mark.parametrize("calibration", [Youden(MSP()), IdQuantile(MSP(), q=0.5)], ids=["Youden", "IdQuantile"])
-def test_below_eight_held_out_samples_the_threshold_is_their_5_percent_quantile_said_once_a_node(calibration):
+def test_below_eight_held_out_samples_the_threshold_is_their_5_percent_quantile_said_once_a_node():
+    calibration = Youden(MSP())
     private, public, said = [5.0, 1.0, 4.0, 2.0, 3.0, 7.0, 6.0], [0.5, 1.0, 6.5], []
     for node in (3, 3, 11, 3):
         selection = select(calibration, private, public, node=node, said=said)
@@ -147,6 +147,12 @@ def test_a_node_without_held_out_samples_uses_the_quantile_of_its_training_score
     said = []
     assert select(Youden(MSP()), torch.arange(40.0), [3.0], held_out=0, said=said).threshold == 2
     assert len(said) == 1
+
+
+def test_a_quantile_needs_no_fallback():
+    said = []
+    assert select(IdQuantile(MSP(), q=0.5), [5.0, 1.0, 4.0, 2.0, 3.0, 7.0, 6.0], [0.5], said=said).threshold == 4
+    assert said == []
 
 
 def test_a_fixed_threshold_has_no_fallback():

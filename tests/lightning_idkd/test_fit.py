@@ -561,6 +561,8 @@ def stand_in(tmp_path_factory):
     for name, classes in (("cifar10", 10), ("cifar100", 100)):
         parquet(folder / name, "train", 1600, classes, 32, 1)
         parquet(folder / name, "test", 200, classes, 32, 2)
+    parquet(folder / "imagenette-64", "train", 640, 10, 64, 4)
+    parquet(folder / "imagenette-64", "test", 100, 10, 64, 5)
     parquet(folder / "tiny-imagenet-32", "train", 120, 20, 32, 3)
     return folder
 
@@ -571,35 +573,48 @@ def every_config():
     return sorted(p.stem for p in (Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", every_config())
-def test_every_config_trains_on_stand_in_data(name, configs, stand_in, tmp_path, monkeypatch):
+PRESETS = [
+    *([name] for name in every_config()),
+    ["ring_cifar10", "presets/official_code"],
+    ["ring_imagenette", "presets/official_code_imagenette"],
+    ["ring_cifar10", "presets/recipe_idkd"],
+    ["ring_cifar10", "presets/recipe_qgm"],
+    ["ring_cifar10", "presets/recipe_gut"],
+]
+
+
+@pytest.mark.parametrize("names", PRESETS, ids="+".join)
+def test_every_config_trains_on_stand_in_data(names, configs, stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("IDKD_DATA", str(stand_in))
-    config = configure(["--config", str(configs / f"{name}.yaml")])
-    shrink = [
-        "--train.epochs",
-        "2",
-        "--train.schedule",
-        "Constant",
-        "--train.evaluate_samples",
-        "16",
-        "--logger",
-        "null",
-        "--run.engine",
-        "loop",
-        "--run.dir",
-        str(tmp_path),
-        "--run.devices",
-        "1",
-        "--run.threads",
-        "2",
-    ]
+    files = [a for name in names for a in ("--config", str(configs / f"{name}.yaml"))]
+    config = configure(files)
+    config.check()
+    shrink = {"train.epochs": 2, "train.schedule": "Constant", "train.evaluate_samples": 16, "logger": "null",
+              "run.engine": "loop", "run.dir": tmp_path, "run.devices": 1, "run.threads": 2}  # fmt: skip
     if config.distillation is not None:
-        shrink += ["--distillation.start", "1"]
+        shrink |= {"distillation.start": 1}
     if type(config.node.network).__name__ == "ResNet":
-        shrink += ["--node.network.depth", "8", "--node.network.width", "4", "--data.partition", "IID"]
-    assert main(["fit", "--config", str(configs / f"{name}.yaml"), *shrink]) == 0
-    summary = json.loads((latest(tmp_path, name) / "summary.json").read_text())
+        shrink |= {"node.network.depth": 8, "node.network.width": 4, "data.partition": "IID"}
+        shrink |= {"data.private.limit": 16 * config.graph.nodes, "train.batch_size": 8}
+    assert main(["fit", *files, *(str(a) for k, v in shrink.items() for a in (f"--{k}", v))]) == 0
+    summary = json.loads((latest(tmp_path, names[0]) / "summary.json").read_text())
     assert (summary["ood"]["kept_fraction"] is not None) == (config.distillation is not None)
+    assert (summary["communication"]["other_bytes"] > 0) == ("official_code" in names[-1])
+
+
+def test_the_official_code_is_a_preset_of_its_own(configs):
+    paper, official = (
+        configure([a for name in names for a in ("--config", str(configs / f"{name}.yaml"))])
+        for names in (["ring_cifar10"], ["ring_cifar10", "presets/official_code"])
+    )
+    assert type(paper.calibration).__name__ == "Youden"
+    assert official.calibration.threshold(None, None) == pytest.approx(np.log(0.98 / 0.02))
+    assert (paper.gossip.nesterov, official.gossip.nesterov) == (True, False)
+    assert [e for e in range(300) if official.distillation.due(e, 300)] == list(range(246, 300, 5))  # eleven
+    assert [e for e in range(300) if paper.distillation.due(e, 300)] == [241]
+    assert official.distillation.labels == "relayed"
+    assert official.distillation.shares == "class histograms of private data"
+    assert paper.distillation.shares == ""
 
 
 @pytest.mark.data

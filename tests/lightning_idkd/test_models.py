@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,16 +11,31 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from lightning_idkd.errors import UserError
-from lightning_idkd.models import CNN, ResNet, TorchModule
-from lightning_idkd.models.normalisation import EvoNormS0
+from lightning_idkd.models import CNN, VGG, LeNet, MobileNetV2, ResNet, TorchModule, ViT
+from lightning_idkd.models.normalisation import EvoNormS0, norm_layer
+from lightning_idkd.node import NodeModule
+from lightning_idkd.stack import NodeStack
 
 SMALL = [
     ResNet(8, 8, "evonorm"),
     ResNet(8, 8, "group"),
     ResNet(8, 8, "batch"),
+    ResNet(8, 8, "evonorm_batch", 2),
+    ResNet(8, 8, "batch_statistics"),
     CNN(8, norm="none"),
     CNN(8, norm="group"),
     CNN(8, norm="batch"),
+    CNN(8, norm="batch_statistics"),
+]
+LARGE = [  # of 32x32 images
+    LeNet(),
+    VGG(),
+    VGG("batch"),
+    VGG("batch_statistics"),
+    MobileNetV2(),
+    MobileNetV2("batch"),
+    MobileNetV2("batch_statistics"),
+    ViT(8, 2, 16, 2),
 ]
 
 
@@ -78,6 +94,68 @@ def test_parameter_counts_are_those_of_pencil_and_paper():
     assert parameters(CNN(norm="none").build(1, 8, 10)) == cnn + 16 + 32 + 32
 
 
+def residual(n):
+    """Of a CIFAR ResNet with 6n+2 layers, with two numbers a channel for each norm."""
+    first = 27 * 16 + 2 * n * (9 * 16 * 16)
+    second = 9 * 16 * 32 + (2 * n - 1) * (9 * 32 * 32) + 16 * 32
+    third = 9 * 32 * 64 + (2 * n - 1) * (9 * 64 * 64) + 32 * 64
+    norms = (1 + 2 * n) * 16 + (1 + 2 * n) * 32 + (1 + 2 * n) * 64  # stem, blocks, two shortcuts
+    return first + second + third + 2 * norms + 64 * 10 + 10
+
+
+@pytest.mark.parametrize(("depth", "published"), [(20, 272_474), (32, 466_906), (56, 855_770)])  # 0.27, 0.46, 0.85 M
+@pytest.mark.parametrize("norm", ["batch", "batch_statistics", "group"])
+def test_residual_networks_have_the_published_size(depth, published, norm):
+    assert parameters(ResNet(depth, norm=norm, stem_stride=2).build(3, 32, 10)) == residual((depth - 2) // 6) == published
+
+
+def test_lenet_has_the_published_size():
+    convolutions = 25 * 3 * 6 + 6 + 25 * 6 * 16 + 16
+    assert parameters(LeNet().build(3, 32, 10)) == convolutions + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10 == 62_006
+
+
+def test_vgg_has_the_published_size_with_and_without_norm():
+    widths = [3, 64, 128, 256, 256, 512, 512, 512, 512]
+    plain = sum(9 * i * o + o for i, o in pairwise(widths)) + 512 * 10 + 10
+    assert parameters(VGG().build(3, 32, 10)) == plain == 9_225_610
+    for norm in ("batch", "batch_statistics", "group"):
+        assert parameters(VGG(norm).build(3, 64, 10)) == plain + 2 * sum(widths[1:]) == 9_231_114
+    layers, sizes = VGG().build(3, 32, 10).layers, []
+    for i, layer in enumerate(layers):
+        if isinstance(layer, nn.MaxPool2d):
+            sizes.append(tuple(layers[: i + 1](torch.zeros(1, 3, 32, 32)).shape[1:3]))
+    assert sizes == [(64, 16), (128, 8), (256, 4), (512, 2), (512, 1)]
+
+
+def test_mobilenet_has_the_published_size_and_leaves_4x4_of_32x32():
+    table = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]  # Table 2 of the paper
+    count, inputs = (27 + 2) * 32, 32
+    for expansion, outputs, blocks in table:
+        for _ in range(blocks):
+            hidden = expansion * inputs
+            expand = (inputs + 2) * hidden if expansion > 1 else 0
+            count, inputs = count + expand + (9 + 2) * hidden + (hidden + 2) * outputs, outputs
+    count += (320 + 2) * 1280 + 1280 * 10 + 10
+    network = MobileNetV2().build(3, 32, 10)
+    assert parameters(network) == count == 2_236_682
+    assert network.features.features(torch.zeros(1, 3, 32, 32)).shape == (1, 1280, 4, 4)
+
+
+def test_a_vision_transformer_has_the_size_of_pencil_and_paper():
+    w, patch, depth, tokens = 48, 4, 3, 64 + 1
+    block = 4 * w * w + 4 * w + 2 * (w * 2 * w) + 2 * w + w + 2 * 2 * w  # attention, two linear layers, two norms
+    expected = 2 * patch**2 * w + w + w + tokens * w + depth * block + 2 * w + 10 * w + 10
+    network = ViT(patch, depth, w, 3).build(2, 32, 10)
+    assert parameters(network) == expected
+    assert not [m for m in network.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+
+
+def test_patches_of_a_vision_transformer_keep_their_deviation():
+    network = ViT(8, 1, 256).build(3, 32, 10)
+    patches = network.features.conv_proj(torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert patches.std().item() == pytest.approx(1, rel=0.05)
+
+
 @pytest.mark.parametrize("architecture", SMALL, ids=str)
 @pytest.mark.parametrize(("channels", "size", "classes"), [(3, 8, 10), (1, 13, 7)])
 def test_forward_is_head_of_pooled_features_at_any_size(architecture, channels, size, classes):
@@ -91,21 +169,114 @@ def test_forward_is_head_of_pooled_features_at_any_size(architecture, channels, 
     torch.testing.assert_close(network(x), network.head(features), rtol=0, atol=0)
 
 
-def test_the_second_and_third_stage_halve_the_image():
-    network = ResNet(14, 8).build(3, 16, 10)
-    x, sizes = network.stem(torch.zeros(1, 3, 16, 16)), []
+@pytest.mark.parametrize("architecture", LARGE, ids=str)
+@pytest.mark.parametrize(("channels", "classes"), [(3, 10), (1, 7)])
+def test_forward_of_larger_networks_is_head_of_features(architecture, channels, classes):
+    network = architecture.build(channels, 32, classes).eval()
+    x = torch.randn(3, channels, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.manual_seed(0)
+        nn.init.normal_(network.head.weight)  # a transformer's starts at zero
+        features = network.features(x)
+        assert isinstance(network.head, nn.Linear)
+        assert features.shape == (3, network.head.in_features)
+        assert network(x).shape == (3, classes)
+        assert network(x).std() > 0
+        torch.testing.assert_close(network(x), network.head(features), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("architecture", [*SMALL, *LARGE], ids=str)
+def test_a_training_step_gives_every_parameter_a_finite_gradient(architecture):
+    torch.manual_seed(0)
+    network = architecture.build(3, 32, 10).train()
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(4, 3, 32, 32, generator=generator), torch.randint(10, (4,), generator=generator)
+    for _ in range(2):  # a transformer's head starts at zero: one step for the others to count
+        loss = nn.functional.cross_entropy(network(x), y)
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        assert all(g.isfinite().all() for g in gradients)
+        with torch.no_grad():
+            for p, g in zip(network.parameters(), gradients, strict=True):
+                p.sub_(0.01 * g)
+    assert all(g.any() for g in gradients)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size"), [(LeNet(), 16), (LeNet(), 29), (VGG(), 40), (MobileNetV2(), 8), (ViT(8, 1, 16, 2), 8)]
+)
+def test_other_image_sizes_do(architecture, size):
+    network = architecture.build(1, size, 5).eval()
+    assert network(torch.zeros(2, 1, size, size)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_second_and_third_stage_halve_the_image_and_the_stem_where_asked(stride):
+    network = ResNet(14, 8, stem_stride=stride).build(3, 16 * stride, 10)
+    x, sizes = network.stem(torch.zeros(1, 3, 16 * stride, 16 * stride)), []
     for block in network.blocks:
         x = block(x)
         sizes.append((x.shape[1], x.shape[2]))
     assert sizes == [(8, 16), (8, 16), (16, 8), (16, 8), (32, 4), (32, 4)]
 
 
-@pytest.mark.parametrize("norm", ["evonorm", "group"])
-def test_without_batch_norm_no_output_depends_on_the_rest_of_the_batch(norm):
-    network = ResNet(8, 8, norm).build(3, 8, 10).double()
-    x = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert not list(network.buffers())
-    torch.testing.assert_close(network(x)[:1], network(x[:1]))
+def of_the_first(architecture, training):
+    """Features of one image in evaluation or training mode, beside a second one and among four, two of them brighter."""
+    torch.manual_seed(0)
+    network = architecture.build(3, 32, 10).train(training)
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    x[2:] = 1 + 2 * x[2:]
+    with torch.no_grad():
+        return network.features(x[:2])[0], network.features(x)[0]
+
+
+WITHOUT = [ResNet(8, 8, "evonorm"), ResNet(8, 8, "group"), CNN(8), VGG("group"), MobileNetV2(), LeNet(), ViT(8, 1, 16, 2)]
+WITH = [
+    ResNet(8, 8, "batch_statistics"),
+    ResNet(8, 8, "evonorm_batch"),
+    CNN(8, norm="batch_statistics"),
+    VGG("batch_statistics"),
+    MobileNetV2("batch_statistics"),
+]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("architecture", WITHOUT, ids=str)
+def test_without_batch_norm_no_output_depends_on_the_rest_of_the_batch(architecture, training):
+    few, many = of_the_first(architecture, training)
+    torch.testing.assert_close(few, many, rtol=1e-4, atol=1e-5)
+    assert not list(architecture.build(3, 32, 10).buffers())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("architecture", WITH, ids=str)
+def test_batch_statistics_are_those_of_the_batch_at_hand_in_evaluation_too(architecture, training):
+    few, many = of_the_first(architecture, training)
+    assert (few - many).norm() > 0.05 * many.norm()
+    assert not list(architecture.build(3, 32, 10).buffers())
+
+
+@pytest.mark.parametrize("architecture", [ResNet(8, 8, "batch"), CNN(8, norm="batch"), VGG("batch")], ids=str)
+def test_running_statistics_make_evaluation_independent_of_the_batch(architecture):
+    few, many = of_the_first(architecture, training=False)
+    torch.testing.assert_close(few, many, rtol=1e-4, atol=1e-5)
+    few, many = of_the_first(architecture, training=True)
+    assert (few - many).norm() > 0.05 * many.norm()
+
+
+def test_batch_statistics_are_their_closed_form_in_evaluation():
+    x = 3 + 2 * torch.randn(5, 4, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a = x.numpy()
+    expected = (a - a.mean((0, 2, 3), keepdims=True)) / np.sqrt(a.var((0, 2, 3), keepdims=True) + 1e-5)
+    layer = norm_layer("batch_statistics", 4).double().eval()
+    np.testing.assert_allclose(layer(x).detach(), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("evonorm_batch", nn.BatchNorm2d), ("evonorm", nn.GroupNorm)])
+def test_evonorm_stands_before_the_second_convolution_and_a_plain_norm_after_it_and_in_shortcuts(norm, kind):
+    network = ResNet(14, 8, norm).build(3, 8, 10)
+    of = [type(m) for m in network.modules() if isinstance(m, (EvoNormS0, nn.BatchNorm2d, nn.GroupNorm))]
+    block, shortcut = [EvoNormS0, kind], [kind]
+    assert of == [EvoNormS0, *block, *block, *block, *shortcut, *block, *block, *shortcut, *block]
 
 
 @pytest.mark.parametrize("architecture", SMALL, ids=str)
@@ -127,6 +298,25 @@ def test_vmap_over_stacked_nodes_equals_a_loop_for_loss_gradient_and_buffers(arc
             torch.testing.assert_close(gradients[name][i], parameter.grad, rtol=1e-9, atol=1e-11)
         for name, buffer in node.named_buffers():  # running statistics, moved in place by both
             torch.testing.assert_close(buffers[name][i], buffer)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # attention: vmap works, node by node
+@pytest.mark.parametrize("architecture", [LeNet(), VGG("group"), MobileNetV2("batch"), ViT(8, 2, 16, 2)], ids=str)
+def test_engines_agree_on_a_step_of_larger_networks(architecture):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 32, 32, 3, generator=generator, dtype=torch.float64).movedim(-1, -3)  # [n, B, C, S, S], channels-last
+    y = torch.randn(2, 3, 10, generator=generator, dtype=torch.float64).softmax(-1)
+    gradients = []
+    for engine in ("loop", "vmap"):
+        nodes = NodeStack(lambda: NodeModule(architecture.build(3, 32, 10)), range(2), dtype=torch.float64, engine=engine)
+        nodes.X.add_(0.02 * torch.randn(nodes.X.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9)))
+        nodes.step(x, y, 0)
+        assert nodes.views_intact()
+        gradients.append(nodes.G.clone())
+    loop, vmapped = gradients
+    assert loop.isfinite().all()
+    assert loop.norm() > 0
+    assert (loop - vmapped).norm() <= 1e-9 * loop.norm()
 
 
 def test_he_initialisation_of_convolutions():
@@ -175,6 +365,17 @@ def test_a_depth_that_is_not_6n_plus_2_is_refused_with_the_nearest_two(depth, be
         (lambda: CNN(norm="evonorm"), r"node\.network\.norm is 'evonorm'; allowed are none, group, batch"),
         (lambda: ResNet(width=0), r"node\.network\.width is 0"),
         (lambda: CNN(dropout=1.0), r"node\.network\.dropout is 1\.0"),
+        (lambda: ResNet(stem_stride=0), r"node\.network\.stem_stride is 0; it is at least 1"),
+        (lambda: VGG("evonorm"), r"node\.network\.norm is 'evonorm'; allowed are none, group, batch, batch_statistics"),
+        (lambda: MobileNetV2("none"), r"node\.network\.norm is 'none'; allowed are group, batch, batch_statistics"),
+        (lambda: ViT(depth=0), r"node\.network\.depth is 0; it is at least 1"),
+        (lambda: ViT(heads=0), r"node\.network\.heads is 0; it is at least 1"),
+        (lambda: ViT(width=10, heads=4), r"node\.network\.width is 10; it is a multiple of node\.network\.heads, 4"),
+        (lambda: ViT(5).build(3, 32, 10), r"node\.network\.patch is 5; it divides the image size, 32"),
+        (lambda: ViT(64).build(3, 32, 10), r"node\.network\.patch is 64; it divides the image size, 32"),
+        (lambda: LeNet().build(3, 15, 10), r"data\.image_size: 15 given; LeNet needs 16 or more"),
+        (lambda: VGG().build(3, 31, 10), r"data\.image_size: 31 given; VGG .* needs 32 or more"),
+        (lambda: CNN().build(3, 1, 10), r"data\.image_size: 1 given; CNN .* needs 2 or more"),
     ],
 )
 def test_values_out_of_range_are_refused(make, message):
@@ -275,11 +476,12 @@ def test_architectures_are_made_and_parsed_without_torch():
     code = """
 import sys
 from jsonargparse import ArgumentParser
-from lightning_idkd.models import CNN, Architecture, ResNet, TorchModule
+from lightning_idkd.models import CNN, VGG, Architecture, LeNet, MobileNetV2, ResNet, TorchModule, ViT
 
 parser = ArgumentParser()
 parser.add_argument("--network", type=Architecture)
-for made in (ResNet(8, norm="group"), CNN(4, 0.5), TorchModule("a.B", {"x": 1})):
+for made in (ResNet(8, 8, "evonorm_batch", 2), CNN(4, 0.5), LeNet(), VGG("group"), MobileNetV2("batch"), ViT(8, 1, 16, 2),
+             TorchModule("a.B", {"x": 1})):
     arguments = [f"--network.{key}={value}" for key, value in vars(made).items()]
     parsed = parser.parse_args([f"--network={type(made).__name__}", *arguments])
     assert parser.instantiate(parsed).network == made

@@ -39,9 +39,15 @@ def test_constant_stays():
 
 @pytest.mark.parametrize("schedule", [Step((0.5,), 0.1, warmup=4), Cosine(0.01, warmup=4), Constant(warmup=4)])
 def test_warm_up_rises_linearly(schedule):
-    assert [schedule.factor(e, 20) for e in (1, 2, 3)] == pytest.approx([0.25, 0.5, 0.75])
+    assert [schedule.factor(e, 20) for e in (1, 2, 3)] == pytest.approx([0.2575, 0.505, 0.7525])
     assert schedule.factor(4, 20) == pytest.approx(1)
     assert schedule.factor(0, 20) == 0.01  # rules divide by the learning rate
+
+
+def test_warm_up_may_begin_at_any_factor():
+    """0.1 to 0.8 in 5 epochs, as the authors of QG-DSGDm do on 16 nodes."""
+    rates = [0.8 * Step((0.5, 0.75), warmup=5, warmup_from=0.125).factor(e, 300) for e in (0, 2.5, 5, 149, 150, 225)]
+    assert rates == pytest.approx([0.1, 0.45, 0.8, 0.8, 0.08, 0.008])
 
 
 ANY = [Step(), Step(gamma=1e-3, warmup=1), Cosine(), Cosine(1e-6, 2.5), Cosine(warmup=9), Constant(3)]

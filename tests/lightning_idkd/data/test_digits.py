@@ -53,6 +53,16 @@ def test_limit_takes_some_training_digits_of_all_classes_and_all_test_digits():
     assert few.labels.bincount().min() >= 3
 
 
+def test_some_digits_alone_are_renumbered():
+    threes, eights = (Digits(classes=[name]).load("test").pixels for name in "38")
+    both = Digits(classes=["8", "3"], limit=20).load("test")
+    assert both.classes == ("8", "3")
+    assert torch.equal(both.pixels[both.labels == 0], eights)
+    assert torch.equal(both.pixels[both.labels == 1], threes)
+    with pytest.raises(UserError, match=r"^data\.private\.classes: this set has no class 'eight'\. It has: 0, 1, "):
+        Digits(classes=["eight"]).load("train")
+
+
 def test_glyphs_are_a_third_digits_letters_and_signs(glyphs):
     names = np.array(list(CHARACTERS))[glyphs[1]]
     thirds = [sum(map(test, names)) for test in (str.isdigit, str.isalpha, lambda c: not c.isalnum())]

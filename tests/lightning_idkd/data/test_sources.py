@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import hashlib
 import io
 import os
-import pickle
 import subprocess
 import sys
 import time
@@ -18,8 +16,7 @@ from PIL import Image
 
 from lightning_idkd.data import source
 from lightning_idkd.data.huggingface import HuggingFace
-from lightning_idkd.data.source import Images, Source
-from lightning_idkd.data.torchvision import TorchvisionCIFAR
+from lightning_idkd.data.source import Images, Source, Subset
 from lightning_idkd.errors import UserError
 
 
@@ -30,11 +27,12 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-class Given(Source):
+class Given(Subset):
     """Images handed over in memory."""
 
-    def __init__(self, images, labels=None, classes=None, limit=None, name=None):
-        self.images, self.labels, self.classes, self.limit, self.name = images, labels, classes, limit, name
+    def __init__(self, images, labels=None, classes=None, limit=None, name=None, only=None):
+        super().__init__(limit=limit, classes=only)
+        self.images, self.labels, self.names, self.name = images, labels, classes, name
         self.reads = 0
 
     def identity(self, split, size, key):
@@ -42,7 +40,7 @@ class Given(Source):
 
     def read(self, split, size, key):
         self.reads += 1
-        return self.classes, zip(self.images, self.labels or range(len(self.images)), strict=True)
+        return self.names, zip(self.images, self.labels or range(len(self.images)), strict=True)
 
 
 def png(array: np.ndarray | Image.Image, **save) -> bytes:
@@ -175,6 +173,50 @@ def test_deep_broken_and_missing_images_are_refused():
             Given(images).load("train")
 
 
+@pytest.mark.parametrize(("at", "n"), [(17, 20), (1500, 1600)])
+def test_a_broken_image_is_named_by_its_number_or_path(at, n, tmp_path):
+    images = [np.zeros((1, 1), np.uint8)] * n
+    images[at] = b"no image"
+    with pytest.raises(UserError, match=f"^data.public: image {at} of split 'train' cannot be decoded"):
+        Given(images).load("train", key="data.public")
+    images[at] = tmp_path / "broken.png"
+    images[at].write_bytes(png(pictures(1, 64)[0])[:2000])
+    with pytest.raises(UserError, match=f"^data.public: '{tmp_path}/broken.png' cannot be decoded"):
+        Given(images).load("train", key="data.public")
+
+
+def test_a_png_file_with_a_wrong_chunk_length_is_named():
+    encoded = png(pictures(1, 64)[0])
+    at = encoded.index(b"IDAT") - 4
+    length = int.from_bytes(encoded[at : at + 4], "big")
+    torn = encoded[:at] + (length // 2).to_bytes(4, "big") + encoded[at + 4 :]  # which Pillow calls a SyntaxError
+    with pytest.raises(UserError, match=r"^data\.private: image 1 of split 'train' cannot be decoded: broken PNG"):
+        Given([encoded, torn]).load("train")
+
+
+def test_a_file_is_read_by_its_path(tmp_path):
+    array = pictures(1)[0]
+    (tmp_path / "one.png").write_bytes(png(array))
+    assert np.array_equal(Given([tmp_path / "one.png"]).load("train").pixels[0].numpy(), array.transpose(2, 0, 1))
+
+
+def test_size_and_mode_of_the_first_image_are_told_as_stored():
+    grey, palette = np.zeros((6, 8), np.uint8), Image.new("P", (5, 5))
+    for image, stored in ((pictures(1, 64)[0], "64x64 RGB"), (grey, "8x6 grey"), (png(palette), "5x5 P")):
+        given = Given([image] * 3, [0, 1, 1], ("a", "b"), limit=1, name=stored, only=["b"])
+        for _ in ("decoded", "from the cache"):
+            assert given.load("train", size=4, channels=3).stored == stored
+
+
+def test_a_source_of_ones_own_needs_to_read_alone(cache):
+    class Own(Source):
+        def read(self, split, size, key):
+            return ("only",), [(array, 0) for array in pictures(3)]
+
+    assert len(Own().load("test")) == 3
+    assert not cache.exists()
+
+
 @pytest.mark.parametrize(("limit", "size", "key"), [(0, None, "data.private.limit"), (None, 0, "data.image_size")])
 def test_numbers_below_one_are_refused(limit, size, key):
     with pytest.raises(UserError, match=f"^{key}: 0 given; allowed: 1 or more"):
@@ -186,6 +228,50 @@ def test_indexing_images_gives_a_subset():
     assert images[1:3].labels.tolist() == [1, 2]
     assert images[torch.tensor([3, 0])].pixels.flatten().tolist() == [3, 0]
     assert images[:2].classes == tuple("abcd")
+
+
+# --- some of the classes
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_classes_are_kept_in_the_sets_order_and_renumbered_in_the_order_asked_for(split):
+    arrays = pictures(6)
+    images = Given(arrays, [0, 1, 2, 2, 1, 0], ("ant", "bee", "cat"), only=["cat", "ant"]).load(split)
+    assert np.array_equal(images.pixels.numpy(), arrays[[0, 2, 3, 5]].transpose(0, 3, 1, 2))
+    assert (images.labels.tolist(), images.classes) == ([1, 0, 0, 1], ("cat", "ant"))
+
+
+def test_a_limit_counts_the_images_of_the_kept_classes():
+    arrays, labels = pictures(300), [0, 1, 2] * 100
+    both = Given(arrays, labels, ("a", "b", "c"), limit=20, only=["b"])
+    alone = Given(arrays[1::3], [0] * 100, ("b",), limit=20).load("train")
+    assert torch.equal(both.load("train").pixels, alone.pixels)
+    assert both.load("train").labels.tolist() == [0] * 20
+    assert len(both.load("test")) == 100
+
+
+def test_all_selections_of_classes_share_one_cache_file(cache):
+    arrays, labels = pictures(4), [0, 1, 0, 1]
+    Given(arrays, labels, ("a", "b"), name="two", only=["b"]).load("train")
+    assert Given(None, name="two", only=["b", "a"]).load("train").labels.tolist() == [1, 0, 1, 0]
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "only", "said"),
+    [
+        (("airplane", "ship"), ["shop"], r"this set has no class 'shop'\. Did you mean 'ship'\? It has: airplane, ship$"),
+        (("airplane", "ship"), ["ship", "ship"], r"ship, ship: a class is named twice$"),
+        (("airplane", "ship"), [], r"\[\] given; allowed: one class or more, or null for all$"),
+        (("airplane", "ship", "void"), ["void"], r"split 'train' has no images of void$"),
+        (tuple(map(str, range(30))), ["x"], r".* It has: 0, 1, .* 19, \.\.\.$"),
+        ((), ["ship"], r"this set has no class 'ship'\. It has: no labels$"),
+    ],
+)
+def test_classes_that_are_not_there_are_named(names, only, said):
+    given = Given(pictures(2), [0, 1] if names else [-1, -1], names, only=only)
+    with pytest.raises(UserError, match=rf"^data\.private\.classes: {said}"):
+        given.load("train")
 
 
 # --- the cache
@@ -436,49 +522,6 @@ def test_a_hub_set_is_streamed_once_and_then_needs_no_network(monkeypatch):
     assert calls == [("somebody/some", True)] * 2
 
 
-# --- torchvision's files
-
-
-@pytest.fixture
-def cifar_folder(tmp_path, monkeypatch):
-    """20 training and 4 test pictures in the files of CIFAR-10, whose checksums are put in place of the real ones."""
-    from torchvision.datasets import CIFAR10
-
-    folder, sums = tmp_path / "cifar" / CIFAR10.base_folder, {}
-    folder.mkdir(parents=True)
-
-    def write(name: str, content: dict) -> str:
-        (folder / name).write_bytes(pickle.dumps(content))
-        return hashlib.md5((folder / name).read_bytes()).hexdigest()
-
-    def batch(first: int) -> dict:
-        return {"data": pictures(4, 32, first).transpose(0, 3, 1, 2).reshape(4, -1), "labels": [first % 10] * 4}
-
-    for i in range(6):
-        name = f"data_batch_{i + 1}" if i < 5 else "test_batch"
-        sums[name] = write(name, batch(i))
-    meta = dict(CIFAR10.meta, md5=write("batches.meta", {"label_names": list("abcdefghij")}))
-    monkeypatch.setattr(CIFAR10, "train_list", [[f"data_batch_{i}", sums[f"data_batch_{i}"]] for i in range(1, 6)])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(CIFAR10, "meta", meta)
-    return tmp_path / "cifar"
-
-
-def test_torchvisions_cifar_is_read_without_a_download(cifar_folder):
-    images = TorchvisionCIFAR("cifar10", str(cifar_folder), download=False).load("train")
-    wanted = np.concatenate([pictures(4, 32, 0), pictures(4, 32, 1)]).transpose(0, 3, 1, 2)
-    assert np.array_equal(images.pixels[:8].numpy(), wanted)
-    assert (images.labels[:8].tolist(), images.classes) == ([0] * 4 + [1] * 4, tuple("abcdefghij"))
-    assert TorchvisionCIFAR("cifar10", str(cifar_folder), download=False).load("test").labels.tolist() == [5] * 4
-
-
-def test_missing_cifar_files_and_wrong_names_are_explained(tmp_path):
-    with pytest.raises(UserError, match=r"^data\.private\.path: .* set data\.private\.download to true"):
-        TorchvisionCIFAR("cifar10", str(tmp_path), download=False).load("train")
-    with pytest.raises(UserError, match=r"^data\.private\.name: 'cifar-100' given; .* Did you mean 'cifar100'\?"):
-        TorchvisionCIFAR("cifar-100").load("train")
-
-
 # --- configs
 
 
@@ -489,7 +532,14 @@ from jsonargparse import ArgumentParser
 from lightning_idkd.data import Source
 parser = ArgumentParser(exit_on_error=False)
 parser.add_argument("--source", type=Source)
-sources = {"HuggingFace": {"path": "x", "limit": 3}, "Digits": {}, "Glyphs": {"samples": 9}, "TorchvisionCIFAR": {}}
+sources = {
+    "HuggingFace": {"path": "x", "limit": 3, "classes": ["a", "b"]},
+    "ImageFolder": {"path": "x"},
+    "Torchvision": {"name": "svhn"},
+    "Digits": {"classes": ["3", "8"]},
+    "Glyphs": {"samples": 9},
+    "Noise": {"kind": "gaussian"},
+}
 for name, init in sources.items():
     cfg = parser.parse_object({"source": {"class_path": f"lightning_idkd.data.{name}", "init_args": init}})
     assert vars(parser.instantiate_classes(cfg).source).items() >= init.items()

@@ -1,0 +1,172 @@
+"""Tables over finished runs: mean and spread over seeds, and the difference to a baseline, paired by seed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lightning_idkd.errors import UserError, did_you_mean, require
+from lightning_idkd.run_folder import RunFolder, difference
+
+SETTING = ("graph", "data", "node", "train")
+METHOD = ("gossip", "calibration", "distillation", "callbacks")
+METRICS = ("accuracy/node_mean", "accuracy/node_min", "accuracy/consensus")
+
+
+@dataclass
+class Row:
+    """All seeds of one method in one setting."""
+
+    setting: str
+    method: str
+    values: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Metric, then seed."""
+
+
+def gather(paths: list[str]) -> list[tuple[dict, dict]]:
+    """(config, summary) of every finished run at or below ``paths``; of runs with one config and seed the newest."""
+    found: list[tuple[dict, dict]] = []
+    for text in paths:
+        path = Path(text)
+        if not path.exists():
+            raise UserError(f"'{text}' does not exist; give run folders, or folders with runs below them")
+        summaries = [path / "summary.json"] if (path / "summary.json").exists() else path.rglob("summary.json")
+        for summary in sorted({s.resolve() for s in summaries}, reverse=True):
+            config = RunFolder(summary.parent).config()
+            if all(difference(config, other) is not None for other, _ in found):
+                found.append((config, json.loads(summary.read_text())))
+    if not found:
+        raise UserError(f"no finished run (summary.json) at or below {', '.join(paths)}")
+    return found
+
+
+def flat(value: object, key: str = "") -> dict[str, object]:
+    """Dotted keys and their values; a class stands for itself, its arguments below it."""
+    if isinstance(value, dict):
+        if "class_path" in value:
+            found = {key: value["class_path"].rsplit(".", 1)[-1]}
+            return found | flat(value.get("init_args") or {}, key)
+        found = {}
+        for k, v in value.items():
+            found |= flat(v, f"{key}.{k}".lstrip("."))
+        return found
+    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        return {key: "+".join(str(flat(v, "x").get("x", v)) for v in value)}
+    return {key: value}
+
+
+def label(config: dict, groups: tuple[str, ...], varied: set[str]) -> str:
+    """What sets this run apart in ``groups``: values of the keys that differ between the runs."""
+    parts = []
+    for group in groups:
+        here = {k: v for k, v in flat(config.get(group), group).items() if k in varied}
+        if group in METHOD and group in flat(config.get(group), group) and any(k.split(".")[0] == group for k in varied):
+            name = flat(config[group], group)[group]
+            parts.append("none" if name is None else str(name))
+            here.pop(group, None)
+        short = [k.split(".", 1)[-1] if "." in k else k for k in here]
+        parts += [f"{s}={'none' if v is None else v}" for s, v in zip(short, here.values(), strict=True)]
+    return " ".join(parts) or "-"
+
+
+def rows(runs: list[tuple[dict, dict]], metrics: list[str]) -> list[Row]:
+    """A row for each method in each setting."""
+    flats = [flat({k: v for k, v in config.items() if k in SETTING + METHOD}) for config, _ in runs]
+    # a class that only some runs have brings arguments that only these have: they say nothing beyond its name
+    varied = {k for k in set().union(*flats) if len({repr(f[k]) for f in flats if k in f}) > 1}
+    varied |= {k for k in set().union(*flats) if k in METHOD and len({repr(f.get(k)) for f in flats}) > 1}
+    found: dict[tuple[str, str], Row] = {}
+    for config, summary in runs:
+        setting, method = label(config, SETTING, varied), label(config, METHOD, varied)
+        row = found.setdefault((setting, method), Row(setting, method))
+        for metric in metrics:
+            value: object = summary
+            for part in metric.split("/"):
+                value = value.get(part) if isinstance(value, dict) else None
+            if isinstance(value, (int, float)):
+                row.values.setdefault(metric, {})[summary["seed"]] = value
+    return sorted(found.values(), key=lambda r: (r.setting, r.method))
+
+
+def spread(values: list[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation (n - 1) of some values."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def paired(row: Row, baseline: Row, metric: str) -> tuple[float, float | None] | None:
+    """Mean difference to the baseline over the seeds that both have, with its standard error."""
+    ours, theirs = row.values.get(metric, {}), baseline.values.get(metric, {})
+    differences = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
+    if not differences:
+        return None
+    mean, sd = spread(differences)
+    return mean, None if sd is None else sd / math.sqrt(len(differences))
+
+
+def number(metric: str, mean: float, sd: float | None, sign: bool = False) -> str:
+    """Accuracies in percent; the spread behind the mean."""
+    scale, form = (100, ".1f") if metric.startswith(("accuracy", "validation")) else (1, ".4g")
+    return f"{scale * mean:{'+' if sign else ''}{form}}" + ("" if sd is None else f" ± {scale * sd:{form}}")
+
+
+def table(runs: list[tuple[dict, dict]], metrics: list[str], baseline: str | None = None) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: setting, method, seeds, every metric, and the first metric's difference to ``baseline``."""
+    made = rows(runs, metrics)
+    for metric in metrics:
+        if not any(metric in row.values for row in made):
+            known = sorted(f"{a}/{k}" for a, v in runs[0][1].items() if isinstance(v, dict) for k in v)
+            raise UserError(f"--metrics: no run has '{metric}'.{did_you_mean(metric, known)}")
+    names = sorted({row.method for row in made})
+    if baseline is not None:
+        require(baseline in names, "--baseline", f"'{baseline}'", f"{', '.join(names)}.{did_you_mean(baseline, names)}")
+    against = {row.setting: row for row in made if row.method == baseline}
+    head = ["setting", "method", "seeds", *metrics] + [f"{metrics[0]} - {baseline}"] * bool(baseline)
+    lines = []
+    for row in made:
+        cells = [number(m, *spread(list(row.values[m].values()))) if m in row.values else "-" for m in metrics]
+        if baseline is not None:
+            found = paired(row, against[row.setting], metrics[0]) if row.setting in against and row.method != baseline else None
+            cells.append("-" if found is None else number(metrics[0], *found, sign=True))
+        lines.append([row.setting, row.method, str(max(map(len, row.values.values()), default=0)), *cells])
+    return head, lines
+
+
+def text(head: list[str], lines: list[list[str]], form: str) -> str:
+    """The table as Markdown, CSV or LaTeX."""
+    if form == "csv":
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([head, *lines])
+        return out.getvalue()
+    if form == "latex":
+
+        def escaped(cell: str) -> str:
+            for a, b in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("±", r"$\pm$"), ("#", r"\#")):
+                cell = cell.replace(a, b)
+            return cell
+
+        body = "".join(" & ".join(map(escaped, line)) + r" \\" + "\n" for line in lines)
+        columns = "ll" + "r" * (len(head) - 2)
+        return (f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{' & '.join(map(escaped, head))} \\\\\n\\midrule\n{body}"
+                "\\bottomrule\n\\end{tabular}\n")  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))
+
+
+def show(paths: list[str], metrics: list[str], baseline: str | None, form: str) -> None:
+    """Print the table."""
+    head, lines = table(gather(paths), metrics, baseline)
+    if form != "table":
+        print(text(head, lines, form), end="")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    made = Table(*head, caption="mean ± standard deviation over seeds; difference: mean ± standard error, paired by seed",
+                 caption_justify="left")  # fmt: skip
+    for line in lines:
+        made.add_row(*line)
+    Console().print(made)

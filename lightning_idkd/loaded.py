@@ -1,0 +1,168 @@
+"""A run, back in Python: nodes, graph, history; its models on other data, and as files for other programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lightning_idkd import metrics
+from lightning_idkd.cli import configure
+from lightning_idkd.config import Config
+from lightning_idkd.data.source import Images
+from lightning_idkd.errors import UserError, require
+from lightning_idkd.fit import node_maker
+from lightning_idkd.graph import Graph
+from lightning_idkd.node import NodeModule
+from lightning_idkd.run_folder import RunFolder, write
+from lightning_idkd.stack import NodeStack, mean_buffers, run_network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BATCH = 256
+
+
+@dataclass
+class Run:
+    """What :func:`load` gives."""
+
+    folder: RunFolder
+    config: Config
+    stack: NodeStack
+    """All nodes; ``stack.modules[i]`` is node i, ``stack.X`` [n, P] their parameters."""
+    graph: Graph
+    history: list[dict]
+    """The lines of ``metrics.jsonl``."""
+    summary: dict | None
+    """``summary.json``; None where the run has not come to its end."""
+    mean: torch.Tensor
+    """Of the training pixels [channels], 0..255, taken off every image."""
+    std: torch.Tensor
+
+    def consensus(self) -> NodeModule:
+        """The mean of all nodes, in evaluation mode."""
+        return self.stack.model(self.stack.X.mean(0), mean_buffers(self.stack.buffers))
+
+    def batches(self, images: Images) -> Iterator[torch.Tensor]:
+        """Images as the nodes see them, float32 [b, C, S, S]."""
+        for pixels in images.pixels.split(BATCH):
+            yield (pixels.to(self.mean.dtype) - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def export(self, folder: str | Path) -> list[Path]:
+        """Write the consensus model's parameters and buffers as ``consensus.safetensors`` and as a plain state dict."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise UserError(f"--export: cannot write '{folder}' ({e.strerror})") from e
+        state = {k: v.detach().clone().contiguous() for k, v in self.consensus().network.state_dict().items()}
+        write(folder / "consensus.safetensors", lambda part: save_file(state, part))
+        write(folder / "consensus.pt", lambda part: torch.save(state, part))
+        return [folder / "consensus.safetensors", folder / "consensus.pt"]
+
+
+def load(path: str | Path, checkpoint: str | None = None) -> Run:
+    """A run by its folder, such as ``runs/X/latest``; needs none of its data.
+
+    Args:
+        checkpoint: a file in ``checkpoints/``; None: the rows after the final gossip, or the last ones there are.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or it is damaged.
+    """
+    folder = RunFolder(Path(path).resolve())
+    if not folder.file("config.yaml").exists():
+        raise UserError(f"'{path}' is no run folder; give one such as runs/NAME/latest")
+    final = folder.file("checkpoints/final.ckpt")
+    file = folder.file(f"checkpoints/{checkpoint}") if checkpoint else (final if final.exists() else folder.last)
+    if not file.exists():
+        there = ", ".join(sorted(f.name for f in file.parent.glob("*.ckpt")))
+        raise UserError(f"'{path}' has no checkpoint {file.name}; it has: {there or 'none yet'}")
+    state = RunFolder.load(file)
+    config = configure(["--config", str(folder.file("config.yaml"))])
+    images = state["images"]
+    graph = config.graph.build(config.seed)
+    stack = NodeStack(
+        node_maker(config, images["channels"], images["size"], images["classes"]),
+        range(graph.nodes),
+        config.seed,
+        dtype=torch.float64 if config.run.precision == 64 else torch.float32,
+    )
+    stack.X.copy_(state["X"])
+    for k, buffer in stack.buffers.items():
+        buffer.copy_(state["buffers"][k])
+    for module in stack.modules:
+        module.eval()
+    summary = folder.summary()
+    return Run(folder, config, stack, graph, folder.metrics(), summary, images["mean"], images["std"])
+
+
+def evaluate(path: str, changes: list[str], ood: bool = True) -> dict:
+    """Accuracy and calibration error of nodes and consensus on a test set, and the AUROC of it against a public set.
+
+    ``changes`` are data options as for ``idkd fit``, to look at other sets than those of the run.
+    """
+    run = load(path)
+    config = configure(["--config", str(run.folder.file("config.yaml")), *changes])
+    images = RunFolder.load(run.folder.last)["images"]
+    test = config.data.private.load("test", images["size"], images["channels"], key="data.private")
+    require(
+        len(test.classes) == images["classes"], "data.private: classes", len(test.classes), f"{images['classes']}, as trained"
+    )
+    public = (
+        config.data.public.load("train", images["size"], images["channels"], key="data.public") if config.data.public else None
+    )
+    found = [judged(run, module, test, public if ood else None) for module in [*run.stack.modules, run.consensus()]]
+    nodes, consensus = found[:-1], found[-1]
+    result: dict = {"run": str(run.folder.path), "images": len(test), "nodes": len(nodes)}
+    for key in consensus:
+        values = torch.tensor([n[key] for n in nodes], dtype=torch.float64)
+        result[key] = {
+            "node_mean": values.mean().item(),
+            "node_std": values.std(correction=0).item(),
+            "node_min": values.min().item(),
+            "node_max": values.max().item(),
+            "consensus": consensus[key],
+        }
+    return result
+
+
+def judged(run: Run, module: NodeModule, test: Images, public: Images | None) -> dict[str, float]:
+    """Accuracy, expected calibration error (15 bins), and AUROC of the run's score of one model."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    outputs = run_network(module, run.batches(test))
+    classes = outputs.logits.shape[1]
+    found = {
+        "accuracy": (outputs.logits.argmax(1) == test.labels).double().mean().item(),
+        "calibration_error": multiclass_calibration_error(outputs.logits.softmax(1), test.labels, classes, n_bins=15).item(),
+    }
+    score = run.config.calibration.score if run.config.calibration else None
+    if public is not None and score is not None and not score.fitted:
+        found["ood_auroc"] = metrics.auroc(score(outputs), score(run_network(module, run.batches(public))))
+    return found
+
+
+def show(result: dict) -> None:
+    """Print what :func:`evaluate` found."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "",
+        "node mean",
+        "sd",
+        "worst or least",
+        "best or most",
+        "consensus",
+        title=f"{result['run']}: {result['images']:,} images",
+    )
+    for key, values in result.items():
+        if isinstance(values, dict):
+            table.add_row(key.replace("_", " "), *(f"{v:.4f}" for v in values.values()))
+    Console().print(table)

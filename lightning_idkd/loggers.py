@@ -1,0 +1,126 @@
+"""Where metrics go besides the run folder: Weights & Biases, TensorBoard, CSV; all through Lightning's loggers."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import secrets
+import warnings
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from lightning_idkd.config import Config
+from lightning_idkd.errors import UserError
+from lightning_idkd.run_folder import RunFolder
+
+
+def make(config: Config, folder: RunFolder) -> list:
+    """The logger that ``config.logger`` asks for; its files lie in the run folder."""
+    asked = config.logger
+    if asked is None:
+        return []
+    if asked.kind == "csv":
+        from lightning.fabric.loggers import CSVLogger
+
+        return [CSVLogger(str(folder.path), name="csv", version="")]
+    if asked.kind == "tensorboard":
+        from lightning.fabric.loggers import TensorBoardLogger
+
+        try:
+            return [TensorBoardLogger(str(folder.path), name="tensorboard", version="")]
+        except ModuleNotFoundError as e:
+            raise UserError("logger.kind: tensorboard needs a package that is not installed: pip install tensorboard") from e
+    return [wandb_logger(config, folder)]
+
+
+def wandb_logger(config: Config, folder: RunFolder):
+    """W&B, offline where there is no login or no answer; a resumed run continues under its own id."""
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    asked = config.logger
+    ids = folder.file("wandb/run_id.txt")
+    ids.parent.mkdir(exist_ok=True)
+    if not ids.exists():
+        folder.text("wandb/run_id.txt", os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+    offline = asked.offline if asked.offline is not None else not logged_in()
+
+    def start(offline: bool) -> WandbLogger:
+        logger = WandbLogger(
+            name=f"{config.run.name}/{folder.path.name}",
+            project=asked.project,
+            save_dir=str(folder.path),
+            offline=offline,
+            group=asked.group,
+            id=ids.read_text(),
+            resume="allow",
+            settings=wandb.Settings(silent=True, init_timeout=30),
+        )
+        logger.experiment.define_metric("epoch")
+        logger.experiment.define_metric("*", step_metric="epoch")
+        return logger
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            logger = start(offline)
+        except wandb.errors.Error as e:
+            if offline:
+                raise
+            print(
+                f"W&B does not answer ({str(e).splitlines()[0]}): this run is logged offline, `wandb sync` sends it later",
+                flush=True,
+            )
+            logger = start(True)
+        logger.log_hyperparams(config.resolved)
+    return logger
+
+
+def logged_in() -> bool:
+    """Whether W&B would find a key, without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def log(loggers: list, line: dict, pictures: dict[str, Path]) -> None:
+    """One line of metrics, at once; W&B also gets new pictures and the growing table of every node's values."""
+    numbers = {k: v for k, v in line.items() if isinstance(v, (int, float))}
+    for logger in loggers:
+        if hasattr(logger, "log_table"):  # WandbLogger
+            import wandb
+
+            table = node_table(logger)
+            for node in range(len(line["per_node"]["accuracy"])):
+                table.add_data(line["epoch"], node, *(line["per_node"].get(k, [None] * (node + 1))[node] for k in NODE_COLUMNS))
+            media = {f"pictures/{name}": wandb.Image(str(path)) for name, path in pictures.items()}
+            logger.log_metrics(numbers | media | {"per_node": table}, step=line["step"])
+        else:
+            logger.log_metrics(numbers, step=line["step"])
+            logger.save()
+
+
+NODE_COLUMNS = ("accuracy", "auroc", "threshold", "kept_fraction")
+
+
+def node_table(logger):
+    """The run's table of values per epoch and node; only its new rows are sent."""
+    import wandb
+
+    if not hasattr(logger, "node_table"):
+        logger.node_table = wandb.Table(columns=["epoch", "node", *NODE_COLUMNS], log_mode="INCREMENTAL")
+    return logger.node_table
+
+
+def finish(loggers: list, summary: dict | None) -> None:
+    """Close them, with the run's summary where it came to its end."""
+    for logger in loggers:
+        if hasattr(logger, "log_table"):
+            logger.experiment.summary.update(summary or {})
+            logger.experiment.finish(exit_code=int(summary is None))
+        else:
+            logger.finalize("success" if summary else "aborted")

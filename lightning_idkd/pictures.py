@@ -1,0 +1,129 @@
+"""Pictures of a run, in ``plots/`` and in W&B: curves, graph, label mass, scores, ROC."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_idkd.callback import Callback
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lightning_idkd.orchestrator import Orchestrator
+
+PANELS = 16  # nodes in a picture of scores: more would be too small
+
+
+class Pictures(Callback):
+    """Draws scores and ROC at every calibration, and the rest when the run ends; every run has one."""
+
+    def on_calibration_end(self, run, epoch, selections) -> None:
+        scores = [(s.private.cpu().numpy(), s.public.cpu().numpy(), s.threshold) for s in selections]
+        scores = run.network.report_objects(scores)
+        if run.fabric.is_global_zero:
+            save(run, f"scores_epoch_{epoch}", "scores", score_histograms(scores))
+            save(run, f"roc_epoch_{epoch}", "roc", roc_curves(scores))
+
+    def on_evaluation_end(self, run, metrics) -> None:
+        if metrics["phase"] != "final":
+            return
+        before, after = (run.network.report(mass).numpy() for mass in (run.store.counts(), run.store.mass()))
+        if run.fabric.is_global_zero:
+            save(run, "accuracy", "accuracy", accuracy(run.lines))
+            save(run, "labels", "labels", label_mass(before, after, run.store.classes))
+            run.folder.file("plots").mkdir(exist_ok=True)
+            path = run.folder.file("plots/graph.png")
+            run.network.graph.draw(path, values=[100 * a for a in metrics["per_node"]["accuracy"]])
+            run.pictures["graph"] = path
+
+
+def save(run: Orchestrator, file: str, name: str, figure: Figure) -> None:
+    """Write a figure to ``plots/`` and show it with the next line of metrics."""
+    path = run.folder.file(f"plots/{file}.png")
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150)
+    run.pictures[name] = path
+
+
+def new(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def accuracy(lines: list[dict]) -> Figure:
+    """Accuracy of nodes and consensus over epochs."""
+    figure = new(7, 4)
+    axes = figure.add_subplot(xlabel="epoch", ylabel="test accuracy (%)")
+    epochs = [line["epoch"] for line in lines]
+    for key, label in (("node_mean", "node mean"), ("consensus", "consensus model")):
+        axes.plot(epochs, [100 * line[f"accuracy/{key}"] for line in lines], marker=".", label=label)
+    axes.fill_between(epochs, *([100 * line[f"accuracy/node_{k}"] for line in lines] for k in ("min", "max")), alpha=0.15,
+                      label="worst to best node")  # fmt: skip
+    start = next((line["epoch"] for line in lines if line["phase"] == "distil"), None)
+    if start is not None:
+        axes.axvline(start, color="0.6", linestyle=":", label="first evaluation with distilled labels")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def label_mass(before: np.ndarray, after: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """Label mass [n, k] of every node, private and with distilled samples."""
+    figure = new(10, 0.25 * len(before) + 1.8)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, mass, title in ((left, before, "private"), (right, after, "private + distilled")):
+        offset = 0 * mass[:, 0]
+        for c in range(mass.shape[1]):
+            label = classes[c] if mass.shape[1] <= 20 else None
+            axes.barh(range(len(mass)), mass[:, c], left=offset, height=0.8, label=label)
+            offset = offset + mass[:, c]
+        axes.set(title=title, xlabel="training samples (mass) by class")
+    left.set(ylabel="node", yticks=range(0, len(before), max(1, len(before) // 16)))
+    left.invert_yaxis()
+    if before.shape[1] <= 20:
+        right.legend(fontsize="x-small", ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def score_histograms(scores: list[tuple[np.ndarray, np.ndarray, float]]) -> Figure:
+    """Scores of own held-out and of public samples with the threshold, node by node."""
+    shown = scores[:PANELS]
+    columns = min(4, len(shown))
+    figure = new(3 * columns, 2 * -(-len(shown) // columns) + 0.4)
+    panels = figure.subplots(-(-len(shown) // columns), columns, squeeze=False).flat
+    for node, (axes, (private, public, threshold)) in enumerate(zip(panels, shown, strict=False)):
+        both = np.concatenate([private, public])
+        bins = np.linspace(*np.quantile(both[np.isfinite(both)], [0.005, 0.995]), 40)
+        for values, label in ((public, "public"), (private, "own")):
+            if len(values):
+                axes.hist(values, bins, weights=np.full(len(values), 1 / len(values)), alpha=0.55, label=label)
+        axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
+        axes.set_title(f"node {node}", fontsize="small")
+        axes.tick_params(labelsize="x-small")
+        axes.set_yticks([])
+    for axes in panels:
+        axes.set_axis_off()
+    figure.axes[0].legend(fontsize="x-small")
+    figure.supxlabel("score (dashed: threshold, kept to its right)", fontsize="small")
+    return figure
+
+
+def roc_curves(scores: list[tuple[np.ndarray, np.ndarray, float]]) -> Figure:
+    """ROC of own held-out against public samples, a line a node, with the chosen point."""
+    figure = new(4.6, 4.4)
+    axes = figure.add_subplot(
+        xlabel="public samples kept", ylabel="own samples kept", xlim=(0, 1), ylim=(0, 1.01), aspect="equal"
+    )
+    for private, public, threshold in scores:
+        if not len(private) or not len(public):
+            continue
+        cuts = np.sort(np.concatenate([private, public]))[::-1]
+        kept = [1 - np.searchsorted(np.sort(v), cuts) / len(v) for v in (public, private)]
+        (line,) = axes.plot([0, *kept[0], 1], [0, *kept[1], 1], linewidth=0.8, alpha=0.8)
+        axes.plot((public >= threshold).mean(), (private >= threshold).mean(), "o", markersize=3, color=line.get_color())
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
+    axes.set_title(f"{len(scores)} nodes, dots at their thresholds", fontsize="small")
+    return figure

@@ -1,0 +1,315 @@
+"""W&B sweep files without a server: the same cells, started here, a few at a time, each at most once.
+
+Cells that differ only in what follows the initial training share it: it is trained once, and they fork from it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from lightning_idkd import randomness
+from lightning_idkd.config import Config
+from lightning_idkd.errors import UserError, did_you_mean, require
+from lightning_idkd.run_folder import SAME, RunFolder, difference, write
+from lightning_idkd.schedule import epoch_of
+
+KEYS = ("program", "method", "name", "description", "project", "entity", "metric", "parameters", "command", "run_cap")
+ENTRIES = ("value", "values", "min", "max", "distribution")
+SHARED = (*SAME, "train", "callbacks")  # what cells with one initial training have in common
+
+
+@dataclass
+class Cell:
+    """One combination of parameters."""
+
+    name: str
+    parameters: dict
+    arguments: list[str]
+    config: Config
+    start: int | None
+    """Epoch of the first exchange; None without distillation."""
+    source: Cell | None = None
+    """Whose checkpoint of that epoch it starts from."""
+    keep: set[int] = field(default_factory=set)
+    until: int | None = None
+    state: str = "waiting"
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.config.folder() / "latest")
+
+    def done(self) -> bool:
+        """Whether the newest run of this cell has come to its end, with the config that the sweep asks for now."""
+        if self.until is not None:
+            return self.checkpoint(self.until).exists() and self._same()
+        return self.folder.file("summary.json").exists() and self._same() and all(self.checkpoint(e).exists() for e in self.keep)
+
+    def _same(self) -> bool:
+        return difference(self.config.resolved, self.folder.config()) is None
+
+    def checkpoint(self, epoch: int) -> Path:
+        return self.folder.file(f"checkpoints/epoch_{epoch}.ckpt")
+
+
+def read(path: Path) -> dict:
+    """A sweep file, with its keys checked."""
+    try:
+        sweep = yaml.safe_load(path.read_text())
+    except FileNotFoundError as e:
+        raise UserError(f"there is no sweep file {path}") from e
+    except yaml.YAMLError as e:
+        raise UserError(f"{path} is no YAML: {' '.join(str(e).split())[:150]}") from e
+    if not isinstance(sweep, dict):
+        raise UserError(f"{path} holds no keys; a sweep file has {', '.join(KEYS)}")
+    for key in sweep:
+        require(key in KEYS, f"{path.name}: key", f"'{key}'", f"{', '.join(KEYS)}.{did_you_mean(str(key), KEYS)}")
+    for key in ("method", "parameters", "command"):
+        if key not in sweep:
+            raise UserError(f"{path.name}: the key '{key}' is missing")
+    require(
+        sweep["method"] in ("grid", "random"), f"{path.name}: method", sweep["method"], "grid, random (bayes needs W&B's server)"
+    )
+    for key, entry in sweep["parameters"].items():
+        if not isinstance(entry, dict) or not entry:
+            raise UserError(f"{path.name}: parameters.{key} has no values; allowed: {', '.join(ENTRIES)}")
+        for k in entry:
+            require(k in ENTRIES, f"{path.name}: parameters.{key}: key", f"'{k}'", ", ".join(ENTRIES))
+    return sweep
+
+
+def combinations(sweep: dict) -> list[dict]:
+    """All cells of a grid, in the order of the file, or ``run_cap`` draws, the same every time."""
+    entries = {k: [e["value"]] if "value" in e else e.get("values") for k, e in sweep["parameters"].items()}
+    if sweep["method"] == "grid":
+        for key, values in entries.items():
+            if values is None:
+                raise UserError(f"parameters.{key}: a grid needs values")
+        return [dict(zip(entries, point, strict=True)) for point in itertools.product(*entries.values())]
+    if "run_cap" not in sweep:
+        raise UserError("run_cap is missing: how many random cells?")
+    rng = random.Random(0)
+    return [
+        {k: rng.choice(values) if values else draw(k, sweep["parameters"][k], rng) for k, values in entries.items()}
+        for _ in range(sweep["run_cap"])
+    ]
+
+
+def draw(key: str, entry: dict, rng: random.Random) -> float:
+    """A number from the distribution of a parameter with min and max."""
+    if "min" not in entry or "max" not in entry:
+        raise UserError(f"parameters.{key}: give value, values, or min and max")
+    low, high = entry["min"], entry["max"]
+    kind = entry.get("distribution", "int_uniform" if isinstance(low, int) and isinstance(high, int) else "uniform")
+    if kind == "int_uniform":
+        return rng.randint(low, high)
+    if kind == "uniform":
+        return rng.uniform(low, high)
+    if kind == "log_uniform_values":
+        return math.exp(rng.uniform(math.log(low), math.log(high)))
+    raise UserError(f"parameters.{key}.distribution: {kind} given; allowed: int_uniform, uniform, log_uniform_values")
+
+
+def called(parameters: dict) -> str:
+    """A folder name for a cell, such as alpha=0.05,distillation=IDKD,seed=0."""
+
+    def word(value: object) -> str:
+        if isinstance(value, dict):
+            value = value.get("class_path", randomness.seed_of(0, json.dumps(value, sort_keys=True)) % 10**6)
+        return "".join(c if c.isalnum() or c in ".-+" else "_" for c in str(value).split("/")[-1])
+
+    keys = list(parameters)
+    short = {k: k.rsplit(".", 1)[-1] for k in keys}
+    short = {k: s if list(short.values()).count(s) == 1 else k for k, s in short.items()}
+    return ",".join(f"{short[k]}={word(v)}" for k, v in parameters.items())
+
+
+def cells(path: Path, runs: str) -> list[Cell]:
+    """Every cell of a sweep file, parsed as the agent would have it; a mistake in any of them is told here."""
+    from lightning_idkd.cli import configure
+
+    sweep = read(path)
+    command = [str(part) for part in sweep["command"]]
+    if "fit" not in command or "${args_json_file}" not in command:
+        raise UserError(
+            f"{path.name}: command must hold fit and ${{args_json_file}}, as in the sweeps that come with the project"
+        )
+    points, found, names = combinations(sweep), [], []
+    varied = [k for k in sweep["parameters"] if len({json.dumps(p[k], sort_keys=True) for p in points}) > 1]
+    for point in points:
+        name = called({k: point[k] for k in varied}) or "cell"
+        names.append(name)
+        name += f",{names.count(name)}" * (names.count(name) > 1)
+        folder = Path(runs) / path.stem / name
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / "cell.json", lambda part, point=point: part.write_text(json.dumps(point, indent=1) + "\n"))
+        arguments = [str(folder / "cell.json") if a == "${args_json_file}" else a for a in command[command.index("fit") + 1 :]]
+        arguments += ["--run.dir", str(folder.parent), "--run.name", name]
+        try:
+            config = configure(arguments)
+            config.check()
+        except UserError as e:
+            raise UserError(f"{path.name}, cell {name}: {e}") from e
+        start = config.distillation and epoch_of(config.distillation.start, config.train.epochs, "distillation.start")
+        found.append(Cell(name, point, arguments, config, start))
+    return found
+
+
+def share(found: list[Cell]) -> list[Cell]:
+    """Let cells with one initial training fork from one of them, or from a run made for that; returns all runs."""
+    groups: list[list[Cell]] = []
+    for cell in found:
+        alike = (g for g in groups if difference(cell.config.resolved, g[0].config.resolved, SHARED) is None)
+        group = next(alike, None)
+        if group is None:
+            groups.append([cell])
+        else:
+            group.append(cell)
+    runs = list(found)
+    for group in groups:
+        forks = [c for c in group if c.start]
+        if len(group) < 2 or not forks:
+            continue
+        base = next((c for c in group if c.start is None), None)
+        if base is None:
+            base = initial(forks)
+            runs.append(base)
+        base.keep = {c.start for c in forks}
+        for cell in forks:
+            cell.source = base
+    return runs
+
+
+def initial(forks: list[Cell]) -> Cell:
+    """A run of the initial training alone, up to the last start."""
+    from lightning_idkd.cli import configure
+
+    first, until = forks[0], max(c.start for c in forks)
+    name = f"initial,{randomness.seed_of(0, first.name) % 10**6:06d}"
+    arguments = [*first.arguments, "--distillation", "null", "--run.name", name]
+    return Cell(name, {}, arguments, configure(arguments), None, until=until)
+
+
+class Runner:
+    """Runs cells in processes of their own, ``jobs`` at a time."""
+
+    def __init__(self, runs: list[Cell], jobs: int):
+        self.runs, self.jobs = runs, jobs
+        self.threads = max(1, (os.cpu_count() or 1) // jobs)
+        self.processes: set[subprocess.Popen] = set()
+        self.stopping = False
+        self.finished = {id(cell): threading.Event() for cell in runs}
+
+    def start(self, cell: Cell) -> None:
+        """Run one cell to its end, after the one that it starts from."""
+        try:
+            if cell.source is not None:
+                self.finished[id(cell.source)].wait()
+            if self.stopping:
+                cell.state = "stopped"
+            elif cell.done():
+                cell.state = "done"
+            elif cell.source is not None and not cell.source.checkpoint(cell.start).exists():
+                cell.state = "failed: its initial training did"
+            else:
+                cell.state = self._process(cell)
+        finally:
+            self.finished[id(cell)].set()
+
+    def _process(self, cell: Cell) -> str:
+        command = [sys.executable, "-m", "lightning_idkd", "fit", *cell.arguments, "--run.resume", "auto"]
+        command += ["--run.threads", str(self.threads)] * (cell.config.run.threads is None)
+        command += ["--run.keep", str(sorted(cell.keep))] * bool(cell.keep)
+        command += ["--run.until", str(cell.until)] * (cell.until is not None)
+        if cell.source is not None:
+            command += ["--run.from", str(cell.source.checkpoint(cell.start))]
+        cell.state = "running"
+        log = cell.folder.path.parent / "log.txt"
+        with open(log, "a") as out:
+            # in a session of its own: Ctrl-C comes from `stop` alone, since a second one would cost it its checkpoint
+            process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
+            self.processes.add(process)
+            status = process.wait()
+            self.processes.discard(process)
+        if status == 0 and cell.done():
+            return "done"
+        if self.stopping or status == 130:
+            return "stopped"
+        said = [line for line in log.read_text().splitlines() if line.strip()]
+        return f"failed: {said[-1].removeprefix('error: ') if said else f'status {status}'} ({log})"
+
+    def stop(self) -> None:
+        """Let every process end with a checkpoint."""
+        self.stopping = True
+        for process in list(self.processes):
+            process.send_signal(signal.SIGINT)
+
+    def run(self) -> bool:
+        """Run all; returns whether all came to their end."""
+        from rich.console import Console
+        from rich.live import Live
+
+        # those that others wait for go first, so that a waiting cell never holds a place that its source needs
+        order = sorted(self.runs, key=lambda c: c.source is not None)
+        console = Console()
+        live = Live(self.table(), console=console, auto_refresh=False) if console.is_terminal else nullcontext()
+        with ThreadPoolExecutor(self.jobs) as pool, live:
+            futures = [pool.submit(self.start, cell) for cell in order]
+            told: dict[str, str] = {}
+            try:
+                while not all(f.done() for f in futures):
+                    time.sleep(0.3)
+                    if console.is_terminal:
+                        live.update(self.table(), refresh=True)
+                    else:
+                        for cell in self.runs:
+                            if told.get(cell.name) != cell.state and cell.state != "waiting":
+                                print(f"{cell.name}: {cell.state}", flush=True)
+                            told[cell.name] = cell.state
+            except KeyboardInterrupt:
+                self.stop()
+                print("stopping; the same command goes on", flush=True)
+            for f in futures:
+                f.result()
+            if console.is_terminal:
+                live.update(self.table(), refresh=True)
+        if not console.is_terminal:
+            console.print(self.table())
+        return all(cell.state == "done" for cell in self.runs)
+
+    def table(self):
+        """What every cell is doing."""
+        from rich.table import Table
+
+        count = sum(c.state == "done" for c in self.runs)
+        table = Table("cell", "state", "epoch", "node mean", "consensus", title=f"{count} of {len(self.runs)} done")
+        for cell in self.runs:
+            lines = cell.folder.metrics() if cell.folder.path.exists() and cell.state != "waiting" else []
+            last = lines[-1] if lines else None
+            shown = (
+                [str(last["epoch"]), *(f"{last[f'accuracy/{k}']:.1%}" for k in ("node_mean", "consensus"))]
+                if last
+                else ["", "", ""]
+            )
+            table.add_row(cell.name, cell.state, *shown)
+        return table
+
+
+def run(path: Path, jobs: int, runs: str) -> bool:
+    """Run a sweep file here; returns whether every cell came to its end."""
+    require(jobs >= 1, "jobs", jobs, "1 or more")
+    return Runner(share(cells(path, runs)), jobs).run()
