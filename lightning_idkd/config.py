@@ -131,6 +131,8 @@ class RunConfig:
     """Bits of parameters and arithmetic."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
+    pictures: bool = True
+    """Draw plots/ at the end."""
     keep: list[int] = field(default_factory=list)
     """Epochs whose checkpoint stays as checkpoints/epoch_N.ckpt, to fork from."""
     until: int | None = None

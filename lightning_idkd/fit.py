@@ -108,7 +108,7 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
         config.train,
         config.calibration,
         config.distillation,
-        [*config.callbacks, Pictures()],
+        [*config.callbacks, *([Pictures()] if config.run.pictures else [])],
         config.run.checkpoint_every,
         config.run.keep,
         config.run.until,

@@ -11,40 +11,38 @@ from lightning_idkd.callback import Callback
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lightning_idkd.orchestrator import Orchestrator
-
 PANELS = 16  # nodes in a picture of scores: more would be too small
 
 
 class Pictures(Callback):
-    """Draws scores and ROC at every calibration, and the rest when the run ends; every run has one."""
+    """Draws a run when it ends: curves, graph, label mass, and the scores of its last calibration."""
 
-    def on_calibration_end(self, run, epoch, selections) -> None:
-        scores = [(s.private.cpu().numpy(), s.public.cpu().numpy(), s.threshold) for s in selections]
-        scores = run.network.report_objects(scores)
-        if run.fabric.is_global_zero:
-            save(run, f"scores_epoch_{epoch}", "scores", score_histograms(scores))
-            save(run, f"roc_epoch_{epoch}", "roc", roc_curves(scores))
+    def __init__(self):
+        self.scores: list[tuple] = []  # of every node: own scores, public scores, threshold
+
+    def state_dict(self) -> dict:
+        return {"scores": self.scores}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.scores = state["scores"]
+
+    def on_calibration_end(self, run, selections) -> None:
+        self.scores = run.network.report_objects([(s.private.cpu(), s.public.cpu(), s.threshold) for s in selections])
 
     def on_evaluation_end(self, run, metrics) -> None:
         if metrics["phase"] != "final":
             return
         before, after = (run.network.report(mass).numpy() for mass in (run.store.counts(), run.store.mass()))
-        if run.fabric.is_global_zero:
-            save(run, "accuracy", "accuracy", accuracy(run.lines))
-            save(run, "labels", "labels", label_mass(before, after, run.store.classes))
-            run.folder.file("plots").mkdir(exist_ok=True)
-            path = run.folder.file("plots/graph.png")
-            run.network.graph.draw(path, values=[100 * a for a in metrics["per_node"]["accuracy"]])
-            run.pictures["graph"] = path
-
-
-def save(run: Orchestrator, file: str, name: str, figure: Figure) -> None:
-    """Write a figure to ``plots/`` and show it with the next line of metrics."""
-    path = run.folder.file(f"plots/{file}.png")
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=150)
-    run.pictures[name] = path
+        if not run.fabric.is_global_zero:
+            return
+        figures = {"accuracy": accuracy(run.lines), "labels": label_mass(before, after, run.store.classes)}
+        if self.scores:
+            scores = [(private.numpy(), public.numpy(), threshold) for private, public, threshold in self.scores]
+            figures |= {"scores": score_histograms(scores), "roc": roc_curves(scores)}
+        run.pictures = {name: run.folder.file(f"plots/{name}.png") for name in (*figures, "graph")}
+        for name, figure in figures.items():
+            figure.savefig(run.pictures[name], dpi=120)
+        run.network.graph.draw(run.pictures["graph"], values=[100 * a for a in metrics["per_node"]["accuracy"]])
 
 
 def new(width: float, height: float) -> Figure:

@@ -37,6 +37,8 @@ SHORT = [
     "loop",
     "--run.threads",
     "1",
+    "--run.pictures",
+    "false",
 ]
 
 
@@ -125,7 +127,7 @@ def lines(run):
 
 class TestFiles:
     def test_a_run_leaves_the_promised_files_and_keys(self, fit):
-        assert fit() == 0
+        assert fit("--run.pictures", "true") == 0
         run = latest(fit.runs)
         for name in (
             "config.yaml",
@@ -136,6 +138,8 @@ class TestFiles:
             "plots/accuracy.png",
             "plots/graph.png",
             "plots/labels.png",
+            "plots/scores.png",
+            "plots/roc.png",
         ):
             assert (run / name).stat().st_size > 0, name
         assert not list(run.rglob("*.part"))
@@ -590,7 +594,7 @@ def test_every_config_trains_on_stand_in_data(names, configs, stand_in, tmp_path
     config = configure(files)
     config.check()
     shrink = {"train.epochs": 2, "train.schedule": "Constant", "train.evaluate_samples": 16, "logger": "null",
-              "run.engine": "loop", "run.dir": tmp_path, "run.devices": 1, "run.threads": 2}  # fmt: skip
+              "run.engine": "loop", "run.dir": tmp_path, "run.pictures": "false", "run.devices": 1, "run.threads": 2}  # fmt: skip
     if config.distillation is not None:
         shrink |= {"distillation.start": 1}
     if type(config.node.network).__name__ == "ResNet":
