@@ -2,15 +2,17 @@
 PYTHON ?= python3
 VENV   ?= .venv
 CFG    ?= ring_digits
+RUN    ?= runs/$(firstword $(CFG))/latest
+SWEEP  ?= ood_scores
 ARGS   ?=
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test bench lint clean
+.PHONY: help setup train test bench report sweep agent lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
-	@echo '  variables: CFG=ring_digits (a file in configs/)  ARGS="--seed 1" (passed on to idkd fit)'
+	@echo '  variables: CFG=ring_digits (files in configs/)  ARGS="--seed 1" (passed on to idkd fit)'
 
 setup: $(VENV)/.ready  ## make .venv and install the project with its development tools
 
@@ -27,6 +29,15 @@ test: $(VENV)/.ready  ## run the tests
 
 bench: $(VENV)/.ready  ## time a step of ResNet-20-EvoNorm on a ring of 16 beside a bare loop
 	$(BIN)/idkd bench --config configs/ring_cifar10_small.yaml --node.network.norm evonorm --node.network.depth 20 --data.image_size 32 --run.engine loop $(ARGS)
+
+report: $(VENV)/.ready  ## write report.md of a run: make report RUN=runs/ring_digits/latest
+	$(BIN)/idkd report $(RUN)
+
+sweep: $(VENV)/.ready  ## create a W&B sweep: make sweep SWEEP=ood_scores (without a server: idkd sweep configs/sweeps/...)
+	$(BIN)/wandb sweep --project lightning-idkd configs/sweeps/$(SWEEP).yaml
+
+agent: $(VENV)/.ready  ## run an agent of a W&B sweep: make agent ID=entity/project/id
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/wandb agent $(ID)
 
 lint: $(VENV)/.ready  ## check style
 	$(BIN)/ruff check .

@@ -274,7 +274,7 @@ class TestResume:
             "12",
             "--run.dir",
         ]
-        assert subprocess.run([*command, str(tmp_path / "whole")], capture_output=True).returncode == 0
+        assert main([*command[3:], str(tmp_path / "whole")]) == 0
         process = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
@@ -527,11 +527,9 @@ def test_two_processes_are_bit_equal_to_one(configs, tmp_path):
         "5",
         "--run.dir",
     ]
-    for devices in (1, 2):
-        done = subprocess.run(
-            [*command, str(tmp_path / str(devices)), "--run.devices", str(devices)], capture_output=True, text=True, timeout=240
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+    assert main([*command[3:], str(tmp_path / "1")]) == 0
+    done = subprocess.run([*command, str(tmp_path / "2"), "--run.devices", "2"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
     one, two = latest(tmp_path / "1"), latest(tmp_path / "2")
     assert same(checkpoint(one), checkpoint(two)) is None
     assert lines(one) == lines(two)
@@ -633,8 +631,10 @@ def test_torus_cifar100_goes_through_calibration_exchange_kill_and_resume(config
         str(configs / "torus_cifar100.yaml"),
         "--logger",
         "null",
+        "--graph",
+        "{nodes: 9, topology: {class_path: Torus, init_args: {rows: 3, cols: 3}}}",
         "--data.private.limit",
-        "6000",
+        "3400",
         "--data.public.limit",
         "500",
         "--data.image_size",
@@ -729,17 +729,3 @@ class TestCentral:
         )
         row = torch.cat([(p.movedim(1, -1) if p.ndim == 4 else p).flatten() for p in node.parameters()])
         torch.testing.assert_close(saved["X"][0], row.detach(), rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.slow
-def test_wandb_keeps_offline_files_in_the_run_folder(configs, tmp_path):
-    """Without a login nothing is asked. In a process of its own: wandb leaves threads and sockets behind."""
-    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT[2:]]
-    alone = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"HOME": str(tmp_path / "home")}  # no login
-    done = subprocess.run([*command, "--run.dir", str(tmp_path)], capture_output=True, text=True, env=alone)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "deprecated" not in done.stderr
-    (file,) = latest(tmp_path).glob("wandb/offline-run-*/run-*.wandb")
-    content = file.read_bytes()
-    for name in (b"accuracy/node_mean", b"communication/label_bytes", b"ood/auroc"):
-        assert name in content

@@ -1,0 +1,101 @@
+"""Tables over runs whose summaries are written by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import yaml
+
+from lightning_idkd import compare
+from lightning_idkd.cli import main
+
+METRIC = "accuracy/node_mean"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three methods with seeds 0, 1, 2 at one alpha, the first also at another; VanillaKD lacks seed 2."""
+    values = {
+        (0.1, None): [0.50, 0.52, 0.60],
+        (0.1, "VanillaKD"): [0.53, 0.56],
+        (0.1, "IDKD"): [0.54, 0.59, 0.68],
+        (1.0, None): [0.7, 0.7, 0.7],
+    }
+    for (alpha, method), accuracies in values.items():
+        for seed, accuracy in enumerate(accuracies):
+            folder = tmp_path / f"{method}-{alpha}" / str(seed)
+            folder.mkdir(parents=True)
+            config = {
+                "seed": seed, "graph": {"nodes": 16}, "node": {}, "train": {"lr": 0.1}, "run": {"precision": 32},
+                "data": {"partition": {"class_path": "x.Dirichlet", "init_args": {"alpha": alpha}}},
+                "gossip": {"class_path": "callbacks.DSGD", "init_args": {"momentum": 0.9}}, "calibration": None, "callbacks": [],
+                "distillation": method and {"class_path": f"callbacks.{method}", "init_args": {"start": 0.6}},
+            }  # fmt: skip
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+            summary = {"seed": seed, "accuracy": {"node_mean": accuracy}, "communication": {"label_bytes": 10}}
+            (folder / "summary.json").write_text(json.dumps(summary))
+    return tmp_path
+
+
+def table(runs, baseline="none"):
+    return compare.table(compare.gather([str(runs)]), [METRIC], baseline)
+
+
+def test_rows_are_methods_in_settings_with_mean_and_deviation_over_seeds(runs):
+    head, lines = table(runs, None)
+    assert head == ["setting", "method", "seeds", METRIC]
+    assert lines == [
+        ["partition.alpha=0.1", "IDKD", "3", "60.3 ± 7.1"],
+        ["partition.alpha=0.1", "VanillaKD", "2", "54.5 ± 2.1"],
+        ["partition.alpha=0.1", "none", "3", "54.0 ± 5.3"],
+        ["partition.alpha=1.0", "none", "3", "70.0 ± 0.0"],
+    ]
+
+
+def test_differences_are_paired_by_seed(runs):
+    """IDKD gains 4, 7, 8 points; VanillaKD 3 and 4 on the two seeds that both have."""
+    head, lines = table(runs)
+    assert head[-1] == f"{METRIC} - none"
+    idkd = math.sqrt(((4 - 19 / 3) ** 2 + (7 - 19 / 3) ** 2 + (8 - 19 / 3) ** 2) / 2 / 3)
+    assert [line[-1] for line in lines] == [f"+6.3 ± {idkd:.1f}", "+3.5 ± 0.5", "-", "-"]
+
+
+def test_of_runs_with_one_config_the_newest_counts(runs):
+    again = runs / "None-0.1" / "1"
+    newer = runs / "None-0.1" / "9"
+    newer.mkdir()
+    (newer / "config.yaml").write_text((again / "config.yaml").read_text())
+    (newer / "summary.json").write_text(json.dumps({"seed": 1, "accuracy": {"node_mean": 0.62}}))
+    assert table(runs, None)[1][2] == ["partition.alpha=0.1", "none", "3", "57.3 ± 6.4"]
+
+
+def test_markdown_csv_and_latex_hold_the_same_cells(runs, capsys):
+    for form, wanted in (
+        ("markdown", "| partition.alpha=0.1 | IDKD | 3 | 60.3 ± 7.1 |"),
+        ("csv", "partition.alpha=0.1,IDKD,3,60.3 ± 7.1"),
+        ("latex", r"partition.alpha=0.1 & IDKD & 3 & 60.3 $\pm$ 7.1 \\"),
+    ):
+        assert main(["compare", str(runs), "--metrics", f"[{METRIC}]", "--format", form]) == 0
+        assert wanted in capsys.readouterr().out
+    assert main(["compare", str(runs), "--metrics", f"[{METRIC}]", "--format", "latex"]) == 0
+    assert r"accuracy/node\_mean" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], ["nowhere", "does not exist"]),
+        (["{runs}", "--metrics", "[accuracy/node_men]"], ["accuracy/node_men", "'accuracy/node_mean'"]),
+        (["{runs}", "--metrics", f"[{METRIC}]", "--baseline", "IDK"], ["--baseline", "IDK", "'IDKD'", "VanillaKD"]),
+        (["{runs}", "--format", "html"], ["format", "html", "latex"]),
+        (["{runs}/empty"], ["no finished run"]),
+    ],
+)
+def test_mistakes(runs, capsys, arguments, words):
+    (runs / "empty").mkdir()
+    assert main(["compare", *(a.format(runs=runs) for a in arguments)]) == 2
+    said = capsys.readouterr().err
+    for word in words:
+        assert word in said

@@ -1,0 +1,140 @@
+"""W&B's offline files read back, and the other loggers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from lightning_idkd import loggers
+from lightning_idkd.cli import main
+
+SHORT = ["--graph.nodes", "4", "--train.epochs", "4", "--train.evaluate_every", "2", "--distillation.start", "2",
+         "--distillation.every", "1", "--data.public.samples", "200", "--run.engine", "loop", "--run.threads", "1"]  # fmt: skip
+
+
+def records(path):
+    """The protobuf records of a .wandb file: blocks of 32 kB after a header of 7 bytes, chunks of (crc, length, type)."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, parts = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        parts += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield Record.FromString(parts)
+            parts = b""
+
+
+def history(path):
+    """Every logged line as a dict."""
+    lines = []
+    for record in records(path):
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            lines.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return lines
+
+
+@pytest.mark.slow
+def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
+    """Without a login nothing is asked. In processes of their own: wandb leaves threads and sockets behind."""
+    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT]
+    command += ["--run.dir", str(tmp_path), "--run.resume", "auto"]
+    alone = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"HOME": str(tmp_path / "home")}  # no login
+    for more in (["--run.until", "3"], []):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, env=alone)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "deprecated" not in done.stderr
+    run = tmp_path / "ring_digits" / "latest"
+    assert len(list((tmp_path / "ring_digits").glob("2*"))) == 1
+    files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 2
+    assert files[0].name == files[1].name == f"run-{(run / 'wandb' / 'run_id.txt').read_text()}.wandb"  # one curve when synced
+
+    first, second = map(history, files)
+    assert [line["epoch"] for line in first + second] == [2, 4]  # one log an evaluation
+    written = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line, logged in zip(written, first + second, strict=True):
+        for key, value in line.items():
+            if isinstance(value, (int, float)):
+                assert logged[key] == pytest.approx(value), key
+        assert logged["per_node/_type"] == "incremental-table-file"
+    pictures = {key for key, value in second[-1].items() if value == "image-file"}
+    assert pictures == {f"pictures/{name}/_type" for name in ("accuracy", "graph", "labels", "scores", "roc")}
+
+    axes = {m.metric.name or m.metric.glob_name: m.metric.step_metric for f in files for m in records(f) if m.metric.ByteSize()}
+    assert axes["*"] == "epoch"
+    keys = {item.key: item.value_json for f in files for r in records(f) for item in r.config.update}
+    assert json.loads(keys["train"])["epochs"] == 4
+    summaries = {i.key or "/".join(i.nested_key) for r in records(files[-1]) for i in r.summary.update}
+    assert any("homogeneity" in key for key in summaries)
+
+    listed = subprocess.run([sys.executable, "-m", "wandb", "sync", "--dry-run", *(str(f.parent) for f in files)],
+                            capture_output=True, text=True, env=alone)  # fmt: skip
+    assert "Would sync" in listed.stdout + listed.stderr
+
+
+def test_a_csv_logger_has_the_numbers_of_every_evaluation(configs, tmp_path):
+    arguments = ["--logger.kind", "csv", "--run.dir", str(tmp_path), "--run.pictures", "false"]
+    assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, *arguments]) == 0
+    run = tmp_path / "ring_digits" / "latest"
+    with open(run / "csv" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [float(row["accuracy/node_mean"]) for row in rows] == pytest.approx([line["accuracy/node_mean"] for line in lines])
+    assert [int(row["step"]) for row in rows] == [line["step"] for line in lines]
+
+
+def test_tensorboard_says_what_to_install(configs, tmp_path, capsys, monkeypatch):
+    for name in ("tensorboard", "tensorboardX"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
+    arguments = ["--logger.kind", "tensorboard", "--run.dir", str(tmp_path)]
+    assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, *arguments]) == 2
+    assert "pip install tensorboard" in capsys.readouterr().err
+
+
+def test_an_unreachable_server_is_told_in_one_line_and_the_run_goes_on_offline(tmp_path, capsys, monkeypatch):
+    """A stand-in for W&B that cannot be reached; nothing is sent in tests."""
+    import wandb
+    from lightning.pytorch import loggers as lightning_loggers
+
+    from lightning_idkd.cli import configure
+    from lightning_idkd.run_folder import RunFolder
+
+    started = []
+
+    class Logger:
+        def __init__(self, offline, **options):
+            self.offline, self.options = offline, options
+            started.append(offline)
+
+        @property
+        def experiment(self):
+            if not self.offline:
+                raise wandb.errors.CommError("network error\nand more")
+            return self
+
+        def define_metric(self, *_, **__):
+            pass
+
+        log_hyperparams = define_metric
+
+    monkeypatch.setattr(lightning_loggers, "WandbLogger", Logger)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    config = configure(["--data.private", "Digits"])
+    (logger,) = loggers.make(config, RunFolder(tmp_path))
+    assert started == [False, True]
+    assert logger.offline
+    assert capsys.readouterr().out.count("\n") == 1
