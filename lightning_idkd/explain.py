@@ -10,28 +10,37 @@ import re
 
 from jsonargparse import ArgumentParser
 
+from lightning_idkd import callback, config
 from lightning_idkd.errors import UserError, did_you_mean
+from lightning_idkd.models import Architecture
+
+BASES: dict[str, type] = {
+    "gossip": callback.Gossip,
+    "calibration": callback.Calibration,
+    "calibration.score": callback.OodScore,
+    "distillation": callback.Distillation,
+    "distillation.aggregation": callback.Aggregation,
+    "callbacks": callback.Callback,
+    "graph.topology": config.Topology,
+    "data.private": config.Source,
+    "data.public": config.Source,
+    "data.partition": config.Partition,
+    "node.network": Architecture,
+    "train.schedule": config.Schedule,
+}
+"""The keys that take a class, and of what kind."""
 
 
 def classes(key: str) -> dict[str, type]:
     """The classes that ``key`` takes, by short name; none where it takes no class."""
-    from lightning_idkd import callback, config
-    from lightning_idkd.models import Architecture
-
-    bases = {
-        "gossip": callback.Gossip, "calibration": callback.Calibration, "calibration.score": callback.OodScore,
-        "distillation": callback.Distillation, "distillation.aggregation": callback.Aggregation,
-        "callbacks": callback.Callback, "graph.topology": config.Topology,
-        "data.private": config.Source, "data.public": config.Source, "data.partition": config.Partition,
-        "node.network": Architecture, "train.schedule": config.Schedule,
-    }  # fmt: skip
-    if key not in bases:
-        return {}
 
     def below(base: type) -> list[type]:
         return [c for sub in base.__subclasses__() for c in (sub, *below(sub))]
 
-    return {c.__name__: c for c in below(bases[key]) if c.__module__ != callback.__name__}
+    found = [c for c in below(BASES[key]) if not inspect.isabstract(c)] if key in BASES else []
+    if key == "callbacks":  # those with a key of their own are no extras
+        found = [c for c in found if not issubclass(c, (callback.Gossip, callback.Calibration, callback.Distillation))]
+    return {c.__name__: c for c in found if c.__module__ != callback.__name__}
 
 
 class Parser(ArgumentParser):

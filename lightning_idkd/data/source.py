@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -55,16 +56,16 @@ class Images:
         return Images(self.pixels[index], self.labels[index], self.classes, self.stored)
 
 
-class Source:
+class Source(ABC):
     """Base of the image sources; one of your own needs `read` alone, and `identity` to be cached."""
 
+    @abstractmethod
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...] | None, Iterable[tuple]]:
         """Class names (None: the numbers that occur) and an iterable of (image, label).
 
         An image is a file's path or bytes, or a uint8 array [H, W] or [H, W, 3]; a label is an integer, -1 where there is none.
         ``split`` is train or test, ``size`` what was asked for, ``key`` the config key that named this source.
         """
-        raise NotImplementedError
 
     def identity(self, split: str, size: int | None, key: str) -> object | None:
         """Whatever determines the images of ``split``, as something with a stable repr; None: do not cache."""
