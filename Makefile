@@ -25,7 +25,7 @@ train: $(VENV)/.ready  ## run an experiment: make train CFG=torus_cifar100 ARGS=
 	$(BIN)/idkd fit $(CFG:%=--config configs/%.yaml) $(ARGS)
 
 test: $(VENV)/.ready  ## run the tests
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n auto $(ARGS)
 
 bench: $(VENV)/.ready  ## time a step of ResNet-20-EvoNorm on a ring of 16 beside a bare loop
 	$(BIN)/idkd bench --config configs/ring_cifar10_small.yaml --node.network.norm evonorm --node.network.depth 20 --data.image_size 32 --run.engine loop $(ARGS)

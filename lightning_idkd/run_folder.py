@@ -32,6 +32,9 @@ def write(path: Path, save: Callable[[Path], None]) -> None:
     try:
         save(part)
         os.replace(part, path)
+    except (OSError, RuntimeError) as e:  # torch turns a full disk into a RuntimeError
+        why = getattr(e, "strerror", None) or str(e).splitlines()[0]
+        raise UserError(f"run.dir: cannot write '{path}' ({why}); what was there before is intact") from e
     finally:
         part.unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ["WANDB_MODE"] = "offline"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -16,6 +16,7 @@ import torch
 
 from lightning_idkd import Callback, NodeModule
 from lightning_idkd.cli import configure, main
+from lightning_idkd.data import Digits, Glyphs, Images
 from lightning_idkd.run_folder import RunFolder
 
 SHORT = [
@@ -50,6 +51,23 @@ class InterruptAt(Callback):
 
     def on_step_end(self, run, step):
         run.interrupted = step in self.steps
+
+
+class TestDigits(Digits):
+    """The test images as a public set: what must not be."""
+
+    __test__ = False
+
+    def load(self, split, *arguments, **options):
+        return super().load("test", *arguments, **options)
+
+
+class Mislabelled(Glyphs):
+    """Glyphs whose own labels are all wrong."""
+
+    def load(self, *arguments, **options):
+        images = super().load(*arguments, **options)
+        return Images(images.pixels, images.labels.flip(0), images.classes)
 
 
 class Needy(NodeModule):
@@ -225,6 +243,11 @@ class TestFiles:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", sys.path[:])
         assert fit("--gossip", "my_rule.Mine", "--train.epochs", "1", "--distillation", "null") == 0
+
+    def test_labels_of_the_public_set_are_never_read(self, fit, tmp_path):
+        assert fit() == 0
+        assert fit("--data.public", f"{__name__}.Mislabelled", "--data.public.samples", "300", folder="wrong") == 0
+        assert same(checkpoint(latest(fit.runs)), checkpoint(latest(tmp_path / "wrong"))) is None
 
 
 class TestResume:
@@ -479,6 +502,35 @@ class TestMistakes:
         (tmp_path / "runs").write_text("")
         assert fit() == 2
         assert "run.dir" in capsys.readouterr().err
+
+    def test_a_full_disk_leaves_the_last_checkpoint_intact(self, fit, capsys, monkeypatch):
+        save, calls = torch.save, []
+
+        def full(state, path):
+            calls.append(path)
+            save(state, path)
+            if len(calls) == 3:
+                path.write_bytes(path.read_bytes()[:100])
+                raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(torch, "save", full)
+        assert fit("--distillation", "null") == 2
+        assert "No space left on device" in capsys.readouterr().err
+        assert checkpoint(latest(fit.runs))["epoch"] == 2
+        assert not list(fit.runs.rglob("*.part"))
+
+    def test_a_public_set_smaller_than_a_batch(self, fit, capsys):
+        assert fit("--data.public.samples", "10") == 2
+        assert "data.public: 10 images are less than a batch, train.batch_size 16" in capsys.readouterr().err
+
+    def test_a_private_set_of_one_class(self, fit, capsys):
+        assert fit("--data.private.classes", "['3']") == 2
+        assert "data.private: this set has only one class, '3'" in capsys.readouterr().err
+
+    def test_a_public_set_with_test_images_is_told(self, fit, capsys):
+        class_path = f"{__name__}.TestDigits"
+        assert fit("--data.public", class_path, "--train.epochs", "1", "--distillation.start", "0") == 0
+        assert "359 public images are test images too" in capsys.readouterr().out
 
     def test_a_checkpoint_cut_short(self, fit, capsys):
         fit("--distillation", "null")

@@ -1,0 +1,84 @@
+"""The README does what it says: its classes, its YAML, its commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_idkd.cli import COMMANDS, configure, main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "2", "--distillation.start", "1", "--run.engine", "loop",
+         "--run.pictures", "false", "--run.name", "readme", "--run.keep", "[1]"]  # fmt: skip
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    lines = (line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines())
+    return [part.strip() for line in lines if line for part in line.split(";")]
+
+
+@pytest.mark.slow
+def test_its_rule_and_score_run_as_they_stand(tmp_path, configs):
+    """In a process of its own: two classes of one short name would stay ambiguous in this one."""
+    (tmp_path / "mine.py").write_text("\n\n".join(block for block in blocks("python") if "class " in block))
+    (command,) = (c for c in commands() if "mine." in c)
+    config = str(configs / "ring_digits.yaml")
+    arguments = shlex.split(command.replace("configs/ring_digits.yaml", config))[1:]
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_idkd", *arguments, *SHORT], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    plain = ["--distillation", "null", "--run.dir", str(tmp_path / "ours")]
+    assert main(["fit", "--config", config, *SHORT[:4], *SHORT[6:], *plain, "--train.epochs", "2", "--run.until", "1"]) == 0
+    theirs = json.loads((tmp_path / "runs/readme/latest/summary.json").read_text())
+    assert len(theirs["per_node"]["threshold"]) == 4
+    shared = torch.load(tmp_path / "ours/readme/latest/checkpoints/last.ckpt")
+    kept = torch.load(tmp_path / "runs/readme/latest/checkpoints/epoch_1.ckpt")
+    assert torch.equal(kept["X"], shared["X"])  # the README's rule is the built-in one
+
+
+def test_its_yaml_is_a_config(tmp_path):
+    (block,) = blocks("yaml")
+    assert yaml.safe_load(block)["data"]["image_size"] == 32
+    (tmp_path / "data.yaml").write_text(block)
+    config = configure(["--config", str(tmp_path / "data.yaml")])
+    assert config.data.private.path == "my/images"
+
+
+@pytest.mark.parametrize("command", commands())
+def test_its_commands_exist_with_these_arguments(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets
+        for word in words[2:]:
+            name, _, value = word.partition("=")
+            for config in value.split() if name == "CFG" else []:
+                assert (ROOT / "configs" / f"{config}.yaml").exists()
+            assert name != "SWEEP" or (ROOT / "configs" / "sweeps" / f"{value}.yaml").exists()
+        return
+    assert words[0] in ("idkd", ".venv/bin/idkd")
+    assert words[1] in COMMANDS
+    if words[1] == "fit" and "--help" not in words and "mine." not in command:
+        configure(words[2:])
+    for word in words[2:]:
+        assert not word.startswith("configs/") or (ROOT / word).exists()
+
+
+def test_links_lead_to_files():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
