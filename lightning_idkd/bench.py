@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ def bench(config: Config, size: int, channels: int, rounds: int = 5) -> dict[str
     The bare loop runs forward and backward only, on models that share nothing, in channels-last layout.
     """
     graph = config.graph.build(config.seed)
-    fabric = launch(config.run)
+    fabric = launch(replace(config.run, devices=1))  # one process: another would run the same on the same cores
     n, b, k = graph.nodes, config.train.batch_size, 10
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (max(40 * n, 2 * n * b), channels, size, size), generator=generator, dtype=torch.uint8)
