@@ -17,7 +17,7 @@ from lightning_idkd.cli import COMMANDS, configure, main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "2", "--distillation.start", "1", "--run.engine", "loop",
+SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "2", "--distillation.start", "1", "--run.threads", "1", "--run.engine", "loop",
          "--run.pictures", "false", "--run.name", "readme", "--run.keep", "[1]"]  # fmt: skip
 
 
