@@ -17,8 +17,9 @@ from lightning_idkd.cli import COMMANDS, configure, main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "2", "--distillation.start", "1", "--run.threads", "1", "--run.engine", "loop",
-         "--run.pictures", "false", "--run.name", "readme", "--run.keep", "[1]"]  # fmt: skip
+SHORT = ["--logger", "null", "--graph.nodes", "4", "--distillation.start", "1", "--train.epochs", "2", "--run.threads", "1",
+         "--run.engine", "loop", "--run.pictures", "false", "--run.name", "readme", "--run.keep", "[1]"]  # fmt: skip
+ALONE = [*SHORT[:4], *SHORT[6:], "--distillation", "null", "--run.until", "1"]
 
 
 def blocks(language):
@@ -41,8 +42,7 @@ def test_its_rule_and_score_run_as_they_stand(tmp_path, configs):
         [sys.executable, "-m", "lightning_idkd", *arguments, *SHORT], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    plain = ["--distillation", "null", "--run.dir", str(tmp_path / "ours")]
-    assert main(["fit", "--config", config, *SHORT[:4], *SHORT[6:], *plain, "--train.epochs", "2", "--run.until", "1"]) == 0
+    assert main(["fit", "--config", config, *ALONE, "--run.dir", str(tmp_path / "ours")]) == 0
     theirs = json.loads((tmp_path / "runs/readme/latest/summary.json").read_text())
     assert len(theirs["per_node"]["threshold"]) == 4
     shared = torch.load(tmp_path / "ours/readme/latest/checkpoints/last.ckpt")
