@@ -26,6 +26,16 @@ def accuracies(stack: NodeStack, network: Network, store: Store, split: str, sam
     return network.report(here[:, None])[:, 0].cpu()
 
 
+def over_nodes(values: Tensor) -> dict[str, float]:
+    """Mean, standard deviation (over n), least and most of one value a node [n]."""
+    return {
+        "node_mean": values.mean().item(),
+        "node_std": values.std(correction=0).item(),
+        "node_min": values.min().item(),
+        "node_max": values.max().item(),
+    }
+
+
 def consensus(stack: NodeStack, network: Network) -> NodeModule:
     """The mean of all nodes, with averaged norm buffers."""
     buffers = {k: network.report(b) for k, b in stack.buffers.items()}
@@ -37,9 +47,7 @@ def measure(stack: NodeStack, network: Network, store: Store, samples: int | Non
     """Metrics of the nodes as they are, on so many test (None: all) and validation samples, and every node's test accuracy."""
     mean, found = consensus(stack, network), {}
     nodes = accuracies(stack, network, store, "test", samples)
-    found["accuracy/node_mean"] = nodes.mean().item()
-    found["accuracy/node_std"] = nodes.std(correction=0).item()
-    found["accuracy/node_min"], found["accuracy/node_max"] = nodes.min().item(), nodes.max().item()
+    found |= {f"accuracy/{k}": v for k, v in over_nodes(nodes).items()}
     found["accuracy/consensus"] = accuracy(mean, *store.examined("test", samples)).item()
     if any(len(held_out) for held_out in store.split.validation):
         found["validation/node_mean"] = accuracies(stack, network, store, "validation", validation).mean().item()

@@ -13,6 +13,7 @@ from lightning_idkd.cli import configure
 from lightning_idkd.config import Config
 from lightning_idkd.data.source import Images
 from lightning_idkd.errors import UserError, require
+from lightning_idkd.evaluation import over_nodes
 from lightning_idkd.fit import node_maker
 from lightning_idkd.graph import Graph
 from lightning_idkd.node import NodeModule
@@ -38,9 +39,8 @@ class Run:
     """The lines of ``metrics.jsonl``."""
     summary: dict | None
     """``summary.json``; None where the run has not come to its end."""
-    mean: torch.Tensor
-    """Of the training pixels [channels], 0..255, taken off every image."""
-    std: torch.Tensor
+    images: dict
+    """Channels, size and classes of the data, and mean and std [channels] of the training pixels, 0..255."""
 
     def consensus(self) -> NodeModule:
         """The mean of all nodes, in evaluation mode."""
@@ -48,8 +48,9 @@ class Run:
 
     def batches(self, images: Images) -> Iterator[torch.Tensor]:
         """Images as the nodes see them, float32 [b, C, S, S]."""
+        mean, std = (self.images[k][:, None, None] for k in ("mean", "std"))
         for pixels in images.pixels.split(BATCH):
-            yield (pixels.to(self.mean.dtype) - self.mean[:, None, None]) / self.std[:, None, None]
+            yield (pixels.to(mean.dtype) - mean) / std
 
     def export(self, folder: str | Path) -> list[Path]:
         """Write the consensus model's parameters and buffers as ``consensus.safetensors`` and as a plain state dict."""
@@ -98,18 +99,17 @@ def load(path: str | Path, checkpoint: str | None = None) -> Run:
         buffer.copy_(state["buffers"][k])
     for module in stack.modules:
         module.eval()
-    summary = folder.summary()
-    return Run(folder, config, stack, graph, folder.metrics(), summary, images["mean"], images["std"])
+    return Run(folder, config, stack, graph, folder.metrics(), folder.summary(), images)
 
 
-def evaluate(path: str, changes: list[str], ood: bool = True) -> dict:
+def evaluate(path: str, changes: list[str]) -> dict:
     """Accuracy and calibration error of nodes and consensus on a test set, and the AUROC of it against a public set.
 
     ``changes`` are data options as for ``idkd fit``, to look at other sets than those of the run.
     """
     run = load(path)
     config = configure(["--config", str(run.folder.file("config.yaml")), *changes])
-    images = RunFolder.load(run.folder.last)["images"]
+    images = run.images
     test = config.data.private.load("test", images["size"], images["channels"], key="data.private")
     require(
         len(test.classes) == images["classes"], "data.private: classes", len(test.classes), f"{images['classes']}, as trained"
@@ -117,18 +117,11 @@ def evaluate(path: str, changes: list[str], ood: bool = True) -> dict:
     public = (
         config.data.public.load("train", images["size"], images["channels"], key="data.public") if config.data.public else None
     )
-    found = [judged(run, module, test, public if ood else None) for module in [*run.stack.modules, run.consensus()]]
+    found = [judged(run, module, test, public) for module in [*run.stack.modules, run.consensus()]]
     nodes, consensus = found[:-1], found[-1]
     result: dict = {"run": str(run.folder.path), "images": len(test), "nodes": len(nodes)}
     for key in consensus:
-        values = torch.tensor([n[key] for n in nodes], dtype=torch.float64)
-        result[key] = {
-            "node_mean": values.mean().item(),
-            "node_std": values.std(correction=0).item(),
-            "node_min": values.min().item(),
-            "node_max": values.max().item(),
-            "consensus": consensus[key],
-        }
+        result[key] = over_nodes(torch.tensor([n[key] for n in nodes], dtype=torch.float64)) | {"consensus": consensus[key]}
     return result
 
 

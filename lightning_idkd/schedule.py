@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from lightning_idkd.errors import UserError, require
@@ -17,7 +18,7 @@ def epoch_of(start: int | float, epochs: int, key: str) -> int:
     return int(epoch)
 
 
-class Schedule:
+class Schedule(ABC):
     """Base: ``factor`` times ``train.lr`` is the learning rate."""
 
     warmup: float = 0.0
@@ -35,9 +36,9 @@ class Schedule:
             return self.warmup_from + (1 - self.warmup_from) * epoch / self.warmup
         return self.decay(epoch, epochs)
 
+    @abstractmethod
     def decay(self, epoch: float, epochs: int) -> float:
         """The factor after the warm-up."""
-        raise NotImplementedError
 
 
 @dataclass

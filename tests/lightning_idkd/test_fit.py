@@ -99,6 +99,11 @@ class Overflow(Callback):
             run.stack.X[1].fill_(float("inf"))
 
 
+def command_of(config) -> list[str]:
+    """What runs a config in a process of its own."""
+    return [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(config)]
+
+
 def extra(callback: type, **arguments) -> list[str]:
     """The option that adds a callback of this file."""
     return ["--callbacks", f"[{{class_path: {__name__}.{callback.__name__}, init_args: {arguments}}}]"]
@@ -285,18 +290,7 @@ class TestResume:
 
     @pytest.mark.slow
     def test_a_killed_run_ends_bit_equal(self, configs, tmp_path):
-        command = [
-            sys.executable,
-            "-m",
-            "lightning_idkd",
-            "fit",
-            "--config",
-            str(configs / "ring_digits.yaml"),
-            *SHORT,
-            "--train.epochs",
-            "12",
-            "--run.dir",
-        ]
+        command = [*command_of(configs / "ring_digits.yaml"), *SHORT, "--train.epochs", "12", "--run.dir"]
         assert main([*command[3:], str(tmp_path / "whole")]) == 0
         process = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
@@ -314,19 +308,7 @@ class TestResume:
 
     @pytest.mark.slow
     def test_ctrl_c_ends_with_a_checkpoint(self, configs, tmp_path):
-        command = [
-            sys.executable,
-            "-m",
-            "lightning_idkd",
-            "fit",
-            "--config",
-            str(configs / "ring_digits.yaml"),
-            *SHORT,
-            "--train.epochs",
-            "500",
-            "--run.dir",
-            str(tmp_path),
-        ]
+        command = [*command_of(configs / "ring_digits.yaml"), *SHORT, "--train.epochs", "500", "--run.dir", str(tmp_path)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for line in process.stdout:
             if " train " in line:
@@ -568,12 +550,7 @@ class TestMistakes:
 @pytest.mark.slow
 def test_two_processes_are_bit_equal_to_one(configs, tmp_path):
     command = [
-        sys.executable,
-        "-m",
-        "lightning_idkd",
-        "fit",
-        "--config",
-        str(configs / "ring_digits.yaml"),
+        *command_of(configs / "ring_digits.yaml"),
         *SHORT,
         "--graph.nodes",
         "5",
@@ -675,12 +652,7 @@ def test_the_official_code_is_a_preset_of_its_own(configs):
 @pytest.mark.slow
 def test_torus_cifar100_goes_through_calibration_exchange_kill_and_resume(configs, data_folder, tmp_path):
     command = [
-        sys.executable,
-        "-m",
-        "lightning_idkd",
-        "fit",
-        "--config",
-        str(configs / "torus_cifar100.yaml"),
+        *command_of(configs / "torus_cifar100.yaml"),
         "--logger",
         "null",
         "--graph",
