@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_idkd import randomness
 from lightning_idkd.errors import UserError
@@ -166,7 +167,8 @@ class NodeStack:
             return torch.func.functional_call(self._loss, {**params, **buffers}, (x, y))
 
         try:
-            losses = torch.vmap(loss, randomness="error")(leaves, buffers, x, y)
+            with sdpa_kernel(SDPBackend.MATH):  # the fused attentions would run node by node
+                losses = torch.vmap(loss, randomness="error")(leaves, buffers, x, y)
         except RuntimeError as e:
             if "random" not in str(e):
                 raise

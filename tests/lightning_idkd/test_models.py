@@ -300,7 +300,6 @@ def test_vmap_over_stacked_nodes_equals_a_loop_for_loss_gradient_and_buffers(arc
             torch.testing.assert_close(buffers[name][i], buffer)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # attention: vmap works, node by node
 @pytest.mark.parametrize("architecture", [LeNet(), VGG("group"), MobileNetV2("batch"), ViT(8, 2, 16, 2)], ids=str)
 def test_engines_agree_on_a_step_of_larger_networks(architecture):
     generator = torch.Generator().manual_seed(0)
