@@ -97,7 +97,7 @@ class Orchestrator:
             self.epoch, self.epoch_step = self.epoch + 1, 0
             self.call("on_epoch_end", epoch=self.epoch)
             last, due = self.epoch in (self.epochs, self.until), self.epoch % self.train.evaluate_every == 0
-            improved = due and not last and self.improved(self.evaluate(self.train.evaluate_samples))
+            improved = due and self.epoch < self.epochs and self.improved(self.evaluate(self.train.evaluate_samples))
             if improved or last or self.epoch % self.checkpoint_every == 0 or self.epoch in self.keep:
                 self.save(["best.ckpt"] * improved)
         return self.finish() if self.epoch == self.epochs else None
