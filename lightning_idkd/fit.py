@@ -260,6 +260,11 @@ def load(config: Config) -> tuple:
         has = f"only one class, '{private.classes[0]}'" if private.classes else "no labels"
         raise UserError(f"data.private: this set has {has}; nodes need two classes or more (a public set does without)")
     test = data.private.load("test", private.size, private.channels, key="data.private")
+    if test.classes != private.classes[: len(test.classes)]:
+        raise UserError(
+            f"data.private: the classes of its test part are not those it is trained on: {listed(test.classes)} against "
+            f"{listed(private.classes)}"
+        )
     public = None
     if data.public is not None and config.distillation is not None:
         public = data.public.load("train", private.size, private.channels, key="data.public")
@@ -269,6 +274,11 @@ def load(config: Config) -> tuple:
             )
     split = partition(data.partition, private.labels.numpy(), config.graph.nodes, config.seed, data.validation)
     return private, test, public, split
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
 
 
 def module_class(path: str) -> type:

@@ -3,6 +3,7 @@
 from lightning_idkd.data.digits import Digits, Glyphs
 from lightning_idkd.data.folder import ImageFolder
 from lightning_idkd.data.huggingface import HuggingFace
+from lightning_idkd.data.lsun import LSUN
 from lightning_idkd.data.noise import Noise
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet
 from lightning_idkd.data.source import Images, Source, Subset
@@ -10,6 +11,7 @@ from lightning_idkd.data.torchvision import Torchvision
 
 __all__ = [
     "IID",
+    "LSUN",
     "Digits",
     "Dirichlet",
     "Glyphs",

@@ -63,9 +63,10 @@ class Torchvision(Subset):
         try:
             found = [make(folder, **part, **paths, download=self.download) for part in parts]
         except (OSError, RuntimeError) as error:  # no network; torchvision's "not found or corrupted"
+            why = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{key}.path: '{self.path}' does not hold the complete {self.name} files of torchvision"
-                + (f", and they cannot be downloaded ({error})." if self.download else f"; set {key}.download to true.")
+                + (f", and they cannot be downloaded ({why})." if self.download else f"; set {key}.download to true.")
             ) from error
         if self.name == "imagenette" and (count := sum(map(len, found))) != IMAGENETTE[split]:
             raise UserError(

@@ -164,9 +164,11 @@ def test_missing_files_are_explained(name, tmp_path):
         Torchvision(name, str(tmp_path), download=False).load("train", key="data.public")
 
 
-def test_a_download_without_a_network_is_explained(tmp_path):
-    with pytest.raises(UserError, match=r"^data\.private\.path: .* cannot be downloaded \(.*no network"):
-        Torchvision("cifar10", str(tmp_path)).load("train")
+@pytest.mark.parametrize("name", sorted(set(SETS) - {"places365"}))  # which asks for its lists before it looks for a network
+def test_a_download_without_a_network_is_explained_in_one_line(name, tmp_path):
+    with pytest.raises(UserError, match=r"^data\.private\.path: .* cannot be downloaded \(") as told:
+        Torchvision(name, str(tmp_path)).load("train")
+    assert "\n" not in str(told.value)
 
 
 def test_a_changed_file_is_refused_where_torchvision_knows_its_checksum(tmp_path, monkeypatch):

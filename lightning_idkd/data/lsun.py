@@ -1,0 +1,60 @@
+"""LSUN's scenes, from the databases that its project hands out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_idkd.data.source import Subset
+from lightning_idkd.errors import UserError
+
+
+@dataclass
+class LSUN(Subset):
+    """Scenes of LSUN, a public set: all CATEGORY_val_lmdb/ folders below ``path``, which its project's download script leaves.
+
+    Needs the package lmdb and data.image_size. All ten categories' validation parts are 3,000 images; of the training
+    parts one alone can have millions, and all are decoded before limit takes some.
+
+    Args:
+        path: the folder.
+        part: val or train.
+    """
+
+    path: str = ""
+    part: str = "val"
+
+    def identity(self, split: str, size: int | None, key: str) -> tuple:
+        files = [folder / "data.mdb" for folder in self._folders(split, key)]
+        return ("lsun", [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+
+    def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...], Iterable[tuple]]:
+        folders = self._folders(split, key)
+        try:
+            import lmdb  # noqa: F401 (told here, before anything is read)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{key}: LSUN needs a package that is not installed: pip install lmdb") from error
+        return tuple(folder.name.rsplit("_", 2)[0] for folder in folders), self._rows(folders, key)
+
+    def _folders(self, split: str, key: str) -> list[Path]:
+        if split == "test":
+            raise UserError(f"{key}: LSUN has no labelled test part here, so it can be a public set only")
+        if self.part not in ("val", "train"):
+            raise UserError(f"{key}.part: '{self.part}' given; allowed: val, train")
+        root = Path(self.path).expanduser()
+        folders = sorted(file.parent for file in root.glob(f"*_{self.part}_lmdb/data.mdb")) if self.path else []
+        if not folders:
+            raise UserError(f"{key}.path: '{self.path}' holds no CATEGORY_{self.part}_lmdb/data.mdb, LSUN's databases unpacked")
+        return folders
+
+    def _rows(self, folders: list[Path], key: str) -> Iterator[tuple]:
+        import lmdb
+
+        for label, folder in enumerate(folders):
+            try:
+                with lmdb.open(str(folder), readonly=True, lock=False) as database, database.begin() as reading:
+                    for _, image in reading.cursor():
+                        yield image, label
+            except lmdb.Error as error:
+                raise UserError(f"{key}.path: '{folder}' cannot be read: {error}") from error
