@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory):
-    os.environ.setdefault("IDKD_CACHE", str(tmp_path_factory.mktemp("cache")))
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # one for all workers
+    os.environ.setdefault("IDKD_CACHE", str(folder / "cache"))
 
 
 @pytest.fixture(scope="session")

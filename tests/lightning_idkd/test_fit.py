@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -68,6 +67,14 @@ class Mislabelled(Glyphs):
     def load(self, *arguments, **options):
         images = super().load(*arguments, **options)
         return Images(images.pixels, images.labels.flip(0), images.classes)
+
+
+class Renamed(Digits):
+    """Digits whose test part has its classes in another order."""
+
+    def load(self, split, *arguments, **options):
+        images = super().load(split, *arguments, **options)
+        return Images(images.pixels, images.labels, images.classes[::-1] if split == "test" else images.classes)
 
 
 class Needy(NodeModule):
@@ -271,6 +278,13 @@ class TestResume:
         assert same(checkpoint(whole), checkpoint(cut)) is None
         assert lines(whole) == lines(cut)
 
+    def test_a_run_that_stops_where_an_evaluation_is_due_makes_it(self, fit, tmp_path):
+        assert fit(folder="whole") == 0
+        assert fit("--run.until", "4", folder="cut") == 0
+        assert [line["epoch"] for line in lines(latest(tmp_path / "cut"))] == [2, 4]
+        assert fit("--run.resume", "auto", folder="cut") == 0
+        assert lines(latest(tmp_path / "whole")) == lines(latest(tmp_path / "cut"))
+
     def test_auto_starts_anew_where_the_config_differs_or_the_run_is_finished(self, fit):
         assert fit("--run.resume", "auto") == 0
         assert fit("--run.resume", "auto") == 0
@@ -453,6 +467,7 @@ class TestMistakes:
             (["--train.lr", ".inf"], ["train.lr", "inf"]),
             (["--seed", "-1"], ["seed", "-1"]),
             (["--graph.nodes", "0"], ["graph.nodes", "0", "10000"]),
+            (["--data.private", f"{__name__}.Renamed"], ["data.private", "9, 8, 7, 6, 5, ...", "0, 1, 2, 3, 4, ..."]),
             (["--data.image_size", "1"], ["data.image_size", "1", "2 or more"]),
             (["--node.module", f"{__name__}.Needy"], ["node.module", "Needy", "weight"]),
         ],
@@ -562,138 +577,6 @@ def test_two_processes_are_bit_equal_to_one(configs, tmp_path):
     one, two = latest(tmp_path / "1"), latest(tmp_path / "2")
     assert same(checkpoint(one), checkpoint(two)) is None
     assert lines(one) == lines(two)
-
-
-def parquet(folder, split, samples, classes, size, seed):
-    """An image-parquet file in the Hugging Face layout."""
-    import datasets
-    from PIL import Image
-
-    rng = np.random.default_rng(seed)
-    labels = (np.arange(samples) % classes).tolist()
-    images = []
-    for label in labels:
-        buffer = io.BytesIO()
-        pixels = np.clip(rng.normal(40 + 170 * label / classes, 40, (size, size, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(buffer, "PNG")
-        images.append({"bytes": buffer.getvalue(), "path": None})
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[f"c{i}" for i in range(classes)])}
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(
-        folder / f"{split}-00000-of-00001.parquet"
-    )
-
-
-@pytest.fixture(scope="session")
-def stand_in(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stand_in")
-    for name, classes in (("cifar10", 10), ("cifar100", 100)):
-        parquet(folder / name, "train", 1600, classes, 32, 1)
-        parquet(folder / name, "test", 200, classes, 32, 2)
-    parquet(folder / "imagenette-64", "train", 640, 10, 64, 4)
-    parquet(folder / "imagenette-64", "test", 100, 10, 64, 5)
-    parquet(folder / "tiny-imagenet-32", "train", 120, 20, 32, 3)
-    return folder
-
-
-def every_config():
-    from pathlib import Path
-
-    return sorted(p.stem for p in (Path(__file__).parents[2] / "configs").glob("*.yaml"))
-
-
-PRESETS = [
-    *([name] for name in every_config()),
-    ["ring_cifar10", "presets/official_code"],
-    ["ring_imagenette", "presets/official_code_imagenette"],
-    ["ring_cifar10", "presets/recipe_idkd"],
-    ["ring_cifar10", "presets/recipe_qgm"],
-    ["ring_cifar10", "presets/recipe_gut"],
-]
-
-
-@pytest.mark.parametrize("names", PRESETS, ids="+".join)
-def test_every_config_trains_on_stand_in_data(names, configs, stand_in, tmp_path, monkeypatch):
-    monkeypatch.setenv("IDKD_DATA", str(stand_in))
-    files = [a for name in names for a in ("--config", str(configs / f"{name}.yaml"))]
-    config = configure(files)
-    config.check()
-    shrink = {"train.epochs": 2, "train.schedule": "Constant", "train.evaluate_samples": 16, "logger": "null",
-              "run.engine": "loop", "run.dir": tmp_path, "run.pictures": "false", "run.devices": 1, "run.threads": 2}  # fmt: skip
-    if config.distillation is not None:
-        shrink |= {"distillation.start": 1}
-    if type(config.node.network).__name__ == "ResNet":
-        shrink |= {"node.network.depth": 8, "node.network.width": 4, "data.partition": "IID"}
-        shrink |= {"data.private.limit": 16 * config.graph.nodes, "train.batch_size": 8}
-    assert main(["fit", *files, *(str(a) for k, v in shrink.items() for a in (f"--{k}", v))]) == 0
-    summary = json.loads((latest(tmp_path, names[0]) / "summary.json").read_text())
-    assert (summary["ood"]["kept_fraction"] is not None) == (config.distillation is not None)
-    assert (summary["communication"]["other_bytes"] > 0) == ("official_code" in names[-1])
-
-
-def test_the_official_code_is_a_preset_of_its_own(configs):
-    paper, official = (
-        configure([a for name in names for a in ("--config", str(configs / f"{name}.yaml"))])
-        for names in (["ring_cifar10"], ["ring_cifar10", "presets/official_code"])
-    )
-    assert type(paper.calibration).__name__ == "Youden"
-    assert official.calibration.threshold(None, None) == pytest.approx(np.log(0.98 / 0.02))
-    assert (paper.gossip.nesterov, official.gossip.nesterov) == (True, False)
-    assert [e for e in range(300) if official.distillation.due(e, 300)] == list(range(246, 300, 5))  # eleven
-    assert [e for e in range(300) if paper.distillation.due(e, 300)] == [241]
-    assert official.distillation.labels == "relayed"
-    assert official.distillation.shares == "class histograms of private data"
-    assert paper.distillation.shares == ""
-
-
-@pytest.mark.data
-@pytest.mark.slow
-def test_torus_cifar100_goes_through_calibration_exchange_kill_and_resume(configs, data_folder, tmp_path):
-    command = [
-        *command_of(configs / "torus_cifar100.yaml"),
-        "--logger",
-        "null",
-        "--graph",
-        "{nodes: 9, topology: {class_path: Torus, init_args: {rows: 3, cols: 3}}}",
-        "--data.private.limit",
-        "3400",
-        "--data.public.limit",
-        "500",
-        "--data.image_size",
-        "8",
-        "--node.network.depth",
-        "8",
-        "--node.network.width",
-        "4",
-        "--train.epochs",
-        "6",
-        "--train.evaluate_every",
-        "1",
-        "--train.evaluate_samples",
-        "32",
-        "--distillation.start",
-        "3",
-        "--run.engine",
-        "loop",
-        "--run.threads",
-        "2",
-        "--run.dir",
-        str(tmp_path),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for line in process.stdout:
-        if " distil " in line:
-            break
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    done = subprocess.run([*command, "--run.resume", "auto"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    summary = json.loads((latest(tmp_path, "torus_cifar100") / "summary.json").read_text())
-    assert summary["steps"] == 6 * 10
-    assert 0 < summary["ood"]["kept_fraction"] < 1
 
 
 class TestCentral:

@@ -84,15 +84,28 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
     assert "Would sync" in listed.stdout + listed.stderr
 
 
-def test_a_csv_logger_has_the_numbers_of_every_evaluation(configs, tmp_path):
-    arguments = ["--logger.kind", "csv", "--run.dir", str(tmp_path), "--run.pictures", "false"]
+def tensorboard_values(folder):
+    """(accuracy, step) of every evaluation, as the viewer reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload().Scalars("accuracy/node_mean")
+    return [(event.value, event.step) for event in events]
+
+
+def csv_values(folder):
+    with open(folder / "metrics.csv") as file:
+        return [(float(row["accuracy/node_mean"]), int(row["step"])) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(("kind", "read"), [("csv", csv_values), ("tensorboard", tensorboard_values)])
+def test_other_loggers_have_the_numbers_of_every_evaluation(kind, read, configs, tmp_path):
+    arguments = ["--logger.kind", kind, "--run.dir", str(tmp_path), "--run.pictures", "false"]
     assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, *arguments]) == 0
     run = tmp_path / "ring_digits" / "latest"
-    with open(run / "csv" / "metrics.csv") as file:
-        rows = list(csv.DictReader(file))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [float(row["accuracy/node_mean"]) for row in rows] == pytest.approx([line["accuracy/node_mean"] for line in lines])
-    assert [int(row["step"]) for row in rows] == [line["step"] for line in lines]
+    for (accuracy, step), line in zip(read(run / kind), lines, strict=True):
+        assert accuracy == pytest.approx(line["accuracy/node_mean"])
+        assert step == line["step"]
 
 
 def test_tensorboard_says_what_to_install(configs, tmp_path, capsys, monkeypatch):
