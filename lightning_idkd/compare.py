@@ -60,6 +60,13 @@ def flat(value: object, key: str = "") -> dict[str, object]:
     return {key: value}
 
 
+def short(key: str, keys: set[str]) -> str:
+    """The end of ``key`` that no other of ``keys`` has."""
+    parts = key.split(".")
+    ends = (".".join(parts[-n:]) for n in range(1, len(parts)))
+    return next((end for end in ends if not any(k != key and f".{k}".endswith(f".{end}") for k in keys)), key)
+
+
 def label(config: dict, groups: tuple[str, ...], varied: set[str]) -> str:
     """What sets this run apart in ``groups``: values of the keys that differ between the runs."""
     parts = []
@@ -69,8 +76,7 @@ def label(config: dict, groups: tuple[str, ...], varied: set[str]) -> str:
             name = flat(config[group], group)[group]
             parts.append("none" if name is None else str(name))
             here.pop(group, None)
-        short = [k.split(".", 1)[-1] if "." in k else k for k in here]
-        parts += [f"{s}={'none' if v is None else v}" for s, v in zip(short, here.values(), strict=True)]
+        parts += [f"{short(k, varied)}={'none' if v is None else v}" for k, v in here.items()]
     return " ".join(parts) or "-"
 
 
@@ -125,7 +131,7 @@ def table(runs: list[tuple[dict, dict]], metrics: list[str], baseline: str | Non
     if baseline is not None:
         require(baseline in names, "--baseline", f"'{baseline}'", f"{', '.join(names)}.{did_you_mean(baseline, names)}")
     against = {row.setting: row for row in made if row.method == baseline}
-    head = ["setting", "method", "seeds", *metrics] + [f"{metrics[0]} - {baseline}"] * bool(baseline)
+    head = ["setting", "method", "seeds", *metrics] + [f"against {baseline}"] * bool(baseline)
     lines = []
     for row in made:
         cells = [number(m, *spread(list(row.values[m].values()))) if m in row.values else "-" for m in metrics]
@@ -136,12 +142,32 @@ def table(runs: list[tuple[dict, dict]], metrics: list[str], baseline: str | Non
     return head, lines
 
 
+def titled(name: str) -> str:
+    """A metric's name as a title."""
+    return name.removeprefix("accuracy/").replace("_", " ")
+
+
 def text(head: list[str], lines: list[list[str]], form: str) -> str:
-    """The table as Markdown, CSV or LaTeX."""
+    """The table as such, as Markdown, LaTeX, or CSV, which has spreads in columns of their own."""
     if form == "csv":
+        columns = [*head[:3], *(f"{name}{of}" for name in head[3:] for of in ("", " spread"))]
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([head, *lines])
+        csv.writer(out, lineterminator="\n").writerows(
+            [
+                columns,
+                *(
+                    [*line[:3], *(part for cell in line[3:] for part in ("" if cell == "-" else cell).partition(" ± ")[::2])]
+                    for line in lines
+                ),
+            ]
+        )
         return out.getvalue()
+    head = list(map(titled, head))
+    if form == "table":  # never cut: what sets two rows apart may be at their ends
+        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+        padded = [[c.ljust(w) if j < 2 else c.rjust(w) for j, (c, w) in enumerate(zip(line, widths, strict=True))]
+                for line in (head, ["-" * w for w in widths], *lines)]  # fmt: skip
+        return "".join(f"{'  '.join(row).rstrip()}\n" for row in padded)
     if form == "latex":
 
         def escaped(cell: str) -> str:
@@ -159,14 +185,6 @@ def text(head: list[str], lines: list[list[str]], form: str) -> str:
 def show(paths: list[str], metrics: list[str], baseline: str | None, form: str) -> None:
     """Print the table."""
     head, lines = table(gather(paths), metrics, baseline)
-    if form != "table":
-        print(text(head, lines, form), end="")
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    made = Table(*head, caption="mean ± standard deviation over seeds; difference: mean ± standard error, paired by seed",
-                 caption_justify="left")  # fmt: skip
-    for line in lines:
-        made.add_row(*line)
-    Console().print(made)
+    print(text(head, lines, form), end="")
+    if form == "table":
+        print("accuracy in %; mean ± standard deviation over seeds; difference: mean ± standard error, paired by seed")
