@@ -26,6 +26,18 @@ ONGOING = ("calibration", "distillation", "data.public", "data.augment_public")
 """What a fork must share besides, to go on with the distilled labels that it finds."""
 
 
+@contextmanager
+def locked(folder: Path, taken: str) -> Iterator[None]:
+    """Keep other processes away from ``folder``; a UserError that says ``taken`` where one is at work. The lock ends with the
+    process at the latest."""
+    with open(folder / ".lock", "a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise UserError(taken) from e
+        yield
+
+
 def write(path: Path, save: Callable[[Path], None]) -> None:
     """Let ``save`` write beside ``path``, then put the finished file in its place."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -115,12 +127,8 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes away; a UserError where one is at work. The lock ends with the process at the latest."""
-        with open(self.file(".lock"), "a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as e:
-                raise UserError(f"run.resume: another process works on '{self.path}'; wait for it, or stop it") from e
+        """Keep other processes away; a UserError where one is at work."""
+        with locked(self.path, f"run.resume: another process works on '{self.path}'; wait for it, or stop it"):
             yield
 
     def free(self) -> bool:
@@ -193,10 +201,14 @@ class RunFolder:
 def difference(a: dict, b: dict, keys: tuple[str, ...] = RESULT) -> tuple[str, Any, Any] | None:
     """The first dotted key, ``keys`` or below, in which two resolved configs differ, with both values."""
     for key in keys:
-        x, y = (functools.reduce(lambda c, k: c[k], key.split("."), c) for c in (a, b))
-        if found := _difference(x, y, key):
+        if found := _difference(at(a, key), at(b, key), key):
             return found
     return None
+
+
+def at(config: dict, key: str) -> Any:
+    """What a resolved config has at a dotted key."""
+    return functools.reduce(lambda c, k: c[k], key.split("."), config)
 
 
 def _difference(a: Any, b: Any, key: str) -> tuple[str, Any, Any] | None:

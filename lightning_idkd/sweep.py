@@ -19,18 +19,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
 
 from lightning_idkd import randomness
 from lightning_idkd.config import Config
 from lightning_idkd.errors import UserError, did_you_mean, require
-from lightning_idkd.run_folder import SAME, RunFolder, difference, write
+from lightning_idkd.run_folder import RESULT, SAME, RunFolder, at, difference, locked, write
 from lightning_idkd.schedule import epoch_of
 
 KEYS = ("program", "method", "name", "description", "project", "entity", "metric", "parameters", "command", "run_cap")
 ENTRIES = ("value", "values", "min", "max", "distribution")
-SHARED = (*SAME, "train", "callbacks")  # what cells with one initial training have in common
+SHARED = (*SAME, "train.batch_size", "callbacks")  # what cells with one initial training have in common, besides learning rates
+LONGEST = 150  # characters of a cell's name
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Cell:
     start: int | None
     """Epoch of the first exchange; None without distillation."""
     source: Cell | None = None
-    """Whose checkpoint of that epoch it starts from."""
+    """Whose checkpoint of that epoch, or last one, it starts from."""
     keep: set[int] = field(default_factory=set)
     until: int | None = None
     state: str = "waiting"
@@ -56,14 +58,27 @@ class Cell:
     def done(self) -> bool:
         """Whether the newest run of this cell has come to its end, with the config that the sweep asks for now."""
         if self.until is not None:
-            return self.checkpoint(self.until).exists() and self._same()
-        return self.folder.file("summary.json").exists() and self._same() and all(self.checkpoint(e).exists() for e in self.keep)
+            return all(self.checkpoint(e).exists() for e in self.keep) and self._same()
+        return self.folder.file("summary.json").exists() and self._same()
 
     def _same(self) -> bool:
-        return difference(self.config.resolved, self.folder.config()) is None
+        keys = RESULT if self.until is None else SHARED
+        return difference(self.config.resolved, self.folder.config(), keys) is None
 
-    def checkpoint(self, epoch: int) -> Path:
-        return self.folder.file(f"checkpoints/epoch_{epoch}.ckpt")
+    def rates(self, epochs: float) -> list[float]:
+        """Learning rates of the first ``epochs``, four an epoch."""
+        train = self.config.train
+        return [train.lr * train.schedule.factor(e / 4, train.epochs) for e in range(math.ceil(4 * min(epochs, train.epochs)))]
+
+    def begins_like(self, other: Cell, latest: float) -> bool:
+        """Whether the two do the same until the first exchange of either; without one, until epoch ``latest``."""
+        epochs = min(self.start or latest, other.start or latest)
+        same = difference(self.config.resolved, other.config.resolved, SHARED) is None
+        return same and self.rates(epochs) == other.rates(epochs)
+
+    def checkpoint(self, epoch: int | None) -> Path:
+        """That after so many epochs; None: the last one."""
+        return self.folder.file(f"checkpoints/epoch_{epoch or self.until}.ckpt")
 
 
 def read(path: Path) -> dict:
@@ -72,6 +87,8 @@ def read(path: Path) -> dict:
         sweep = yaml.safe_load(path.read_text())
     except FileNotFoundError as e:
         raise UserError(f"there is no sweep file {path}") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} is no sweep file ({getattr(e, 'strerror', None) or 'not a text'})") from e
     except yaml.YAMLError as e:
         raise UserError(f"{path} is no YAML: {' '.join(str(e).split())[:150]}") from e
     if not isinstance(sweep, dict):
@@ -81,14 +98,22 @@ def read(path: Path) -> dict:
     for key in ("method", "parameters", "command"):
         if key not in sweep:
             raise UserError(f"{path.name}: the key '{key}' is missing")
-    require(
-        sweep["method"] in ("grid", "random"), f"{path.name}: method", sweep["method"], "grid, random (bayes needs W&B's server)"
-    )
+    method, cap = sweep["method"], sweep.get("run_cap")
+    require(method in ("grid", "random"), f"{path.name}: method", method, "grid, random (bayes needs W&B's server)")
+    require(cap is None or (type(cap) is int and cap >= 1), f"{path.name}: run_cap", cap, "a number of cells, 1 or more")
+    require(isinstance(sweep["command"], list), f"{path.name}: command", sweep["command"], "a list of words")
+    require(isinstance(sweep["parameters"], dict), f"{path.name}: parameters", sweep["parameters"], "keys with their values")
     for key, entry in sweep["parameters"].items():
         if not isinstance(entry, dict) or not entry:
             raise UserError(f"{path.name}: parameters.{key} has no values; allowed: {', '.join(ENTRIES)}")
         for k in entry:
             require(k in ENTRIES, f"{path.name}: parameters.{key}: key", f"'{k}'", ", ".join(ENTRIES))
+        values = entry.get("values", [0])
+        require(isinstance(values, list) and values, f"{path.name}: parameters.{key}.values", values, "a list of one or more")
+        for k in ("min", "max"):
+            number = entry.get(k, 0)
+            hint = " (YAML wants 1.0e-3, not 1e-3)" if isinstance(number, str) else ""
+            require(type(number) in (int, float), f"{path.name}: parameters.{key}.{k}", repr(number), f"a number{hint}")
     return sweep
 
 
@@ -114,32 +139,42 @@ def draw(key: str, entry: dict, rng: random.Random) -> float:
     if "min" not in entry or "max" not in entry:
         raise UserError(f"parameters.{key}: give value, values, or min and max")
     low, high = entry["min"], entry["max"]
+    require(low <= high, f"parameters.{key}.min", low, f"at most max, {high}")
     kind = entry.get("distribution", "int_uniform" if isinstance(low, int) and isinstance(high, int) else "uniform")
     if kind == "int_uniform":
         return rng.randint(low, high)
     if kind == "uniform":
         return rng.uniform(low, high)
     if kind == "log_uniform_values":
+        require(low > 0, f"parameters.{key}.min", low, "above 0 for log_uniform_values")
         return math.exp(rng.uniform(math.log(low), math.log(high)))
     raise UserError(f"parameters.{key}.distribution: {kind} given; allowed: int_uniform, uniform, log_uniform_values")
 
 
 def called(parameters: dict) -> str:
-    """A folder name for a cell, such as alpha=0.05,distillation=IDKD,seed=0."""
+    """A folder name for a cell, such as seed=0,alpha=0.05,distillation=IDKD-start24-priorNone."""
 
     def word(value: object) -> str:
         if isinstance(value, dict):
-            value = value.get("class_path", randomness.seed_of(0, json.dumps(value, sort_keys=True)) % 10**6)
+            given = value.get("init_args", {} if "class_path" in value else value) or {}
+            parts = [str(value.get("class_path", "")).split(".")[-1], *(f"{k}{word(v)}" for k, v in given.items())]
+            return "-".join(filter(None, parts))
         return "".join(c if c.isalnum() or c in ".-+" else "_" for c in str(value).split("/")[-1])
 
     keys = list(parameters)
     short = {k: k.rsplit(".", 1)[-1] for k in keys}
     short = {k: s if list(short.values()).count(s) == 1 else k for k, s in short.items()}
-    return ",".join(f"{short[k]}={word(v)}" for k, v in parameters.items())
+    name = ",".join(f"{short[k]}={word(v)}" for k, v in parameters.items())
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}~{digest(parameters)}"
+
+
+def digest(value: object) -> str:
+    """Eight letters that stand for ``value``."""
+    return f"{randomness.seed_of(0, json.dumps(value, sort_keys=True)) % 16**8:08x}"
 
 
 def cells(path: Path, runs: str) -> list[Cell]:
-    """Every cell of a sweep file, parsed as the agent would have it; a mistake in any of them is told here."""
+    """Every cell of a sweep file, parsed as the agent would have it; mistakes are told before anything is written."""
     from lightning_idkd.cli import configure
 
     sweep = read(path)
@@ -150,58 +185,67 @@ def cells(path: Path, runs: str) -> list[Cell]:
         )
     points, found, names = combinations(sweep), [], []
     varied = [k for k in sweep["parameters"] if len({json.dumps(p[k], sort_keys=True) for p in points}) > 1]
-    for point in points:
-        name = called({k: point[k] for k in varied}) or "cell"
-        names.append(name)
-        name += f",{names.count(name)}" * (names.count(name) > 1)
-        folder = Path(runs) / path.stem / name
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "cell.json", lambda part, point=point: part.write_text(json.dumps(point, indent=1) + "\n"))
-        arguments = [str(folder / "cell.json") if a == "${args_json_file}" else a for a in command[command.index("fit") + 1 :]]
-        arguments += ["--run.dir", str(folder.parent), "--run.name", name]
-        try:
-            config = configure(arguments)
-            config.check()
-        except UserError as e:
-            raise UserError(f"{path.name}, cell {name}: {e}") from e
-        start = config.distillation and epoch_of(config.distillation.start, config.train.epochs, "distillation.start")
-        found.append(Cell(name, point, arguments, config, start))
+    with TemporaryDirectory() as drafts:
+        for point in points:
+            name = called({k: point[k] for k in varied}) or "cell"
+            names.append(name)
+            name += f",{names.count(name)}" * (names.count(name) > 1)
+            file, draft = Path(runs) / path.stem / name / "cell.json", Path(drafts) / f"{len(found)}.json"
+            draft.write_text(json.dumps(point))
+            place = ["--run.dir", str(file.parent.parent), "--run.name", name]
+            arguments, tried = (
+                [str(parameters) if a == "${args_json_file}" else a for a in command[command.index("fit") + 1 :]] + place
+                for parameters in (file, draft)
+            )
+            try:
+                config = configure(tried)
+                config.check()
+            except UserError as e:
+                raise UserError(f"{path.name}, cell {name}: {e}") from e
+            start = config.distillation and epoch_of(config.distillation.start, config.train.epochs, "distillation.start")
+            found.append(Cell(name, point, arguments, config, start))
+    try:
+        for cell in found:
+            file = cell.folder.path.parent / "cell.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write(file, lambda part, cell=cell: part.write_text(json.dumps(cell.parameters, indent=1) + "\n"))
+    except OSError as e:
+        raise UserError(f"--dir: cannot write to '{runs}' ({e.strerror})") from e
     return found
 
 
-def share(found: list[Cell]) -> list[Cell]:
-    """Let cells with one initial training fork from one of them, or from a run made for that; returns all runs."""
+def share(found: list[Cell], runs: str) -> list[Cell]:
+    """Let cells with one initial training fork from a run made for that, which other sweeps share too; returns all runs."""
     groups: list[list[Cell]] = []
+    latest = max((c.start for c in found if c.start), default=math.inf)
     for cell in found:
-        alike = (g for g in groups if difference(cell.config.resolved, g[0].config.resolved, SHARED) is None)
-        group = next(alike, None)
+        group = next((g for g in groups if all(cell.begins_like(other, latest) for other in g)), None)
         if group is None:
             groups.append([cell])
         else:
             group.append(cell)
-    runs = list(found)
+    made = []
     for group in groups:
-        forks = [c for c in group if c.start]
-        if len(group) < 2 or not forks:
+        if not any(c.start for c in group):
             continue
-        base = next((c for c in group if c.start is None), None)
-        if base is None:
-            base = initial(forks)
-            runs.append(base)
-        base.keep = {c.start for c in forks}
-        for cell in forks:
-            cell.source = base
-    return runs
+        base = initial(group, runs)
+        if len(group) > 1 or base.done():
+            made.append(base)
+            for cell in group:
+                cell.source = base
+    return [*found, *made]
 
 
-def initial(forks: list[Cell]) -> Cell:
-    """A run of the initial training alone, up to the last start."""
+def initial(group: list[Cell], runs: str) -> Cell:
+    """A run of the initial training alone, up to the last start, in runs/initial/."""
     from lightning_idkd.cli import configure
 
-    first, until = forks[0], max(c.start for c in forks)
-    name = f"initial,{randomness.seed_of(0, first.name) % 10**6:06d}"
-    arguments = [*first.arguments, "--distillation", "null", "--run.name", name]
-    return Cell(name, {}, arguments, configure(arguments), None, until=until)
+    starts = {c.start for c in group if c.start}
+    first = max(group, key=lambda c: c.start or 0)
+    name = digest([{k: at(first.config.resolved, k) for k in SHARED}, first.rates(max(starts))])
+    arguments = [*first.arguments, "--distillation", "null", "--calibration", "null", "--data.public", "null", "--run.dir",
+                 str(Path(runs) / "initial"), "--run.name", name]  # fmt: skip
+    return Cell(f"initial training {name}", {}, arguments, configure(arguments), None, keep=starts, until=max(starts))
 
 
 class Runner:
@@ -209,9 +253,9 @@ class Runner:
 
     def __init__(self, runs: list[Cell], jobs: int):
         self.runs, self.jobs = runs, jobs
-        self.threads = max(1, (os.cpu_count() or 1) // jobs)
         self.processes: set[subprocess.Popen] = set()
         self.stopping = False
+        self.starting = threading.Lock()  # so that `stop` finds every process that was begun before it
         self.finished = {id(cell): threading.Event() for cell in runs}
 
     def start(self, cell: Cell) -> None:
@@ -227,22 +271,30 @@ class Runner:
                 cell.state = "failed: its initial training did"
             else:
                 cell.state = self._process(cell)
+        except (OSError, UserError) as e:
+            cell.state = f"failed: {e}"
         finally:
             self.finished[id(cell)].set()
 
     def _process(self, cell: Cell) -> str:
+        devices = cell.config.run.devices
+        threads = max(1, (os.cpu_count() or 1) // (self.jobs * (devices if isinstance(devices, int) else 1)))
         command = [sys.executable, "-m", "lightning_idkd", "fit", *cell.arguments, "--run.resume", "auto"]
-        command += ["--run.threads", str(self.threads)] * (cell.config.run.threads is None)
+        command += ["--run.threads", str(threads)] * (cell.config.run.threads is None)
         command += ["--run.keep", str(sorted(cell.keep))] * bool(cell.keep)
         command += ["--run.until", str(cell.until)] * (cell.until is not None)
         if cell.source is not None:
             command += ["--run.from", str(cell.source.checkpoint(cell.start))]
-        cell.state = "running"
         log = cell.folder.path.parent / "log.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as out:
-            # in a session of its own: Ctrl-C comes from `stop` alone, since a second one would cost it its checkpoint
-            process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
-            self.processes.add(process)
+            with self.starting:
+                if self.stopping:
+                    return "stopped"
+                cell.state = "running"
+                # in a session of its own: Ctrl-C comes from `stop` alone, since a second one would cost it its checkpoint
+                process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
+                self.processes.add(process)
             status = process.wait()
             self.processes.discard(process)
         if status == 0 and cell.done():
@@ -254,9 +306,10 @@ class Runner:
 
     def stop(self) -> None:
         """Let every process end with a checkpoint."""
-        self.stopping = True
-        for process in list(self.processes):
-            process.send_signal(signal.SIGINT)
+        with self.starting:
+            self.stopping = True
+            for process in list(self.processes):
+                process.send_signal(signal.SIGINT)
 
     def run(self) -> bool:
         """Run all; returns whether all came to their end."""
@@ -293,6 +346,7 @@ class Runner:
 
     def table(self):
         """What every cell is doing."""
+        from rich.markup import escape
         from rich.table import Table
 
         count = sum(c.state == "done" for c in self.runs)
@@ -305,11 +359,17 @@ class Runner:
                 if last
                 else ["", "", ""]
             )
-            table.add_row(cell.name, cell.state, *shown)
+            table.add_row(escape(cell.name), escape(cell.state), *shown)
         return table
 
 
 def run(path: Path, jobs: int, runs: str) -> bool:
     """Run a sweep file here; returns whether every cell came to its end."""
     require(jobs >= 1, "jobs", jobs, "1 or more")
-    return Runner(share(cells(path, runs)), jobs).run()
+    found, folder = cells(path, runs), Path(runs) / path.stem
+    with locked(folder, f"another process runs this sweep in '{folder}'; wait for it, or stop it"):
+        before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a queue's end, as Ctrl-C
+        try:
+            return Runner(share(found, runs), jobs).run()
+        finally:
+            signal.signal(signal.SIGTERM, before)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -64,30 +64,55 @@ class TestCells:
     def test_names_say_what_varies_and_only_that(self, file, tmp_path):
         path = file({"seed": {"values": [0, 1]}, "train.lr": {"value": 0.05}, "distillation": METHODS})
         names = [c.name for c in sweep.cells(path, str(tmp_path / "runs"))]
-        assert names[:3] == ["seed=0,distillation=None", "seed=0,distillation=VanillaKD", "seed=0,distillation=IDKD"]
+        assert names[:3] == [
+            "seed=0,distillation=None",
+            "seed=0,distillation=VanillaKD-start2",
+            "seed=0,distillation=IDKD-start2",
+        ]
         assert len(set(names)) == 6
 
-    def test_cells_that_differ_after_the_start_share_their_initial_training(self, file, tmp_path):
-        runs = sweep.share(sweep.cells(file({"seed": {"values": [0, 1]}, "distillation": METHODS}), str(tmp_path / "runs")))
-        assert len(runs) == 6  # the cell without distillation serves
-        for cell in runs:
-            seed = cell.parameters["seed"]
-            assert (cell.source is None) == (cell.parameters["distillation"] is None)
-            assert cell.source is None or cell.source.parameters == {"seed": seed, "distillation": None}
-            assert cell.keep == ({2} if cell.source is None else set())
+    def test_long_names_are_cut_and_stay_apart(self):
+        names = [sweep.called({"a": "x" * 300 + end}) for end in "yz"]
+        assert names[0] != names[1]
+        assert max(map(len, names)) < 200
 
-    def test_without_such_a_cell_one_run_of_the_initial_training_is_added(self, file, tmp_path):
+    def test_cells_that_differ_after_the_start_share_their_initial_training(self, file, tmp_path):
         late = {"class_path": "IDKD", "init_args": {"start": 3}}
-        runs = sweep.share(
-            sweep.cells(file({"distillation": {"values": [*METHODS["values"][1:], late]}}), str(tmp_path / "runs"))
-        )
-        *forks, first = runs
-        assert (first.until, first.keep, first.config.distillation) == (3, {2, 3}, None)
-        assert all(cell.source is first for cell in forks)
+        path = file({"seed": {"values": [0, 1]}, "distillation": {"values": [*METHODS["values"], late]}})
+        runs = sweep.share(sweep.cells(path, str(tmp_path / "runs")), str(tmp_path / "runs"))
+        *cells, zero, one = runs
+        assert len(cells) == 8
+        for first, seed in ((zero, 0), (one, 1)):
+            assert (first.until, first.keep, first.config.distillation, first.config.seed) == (3, {2, 3}, None, seed)
+            assert all(c.source is first for c in cells if c.config.seed == seed)
+        for cell in cells:
+            assert cell.source.checkpoint(cell.start).name == f"epoch_{cell.start or 3}.ckpt"
+
+    def test_other_sweeps_find_the_same_initial_training(self, file, tmp_path):
+        """Whatever their calibration and public set."""
+        score = {"class_path": "Youden", "init_args": {"score": "Energy"}}
+        runs = [
+            sweep.share(sweep.cells(file({"distillation": METHODS} | more, name), str(tmp_path / "runs")), str(tmp_path / "runs"))
+            for name, more in (("one", {}), ("two", {"calibration": {"value": score}, "data.public.samples": {"value": 100}}))
+        ]
+        assert runs[0][-1].folder.path == runs[1][-1].folder.path
+        assert {c.name for c in runs[0]} == {c.name for c in runs[1]}
+
+    def test_what_differs_after_the_exchange_alone_may_differ(self, file, tmp_path):
+        """The learning rate drops at 0.6 of 4 epochs, or later; the exchange is before epoch 2."""
+        late = {"class_path": "Step", "init_args": {"milestones": [0.9]}}
+        early = {"class_path": "Step", "init_args": {"milestones": [0.25]}}
+        path = file({"train.schedule": {"values": [late, {"class_path": "Step"}, early]}, "distillation": METHODS})
+        runs = sweep.share(sweep.cells(path, str(tmp_path / "runs")), str(tmp_path / "runs"))
+        sources = [c.source.name for c in runs if c.source]
+        assert len(sources) == 9
+        assert len(set(sources[:6])) == 1
+        assert len(set(sources)) == 2
 
     def test_other_learning_rates_share_nothing(self, file, tmp_path):
         assert all(
-            c.source is None for c in sweep.share(sweep.cells(file({"train.lr": {"values": [0.1, 0.2]}}), str(tmp_path / "runs")))
+            c.source is None
+            for c in sweep.share(sweep.cells(file({"train.lr": {"values": [0.1, 0.2]}}), str(tmp_path / "runs")), str(tmp_path))
         )
 
 
@@ -119,6 +144,13 @@ class TestMistakes:
             ({"parameters": {"train.lr": {"vals": [1]}}}, ["parameters.train.lr", "vals", "values"]),
             ({"parameters": {"train.lr": {"min": 0.1, "max": 1}}}, ["train.lr", "grid needs values"]),
             ({"method": "random"}, ["run_cap"]),
+            ({"parameters": ["seed"]}, ["parameters", "seed"]),
+            ({"parameters": {"seed": {"values": 3}}}, ["parameters.seed.values", "3", "list"]),
+            ({"parameters": {"seed": {"values": []}}}, ["parameters.seed.values", "list of one or more"]),
+            ({"parameters": {"train.lr": {"min": "1e-3", "max": 1}}}, ["parameters.train.lr.min", "1.0e-3"]),
+            ({"method": "random", "run_cap": "many"}, ["run_cap", "many"]),
+            ({"method": "random", "run_cap": 1, "parameters": {"train.lr": {"min": 2, "max": 1}}}, ["train.lr.min", "at most"]),
+            ({"command": "fit"}, ["command", "list of words"]),
             ({"parameters": {"train.lrr": {"values": [0.1]}}}, ["cell", "train.lrr", "'lr'"]),
             ({"parameters": {"train.lr": {"values": [0.1, 0]}}}, ["lr=0", "train.lr", "above 0"]),
         ],
@@ -129,11 +161,17 @@ class TestMistakes:
         said = capsys.readouterr().err
         for word in words:
             assert word in said
-        assert not list((tmp_path / "runs").rglob("config.yaml"))
+        assert not (tmp_path / "runs").exists()
 
-    def test_a_missing_file(self, capsys):
-        assert main(["sweep", "nowhere.yaml"]) == 2
-        assert "nowhere.yaml" in capsys.readouterr().err
+    def test_a_missing_file(self, tmp_path, capsys):
+        for path in ("nowhere.yaml", str(tmp_path)):
+            assert main(["sweep", path]) == 2
+            assert path in capsys.readouterr().err
+
+    def test_a_file_in_the_place_of_the_folder(self, file, tmp_path, capsys):
+        (tmp_path / "runs").write_text("")
+        assert main(["sweep", str(file({"seed": {"values": [0]}})), "--dir", str(tmp_path / "runs")]) == 2
+        assert "--dir" in capsys.readouterr().err
 
     def test_a_distribution_that_is_not_known(self):
         with pytest.raises(UserError, match=r"distribution: q_normal given; allowed: int_uniform, uniform, log_uniform_values"):
@@ -144,22 +182,56 @@ class TestMistakes:
 
 @pytest.mark.slow
 def test_a_stopped_sweep_is_completed_and_a_failing_cell_stops_no_other(file, tmp_path):
-    """Four cells, of which one has a learning rate that diverges."""
-    path = file({"train.lr": {"values": [0.1, 1e9]}, "distillation": {"values": METHODS["values"][::2]}})
+    """Four cells, of which two diverge in their initial training; ended once by Ctrl-C and once by a queue's SIGTERM."""
+    path = file({"train.lr": {"values": [0.1, 1e9]}, "distillation": {"values": METHODS["values"][1:]}})
     command = [sys.executable, "-m", "lightning_idkd", "sweep", str(path), "--jobs", "2", "--dir", str(tmp_path / "runs")]
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=alone)
-    while not list((tmp_path / "runs").rglob("last.ckpt")) and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 1
-    assert "Traceback" not in said
+    for end in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=alone)
+        assert any(": running" in line for line in process.stdout)
+        again = subprocess.run(command, capture_output=True, text=True, env=alone, timeout=60)
+        assert again.returncode == 2
+        assert "another process runs this sweep" in again.stderr
+        process.send_signal(end)
+        said = process.communicate(timeout=120)[0]
+        assert process.returncode == 1
+        assert "Traceback" not in said
     done = subprocess.run(command, capture_output=True, text=True, env=alone, timeout=300)
     assert done.returncode == 1
-    assert "2 of 4 done" in done.stdout
     assert "not finite" in done.stdout
-    for name in ("lr=0.1,distillation=None", "lr=0.1,distillation=IDKD"):
-        assert (tmp_path / "runs" / "some" / name / "latest" / "summary.json").exists()
-    fork = json.loads((tmp_path / "runs" / "some" / "lr=0.1,distillation=IDKD" / "latest" / "summary.json").read_text())
-    assert "lr=0.1,distillation=None" in fork["from"]
+    for method in ("VanillaKD", "IDKD"):
+        run = tmp_path / "runs" / "some" / f"lr=0.1,distillation={method}-start2"
+        assert len(list(run.glob("2*"))) == 1
+        assert "/initial/" in json.loads((run / "latest" / "summary.json").read_text())["from"]
+        assert "its initial training did" in done.stdout
+
+
+def test_what_a_cell_says_is_shown_as_it_is(tmp_path):
+    """Brackets are no markup."""
+    from rich.console import Console
+
+    config = configure(["--data.private", "Digits", "--run.dir", str(tmp_path)])
+    cell = sweep.Cell("a[cpu]b", {}, [], config, None, state="failed: cannot open [/data/x]")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(sweep.Runner([cell], 1).table())
+    shown = console.export_text()
+    assert "a[cpu]b" in shown
+    assert "[/data/x]" in shown
+
+
+def test_processes_of_a_cell_share_the_cores(file, tmp_path, monkeypatch):
+    commands = []
+
+    class Process:
+        def __init__(self, command, **_):
+            commands.append(command)
+
+        def wait(self):
+            return 1
+
+    monkeypatch.setattr(sweep.subprocess, "Popen", Process)
+    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 16)
+    for devices, threads in ((1, "8"), (4, "2")):
+        path = file({"run.devices": {"value": devices}}, f"on{devices}")
+        sweep.Runner(sweep.cells(path, str(tmp_path / "runs")), 2).run()
+        assert commands[-1][commands[-1].index("--run.threads") + 1] == threads
