@@ -7,14 +7,16 @@ import io
 import json
 import math
 import statistics
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning_idkd.errors import UserError, did_you_mean, require
-from lightning_idkd.run_folder import RunFolder, difference
+from lightning_idkd.run_folder import RESULT, RunFolder, difference
 
 SETTING = ("graph", "data", "node", "train")
 METHOD = ("gossip", "calibration", "distillation", "callbacks")
+ALIKE = tuple(key for key in RESULT if key != "seed")
 METRICS = ("accuracy/node_mean", "accuracy/node_min", "accuracy/consensus")
 
 
@@ -36,10 +38,17 @@ def gather(paths: list[str]) -> list[tuple[dict, dict]]:
         if not path.exists():
             raise UserError(f"'{text}' does not exist; give run folders, or folders with runs below them")
         summaries = [path / "summary.json"] if (path / "summary.json").exists() else path.rglob("summary.json")
-        for summary in sorted({s.resolve() for s in summaries}, reverse=True):
-            config = RunFolder(summary.parent).config()
-            if all(difference(config, other) is not None for other, _ in found):
-                found.append((config, json.loads(summary.read_text())))
+        folders = {s.resolve().parent for s in summaries}
+        for folder in sorted(folders, key=lambda f: (f.name, str(f)), reverse=True):  # a run's name begins with its time
+            try:
+                config, summary = RunFolder(folder).config(), json.loads((folder / "summary.json").read_text())
+                same = any(difference(config, other) is None for other, _ in found)
+                _ = summary["seed"]
+            except (OSError, KeyError, TypeError, ValueError):
+                print(f"left out: '{folder}' is no run of this version", file=sys.stderr)
+                continue
+            if not same:
+                found.append((config, summary))
     if not found:
         raise UserError(f"no finished run (summary.json) at or below {', '.join(paths)}")
     return found
@@ -56,7 +65,10 @@ def flat(value: object, key: str = "") -> dict[str, object]:
             found |= flat(v, f"{key}.{k}".lstrip("."))
         return found
     if isinstance(value, list) and any(isinstance(v, dict) for v in value):
-        return {key: "+".join(str(flat(v, "x").get("x", v)) for v in value)}
+        found = {key: "+".join(str(flat(v, "x").get("x", v)) for v in value)}
+        for v in value:
+            found |= {k: w for k, w in flat(v, f"{key}.{flat(v, 'x').get('x', '')}").items() if k.count(".") > 1}
+        return found
     return {key: value}
 
 
@@ -86,17 +98,23 @@ def rows(runs: list[tuple[dict, dict]], metrics: list[str]) -> list[Row]:
     # a class that only some runs have brings arguments that only these have: they say nothing beyond its name
     varied = {k for k in set().union(*flats) if len({repr(f[k]) for f in flats if k in f}) > 1}
     varied |= {k for k in set().union(*flats) if k in METHOD and len({repr(f.get(k)) for f in flats}) > 1}
-    found: dict[tuple[str, str], Row] = {}
+    found: list[tuple[dict, Row]] = []  # a config, but for its seed, and its row
     for config, summary in runs:
-        setting, method = label(config, SETTING, varied), label(config, METHOD, varied)
-        row = found.setdefault((setting, method), Row(setting, method))
+        row = next((row for other, row in found if difference(config, other, ALIKE) is None), None)
+        if row is None:
+            row = Row(label(config, SETTING, varied), label(config, METHOD, varied))
+            for other, theirs in found:
+                if (row.setting, row.method) == (theirs.setting, theirs.method):
+                    key, ours, _ = difference(config, other, ALIKE)
+                    row.method += f" {key}={ours}"  # nothing above tells them apart
+            found.append((config, row))
         for metric in metrics:
             value: object = summary
             for part in metric.split("/"):
                 value = value.get(part) if isinstance(value, dict) else None
             if isinstance(value, (int, float)):
                 row.values.setdefault(metric, {})[summary["seed"]] = value
-    return sorted(found.values(), key=lambda r: (r.setting, r.method))
+    return sorted((row for _, row in found), key=lambda r: (r.setting, r.method))
 
 
 def spread(values: list[float]) -> tuple[float, float | None]:
@@ -120,8 +138,9 @@ def number(metric: str, mean: float, sd: float | None, sign: bool = False) -> st
     return f"{scale * mean:{'+' if sign else ''}{form}}" + ("" if sd is None else f" ± {scale * sd:{form}}")
 
 
-def table(runs: list[tuple[dict, dict]], metrics: list[str], baseline: str | None = None) -> tuple[list[str], list[list[str]]]:
-    """Head and lines: setting, method, seeds, every metric, and the first metric's difference to ``baseline``."""
+def table(runs: list[tuple[dict, dict]], metrics: list[str], baseline: str | None = None) -> tuple[list[str], list[list]]:
+    """Head and lines: setting, method, number of seeds, then (mean, spread) of every metric, and of the first one's difference
+    to ``baseline``; None where there is none. Spreads are standard deviations, the difference's is its standard error."""
     made = rows(runs, metrics)
     for metric in metrics:
         if not any(metric in row.values for row in made):
@@ -134,40 +153,41 @@ def table(runs: list[tuple[dict, dict]], metrics: list[str], baseline: str | Non
     head = ["setting", "method", "seeds", *metrics] + [f"against {baseline}"] * bool(baseline)
     lines = []
     for row in made:
-        cells = [number(m, *spread(list(row.values[m].values()))) if m in row.values else "-" for m in metrics]
+        cells = [spread(list(row.values[m].values())) if m in row.values else None for m in metrics]
         if baseline is not None:
-            found = paired(row, against[row.setting], metrics[0]) if row.setting in against and row.method != baseline else None
-            cells.append("-" if found is None else number(metrics[0], *found, sign=True))
-        lines.append([row.setting, row.method, str(max(map(len, row.values.values()), default=0)), *cells])
+            there = row.setting in against and row.method != baseline
+            cells.append(paired(row, against[row.setting], metrics[0]) if there else None)
+        lines.append([row.setting, row.method, max(map(len, row.values.values()), default=0), *cells])
     return head, lines
 
 
-def titled(name: str) -> str:
-    """A metric's name as a title."""
-    return name.removeprefix("accuracy/").replace("_", " ")
+LEGEND = "accuracy in %; mean ± standard deviation over seeds; difference: mean ± standard error, paired by seed"
 
 
-def text(head: list[str], lines: list[list[str]], form: str) -> str:
-    """The table as such, as Markdown, LaTeX, or CSV, which has spreads in columns of their own."""
+def text(head: list[str], lines: list[list], form: str) -> str:
+    """The table as such, as Markdown, LaTeX, or CSV, which has all digits and spreads in columns of their own."""
+    metrics = [name if not name.startswith("against ") else head[3] for name in head[3:]]
     if form == "csv":
-        columns = [*head[:3], *(f"{name}{of}" for name in head[3:] for of in ("", " spread"))]
+        spreads = [f"{name} {'se' if name.startswith('against ') else 'sd'}" for name in head[3:]]
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows(
-            [
-                columns,
-                *(
-                    [*line[:3], *(part for cell in line[3:] for part in ("" if cell == "-" else cell).partition(" ± ")[::2])]
-                    for line in lines
-                ),
-            ]
-        )
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow([*head[:3], *(name for pair in zip(head[3:], spreads, strict=True) for name in pair)])
+        table.writerows([*line[:3], *(part for cell in line[3:] for part in cell or (None, None))] for line in lines)
         return out.getvalue()
-    head = list(map(titled, head))
+
+    def shown(metric: str, name: str, cell: tuple[float, float | None] | None) -> str:
+        return "-" if cell is None else number(metric, *cell, sign=name.startswith("against "))
+
+    cells = [
+        [*map(str, line[:3]), *(shown(m, name, c) for m, name, c in zip(metrics, head[3:], line[3:], strict=True))]
+        for line in lines
+    ]
+    head = [name.removeprefix("accuracy/").replace("_", " ") for name in head]
     if form == "table":  # never cut: what sets two rows apart may be at their ends
-        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
         padded = [[c.ljust(w) if j < 2 else c.rjust(w) for j, (c, w) in enumerate(zip(line, widths, strict=True))]
-                for line in (head, ["-" * w for w in widths], *lines)]  # fmt: skip
-        return "".join(f"{'  '.join(row).rstrip()}\n" for row in padded)
+                  for line in (head, ["-" * w for w in widths], *cells)]  # fmt: skip
+        return "".join(f"{'  '.join(row).rstrip()}\n" for row in padded) + f"{LEGEND}\n"
     if form == "latex":
 
         def escaped(cell: str) -> str:
@@ -175,16 +195,13 @@ def text(head: list[str], lines: list[list[str]], form: str) -> str:
                 cell = cell.replace(a, b)
             return cell
 
-        body = "".join(" & ".join(map(escaped, line)) + r" \\" + "\n" for line in lines)
+        body = "".join(" & ".join(map(escaped, line)) + r" \\" + "\n" for line in cells)
         columns = "ll" + "r" * (len(head) - 2)
-        return (f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{' & '.join(map(escaped, head))} \\\\\n\\midrule\n{body}"
-                "\\bottomrule\n\\end{tabular}\n")  # fmt: skip
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))
+        return (f"% {LEGEND}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{' & '.join(map(escaped, head))} \\\\\n\\midrule\n"
+                f"{body}\\bottomrule\n\\end{{tabular}}\n")  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *cells)) + f"\n*{LEGEND}*\n"
 
 
 def show(paths: list[str], metrics: list[str], baseline: str | None, form: str) -> None:
     """Print the table."""
-    head, lines = table(gather(paths), metrics, baseline)
-    print(text(head, lines, form), end="")
-    if form == "table":
-        print("accuracy in %; mean ± standard deviation over seeds; difference: mean ± standard error, paired by seed")
+    print(text(*table(gather(paths), metrics, baseline), form), end="")

@@ -40,7 +40,9 @@ def runs(tmp_path):
 
 
 def table(runs, baseline="none"):
-    return compare.table(compare.gather([str(runs)]), [METRIC], baseline)
+    head, lines = compare.table(compare.gather([str(runs)]), [METRIC], baseline)
+    cells = [[*map(str, line[:3]), *("-" if c is None else compare.number(METRIC, *c) for c in line[3:])] for line in lines]
+    return head, cells
 
 
 def test_rows_are_methods_in_settings_with_mean_and_deviation_over_seeds(runs):
@@ -59,13 +61,13 @@ def test_differences_are_paired_by_seed(runs):
     head, lines = table(runs)
     assert head[-1] == "against none"
     idkd = math.sqrt(((4 - 19 / 3) ** 2 + (7 - 19 / 3) ** 2 + (8 - 19 / 3) ** 2) / 2 / 3)
-    assert [line[-1] for line in lines] == [f"+6.3 ± {idkd:.1f}", "+3.5 ± 0.5", "-", "-"]
+    assert [line[-1] for line in lines] == [f"6.3 ± {idkd:.1f}", "3.5 ± 0.5", "-", "-"]
 
 
 def test_of_runs_with_one_config_the_newest_counts(runs):
     again = runs / "None-0.1" / "1"
-    newer = runs / "None-0.1" / "9"
-    newer.mkdir()
+    newer = runs / "A name that comes first" / "9"
+    newer.mkdir(parents=True)
     (newer / "config.yaml").write_text((again / "config.yaml").read_text())
     (newer / "summary.json").write_text(json.dumps({"seed": 1, "accuracy": {"node_mean": 0.62}}))
     assert table(runs, None)[1][2] == ["alpha=0.1", "none", "3", "57.3 ± 6.4"]
@@ -74,22 +76,48 @@ def test_of_runs_with_one_config_the_newest_counts(runs):
 def test_markdown_csv_and_latex_hold_the_same_cells(runs, capsys):
     for form, wanted in (
         ("markdown", "| alpha=0.1 | IDKD | 3 | 60.3 ± 7.1 |"),
-        ("csv", "alpha=0.1,IDKD,3,60.3,7.1"),
+        ("csv", "alpha=0.1,IDKD,3,0.603"),
         ("latex", r"alpha=0.1 & IDKD & 3 & 60.3 $\pm$ 7.1 \\"),
     ):
-        assert main(["compare", str(runs), "--metrics", f"[{METRIC}]", "--format", form]) == 0
+        assert main(["compare", str(runs), "--metrics", METRIC, "--format", form]) == 0
         assert wanted in capsys.readouterr().out
-    assert main(["compare", str(runs), "--metrics", "[communication/label_bytes]", "--format", "latex"]) == 0
+    assert main(["compare", str(runs), "--metrics", "communication/label_bytes", "--format", "latex"]) == 0
     assert r"communication/label bytes \\" in capsys.readouterr().out
 
 
-def test_a_row_without_a_value_is_empty_in_csv(runs):
-    assert compare.text(*table(runs), "csv").splitlines()[-1] == "alpha=1.0,none,3,70.0,0.0,,"
+def test_csv_has_all_digits_and_names_its_spreads(runs):
+    head, idkd, _, _, last = compare.text(*compare.table(compare.gather([str(runs)]), [METRIC], "none"), "csv").splitlines()
+    assert head == f"setting,method,seeds,{METRIC},{METRIC} sd,against none,against none se"
+    assert float(idkd.split(",")[3]) == pytest.approx(1.81 / 3, rel=1e-12)
+    assert last.endswith(",,")
+
+
+def test_what_labels_do_not_tell_apart_is_not_one_row(runs):
+    """A key outside a method's and a setting's groups, and the argument of an extra callback."""
+    drops = [{"callbacks": [{"class_path": "m.Drop", "init_args": {"p": p}}]} for p in (0.1, 0.5)]
+    for name, change in zip("abc", ({"run": {"precision": 64}}, *drops), strict=True):
+        folder = runs / name / "0"
+        folder.mkdir(parents=True)
+        config = yaml.safe_load((runs / "None-0.1" / "0" / "config.yaml").read_text()) | change
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "summary.json").write_text(json.dumps({"seed": 0, "accuracy": {"node_mean": 0.5}}))
+    methods = [line[1] for line in table(runs, None)[1]]
+    assert len(methods) == len(set(methods) | {"again"}) == 7
+    assert any("64" in m or "32" in m for m in methods)
+    assert any("p=0.1" in m for m in methods)
+    assert any("p=0.5" in m for m in methods)
+
+
+def test_foreign_files_are_left_out_with_a_line(runs, capsys):
+    (runs / "summary").mkdir()
+    (runs / "summary" / "summary.json").write_text("{}")
+    assert len(table(runs, None)[1]) == 4
+    assert "left out" in capsys.readouterr().err
 
 
 def test_the_terminal_shows_every_setting_whole(runs, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    assert main(["compare", str(runs), "--metrics", f"[{METRIC}]", "--baseline", "none"]) == 0
+    assert main(["compare", str(runs), "--metrics", METRIC, "--baseline", "none"]) == 0
     said = capsys.readouterr().out
     assert "…" not in said
     assert said.count("alpha=0.1") == 3
@@ -104,8 +132,8 @@ def test_settings_are_named_by_the_ends_of_their_keys_that_tell_them_apart():
     ("arguments", "words"),
     [
         (["nowhere"], ["nowhere", "does not exist"]),
-        (["{runs}", "--metrics", "[accuracy/node_men]"], ["accuracy/node_men", "'accuracy/node_mean'"]),
-        (["{runs}", "--metrics", f"[{METRIC}]", "--baseline", "IDK"], ["--baseline", "IDK", "'IDKD'", "VanillaKD"]),
+        (["{runs}", "--metrics", "accuracy/node_men"], ["accuracy/node_men", "'accuracy/node_mean'"]),
+        (["{runs}", "--metrics", METRIC, "--baseline", "IDK"], ["--baseline", "IDK", "'IDKD'", "VanillaKD"]),
         (["{runs}", "--format", "html"], ["format", "html", "latex"]),
         (["{runs}/empty"], ["no finished run"]),
     ],
