@@ -46,7 +46,7 @@ def parser(command: str = "fit"):
     p.add_class_arguments(config.NodeConfig, "node")
     p.add_class_arguments(config.TrainConfig, "train")
     p.add_argument("--gossip", type=config.Gossip, help="Decentralised optimiser: QGDSGDm, DSGD, AllReduce, Isolated, ...")
-    p.add_argument("--calibration", type=config.Calibration | None, help="Threshold of the OoD score: Youden, IdQuantile, Fixed.")
+    p.add_argument("--calibration", type=config.Calibration | None, help="How nodes fix the threshold of their OoD score.")
     p.add_argument("--distillation", type=config.Distillation | None, help="IDKD, VanillaKD, or null for none.")
     p.add_argument("--callbacks", type=list[config.Callback], default=[], help="Further callbacks.")
     p.add_argument("--logger", type=config.LoggerConfig | None, default=config.LoggerConfig(), help="Experiment logger, or null.")
@@ -193,7 +193,7 @@ def compare(arguments: list[str]) -> int:
 
     p = options("compare")
     p.add_argument("runs", nargs="+", help="Run folders, or folders with runs below them.")
-    p.add_argument("--metrics", type=list[str], default=list(METRICS), help="Keys of summary.json, with slashes.")
+    p.add_argument("--metrics", nargs="+", default=list(METRICS), help="Keys of summary.json, with slashes.")
     p.add_argument("--baseline", type=str | None, default=None, help="Method to take differences to, as the table names it.")
     p.add_argument("--format", type=Literal["table", "markdown", "csv", "latex"], default="table", help="How to print it.")
     given = p.parse_args(arguments)
@@ -204,21 +204,24 @@ def compare(arguments: list[str]) -> int:
 def evaluate(arguments: list[str]) -> int:
     import json
 
-    folder, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("", arguments)
-    export, as_json = None, "--json" in rest
+    rest = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--export=") else [a]) if part != "--json"]
+    as_json, export = "--json" in arguments, None
     if "--export" in rest:
         at = rest.index("--export")
         if at + 1 == len(rest):
             raise UserError("--export needs a folder")
         export, rest = rest[at + 1], rest[:at] + rest[at + 2 :]
-    if not folder:
-        print("usage: idkd evaluate RUN [--export FOLDER] [--json] [--data.private ... as for idkd fit]")
-        return 0 if {"-h", "--help"} & set(rest) else 2
+    if {"-h", "--help"} & set(rest):
+        print("usage: idkd evaluate RUN [--export FOLDER] [--json] [--data... and --calibration.score as for idkd fit]")
+        return 0
+    if not rest or rest[0].startswith("-"):
+        raise UserError("name the run first, as in idkd evaluate runs/NAME/latest")
+    folder, *rest = rest
     from lightning_idkd.loaded import evaluate, load, show
 
     if export:
         print("\n".join(map(str, load(folder).export(export))))
-    found = evaluate(folder, [a for a in rest if a != "--json"])
+    found = evaluate(folder, rest)
     if as_json:
         print(json.dumps(found, indent=1))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_idkd import metrics
+from lightning_idkd.callback import OodScore
 from lightning_idkd.cli import configure
 from lightning_idkd.config import Config
 from lightning_idkd.data.source import Images
@@ -16,8 +18,9 @@ from lightning_idkd.errors import UserError, require
 from lightning_idkd.evaluation import over_nodes
 from lightning_idkd.fit import node_maker
 from lightning_idkd.graph import Graph
-from lightning_idkd.node import NodeModule
-from lightning_idkd.run_folder import RunFolder, write
+from lightning_idkd.node import NodeModule, Outputs
+from lightning_idkd.randomness import permutation
+from lightning_idkd.run_folder import RunFolder, difference, write
 from lightning_idkd.stack import NodeStack, mean_buffers, run_network
 
 if TYPE_CHECKING:
@@ -51,6 +54,12 @@ class Run:
         mean, std = (self.images[k][:, None, None] for k in ("mean", "std"))
         for pixels in images.pixels.split(BATCH):
             yield (pixels.to(mean.dtype) - mean) / std
+
+    def outputs(self, module: NodeModule, images: Images) -> Outputs:
+        """Outputs of one model on ``images``, in their order; the batches are those of the run's own evaluation, shuffled, since
+        a network may use statistics of its batch and sets are often stored class by class."""
+        order = permutation(len(images), 0, "examined")
+        return run_network(module, self.batches(images[order]))[order.argsort()]
 
     def export(self, folder: str | Path) -> list[Path]:
         """Write the consensus model's parameters and buffers as ``consensus.safetensors`` and as a plain state dict."""
@@ -105,19 +114,29 @@ def load(path: str | Path, checkpoint: str | None = None) -> Run:
 def evaluate(path: str, changes: list[str]) -> dict:
     """Accuracy and calibration error of nodes and consensus on a test set, and the AUROC of it against a public set.
 
-    ``changes`` are data options as for ``idkd fit``, to look at other sets than those of the run.
+    ``changes`` are options as for ``idkd fit``: other sets than those of the run, and another ``calibration.score``.
+
+    Raises:
+        UserError: an option changes what was trained.
     """
     run = load(path)
     config = configure(["--config", str(run.folder.file("config.yaml")), *changes])
+    if found := difference(config.resolved, run.folder.config(), ("seed", "graph", "node", "train", "gossip", "distillation")):
+        raise UserError(
+            f"{found[0]}: {found[1]} given, but this run was trained with {found[2]}; evaluate takes data and calibration"
+        )
     images = run.images
     test = config.data.private.load("test", images["size"], images["channels"], key="data.private")
     require(
         len(test.classes) == images["classes"], "data.private: classes", len(test.classes), f"{images['classes']}, as trained"
     )
-    public = (
-        config.data.public.load("train", images["size"], images["channels"], key="data.public") if config.data.public else None
-    )
-    found = [judged(run, module, test, public) for module in [*run.stack.modules, run.consensus()]]
+    public, score = config.data.public, config.calibration and config.calibration.score
+    if score is not None and (score.fitted or type(score).perturb is not OodScore.perturb):
+        print(f"no AUROC: {type(score).__name__} needs a node's training data; give another --calibration.score", file=sys.stderr)
+        score = None
+    if public is not None and score is not None:
+        public = public.load("train", images["size"], images["channels"], key="data.public")
+    found = [judged(run, module, test, public, score) for module in [*run.stack.modules, run.consensus()]]
     nodes, consensus = found[:-1], found[-1]
     result: dict = {"run": str(run.folder.path), "images": len(test), "nodes": len(nodes)}
     for key in consensus:
@@ -125,19 +144,19 @@ def evaluate(path: str, changes: list[str]) -> dict:
     return result
 
 
-def judged(run: Run, module: NodeModule, test: Images, public: Images | None) -> dict[str, float]:
-    """Accuracy, expected calibration error (15 bins), and AUROC of the run's score of one model."""
+def judged(run: Run, module: NodeModule, test: Images, public: Images | None, score: OodScore | None) -> dict[str, float]:
+    """Accuracy, expected calibration error (15 bins), and AUROC of a score of one model."""
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    outputs = run_network(module, run.batches(test))
+    outputs = run.outputs(module, test)
     classes = outputs.logits.shape[1]
     found = {
         "accuracy": (outputs.logits.argmax(1) == test.labels).double().mean().item(),
         "calibration_error": multiclass_calibration_error(outputs.logits.softmax(1), test.labels, classes, n_bins=15).item(),
     }
-    score = run.config.calibration.score if run.config.calibration else None
-    if public is not None and score is not None and not score.fitted:
-        found["ood_auroc"] = metrics.auroc(score(outputs), score(run_network(module, run.batches(public))))
+    if public is not None and score is not None:
+        others = run.outputs(module, public)
+        found["ood_auroc"] = metrics.auroc(*score(Outputs.cat([outputs, others])).split([len(outputs), len(others)]))
     return found
 
 

@@ -1,7 +1,9 @@
-"""Where metrics go besides the run folder: Weights & Biases, TensorBoard, CSV; all through Lightning's loggers."""
+"""Where metrics go besides metrics.jsonl: Weights & Biases and TensorBoard, through Lightning's loggers, and CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 import netrc
 import os
 import secrets
@@ -20,9 +22,7 @@ def make(config: Config, folder: RunFolder) -> list:
     if asked is None:
         return []
     if asked.kind == "csv":
-        from lightning.fabric.loggers import CSVLogger
-
-        return [CSVLogger(str(folder.path), name="csv", version="")]
+        return [Table(folder)]
     if asked.kind == "tensorboard":
         from lightning.fabric.loggers import TensorBoardLogger
 
@@ -54,7 +54,7 @@ def wandb_logger(config: Config, folder: RunFolder):
             group=asked.group,
             id=ids.read_text(),
             resume="allow",
-            settings=wandb.Settings(silent=True, init_timeout=30),
+            settings=wandb.Settings(silent=True, init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", "30"))),
         )
         logger.experiment.define_metric("epoch")
         logger.experiment.define_metric("*", step_metric="epoch")
@@ -71,6 +71,7 @@ def wandb_logger(config: Config, folder: RunFolder):
                 f"W&B does not answer ({str(e).splitlines()[0]}): this run is logged offline, `wandb sync` sends it later",
                 flush=True,
             )
+            wandb.teardown()  # it still holds the run's id
             logger = start(True)
         logger.log_hyperparams(config.resolved)
     return logger
@@ -87,20 +88,46 @@ def logged_in() -> bool:
         return False
 
 
-def log(loggers: list, line: dict, pictures: dict[str, Path]) -> None:
-    """One line of metrics, at once; W&B also gets new pictures and the growing table of every node's values."""
-    numbers = {k: v for k, v in line.items() if isinstance(v, (int, float))}
+class Table:
+    """All lines of metrics as ``csv/metrics.csv``, written anew each time: a resumed run keeps its earlier ones."""
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+        folder.file("csv").mkdir(exist_ok=True)
+
+    def write(self, lines: list[dict]) -> None:
+        rows = [numbers(line) for line in lines]
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        self.folder.text("csv/metrics.csv", text.getvalue())
+
+    def finalize(self, status: str) -> None:
+        """Nothing is left to write."""
+
+
+def numbers(line: dict) -> dict[str, float]:
+    """What loggers can plot of a line of metrics."""
+    return {k: v for k, v in line.items() if isinstance(v, (int, float))}
+
+
+def log(loggers: list, lines: list[dict], pictures: dict[str, Path]) -> None:
+    """The last line of metrics, at once; W&B also gets new pictures and the growing table of every node's values."""
+    line = lines[-1]
     for logger in loggers:
-        if hasattr(logger, "log_table"):  # WandbLogger
+        if isinstance(logger, Table):
+            logger.write(lines)
+        elif hasattr(logger, "log_table"):  # WandbLogger
             import wandb
 
             table = node_table(logger)
             for node in range(len(line["per_node"]["accuracy"])):
                 table.add_data(line["epoch"], node, *(line["per_node"].get(k, [None] * (node + 1))[node] for k in NODE_COLUMNS))
             media = {f"pictures/{name}": wandb.Image(str(path)) for name, path in pictures.items()}
-            logger.log_metrics(numbers | media | {"per_node": table}, step=line["step"])
+            logger.log_metrics(numbers(line) | media | {"per_node": table}, step=line["step"])
         else:
-            logger.log_metrics(numbers, step=line["step"])
+            logger.log_metrics(numbers(line), step=line["step"])
             logger.save()
 
 

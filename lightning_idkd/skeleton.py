@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 from lightning_idkd.errors import UserError
@@ -32,7 +34,7 @@ distillation: {{class_path: IDKD, init_args: {{start: 0.6, every: 4}}}}   # null
 callbacks:
   - class_path: my_callbacks.Spread           # the callback in my_callbacks.py
 logger: null                                  # wandb: {{kind: wandb, project: my-project}}
-run: {{name: {name}}}
+run: {{name: {quoted}}}
 """
 
 CALLBACKS = '''"""A score and a callback of your own; config.yaml names them by their import path."""
@@ -63,8 +65,11 @@ def write_skeleton(name: str) -> str:
         raise UserError(f"'{name}' exists already; give a new name")
     try:
         folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(CONFIG.format(name=folder.name, folder=folder))
+        (folder / "config.yaml").write_text(
+            CONFIG.format(name=folder.name, quoted=json.dumps(folder.name), folder=shlex.quote(str(folder)))
+        )
         (folder / "my_callbacks.py").write_text(CALLBACKS)
     except OSError as e:
         raise UserError(f"cannot write '{name}' ({e.strerror})") from e
-    return f"made {folder}/config.yaml and {folder}/my_callbacks.py\nnext: cd {folder} && idkd fit --config config.yaml"
+    made = f"made {folder}/config.yaml and {folder}/my_callbacks.py"
+    return f"{made}\nnext: cd {shlex.quote(str(folder))} && idkd fit --config config.yaml"

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -75,8 +76,22 @@ def test_its_commands_exist_with_these_arguments(command, monkeypatch, tmp_path)
     assert words[1] in COMMANDS
     if words[1] == "fit" and "--help" not in words and "mine." not in command:
         configure(words[2:])
+    if words[1] != "fit":
+        for place in ("sweep.run", "compare.show", "loaded.load", "loaded.evaluate", "loaded.show", "skeleton.write_skeleton"):
+            monkeypatch.setattr(f"lightning_idkd.{place}", MagicMock())
+        assert main(words[1:]) == 0
     for word in words[2:]:
         assert not word.startswith("configs/") or (ROOT / word).exists()
+
+
+def test_its_way_back_into_python_runs_as_it_stands(tmp_path, configs, monkeypatch):
+    short = [*ALONE, "--run.dir", str(tmp_path / "runs"), "--run.name", "ring_digits"]
+    assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *short]) == 0
+    (block,) = (block for block in blocks("python") if "lightning_idkd.load" in block)
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(block, found)
+    assert found["run"].stack.n == 4
 
 
 def test_links_lead_to_files():

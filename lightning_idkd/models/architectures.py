@@ -209,6 +209,8 @@ class TorchModule(Architecture):
         try:
             if self.path.startswith("torchvision.models."):
                 accepted = {"num_classes": classes}
+                if self.path.endswith((".googlenet", ".inception_v3")):
+                    accepted |= {"aux_logits": False, "init_weights": True}  # in training they return several outputs
             else:
                 accepted = {key: sizes[key] for key in inspect.signature(make).parameters if key in sizes}
             module = make(**(accepted | self.arguments))

@@ -52,22 +52,53 @@ def test_evaluate_finds_what_the_run_found(run, capsys):
     assert 0 < found["ood_auroc"]["consensus"] < 1
 
 
-def test_evaluate_on_other_images(run, tmp_path, capsys):
-    """Pictures of class 3 only: accuracy is the share of them that are called 3."""
+def write_digits(folder):
+    """The digits' test images as files, by class."""
     from PIL import Image
 
     from lightning_idkd.data import Digits
 
-    digits = Digits().load("test")
-    for i, (pixels, label) in enumerate(zip(digits.pixels, digits.labels.tolist(), strict=True)):
-        folder = tmp_path / "test" / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "train" / str(label)).mkdir(parents=True, exist_ok=True)
-        for part in ("test", "train"):
-            Image.fromarray(pixels[0].numpy()).save(tmp_path / part / str(label) / f"{i}.png")
+    for part in ("train", "test"):
+        digits = Digits().load(part)
+        for i, (pixels, label) in enumerate(zip(digits.pixels, digits.labels.tolist(), strict=True)):
+            place = folder / part / str(label)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[0].numpy()).save(place / f"{i}.png")
+
+
+def test_evaluate_on_other_images(run, tmp_path, capsys):
+    """The run's own test images, in another order."""
+    write_digits(tmp_path)
     summary = json.loads((run / "summary.json").read_text())
     assert main(["evaluate", str(run), "--json", "--data.private", "ImageFolder", "--data.private.path", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"]["node_mean"] == pytest.approx(summary["accuracy"]["node_mean"])
+
+
+def test_evaluate_finds_what_a_run_found_whose_network_looks_at_its_batch(tmp_path, configs, capsys):
+    """On images that are stored class by class."""
+    write_digits(tmp_path / "images")
+    images = ["--data.private", "ImageFolder", "--data.private.path", str(tmp_path / "images")]
+    arguments = ["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, "--run.dir", str(tmp_path), *images]
+    assert main([*arguments, "--node.network.norm", "batch_statistics"]) == 0
+    run = tmp_path / "ring_digits" / "latest"
+    capsys.readouterr()
+    assert main(["evaluate", "--json", str(run)]) == 0
+    summary = json.loads((run / "summary.json").read_text())
     assert json.loads(capsys.readouterr().out)["accuracy"]["node_mean"] == pytest.approx(summary["accuracy"]["node_mean"])
+
+
+def test_evaluate_takes_another_score_but_no_other_training(run, capsys):
+    auroc = {}
+    for score in ("MSP", "Energy", "KNN"):
+        assert main(["evaluate", str(run), "--json", "--calibration.score", score]) == 0
+        said = capsys.readouterr()
+        auroc[score] = json.loads(said.out).get("ood_auroc", {}).get("consensus")
+    assert auroc["MSP"] != auroc["Energy"]
+    assert auroc["KNN"] is None
+    assert "KNN needs a node's training data" in said.err
+    assert main(["evaluate", str(run), "--train.lr", "3"]) == 2
+    assert "train.lr: 3.0 given" in capsys.readouterr().err
 
 
 def test_the_consensus_model_is_exported_as_safetensors_and_as_a_plain_state_dict(run, tmp_path):

@@ -11,7 +11,6 @@ import sys
 
 import pytest
 
-from lightning_idkd import loggers
 from lightning_idkd.cli import main
 
 SHORT = ["--graph.nodes", "4", "--train.epochs", "4", "--train.evaluate_every", "2", "--distillation.start", "2",
@@ -118,36 +117,25 @@ def test_tensorboard_says_what_to_install(configs, tmp_path, capsys, monkeypatch
     assert "pip install tensorboard" in capsys.readouterr().err
 
 
-def test_an_unreachable_server_is_told_in_one_line_and_the_run_goes_on_offline(tmp_path, capsys, monkeypatch):
-    """A stand-in for W&B that cannot be reached; nothing is sent in tests."""
-    import wandb
-    from lightning.pytorch import loggers as lightning_loggers
+@pytest.mark.slow
+def test_an_unreachable_server_is_told_in_one_line_and_the_run_goes_on_offline(configs, tmp_path):
+    """Nobody listens on that port of this machine."""
+    alone = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"} | {
+        "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "2", "HOME": str(tmp_path),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT]
+    done = subprocess.run([*command, "--run.dir", str(tmp_path)], capture_output=True, text=True, env=alone)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (said,) = (line for line in done.stdout.splitlines() if "W&B" in line)
+    assert "logged offline" in said
+    assert list((tmp_path / "ring_digits" / "latest" / "wandb").glob("offline-run-*"))
 
-    from lightning_idkd.cli import configure
-    from lightning_idkd.run_folder import RunFolder
 
-    started = []
-
-    class Logger:
-        def __init__(self, offline, **options):
-            self.offline, self.options = offline, options
-            started.append(offline)
-
-        @property
-        def experiment(self):
-            if not self.offline:
-                raise wandb.errors.CommError("network error\nand more")
-            return self
-
-        def define_metric(self, *_, **__):
-            pass
-
-        log_hyperparams = define_metric
-
-    monkeypatch.setattr(lightning_loggers, "WandbLogger", Logger)
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    config = configure(["--data.private", "Digits"])
-    (logger,) = loggers.make(config, RunFolder(tmp_path))
-    assert started == [False, True]
-    assert logger.offline
-    assert capsys.readouterr().out.count("\n") == 1
+def test_a_resumed_run_keeps_its_lines_in_csv(configs, tmp_path):
+    arguments = ["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, "--logger.kind", "csv", "--run.dir", str(tmp_path)]
+    assert main([*arguments, "--run.until", "2", "--run.resume", "auto"]) == 0
+    assert main([*arguments, "--run.resume", "auto", "--run.pictures", "false"]) == 0
+    run = tmp_path / "ring_digits" / "latest"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [step for _, step in csv_values(run / "csv")] == [line["step"] for line in lines]
+    assert len(lines) == 2

@@ -452,6 +452,11 @@ def test_torchvision_networks_get_the_number_of_classes():
     assert parameters(network) == 11_689_512 - 513 * (1000 - 7)  # the published size, with 7 classes for 1000
 
 
+def test_torchvision_networks_with_auxiliary_heads_train_without_them():
+    network = TorchModule("torchvision.models.googlenet").build(3, 64, 7)
+    assert network(torch.randn(2, 3, 64, 64)).shape == (2, 7)  # in training, where it would return three outputs
+
+
 @pytest.mark.parametrize(
     ("path", "arguments", "message"),
     [
