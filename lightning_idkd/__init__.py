@@ -5,7 +5,20 @@ Light names are imported at once; those that need torch only when they are used,
 
 from importlib import import_module
 
-from lightning_idkd.callback import HOOKS, Aggregation, Calibration, Callback, Context, Distillation, Gossip, OodScore, Selection
+from lightning_idkd.callback import (
+    HOOKS,
+    Aggregation,
+    Calibration,
+    Callback,
+    Context,
+    Distillation,
+    Encoding,
+    FineTuning,
+    Gossip,
+    OodScore,
+    Selection,
+    Teacher,
+)
 from lightning_idkd.config import Config
 from lightning_idkd.errors import UserError
 from lightning_idkd.fit import fit
@@ -30,10 +43,13 @@ __all__ = [
     "Config",
     "Context",
     "Distillation",
+    "Encoding",
+    "FineTuning",
     "Gossip",
     "Graph",
     "OodScore",
     "Selection",
+    "Teacher",
     "Topology",
     "UserError",
     "fit",

@@ -7,20 +7,20 @@ no postponed annotations here: to resolve them jsonargparse would execute the TY
 import inspect
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from lightning_idkd.errors import UserError, did_you_mean
+from lightning_idkd.errors import UserError, did_you_mean, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import SimpleNamespace
 
     import numpy as np
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from lightning_idkd.network import Labels
-    from lightning_idkd.node import Outputs
+    from lightning_idkd.node import NodeModule, Outputs
     from lightning_idkd.orchestrator import Orchestrator
 
 HOOKS = {
@@ -115,7 +115,14 @@ class OodScore(ABC):
 
     @abstractmethod
     def __call__(self, outputs: "Outputs") -> "Tensor":
-        """Scores float32 [N] from ``outputs.logits`` [N, k] and ``outputs.features`` [N, F]."""
+        """Scores float32 [N] from ``outputs.logits`` [N, classes], ``outputs.features`` [N, F] and ``outputs.head``.
+
+        Own and public samples are judged in one call.
+        """
+
+    def perturb(self, module: "NodeModule", x: "Tensor") -> "Tensor":
+        """The images that the score wants instead of ``x`` [B, C, H, W]; another than this one costs passes of its own."""
+        return x
 
     def from_probability(self, p: float) -> float:
         """The score at which the top class has probability ``p``; only scores that are a function of it have one."""
@@ -123,54 +130,115 @@ class OodScore(ABC):
             f"calibration.probability: {type(self).__name__} is no function of a probability; give calibration.threshold"
         )
 
+    def features(self, outputs: "Outputs") -> "Tensor":
+        """``outputs.features`` [N, F], or a UserError where the network offers none."""
+        return self._offered(outputs.features, "features(x) [B, F]")
+
+    def head(self, outputs: "Outputs") -> "nn.Linear":
+        """The classifier behind the features, or a UserError where the network offers none."""
+        return self._offered(outputs.head, "head (nn.Linear)")
+
+    def _offered(self, found, what: str):
+        if found is None:
+            raise UserError(f"calibration.score: {type(self).__name__} needs {what}, which this network does not offer")
+        return found
+
 
 @dataclass
 class Selection:
-    """What one node's detector decided: ``kept`` bool [m], its ``threshold`` in the score's unit, the ``auroc`` of its
-    held-out against the public samples (nan without both), and the two score vectors, for pictures."""
+    """What one node's detector decided.
+
+    ``kept`` bool [m]; its ``threshold`` in the score's unit; the score vectors of its held-out samples (of its training
+    samples where it has none), of the public set and of noise; ``measures`` of how good the selection is.
+    """
 
     kept: "Tensor"
     threshold: float
-    auroc: float
     private: "Tensor"
     public: "Tensor"
+    noise: "Tensor"
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 class Calibration(Callback, ABC):
-    """Fixes every node's threshold from scores of its own held-out data and of the public set.
+    """Fixes every node's threshold from the scores of its held-out data and of samples that are not its own.
 
     Args:
         score: The out-of-distribution score.
+        against: What is not a node's own: the ``public`` set, or uniform ``noise`` images.
+        pooled: Average the threshold with those of the neighbours, which are told it.
     """
 
     fallback_below = 8
-    """Fewer held-out samples than this do not carry a threshold of their own; see :meth:`select`."""
+    """With fewer held-out samples than this, which do not carry a threshold, it is the 5 % quantile of their scores."""
 
-    def __init__(self, score: OodScore):
-        self.score = score
-        self._told: set[int] = set()
+    def __init__(self, score: OodScore, against: str = "public", pooled: bool = False):
+        if against not in ("public", "noise"):
+            hint = did_you_mean(against, ("public", "noise"))
+            raise UserError(f"calibration.against: '{against}' is neither public nor noise.{hint}")
+        self.score, self.against, self.pooled = score, against, pooled
+
+    @property
+    def shares(self) -> str:
+        """What nodes tell their neighbours for it."""
+        return "thresholds" if self.pooled else ""
 
     @abstractmethod
-    def threshold(self, private: "Tensor", public: "Tensor") -> float:
-        """The threshold from held-out scores [a] and public scores [m]; a sample is kept at or above it."""
+    def threshold(self, private: "Tensor", others: "Tensor") -> float:
+        """The threshold from held-out scores [a] and scores [m] of what it is ``against``; at or above it samples are kept."""
 
-    def select(self, private: "Outputs", public: "Outputs", held_out: int, say: "Callable[[str], None]", node: int) -> Selection:
-        """Calibrate one node and select its in-distribution public samples.
 
-        ``private`` are outputs of its ``held_out`` validation samples (of its training samples where it has none). With
-        fewer than ``fallback_below`` the threshold is their 5 % quantile, which is said once a node.
-        """
-        from lightning_idkd.metrics import auroc, quantile
+class Teacher:
+    """Whose answers a node sends to its neighbours: its own."""
 
-        a, m = self.score(private), self.score(public)
-        if held_out < self.fallback_below:
-            threshold = quantile(a, 0.05)
-            if node not in self._told:
-                say(f"node {node} has {held_out} held-out samples: its threshold is the 5 % quantile of its own scores")
-                self._told.add(node)
-        else:
-            threshold = self.threshold(a, m)
-        return Selection(m >= threshold, threshold, auroc(a, m) if held_out else math.nan, a, m)
+    def rows(self, run: "Orchestrator") -> "Tensor":
+        """The parameters [rows, P] that label the public set."""
+        return run.stack.X
+
+    def on_step_end(self, run: "Orchestrator") -> None:
+        """Called after every training step."""
+
+    def state_dict(self, run: "Orchestrator") -> dict:
+        """What a resumed run must know, of the nodes of all processes."""
+        return {}
+
+    def load_state_dict(self, state: dict, run: "Orchestrator") -> None:
+        """The reverse of :meth:`state_dict`."""
+
+
+class Encoding(ABC):
+    """How labels are written on an edge."""
+
+    @abstractmethod
+    def encode(self, labels: "Labels", public: int) -> bytes:
+        """The message that carries ``labels`` of a public set of that many samples."""
+
+    @abstractmethod
+    def decode(self, message: bytes, public: int, classes: int, weighted: bool) -> "Labels":
+        """The labels, on the CPU, as the receiver has them, with the message's ``size``."""
+
+
+@dataclass
+class FineTuning:
+    """How nodes train on private and distilled samples together."""
+
+    private_share: float | None = None
+    """Share of every batch that is private, above 0 and below 1; null: by the sizes of the two sets."""
+    balance: Literal["none", "cap", "draw"] = "none"
+    """``cap`` leaves at most the median number of distilled samples of a class, by their labels; ``draw`` draws all classes
+    equally often, with replacement."""
+    weight: float = 1.0
+    """Weight of a distilled sample's loss against a private one's, above 0."""
+    confidence: bool = False
+    """Multiply the weight by how sure the label is, 1 - entropy / log k."""
+    temperature: float = 1.0
+    """Temperature T of a node's answers to distilled samples; their loss is multiplied by T^2."""
+
+    def __post_init__(self):
+        share = self.private_share
+        require(share is None or 0 < share < 1, "distillation.tuning.private_share", share, "between 0 and 1, or null")
+        require(0 < self.weight < math.inf, "distillation.tuning.weight", self.weight, "above 0")
+        require(0 < self.temperature < math.inf, "distillation.tuning.temperature", self.temperature, "above 0")
 
 
 class Aggregation(ABC):
@@ -183,9 +251,9 @@ class Aggregation(ABC):
         """Exchange what the labels alone do not tell, before every exchange of labels."""
 
     @abstractmethod
-    def combine(self, probabilities: "Tensor", kept: "Tensor", senders: list[int]) -> "Tensor":
-        """Labels [s, k] from ``probabilities`` [v, s, k] of v ``senders``, which count where ``kept`` [v, s]; each sample
-        was kept by one of them at least."""
+    def combine(self, probabilities: "Tensor", votes: "Tensor", senders: list[int]) -> "Tensor":
+        """Labels [s, k] from ``probabilities`` [v, s, k] of v ``senders`` with ``votes`` [v, s]: 0 where one did not keep the
+        sample, else 1 or the weight it was sent with; each sample was kept by one of them at least."""
 
     def __call__(self, received: "dict[int, Labels]") -> "Labels":
         """One node's distilled set from what it has of whom."""
@@ -196,11 +264,12 @@ class Aggregation(ABC):
         index = torch.cat([labels.index for labels in received.values()]).unique()
         first = next(iter(received.values())).probabilities
         probabilities = first.new_zeros(len(received), len(index), first.shape[1])
-        kept = torch.zeros(len(received), len(index), dtype=torch.bool, device=index.device)
+        votes = first.new_zeros(len(received), len(index))
         for v, labels in enumerate(received.values()):
             at = torch.searchsorted(index, labels.index)
-            probabilities[v, at], kept[v, at] = labels.probabilities, True
-        return Labels(index, self.combine(probabilities, kept, list(received)))
+            probabilities[v, at] = labels.probabilities
+            votes[v, at] = 1.0 if labels.weights is None else labels.weights.to(votes)
+        return Labels(index, self.combine(probabilities, votes, list(received)))
 
 
 class Distillation(Callback, ABC):
@@ -210,7 +279,11 @@ class Distillation(Callback, ABC):
         start: First exchange: a fraction of the epochs below 1, else an epoch; it takes place before that epoch.
         every: Epochs between exchanges; null for one exchange only.
         steps: ``equal`` keeps the number of steps an epoch; ``grow`` uses the mean size of private + distilled sets.
+        tuning: How nodes train on private and distilled samples together.
     """
+
+    public: bool = True
+    """Whether it needs a public set."""
 
     shares: str = ""
     """What nodes tell their neighbours besides labels of public samples: said at the start, and counted as other bytes."""
@@ -218,12 +291,21 @@ class Distillation(Callback, ABC):
     calibrated: bool = False
     """Whether it selects samples by a threshold, so that ``calibration`` cannot be null."""
 
-    def __init__(self, start: int | float = 0.6, every: int | None = None, steps: str = "equal"):
+    teacher = Teacher()
+
+    def __init__(self, start: int | float = 0.6, every: int | None = None, steps: str = "equal",
+                 tuning: FineTuning | None = None):  # fmt: skip
         if steps not in ("equal", "grow"):
             raise UserError(f"distillation.steps: '{steps}' is neither equal nor grow.{did_you_mean(steps, ('equal', 'grow'))}")
         if every is not None and every < 1:
             raise UserError(f"distillation.every: {every} is not positive; give a number of epochs, or null for one exchange")
-        self.start, self.every, self.steps = start, every, steps
+        self.start, self.every, self.steps, self.tuning = start, every, steps, tuning or FineTuning()
+        if steps == "grow":
+            self.declare("sizes of the nodes' sets")
+
+    def declare(self, shared: str) -> None:
+        """Add to what nodes tell their neighbours besides labels."""
+        self.shares = ", ".join(filter(None, [self.shares, shared]))
 
     @abstractmethod
     def label(self, run: "Orchestrator") -> "list[Labels]":
@@ -242,6 +324,7 @@ class Distillation(Callback, ABC):
 
     def on_epoch_start(self, run: "Orchestrator", epoch: int) -> None:
         if self.due(epoch, run.epochs):
-            distilled = self.aggregate(run, run.network.exchange(self.label(run), run.step))
-            run.distil(distilled)
+            with run.exchanging():
+                distilled = self.aggregate(run, run.network.exchange(self.label(run), run.step))
+                run.distil(distilled)
             run.call("on_exchange_end", epoch=epoch, distilled=distilled)

@@ -64,7 +64,7 @@ class NodeConfig:
     """What a node is."""
 
     network: Architecture = field(default_factory=CNN)
-    """Its network: ResNet, CNN, TorchModule, or a class of yours."""
+    """Its network: ResNet, CNN, LeNet, VGG, MobileNetV2, ViT, TorchModule, or a class of yours."""
     module: str = "lightning_idkd.node.NodeModule"
     """Import path of the NodeModule class; a subclass brings another loss."""
 
@@ -113,7 +113,7 @@ class LoggerConfig:
 
 @dataclass
 class RunConfig:
-    """How a run executes; none of this changes its result."""
+    """How a run executes; of all this only the precision changes its result."""
 
     name: str = "idkd"
     """Name; runs go to DIR/NAME/ID."""
@@ -124,7 +124,7 @@ class RunConfig:
     devices: int = 1
     """Processes (and devices) that share the rows."""
     threads: int | None = None
-    """Threads a process; null: cores / devices."""
+    """Threads a process; null: 1 or cores / devices, whichever is faster, timed once."""
     engine: Literal["auto", "loop", "vmap"] = "auto"
     """loop: one node after the other; vmap: all batched; auto: the faster of the two, timed once."""
     precision: Literal[32, 64] = 32
@@ -185,7 +185,7 @@ class Config:
                 raise UserError(f"callbacks: {type(extra).__name__} is no extra; set it as gossip, calibration or distillation")
         if self.distillation is not None:
             epoch_of(self.distillation.start, self.train.epochs, "distillation.start")
-            if self.data.public is None:
+            if self.data.public is None and self.distillation.public:
                 raise UserError("data.public: distillation needs a public set; name one, or set distillation to null")
             if self.distillation.calibrated and self.calibration is None:
                 name = type(self.distillation).__name__

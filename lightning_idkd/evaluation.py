@@ -56,7 +56,7 @@ def measure(stack: NodeStack, network: Network, store: Store, samples: int | Non
     return found, nodes.tolist()
 
 
-def homogeneity(network: Network, store: Store) -> float:
-    """Mean total variation between the nodes' label mass and that of all private training samples."""
+def homogeneity(network: Network, store: Store) -> dict[str, float]:
+    """How alike the nodes' label masses are to that of all private training samples; see :func:`metrics.homogeneity`."""
     reference = store.labels[torch.cat([torch.from_numpy(t) for t in store.split.train]).to(store.device)]
     return metrics.homogeneity(network.report(store.mass()), reference.bincount(minlength=store.k).cpu())

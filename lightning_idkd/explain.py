@@ -20,6 +20,8 @@ BASES: dict[str, type] = {
     "calibration.score": callback.OodScore,
     "distillation": callback.Distillation,
     "distillation.aggregation": callback.Aggregation,
+    "distillation.teacher": callback.Teacher,
+    "distillation.encoding": callback.Encoding,
     "callbacks": callback.Callback,
     "graph.topology": config.Topology,
     "data.private": config.Source,

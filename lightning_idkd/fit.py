@@ -57,7 +57,7 @@ def fit(config: Config) -> dict | None:
     with run.folder.locked() if fabric.is_global_zero else nullcontext():
         run.header |= {"from": str(checkpoint) if fork else None, "git_commit": git_commit()}
         if saved:
-            run.load(saved, source.metrics(), distillation=goes_on, callbacks=not fork)
+            run.load(saved, source.metrics(), distillation=goes_on, fork=fork)
         if fabric.is_global_zero:
             if folder is None:
                 run.folder.yaml("config.yaml", config.resolved)
@@ -92,6 +92,7 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
         batch=config.train.batch_size,
         augment=config.data.augment,
         augment_public=config.data.augment_public,
+        tuning=None if config.distillation is None else config.distillation.tuning,
         seed=config.seed,
         device=fabric.device,
         dtype=dtype,
@@ -143,7 +144,9 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
         public["public"] = f"{store.public:,} images, {here}" + (f" from {store.public_stored}") * (store.public_stored != here)
         if same := store.duplicates():
             public["warning"] = f"{same:,} public images are test images too: what nodes learn of them is not distillation"
-    shares = {} if run.distillation is None or not run.distillation.shares else {"shares": run.distillation.shares}
+    told = [] if run.distillation is None else [run.distillation.shares]
+    told += [run.calibration.shares] if told and run.distillation.calibrated else []
+    shares = {"shares": ", ".join(filter(None, told))} if any(told) else {}
     return {
         "run": "",
         "graph": f"{graph.name}, {graph.nodes} nodes, spectral gap {graph.spectral_gap():.4f}",
@@ -266,7 +269,7 @@ def load(config: Config) -> tuple:
             f"{listed(private.classes)}"
         )
     public = None
-    if data.public is not None and config.distillation is not None:
+    if data.public is not None and config.distillation is not None and config.distillation.public:
         public = data.public.load("train", private.size, private.channels, key="data.public")
         if len(public) < config.train.batch_size:
             raise UserError(

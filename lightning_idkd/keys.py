@@ -6,7 +6,7 @@ import inspect
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 
-from lightning_idkd import config
+from lightning_idkd import callback, config
 from lightning_idkd.cli import PLUGINS
 from lightning_idkd.explain import BASES, classes
 
@@ -28,6 +28,7 @@ GROUPS = {
     "data": config.DataConfig,
     "node": config.NodeConfig,
     "train": config.TrainConfig,
+    "distillation.tuning": callback.FineTuning,
     "logger": config.LoggerConfig,
     "run": config.RunConfig,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,11 +41,24 @@ def quantile(scores: Tensor, q: float) -> float:
     return scores.sort().values[int(q * len(scores))].item()
 
 
-def homogeneity(mass: Tensor, reference: Tensor) -> float:
-    """Mean over nodes of the total variation between their label mass [n, k] and ``reference`` [k]; 0 = all alike."""
+def homogeneity(mass: Tensor, reference: Tensor) -> dict[str, float]:
+    """How alike the nodes' label masses [n, k] are, as means over nodes.
+
+    ``tv``: total variation between a node's distribution and that of ``reference`` [k], 0 = alike; ``js``: Jensen-Shannon
+    divergence between them, in bits, 0 = alike; ``classes``: effective number of classes, exp(entropy), k = all alike.
+    """
     p = mass.double() / mass.double().sum(1, keepdim=True)
-    q = reference.double() / reference.double().sum()
-    return (p - q).abs().sum(1).div(2).mean().item()
+    q = (reference.double() / reference.double().sum()).expand_as(p)
+    middle = (p + q) / 2
+
+    def entropy(d: Tensor) -> Tensor:
+        return -torch.xlogy(d, d).sum(1)
+
+    return {
+        "tv": (p - q).abs().sum(1).div(2).mean().item(),
+        "js": (entropy(middle) - (entropy(p) + entropy(q)) / 2).div(math.log(2)).clamp_min(0).mean().item(),
+        "classes": entropy(p).exp().mean().item(),
+    }
 
 
 def consensus_distance(X: Tensor) -> float:

@@ -13,10 +13,24 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 @dataclass
 class Outputs:
-    """What one forward pass gives to every score and label: ``logits`` [N, k], ``features`` [N, F] or None; float32."""
+    """What one forward pass gives to every score and label: ``logits`` [N, k], ``features`` [N, F] and the ``head`` that
+    makes the logits of them, where the network offers these; float32. Indexing gives some of the samples."""
 
     logits: Tensor
     features: Tensor | None = None
+    head: nn.Module | None = None
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __getitem__(self, index: Tensor | slice) -> Outputs:
+        return Outputs(self.logits[index], None if self.features is None else self.features[index], self.head)
+
+    @staticmethod
+    def cat(parts: list[Outputs]) -> Outputs:
+        """Those of one network, one after the other."""
+        features = None if parts[0].features is None else torch.cat([p.features for p in parts])
+        return Outputs(torch.cat([p.logits for p in parts]), features, parts[0].head)
 
 
 class NodeModule(LightningModule):
@@ -40,13 +54,20 @@ class NodeModule(LightningModule):
         """Logits and, where the network offers ``features`` and ``head``, the features they come from."""
         if hasattr(self.network, "features") and hasattr(self.network, "head"):
             features = self.network.features(x)
-            return Outputs(self.network.head(features).float(), features.float())
+            return Outputs(self.network.head(features).float(), features.float(), self.network.head)
         return Outputs(self(x).float())
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> Tensor:
-        """Mean cross-entropy; targets are class indices [N] or distributions [N, k]."""
-        x, y = batch
-        return F.cross_entropy(self(x), y)
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int = 0) -> Tensor:
+        """Mean cross-entropy; targets are class indices [N] or distributions [N, k], times a weight where a sample has one.
+
+        A third part of the batch is every sample's temperature T [N]: its logits are divided by T and its loss multiplied by
+        T^2 (Hinton et al., 2015); the gradient is that of KL(target || softmax).
+        """
+        x, y, *temperature = batch
+        if not temperature:
+            return F.cross_entropy(self(x), y)
+        (t,) = temperature
+        return (t**2 * F.cross_entropy(self(x) / t[:, None], y, reduction="none")).mean()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> None:
         """Log the loss and accuracy of a batch with class indices (plain ``lightning.Trainer`` only)."""

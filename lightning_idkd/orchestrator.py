@@ -10,6 +10,8 @@ import functools
 import math
 import resource
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +28,7 @@ from lightning_idkd.evaluation import accuracies, homogeneity, measure
 from lightning_idkd.network import Labels, Network
 from lightning_idkd.node import Outputs
 from lightning_idkd.run_folder import RunFolder
+from lightning_idkd.selection import MEASURES, calibrate
 from lightning_idkd.stack import NodeStack, run_network
 
 BLOCK = 16384  # columns of a rule's matrices that are treated at once: 16 rows of them fit a core's cache
@@ -73,7 +76,9 @@ class Orchestrator:
         self.samples, self.seconds, self.train_seconds, self.last_lr = 0, 0.0, 0.0, train.lr
         self.loss, self.loss_steps = torch.zeros(stack.n, dtype=torch.float64), 0
         self.first_bad = torch.full((stack.n,), -1, device=stack.device)
-        self.ood: dict[str, float | None] = {"auroc": None, "threshold": None, "kept_fraction": None}
+        self.ood: dict[str, float | None] = dict.fromkeys(MEASURES)
+        self.told: list = []  # what was said once of a node
+        self.exchange_bytes = 0
         self.per_node: dict[str, list] = {}  # the last measured accuracy, threshold, ... of every node
         self.before = homogeneity(network, store)
         self.lines: list[dict] = []
@@ -117,9 +122,9 @@ class Orchestrator:
     def train_step(self, order: Tensor) -> Tensor:
         """One batch at every node, from the epoch's ``order`` [rows, steps * batch]; returns the losses [rows]."""
         b = self.store.batch_size
-        x, y = self.store.batch(order[:, self.epoch_step * b : (self.epoch_step + 1) * b], self.step)
-        losses = self.stack.step(x, y, self.step)
-        self.update(self.lr(), x, y)
+        batch = self.store.batch(order[:, self.epoch_step * b : (self.epoch_step + 1) * b], self.step)
+        losses = self.stack.step(*batch[:2], self.step, *batch[2:])
+        self.update(self.lr(), batch)
         self.note(losses)
         self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
         return losses
@@ -132,7 +137,7 @@ class Orchestrator:
         self.best = score
         return True
 
-    def update(self, lr: float, x: Tensor, y: Tensor) -> None:
+    def update(self, lr: float, batch: tuple[Tensor, ...]) -> None:
         """One application of the rule, in place, on blocks of columns where it allows that."""
         self.last_lr = lr
         stack, width = self.stack, self.stack.parameters
@@ -143,12 +148,12 @@ class Orchestrator:
             X, G = stack.X[:, columns], stack.G[:, columns]
             held = {k: v[:, columns] if v.shape[1] == width else v for k, v in (self.buffers | self.edge_buffers).items()}
             state = SimpleNamespace(**held)
-            X.copy_(self.rule.update(X, G, state, self.context(self.step, lr, first, x, y)))
+            X.copy_(self.rule.update(X, G, state, self.context(self.step, lr, first, batch)))
             for name, matrix in held.items():
                 if getattr(state, name) is not matrix:
                     matrix.copy_(getattr(state, name))
 
-    def context(self, step: int, lr: float, first: bool = True, x: Tensor | None = None, y: Tensor | None = None) -> Context:
+    def context(self, step: int, lr: float, first: bool = True, batch: tuple[Tensor, ...] = ()) -> Context:
         edges = self.network.edges(step)
         return Context(
             step,
@@ -157,14 +162,14 @@ class Orchestrator:
             mean=functools.partial(self.network.all_reduce, messages=first),
             swap=functools.partial(self.network.swap, step=step, messages=first),
             edges=edges - [[self.network.rows.start, 0]] if len(edges) else edges,
-            gradient=functools.partial(self.gradient, x=x, y=y),
+            gradient=functools.partial(self.gradient, batch=batch),
         )
 
-    def gradient(self, X: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def gradient(self, X: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
         """Gradients [rows, P] at other parameters, for rules that look at whole rows."""
         if self.rule.columnwise:
             raise UserError(f"gossip: {type(self.rule).__name__} asks for another gradient, so it must set columnwise = False")
-        return self.stack.gradient(X, x=x, y=y, step=self.step)
+        return self.stack.gradient(X, *batch[:2], self.step, *batch[2:])
 
     def lr(self) -> float:
         """The learning rate of this step."""
@@ -196,32 +201,42 @@ class Orchestrator:
             return self.interrupted
         return bool(self.network.report(torch.full((self.stack.n, 1), float(self.interrupted))).any())
 
+    def overhead(self) -> dict[str, float]:
+        """Bytes beyond those of training alone, as a share of these: over as many steps, and over as many epochs."""
+        training, more = self.sent() - self.exchange_bytes, self.train.final_gossip
+        plain = training * (self.epochs * self.store.steps() + more) / (self.step + more)
+        bases = {"steps": training, "epochs": plain} if training else {}
+        return {f"overhead_at_equal_{k}": self.sent() / base - 1 for k, base in bases.items()}
+
     def call(self, hook: str, **payload) -> None:
         """Call a hook of every callback."""
         self.fabric.call(hook, run=self, **payload)
 
     # ------------------------------------------------------------------ distillation
 
-    def predict_public(self, i: int) -> Outputs:
-        """Outputs of row ``i`` on the public set, in the set's own order."""
-        outputs = run_network(self.stack.modules[i], self.store.public_batches())
-        back = torch.argsort(self.store.public_order()).to(outputs.logits.device)
-        return Outputs(outputs.logits[back], None if outputs.features is None else outputs.features[back])
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Inside, what is sent belongs to an exchange."""
+        before = self.sent()
+        yield
+        self.exchange_bytes += self.sent() - before
+
+    def sent(self) -> int:
+        """Bytes so far."""
+        return sum(v for k, v in self.network.counts().items() if k.endswith("_bytes"))
+
+    def predict_public(self, i: int, change: Callable[[Tensor], Tensor] = lambda x: x) -> Outputs:
+        """Outputs of row ``i`` on the public set, in the set's own order; ``change`` is applied to every batch first."""
+        outputs = run_network(self.stack.modules[i], map(change, self.store.public_batches()))
+        return outputs[torch.argsort(self.store.public_order()).to(outputs.logits.device)]
 
     def calibrate(self, public: list[Outputs]) -> list[Selection]:
         """Every node's selection from its outputs on the public set."""
-        selections, say = [], functools.partial(self.say, anywhere=True)
-        for i, node in enumerate(self.network.rows):
-            held_out, own = self.store.held_out(node), self.store.own[i].cpu()
-            module, batches = self.stack.modules[i], self.store.private_batches
-            if self.calibration.score.fitted:
-                self.calibration.score.fit(run_network(module, batches(own)), self.store.labels[own])
-            private = run_network(module, batches(held_out if len(held_out) else own))
-            selections.append(self.calibration.select(private, public[i], len(held_out), say, node))
-        values = torch.tensor([[s.auroc, s.threshold, s.kept.double().mean()] for s in selections], dtype=torch.float64)
+        selections = calibrate(self, public)
+        values = torch.tensor([[s.measures[k] for k in MEASURES] for s in selections], dtype=torch.float64)
         values = self.network.report(values)
-        self.ood = dict(zip(self.ood, values.nanmean(0).tolist(), strict=True))
-        self.per_node |= {k: values[:, j].tolist() for j, k in enumerate(self.ood)}
+        self.ood = {k: None if math.isnan(v) else v for k, v in zip(MEASURES, values.nanmean(0).tolist(), strict=True)}
+        self.per_node |= {k: values[:, j].tolist() for j, k in enumerate(MEASURES)}
         self.call("on_calibration_end", epoch=self.epoch, selections=selections)
         return selections
 
@@ -231,12 +246,14 @@ class Orchestrator:
         if self.ood["kept_fraction"] is None:
             self.ood["kept_fraction"] = 1.0
         self.store.distil(labels, self.step)
+        size = self.network.report(torch.tensor([[float(len(found))] for found in labels])).mean().item()
         if self.distillation.steps == "grow":
             sizes = torch.tensor(self.store.sizes, dtype=torch.float64)[:, None]
             self.steps = self.store.steps(self.network.all_reduce(sizes, kind="other")[0].item())
         self.say(
             f"exchange before epoch {self.epoch + 1}: kept {self.ood['kept_fraction']:.1%} of the public set, "
-            f"homogeneity {self.before:.3f} -> {homogeneity(self.network, self.store):.3f}"
+            f"{size:,.0f} distilled samples a node, homogeneity {self.before['tv']:.3f} -> "
+            f"{homogeneity(self.network, self.store)['tv']:.3f}"
         )
 
     # ------------------------------------------------------------------ evaluation
@@ -251,7 +268,8 @@ class Orchestrator:
         line |= found | extra
         line |= {f"communication/{k}": v for k, v in self.network.counts().items()}
         line |= {f"ood/{k}": v for k, v in self.ood.items() if v is not None}
-        line |= {"homogeneity/before": self.before, "homogeneity/after": homogeneity(self.network, self.store)}
+        for when, found in (("before", self.before), ("after", homogeneity(self.network, self.store))):
+            line |= {f"homogeneity/{when}" if k == "tv" else f"homogeneity/{k}_{when}": v for k, v in found.items()}
         line |= {
             "throughput/samples_per_second": self.samples / max(self.train_seconds, 1e-9),
             "throughput/seconds": self.elapsed(),
@@ -263,7 +281,7 @@ class Orchestrator:
         if self.fabric.is_global_zero:
             self.folder.log(self.lines)
             print(report.line(line, self.epochs, self.left()), flush=True)
-            loggers.log(self.loggers, line, self.pictures)
+            loggers.log(self.loggers, self.lines, self.pictures)
             self.pictures = {}
         return line
 
@@ -292,6 +310,7 @@ class Orchestrator:
             "peak_memory_bytes": self.peak_memory(),
         }
         summary["throughput"]["seconds"] = self.elapsed()
+        summary["communication"] |= self.overhead()
         summary["per_node"] = self.per_node
         summary |= self.header
         self.call("on_fit_end", summary=summary)
@@ -333,6 +352,9 @@ class Orchestrator:
         if self.store.distilled is not None:
             mine = [(label.index.cpu(), label.probabilities.cpu()) for label in self.store.distilled]
             distilled = self.network.report_objects(mine)
+        answers = None
+        if self.store.answers is not None:
+            answers = self.network.report_objects([a.cpu() for a in self.store.answers[0]]), self.store.answers[1]
         return {
             "version": 1,
             "layout": self.stack.describe(),
@@ -345,6 +367,7 @@ class Orchestrator:
             "epoch_step": self.epoch_step,
             "phase": self.phase,
             "steps": self.steps,
+            "exchange_bytes": self.exchange_bytes,
             "from": self.header.get("from"),
             "best": self.best,
             "last_lr": self.last_lr,
@@ -353,6 +376,8 @@ class Orchestrator:
             "rule": {k: report_(b) for k, b in self.buffers.items()},
             "rule_edges": per_edge,
             "distilled": distilled,
+            "answers": answers,
+            "teacher": None if self.distillation is None else self.distillation.teacher.state_dict(self),
             "generation": (self.store.generation, self.store.generation_start),
             "counts": self.network.counts(),
             "ood": self.ood,
@@ -362,7 +387,7 @@ class Orchestrator:
             "samples": self.samples,
             "seconds": self.elapsed(),
             "train_seconds": self.train_seconds,
-            "callbacks": [c.state_dict() for c in self.callbacks],
+            "callbacks": [(type(c).__name__, c.state_dict()) for c in self.callbacks],
         }
 
     def _by_sender(self, T: Tensor) -> list[Tensor]:
@@ -377,7 +402,7 @@ class Orchestrator:
         if self.fabric.is_global_zero:
             self.folder.save(state, name, keep or [])
 
-    def load(self, state: dict, lines: list[dict], distillation: bool = True, callbacks: bool = True) -> None:
+    def load(self, state: dict, lines: list[dict], distillation: bool = True, fork: bool = False) -> None:
         """Continue from ``state``; without ``distillation`` nodes train on their own samples again."""
         if state["layout"] != self.stack.describe():
             raise UserError("the checkpoint holds another network: its parameters have other names or shapes")
@@ -396,11 +421,20 @@ class Orchestrator:
         self.lines = [line for line in lines if line["step"] <= self.step and line["phase"] != "final"]
         if distillation:
             self.phase, self.ood, self.per_node = state["phase"], state["ood"], state["per_node"]
-            self.steps = state["steps"]
-            if state["distilled"] is not None:
-                self.store.distil([Labels(i, p).to(self.stack.device) for i, p in state["distilled"][mine]], self.step)
-                self.store.generation, self.store.generation_start = state["generation"]
-        if callbacks:
+            self.steps, self.exchange_bytes = state["steps"], state["exchange_bytes"]
+            labels, answers = state["distilled"], state["answers"]
+            self.store.restore(
+                None if labels is None else [Labels(i, p).to(self.stack.device) for i, p in labels[mine]],
+                None if answers is None else (answers[0][mine], answers[1]),
+                *state["generation"],
+            )
+            if self.distillation is not None:
+                self.distillation.teacher.load_state_dict(state["teacher"], self)
+        if not fork:
             self.best, self.seconds, self.header["from"] = state["best"], state["seconds"], state["from"]
-            for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
-                callback.load_state_dict(saved)
+        saved = list(state["callbacks"])
+        for callback in self.callbacks:
+            found = next((s for s in saved if s[0] == type(callback).__name__), None)
+            if found is not None and (distillation or not isinstance(callback, (Calibration, Distillation))):
+                saved.remove(found)
+                callback.load_state_dict(found[1])

@@ -18,7 +18,7 @@ class Pictures(Callback):
     """Draws a run when it ends: curves, graph, label mass, and the scores of its last calibration."""
 
     def __init__(self):
-        self.scores: list[tuple] = []  # of every node: own scores, public scores, threshold
+        self.scores: list[tuple] = []  # of every node: scores of own, public and noise samples, threshold
 
     def state_dict(self) -> dict:
         return {"scores": self.scores}
@@ -26,8 +26,13 @@ class Pictures(Callback):
     def load_state_dict(self, state: dict) -> None:
         self.scores = state["scores"]
 
+    def on_fit_start(self, run) -> None:
+        if run.ood["threshold"] is None:  # a fork that left the calibration of its source behind
+            self.scores = []
+
     def on_calibration_end(self, run, selections) -> None:
-        self.scores = run.network.report_objects([(s.private.cpu(), s.public.cpu(), s.threshold) for s in selections])
+        scores = [(s.private.cpu(), s.public.cpu(), s.noise.cpu(), s.threshold) for s in selections]
+        self.scores = run.network.report_objects(scores)
 
     def on_evaluation_end(self, run, metrics) -> None:
         if metrics["phase"] != "final":
@@ -37,7 +42,7 @@ class Pictures(Callback):
             return
         figures = {"accuracy": accuracy(run.lines), "labels": label_mass(before, after, run.store.classes)}
         if self.scores:
-            scores = [(private.numpy(), public.numpy(), threshold) for private, public, threshold in self.scores]
+            scores = [(*(part.numpy() for part in parts), threshold) for *parts, threshold in self.scores]
             figures |= {"scores": score_histograms(scores), "roc": roc_curves(scores)}
         run.pictures = {name: run.folder.file(f"plots/{name}.png") for name in (*figures, "graph")}
         for name, figure in figures.items():
@@ -71,7 +76,7 @@ def accuracy(lines: list[dict]) -> Figure:
 def label_mass(before: np.ndarray, after: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """Label mass [n, k] of every node, private and with distilled samples."""
     figure = new(10, 0.25 * len(before) + 1.8)
-    left, right = figure.subplots(1, 2, sharey=True)
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, mass, title in ((left, before, "private"), (right, after, "private + distilled")):
         offset = 0 * mass[:, 0]
         for c in range(mass.shape[1]):
@@ -86,18 +91,19 @@ def label_mass(before: np.ndarray, after: np.ndarray, classes: tuple[str, ...]) 
     return figure
 
 
-def score_histograms(scores: list[tuple[np.ndarray, np.ndarray, float]]) -> Figure:
-    """Scores of own held-out and of public samples with the threshold, node by node."""
+def score_histograms(scores: list[tuple]) -> Figure:
+    """Scores of own held-out, public and noise samples with the threshold, node by node."""
     shown = scores[:PANELS]
     columns = min(4, len(shown))
     figure = new(3 * columns, 2 * -(-len(shown) // columns) + 0.4)
     panels = figure.subplots(-(-len(shown) // columns), columns, squeeze=False).flat
-    for node, (axes, (private, public, threshold)) in enumerate(zip(panels, shown, strict=False)):
+    for node, (axes, (private, public, noise, threshold)) in enumerate(zip(panels, shown, strict=False)):
         both = np.concatenate([private, public])
         bins = np.linspace(*np.quantile(both[np.isfinite(both)], [0.005, 0.995]), 40)
-        for values, label in ((public, "public"), (private, "own")):
+        for values, label in ((public, "public"), (private, "own"), (noise, "noise")):
             if len(values):
-                axes.hist(values, bins, weights=np.full(len(values), 1 / len(values)), alpha=0.55, label=label)
+                style = {"histtype": "step", "color": "0.4"} if label == "noise" else {"alpha": 0.55}
+                axes.hist(values, bins, weights=np.full(len(values), 1 / len(values)), label=label, **style)
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
         axes.set_title(f"node {node}", fontsize="small")
         axes.tick_params(labelsize="x-small")
@@ -109,13 +115,13 @@ def score_histograms(scores: list[tuple[np.ndarray, np.ndarray, float]]) -> Figu
     return figure
 
 
-def roc_curves(scores: list[tuple[np.ndarray, np.ndarray, float]]) -> Figure:
+def roc_curves(scores: list[tuple]) -> Figure:
     """ROC of own held-out against public samples, a line a node, with the chosen point."""
     figure = new(4.6, 4.4)
     axes = figure.add_subplot(
         xlabel="public samples kept", ylabel="own samples kept", xlim=(0, 1), ylim=(0, 1.01), aspect="equal"
     )
-    for private, public, threshold in scores:
+    for private, public, _, threshold in scores:
         if not len(private) or not len(public):
             continue
         cuts = np.sort(np.concatenate([private, public]))[::-1]

@@ -51,12 +51,14 @@ def line(metrics: dict, epochs: int, left: float) -> str:
 def table(summary: dict, folder: Path) -> None:
     """The final table."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     rows = Table(title=title(summary), title_justify="left", show_header=False)
-    for key, value in (*numbers(summary), ("files", str(folder))):
-        rows.add_row(key, value)
+    for key, value in numbers(summary):
+        rows.add_row(key, escape(value))
     Console().print(rows)
+    print(f"files: {folder}")  # outside the table, which would cut it
 
 
 def started(parts: dict[str, str]) -> str:
@@ -86,9 +88,15 @@ def numbers(summary: dict) -> list[tuple[str, str]]:
             f"{sent['messages']:,} messages",
         ),
         (
+            "beyond training alone",
+            f"{show(sent.get('overhead_at_equal_steps'), '+.2%')} bytes at equal steps, "
+            f"{show(sent.get('overhead_at_equal_epochs'), '+.2%')} at equal epochs",
+        ),
+        (
             "public set",
-            f"kept {show(ood['kept_fraction'], '.1%')}, AUROC {show(ood['auroc'], '.3f')}, threshold "
-            f"{show(ood['threshold'], '.3f')}",
+            f"kept {show(ood['kept_fraction'], '.1%')} (own data {show(ood.get('own_kept'), '.1%')}, noise "
+            f"{show(ood.get('noise_kept'), '.1%')}), AUROC {show(ood['auroc'], '.3f')}, "
+            f"threshold {show(ood['threshold'], '.3f')}",
         ),
         ("homogeneity", f"{summary['homogeneity']['before']:.3f} before, {summary['homogeneity']['after']:.3f} after"),
         (

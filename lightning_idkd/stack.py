@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -50,8 +51,8 @@ class _Loss(nn.Module):
         super().__init__()
         self.node = node
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.node.training_step((x, y), 0)
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self.node.training_step(batch, 0)
 
 
 class NodeStack:
@@ -131,17 +132,18 @@ class NodeStack:
 
     # ------------------------------------------------------------------ training
 
-    def step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
-        """Every node's loss [n] on its batch ``x`` [n, b, C, H, W], ``y`` [n, b, k]; gradients land in ``G``."""
+    def step(self, x: Tensor, y: Tensor, step: int, *more: Tensor) -> Tensor:
+        """Every node's loss [n] on its batch ``x`` [n, b, C, H, W], ``y`` [n, b, k] and whatever ``more`` [n, b] its loss takes;
+        gradients land in ``G``."""
         if self._keys:
             key = randomness.bits(self.seed, "dropout", torch.tensor(self.nodes), step).to(self.device)
             for k in self._keys:
                 k.copy_(key)
             for layer in self._dropouts:
                 layer.calls = 0
-        return self._vmap(x, y) if self.engine == "vmap" else self._loop(x, y, step)
+        return self._vmap(x, y, *more) if self.engine == "vmap" else self._loop(step, x, y, *more)
 
-    def _loop(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+    def _loop(self, step: int, *batch: Tensor) -> Tensor:
         self.G.zero_()
         losses = []
         for i, module in enumerate(self.modules):
@@ -150,7 +152,7 @@ class NodeStack:
             if self._draws is not False:
                 torch.manual_seed(randomness.seed_of(self.seed, "node", self.nodes[i], step))
                 seeded = torch.get_rng_state()
-            loss = module.training_step((x[i], y[i]), 0)
+            loss = module.training_step(tuple(part[i] for part in batch), 0)
             if self._draws is None:
                 self._draws = not torch.equal(torch.get_rng_state(), seeded)
                 if not self._draws:
@@ -159,16 +161,16 @@ class NodeStack:
             losses.append(loss.detach())
         return torch.stack(losses)
 
-    def _vmap(self, x: Tensor, y: Tensor) -> Tensor:
+    def _vmap(self, *batch: Tensor) -> Tensor:
         leaves = {f"node.{s.name}": s.view(self.X).detach().requires_grad_() for s in self.layout}
         buffers = {f"node.{k}": b for k, b in self.buffers.items()}
 
-        def loss(params: dict, buffers: dict, x: Tensor, y: Tensor) -> Tensor:
-            return torch.func.functional_call(self._loss, {**params, **buffers}, (x, y))
+        def loss(params: dict, buffers: dict, *batch: Tensor) -> Tensor:
+            return torch.func.functional_call(self._loss, {**params, **buffers}, batch)
 
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the fused attentions would run node by node
-                losses = torch.vmap(loss, randomness="error")(leaves, buffers, x, y)
+                losses = torch.vmap(loss, randomness="error")(leaves, buffers, *batch)
         except RuntimeError as e:
             if "random" not in str(e):
                 raise
@@ -179,15 +181,27 @@ class NodeStack:
             slot.view(self.G).copy_(g)
         return losses.detach()
 
-    def gradient(self, X: Tensor, x: Tensor, y: Tensor, step: int) -> Tensor:
-        """Gradients [n, P] at other parameters ``X`` on the same batch; rows, ``G`` and norm buffers stay as they are."""
-        kept_X, kept_G, kept = self.X.clone(), self.G.clone(), {k: b.clone() for k, b in self.buffers.items()}
+    @contextmanager
+    def standing_on(self, X: Tensor) -> Iterator[None]:
+        """Inside, the nodes' parameters are ``X`` [n, P]."""
+        if X is self.X:
+            yield
+            return
+        kept = self.X.clone()
         self.X.copy_(X)
         try:
-            self.step(x, y, step)
+            yield
+        finally:
+            self.X.copy_(kept)
+
+    def gradient(self, X: Tensor, x: Tensor, y: Tensor, step: int, *more: Tensor) -> Tensor:
+        """Gradients [n, P] at other parameters ``X`` on the same batch; rows, ``G`` and norm buffers stay as they are."""
+        kept_G, kept = self.G.clone(), {k: b.clone() for k, b in self.buffers.items()}
+        try:
+            with self.standing_on(X):
+                self.step(x, y, step, *more)
             return self.G.clone()
         finally:  # also where :meth:`choose` tries an engine that fails half way
-            self.X.copy_(kept_X)
             self.G.copy_(kept_G)
             for k, b in self.buffers.items():
                 b.copy_(kept[k])
@@ -232,8 +246,7 @@ def run_network(module: NodeModule, batches: Iterable[Tensor]) -> Outputs:
     module.eval()
     parts = [module.outputs(x) for x in batches]
     module.train(training)
-    features = None if parts[0].features is None else torch.cat([p.features for p in parts])
-    return Outputs(torch.cat([p.logits for p in parts]), features)
+    return Outputs.cat(parts)
 
 
 def mean_buffers(stacked: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,11 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_idkd import randomness
+from lightning_idkd.callback import FineTuning
 from lightning_idkd.data.partition import Split
 from lightning_idkd.data.source import Images
+from lightning_idkd.errors import require
 from lightning_idkd.network import Labels
 
+NOISE = 256  # images, to see what a detector makes of them
 EVALUATION_BATCH = 256  # fixed: a network whose output depends on the batch gives the same number every time
+
+
+def same_named(public: Images | None, classes: tuple[str, ...]) -> Tensor:
+    """The private class [m] whose name a public sample's own class has, -1 where none: for diagnosis, never for training."""
+    if public is None:
+        return torch.empty(0, dtype=torch.int64)
+    known = {name: c for c, name in enumerate(classes)}
+    to = torch.tensor([*(known.get(name, -1) for name in public.classes), -1])  # label -1 finds the last
+    return to[public.labels.clamp(-1, len(public.classes))]
 
 
 class Store:
@@ -29,15 +41,19 @@ class Store:
     """
 
     def __init__(self, private: Images, test: Images, public: Images | None, split: Split, rows: range, *, batch: int,
-                 augment: str = "none", augment_public: bool = False, seed: int = 0,
+                 augment: str = "none", augment_public: bool = False, tuning: FineTuning | None = None, seed: int = 0,
                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):  # fmt: skip
         self.rows, self.seed, self.device, self.dtype = rows, seed, torch.device(device), dtype
         self.batch_size, self.augment, self.augment_public = batch, augment, augment_public
+        self.tuning = tuning or FineTuning()
+        share = self.tuning.private_share
+        require(share is None or batch > 1, "distillation.tuning.private_share", share, "null where train.batch_size is 1")
         self.split, self.classes, self.channels, self.size = split, private.classes, private.channels, private.size
         pixels = private.pixels if public is None else torch.cat([private.pixels, public.pixels])
         self.pool = pixels.permute(0, 2, 3, 1).contiguous().to(self.device)  # [N + m, H, W, C]
         self.private, self.public = len(private), 0 if public is None else len(public)
         self.labels = private.labels.to(self.device)
+        self.truth = same_named(public, private.classes)
         self.public_stored = "" if public is None else public.stored
         self.test = test.pixels.permute(0, 2, 3, 1).contiguous().to(self.device)
         self.test_labels = test.labels.to(self.device)
@@ -50,6 +66,7 @@ class Store:
         self.nodes, self.samples = len(split.train), len(train)
         self.own = [torch.from_numpy(split.train[i]).to(self.device) for i in rows]
         self.distilled: list[Labels] | None = None
+        self.answers: tuple[list[Tensor], float] | None = None
         self.generation, self.generation_start = 0, 0
         self._union()
 
@@ -66,18 +83,61 @@ class Store:
         self.generation, self.generation_start = self.generation + 1, step
         self._union()
 
+    def soften(self, answers: list[Tensor], weight: float) -> None:
+        """From now on a share ``weight`` of the labels of every node's own samples are these ``answers`` [a, k]."""
+        self.answers = [soft.to(self.device, self.dtype) for soft in answers], weight
+        self._union()
+
+    def restore(
+        self, labels: list[Labels] | None, answers: tuple[list[Tensor], float] | None, generation: int, start: int
+    ) -> None:
+        """The sets of a run that is resumed."""
+        self.distilled, self.generation, self.generation_start = labels, generation, start
+        self.answers = None if answers is None else ([soft.to(self.device) for soft in answers[0]], answers[1])
+        self._union()
+
     def _union(self) -> None:
-        index, targets = [], []
+        index, targets, self.parts = [], [], []
+        answers, weight = self.answers or ([None] * len(self.own), 0.0)
         for i, own in enumerate(self.own):
-            index.append(own)
-            targets.append(F.one_hot(self.labels[own], self.k).to(self.dtype))
+            label = F.one_hot(self.labels[own], self.k).to(self.dtype)
+            parts = [(own, label if answers[i] is None else (1 - weight) * label + weight * answers[i])]
             if self.distilled is not None:
-                index.append(self.distilled[i].index.to(self.device) + self.private)
-                targets.append(self.distilled[i].probabilities.to(self.device, self.dtype))
-        per_node = 1 if self.distilled is None else 2
-        self.sizes = [sum(map(len, index[i * per_node : (i + 1) * per_node])) for i in range(len(self.own))]
+                distilled = self._tuned(i, self.distilled[i])
+                parts.append(
+                    (distilled.index.to(self.device) + self.private, distilled.probabilities.to(self.device, self.dtype))
+                )
+            index += [where for where, _ in parts]
+            targets += [what for _, what in parts]
+            self.parts.append([len(where) for where, _ in parts])
+        self.sizes = [sum(sizes) for sizes in self.parts]
         self._index, self._targets = torch.cat(index), torch.cat(targets)
+        self._weights = self._weigh() if self.distilled is not None else None
         self._offset = torch.tensor([0, *self.sizes]).cumsum(0)[:-1].to(self.device)
+        self._chances: dict[tuple[int, int], Tensor] = {}
+
+    def _tuned(self, i: int, labels: Labels) -> Labels:
+        """Without the surplus of classes that have more samples than the median of those that occur."""
+        if self.tuning.balance != "cap" or not len(labels):
+            return labels
+        classes = labels.probabilities.argmax(1).cpu()
+        count = classes.bincount(minlength=self.k)
+        most = count[count > 0].median()
+        place = randomness.permutation(len(classes), self.seed, "cap", self.generation, self.rows[i])
+        shuffled = classes[place]
+        rank = torch.stack([(shuffled == c).cumsum(0) for c in range(self.k)])[shuffled, torch.arange(len(classes))]
+        return labels[place[rank <= most].sort().values.to(labels.index.device)]
+
+    def _weigh(self) -> Tensor | None:
+        """Weight of every sample's loss; None where all are 1."""
+        tuning = self.tuning
+        if tuning.weight == 1 and not tuning.confidence:
+            return None
+        weights = torch.full((len(self._index),), tuning.weight, device=self.device, dtype=self.dtype)
+        if tuning.confidence:
+            entropy = -torch.xlogy(self._targets, self._targets).sum(1)
+            weights *= (1 - entropy / math.log(self.k)).clamp(0, 1)
+        return weights.where(self._index >= self.private, 1)
 
     def describe(self) -> dict:
         """Shape and scaling of the images, which is what a network needs to know of the data."""
@@ -103,24 +163,59 @@ class Store:
         return math.ceil(round(per_node / self.batch_size, 9))
 
     def order(self, step: int, steps: int) -> Tensor:
-        """Positions [rows, steps * batch] in the nodes' sets from ``step`` on; each walks its own permutations."""
-        start = (step - self.generation_start) * self.batch_size
-        stop = start + steps * self.batch_size
+        """Positions [rows, steps * batch] in the nodes' sets from ``step`` on; each walks its own permutations.
+
+        With a ``private_share`` every batch begins with private samples, and both sets are walked on their own.
+        """
         walks = []
-        for node, size in zip(self.rows, self.sizes, strict=True):
-            passes = range(start // size, (stop - 1) // size + 1)
-            walk = torch.cat([randomness.permutation(size, self.seed, "order", self.generation, node, p) for p in passes])
-            walks.append(walk[start % size :][: stop - start])
+        for i, sizes in enumerate(self.parts):
+            share, b = self.tuning.private_share, self.batch_size
+            if share is None or len(sizes) == 1 or not sizes[1]:
+                walks.append(self._walk(i, 0, self.sizes[i], b, step, steps))
+                continue
+            private = min(max(1, round(share * b)), b - 1)
+            first = self._walk(i, 0, sizes[0], private, step, steps).view(steps, private)
+            second = self._walk(i, sizes[0], sizes[1], b - private, step, steps).view(steps, b - private)
+            walks.append(torch.cat([first, second], dim=1).flatten())
         return torch.stack(walks).to(self.device)
 
-    def batch(self, positions: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Images [rows, b, C, H, W], channels-last, and target distributions [rows, b, k] at ``positions`` [rows, b]."""
+    def _walk(self, i: int, offset: int, size: int, batch: int, step: int, steps: int) -> Tensor:
+        """Positions [steps * batch] from ``step`` on in the part of row ``i``'s set that begins at ``offset``."""
+        node, start = self.rows[i], (step - self.generation_start) * batch
+        stop = start + steps * batch
+        if self.tuning.balance == "draw" and self.distilled is not None:
+            draws = randomness.uniform(self.seed, "draw", self.generation, node, offset, torch.arange(start, stop))
+            chances = self._chance(i, offset, size)
+            return offset + torch.searchsorted(chances, draws.double(), right=True).clamp_max(size - 1)
+        passes, of = range(start // size, (stop - 1) // size + 1), (self.generation, node, *([offset] if offset else []))
+        walk = torch.cat([randomness.permutation(size, self.seed, "order", *of, p) for p in passes])
+        return offset + walk[start % size :][: stop - start]
+
+    def _chance(self, i: int, offset: int, size: int) -> Tensor:
+        """Cumulative chance [size] of the samples of that part, every class that occurs having the same in all."""
+        if (i, offset) not in self._chances:
+            first = int(self._offset[i]) + offset
+            classes = self._targets[first : first + size].argmax(1).cpu()
+            count = classes.bincount(minlength=self.k)
+            chance = 1.0 / count[classes].double()
+            self._chances[i, offset] = (chance / chance.sum()).cumsum(0)
+        return self._chances[i, offset]
+
+    def batch(self, positions: Tensor, step: int) -> tuple[Tensor, ...]:
+        """Images [rows, b, C, H, W], channels-last, and target distributions [rows, b, k], times a sample's weight, at
+        ``positions`` [rows, b]; and temperatures [rows, b] where those of distilled samples are not 1."""
         flat = self._offset[:, None] + positions
-        index = self._index[flat]
+        index, targets = self._index[flat], self._targets[flat]
+        if self._weights is not None:
+            targets = targets * self._weights[flat][..., None]
         pixels = self.pool[index.flatten()]
         if self.augment != "none":
             pixels = self._crop(pixels, index, step)
-        return self._normal(pixels).unflatten(0, positions.shape), self._targets[flat]
+        found = self._normal(pixels).unflatten(0, positions.shape), targets
+        if self.tuning.temperature == 1 or self.distilled is None:
+            return found
+        ones = torch.ones_like(index, dtype=self.dtype)
+        return *found, ones.where(index < self.private, self.tuning.temperature)
 
     def _crop(self, pixels: Tensor, index: Tensor, step: int) -> Tensor:
         pad, size = max(1, self.size // 8), self.size
@@ -146,6 +241,11 @@ class Store:
     def _batches(self, pixels: Tensor, index: Tensor | None = None) -> Iterator[Tensor]:
         for part in torch.arange(len(pixels)).split(EVALUATION_BATCH) if index is None else index.split(EVALUATION_BATCH):
             yield self._normal(pixels[part.to(self.device)])
+
+    def noise_batches(self) -> Iterator[Tensor]:
+        """Images of uniform noise, which no set resembles."""
+        noise = randomness.randint(256, 0, "noise", torch.arange(NOISE * self.pool[0].numel()))
+        return self._batches(noise.to(torch.uint8).view(NOISE, *self.pool.shape[1:]).to(self.device))
 
     def public_batches(self) -> Iterator[Tensor]:
         """The public set in one fixed shuffled order; see :meth:`public_order`."""

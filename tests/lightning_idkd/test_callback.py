@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import lightning_idkd.network
-from lightning_idkd.callback import HOOKS, Callback, Gossip, Selection
+from lightning_idkd.callback import HOOKS, Aggregation, Callback, Distillation, FineTuning, Gossip, Selection, Teacher
 from lightning_idkd.cli import main
 from lightning_idkd.errors import UserError
 from lightning_idkd.network import Labels, Network
@@ -80,6 +80,10 @@ class Watched(Network):
     def exchange(self, labels, step=0, **kwargs):
         self.sent.append(("exchange", labels, kwargs))
         return super().exchange(labels, step, **kwargs)
+
+    def share(self, T, step=0, **kwargs):
+        self.sent.append(("share", T, kwargs))
+        return super().share(T, step, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +227,8 @@ def test_only_parameters_and_labels_of_public_samples_cross_edges(tiny):
             continue
         assert [type(message) for message in sent] == [Labels] * NODES
         for message in sent:
-            assert set(vars(message)) == {"index", "probabilities"}
+            assert set(vars(message)) == {"index", "probabilities", "weights", "size"}
+            assert (message.weights, message.size) == (None, None)
             assert message.index.dtype == torch.int64
             assert torch.equal(message.index, message.index.unique())
             assert 0 <= message.index.min() <= message.index.max() < public
@@ -248,3 +253,63 @@ def test_what_is_mixed_is_what_the_rule_moved(tiny):
     """The final gossip mixes the very rows the nodes hold: their mean is the consensus model afterwards."""
     last = [sent for how, sent, _ in tiny.sent if how == "mix"][-1]
     torch.testing.assert_close(last.mean(0), tiny.run.stack.X.mean(0), rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- distillation's parts
+
+
+class First(Aggregation):
+    """The label of the first that kept a sample; notes what it gets."""
+
+    def combine(self, probabilities, votes, senders):
+        self.got = probabilities, votes, senders
+        return probabilities[(votes > 0).int().argmax(0), torch.arange(votes.shape[1])]
+
+
+def test_an_aggregation_gets_every_senders_labels_in_the_place_of_their_sample():
+    one = Labels(torch.tensor([2, 7]), torch.tensor([[0.1, 0.9], [0.2, 0.8]]), torch.tensor([0.5, 1.0]))
+    two = Labels(torch.tensor([0, 2]), torch.tensor([[0.3, 0.7], [0.4, 0.6]]))
+    none = Labels(torch.empty(0, dtype=torch.int64), torch.empty(0, 2))
+    rule = First()
+    found = rule({3: one, 5: two, 8: none})
+    probabilities, votes, senders = rule.got
+    assert senders == [3, 5, 8]
+    assert votes.tolist() == [[0.0, 0.5, 1.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    kept = [[(2, 0), (7, 1)], [(0, 0), (2, 1)], []]
+    for v, labels in enumerate((one, two, none)):
+        for sample, row in kept[v]:
+            assert torch.equal(probabilities[v, [0, 2, 7].index(sample)], labels.probabilities[row])
+    assert found.index.tolist() == [0, 2, 7]
+    torch.testing.assert_close(found.probabilities, torch.tensor([[0.3, 0.7], [0.1, 0.9], [0.2, 0.8]]))
+    assert (found.weights, rule.shares, rule.prepare(None)) == (None, "", None)
+
+
+def test_without_a_teacher_nodes_ask_themselves():
+    run = SimpleNamespace(stack=SimpleNamespace(X=torch.ones(2, 3)))
+    teacher = Distillation.teacher
+    assert type(teacher) is Teacher
+    assert teacher.rows(run) is run.stack.X
+    assert (teacher.on_step_end(run), teacher.state_dict(run), teacher.load_state_dict({}, run)) == (None, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"private_share": 0}, r"distillation\.tuning\.private_share: 0 given; allowed: between 0 and 1, or null"),
+        ({"private_share": 1.0}, r"distillation\.tuning\.private_share: 1\.0 given"),
+        ({"private_share": float("nan")}, r"distillation\.tuning\.private_share: nan given"),
+        ({"weight": 0.0}, r"distillation\.tuning\.weight: 0\.0 given; allowed: above 0"),
+        ({"weight": float("inf")}, r"distillation\.tuning\.weight: inf given"),
+        ({"temperature": 0}, r"distillation\.tuning\.temperature: 0 given; allowed: above 0"),
+        ({"temperature": float("inf")}, r"distillation\.tuning\.temperature: inf given"),
+        ({"temperature": float("nan")}, r"distillation\.tuning\.temperature: nan given"),
+    ],
+)
+def test_mistakes_in_tuning_are_refused_with_their_key(options, said):
+    with pytest.raises(UserError, match=said):
+        FineTuning(**options)
+
+
+def test_tuning_is_off_by_default():
+    tuning = FineTuning()
+    assert vars(tuning) == {"private_share": None, "balance": "none", "weight": 1.0, "confidence": False, "temperature": 1.0}

@@ -177,6 +177,76 @@ def test_labels_count_a_four_byte_index_and_float32_for_every_edge():
     assert net.counts()["label_bytes"] == 8 * 16
 
 
+def test_weights_cost_four_bytes_and_an_encoding_its_length():
+    m = labels(3)[2]  # three samples of three classes
+    assert m.nbytes == 3 * 4 + 9 * 4
+    m.weights = torch.ones(3, dtype=torch.float64)
+    assert m.nbytes == 3 * 4 + 9 * 4 + 3 * 4
+    m.size = 7
+    assert m.nbytes == m.to("cpu").nbytes == 7
+    net = chain()
+    net.exchange([*labels(2), m])
+    assert net.counts() == KINDS | {"label_bytes": 1 * 16 + 2 * 2 * 16 + 1 * 7, "messages": 4}
+
+
+def test_weights_cross_with_their_labels():
+    sent = labels(3)
+    sent[1].weights = torch.tensor([0.5, 1.0])
+    received = chain().exchange(sent)
+    assert [torch.equal(r[1].weights, sent[1].weights) for r in received] == [True] * 3
+    assert received[0][0].weights is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32])
+@pytest.mark.parametrize("kind", ["other", "parameter"])
+def test_shared_rows_reach_the_neighbours_and_are_counted(dtype, kind):
+    """Rows of 7 over four directed edges."""
+    net, T = chain(), (100 * rows(3, 7)).to(dtype)
+    known = net.share(T, kind=kind)
+    assert sorted(known) == [0, 1, 2]
+    assert all(torch.equal(known[i], T[i]) for i in range(3))
+    assert net.counts() == KINDS | {f"{kind}_bytes": 4 * 7 * T.element_size(), "messages": 4}
+    net = chain()
+    net.share(T)
+    assert net.counts()["other_bytes"] == 4 * 7 * T.element_size()
+
+
+# ---------------------------------------------------------------------- labels
+
+
+def some(*index, weighted=False, size=None):
+    """Labels whose probabilities tell the sample."""
+    index = torch.tensor(index, dtype=torch.int64)
+    p = torch.stack([index / 100, 1 - index / 100], 1)
+    return Labels(index, p, index / 10 if weighted else None, size)
+
+
+@pytest.mark.parametrize("which", [torch.tensor([True, False, False, True]), torch.tensor([0, 3])])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_some_labels_keep_all_that_belongs_to_them_but_the_size(which, weighted):
+    part = some(2, 3, 5, 8, weighted=weighted, size=99)[which]
+    assert (part.index.tolist(), len(part)) == ([2, 8], 2)
+    torch.testing.assert_close(part.probabilities, some(2, 8).probabilities)
+    assert part.weights.tolist() == pytest.approx([0.2, 0.8]) if weighted else part.weights is None
+    assert part.size is None
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "both"),
+    [((1, 4), (0, 1, 9), [0, 1, 4, 9]), ((), (3, 7), [3, 7]), ((3, 7), (), [3, 7]), ((5,), (5,), [5]), ((), (), [])],
+)
+def test_new_labels_lie_over_old_ones_of_other_samples(new, old, both):
+    new, old = some(*new), some(*old)
+    old.probabilities = old.probabilities.flip(1)
+    merged = new.over(old)
+    assert merged.index.tolist() == both
+    assert merged.index.dtype == torch.int64
+    expected = {i: p for m in (old, new) for i, p in zip(m.index.tolist(), m.probabilities.tolist(), strict=True)}
+    assert merged.probabilities.tolist() == [expected[i] for i in both]
+    assert (merged.weights, merged.size) == (None, None)
+    assert merged.probabilities.shape == (len(both), 2)
+
+
 def test_reports_are_not_counted():
     net, T = chain(), rows(3, 7)
     assert torch.equal(net.report(T), T)
@@ -207,6 +277,11 @@ def test_rows_are_spread_in_even_adjacent_blocks(nodes, world, sizes):
     assert [i for b in blocks for i in b] == list(range(nodes))
 
 
+def reach(net):
+    """The nodes held here and their neighbours."""
+    return {*net.rows, *(j for i in net.rows for j in net.graph.mixing(0).neighbours(i))}
+
+
 def everything(net):
     """All that a network does, for the rows held here; lists of one item a row or directed edge."""
     n, here = net.graph.nodes, slice(net.rows.start, net.rows.stop)
@@ -216,6 +291,7 @@ def everything(net):
         of_mine = [int(j) in net.rows for j, _ in net.graph.mixing(0).edges]
         done["swap"] = net.swap(rows(len(of_mine), 11, torch.float32)[of_mine])
     done["exchange"] = [{j: (m.index, m.probabilities) for j, m in r.items()} for r in net.exchange(labels(n)[here])]
+    done["share"] = {i: row.clone() for i, row in net.share(T, kind="other").items() if i in reach(net)}
     done["objects"] = net.report_objects([f"node {i}" for i in net.rows])
     done["counts"] = net.counts()
     net.restore(done["counts"])  # as on resume: process 0 carries the sum
@@ -257,6 +333,8 @@ def test_two_and_three_processes_give_the_bits_and_counts_of_one(tmp_path):
                 for sender, message in expected.items():
                     assert all(torch.equal(a, b) for a, b in zip(got[sender], message, strict=True))
             for p in parts:
+                for i, row in p[name]["share"].items():
+                    assert torch.equal(row, alone["share"][i])
                 assert torch.equal(p[name]["report"], alone["report"])
                 assert p[name]["objects"] == alone["objects"]
                 assert p[name]["counts"] == p[name]["restored"] == alone["counts"], (world, name)

@@ -72,6 +72,7 @@ PRESETS = [
     ["ring_cifar10", "presets/recipe_idkd"],
     ["ring_cifar10", "presets/recipe_qgm"],
     ["ring_cifar10", "presets/recipe_gut"],
+    *(["ring_digits", f"presets/{method}"] for method in ("fedmd", "dsfl", "selective_fd", "def_kt")),
 ]
 
 
@@ -90,7 +91,7 @@ def test_every_config_trains_on_stand_in_data(names, configs, stand_in, tmp_path
         shrink |= {"data.private.limit": 16 * config.graph.nodes, "train.batch_size": 8}
     assert main(["fit", *files, *options(shrink)]) == 0
     summary = json.loads((latest(tmp_path, names[0]) / "summary.json").read_text())
-    assert (summary["ood"]["kept_fraction"] is not None) == (config.distillation is not None)
+    assert (summary["ood"]["kept_fraction"] is not None) == (config.distillation is not None and config.distillation.public)
     assert (summary["communication"]["other_bytes"] > 0) == ("official_code" in names[-1])
 
 
@@ -104,7 +105,7 @@ def test_the_official_code_is_a_preset_of_its_own(configs):
     assert [e for e in range(300) if official.distillation.due(e, 300)] == list(range(246, 300, 5))  # eleven
     assert [e for e in range(300) if paper.distillation.due(e, 300)] == [241]
     assert official.distillation.labels == "relayed"
-    assert official.distillation.shares == "class histograms of private data"
+    assert official.distillation.shares == "sizes of the nodes' sets, class histograms of private data"
     assert paper.distillation.shares == ""
 
 

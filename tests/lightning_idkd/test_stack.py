@@ -225,6 +225,77 @@ def test_gradient_at_other_parameters_leaves_everything_in_place(name, engine):
     assert not torch.equal(there, before["G"])
 
 
+@every_network
+def test_nodes_stand_on_other_rows_for_a_while(name):
+    s = spread(stack(name))
+    before, other, x = snapshot(s), (s.X + 0.1).clone(), batch()[0]
+    with s.standing_on(other):
+        assert torch.equal(s.X, other)
+        assert_views(s)
+        there = [run_network(module, [x[0]]).logits for module in s.modules]
+    assert same(s, before)
+    assert_views(s)
+    for i, logits in enumerate(there):
+        with torch.no_grad():
+            np.testing.assert_allclose(logits, s.model(other[i], {k: b[i] for k, b in s.buffers.items()})(x[0]), atol=1e-6)
+    with pytest.raises(KeyError), s.standing_on(other):
+        raise KeyError
+    assert same(s, before)
+    with s.standing_on(s.X):  # its own: changes inside are meant
+        s.X.add_(1.0)
+    assert torch.equal(s.X, before["X"] + 1.0)
+
+
+@every_engine
+@pytest.mark.parametrize("T", [0.5, 1.0, 4.0])
+def test_at_a_temperature_the_loss_is_that_of_the_softened_answers_times_its_square(T, engine):
+    """T^2 KL(target, softmax(z / T)) plus T^2 times the targets' entropy, which no parameter moves; the first two samples of a
+    batch are private, at temperature 1."""
+    s, (x, y) = spread(stack("group norm", engine)), batch()
+    temperatures = torch.tensor([1.0, 1.0, T, T], dtype=torch.float64).expand(N, B)
+    modules = copies(s)
+    losses = s.step(x, y, 0, temperatures)
+    for i, module in enumerate(modules):
+        z = module.network(x[i].contiguous())
+        kl = T**2 * F.kl_div((z[2:] / T).log_softmax(1), y[i, 2:], reduction="none").sum(1)
+        plain = F.cross_entropy(z[:2], y[i, :2], reduction="none")
+        gradient = in_row_order(torch.autograd.grad((plain.sum() + kl.sum()) / B, list(module.parameters())))
+        np.testing.assert_allclose(s.G[i], gradient, rtol=0, atol=1e-12 * float(gradient.norm()))
+        entropy = T**2 * torch.special.entr(y[i, 2:]).sum(1)
+        np.testing.assert_allclose(losses[i], ((plain.sum() + kl.sum() + entropy.sum()) / B).detach(), rtol=1e-12)
+
+
+@every_engine
+def test_weights_in_the_targets_weigh_loss_and_gradient(engine):
+    """Over the batch, not over the sum of the weights; with and without temperatures."""
+    s, (x, y) = spread(stack("group norm", engine)), batch()
+    weights = torch.tensor([1.0, 0.0, 0.25, 3.0], dtype=torch.float64).expand(N, B)
+    modules = copies(s)
+    for more in ([], [torch.full((N, B), 2.0, dtype=torch.float64)]):
+        t = 2.0 if more else 1.0
+        losses = s.step(x, y * weights[..., None], 0, *more)
+        for i, module in enumerate(modules):
+            one = -(y[i] * (module.network(x[i].contiguous()) / t).log_softmax(1)).sum(1)
+            loss = (t**2 * weights[i] * one).sum() / B
+            gradient = in_row_order(torch.autograd.grad(loss, list(module.parameters())))
+            np.testing.assert_allclose(losses[i], loss.detach(), rtol=1e-12)
+            np.testing.assert_allclose(s.G[i], gradient, rtol=0, atol=1e-12 * float(gradient.norm()))
+
+
+@every_network
+def test_engines_agree_with_temperatures_and_at_other_parameters(name):
+    x, y = batch()
+    t = torch.tensor([1.0, 2.0, 1.0, 0.5], dtype=torch.float64).expand(N, B)
+    found = []
+    for engine in ENGINES:
+        s = spread(stack(name, engine))
+        losses = s.step(x, y, 3, t)
+        found.append((losses, s.G.clone(), s.gradient(s.X + 0.1, x, y, 3, t)))
+    for loop, vmap in zip(*found, strict=True):
+        assert (loop - vmap).norm() <= 1e-9 * loop.norm()
+    assert not torch.equal(found[0][1], found[0][2])
+
+
 # ---------------------------------------------------------------------- engines
 
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from lightning_idkd import randomness
+from lightning_idkd.callback import FineTuning
 from lightning_idkd.data.partition import Split
 from lightning_idkd.data.source import Images
-from lightning_idkd.data.store import EVALUATION_BATCH, Store
+from lightning_idkd.data.store import EVALUATION_BATCH, Store, same_named
+from lightning_idkd.errors import UserError
 from lightning_idkd.network import Labels
 
 K = 3
@@ -60,6 +62,7 @@ def soft(*indices):
 
 
 DISTILLED = [soft(0, 7, 19), soft(), soft(3, 4)]
+MANY = [soft(*range(0, 20, 2)), soft(*range(13)), soft(1, 5)]
 
 
 # ---------------------------------------------------------------------- order
@@ -191,6 +194,229 @@ def test_label_mass_counts_soft_labels_by_their_probabilities():
     np.testing.assert_allclose(s.mass(), own + torch.stack([d.probabilities.sum(0) for d in DISTILLED]), rtol=1e-12)
 
 
+# ---------------------------------------------------------------------- fine-tuning
+
+
+def tuned(distilled=MANY, batch=4, seed=0, **tuning):
+    """Nodes that train on 20 public samples under ``tuning``."""
+    s = store(public=noise(20, seed=1), tuning=FineTuning(**tuning), batch=batch, seed=seed)
+    s.distil(distilled, step=0)
+    return s
+
+
+def of(s, i):
+    """Targets [size, K], times weights, of all that node ``i`` trains on."""
+    positions = torch.zeros(3, s.sizes[i], dtype=torch.int64)
+    positions[i] = torch.arange(s.sizes[i])
+    return s.batch(positions, 0)[1][i]
+
+
+def hard(counts):
+    """Labels of so many samples of each class, not quite sure, in an order of their own."""
+    classes = torch.arange(K).repeat_interleave(torch.tensor(counts))
+    classes = classes[torch.randperm(len(classes), generator=torch.Generator().manual_seed(len(classes)))]
+    return Labels(torch.arange(len(classes)), (5 * torch.eye(K, dtype=torch.float64)[classes]).softmax(1))
+
+
+def classes_of(labels):
+    return np.bincount(labels.argmax(1).numpy(), minlength=K).tolist()
+
+
+@pytest.mark.parametrize(("share", "batch", "private"), [(0.5, 4, 2), (0.3, 10, 3), (0.26, 10, 3), (0.99, 4, 3), (0.01, 4, 1),
+                                                         (0.5, 2, 1), (0.75, 4, 3)])  # fmt: skip
+def test_every_batch_begins_with_the_private_share(share, batch, private):
+    """Rounded, but at least one of each."""
+    s = tuned(batch=batch, private_share=share)
+    order = s.order(0, 30).view(3, 30, batch)
+    for walk, own in zip(order, map(len, TRAIN), strict=True):
+        assert (walk[:, :private] < own).all()
+        assert (walk[:, private:] >= own).all()
+
+
+def test_both_sets_are_walked_by_permutations_of_their_own():
+    """5, 3 and 7 private samples, 10, 13 and 2 distilled ones; two of each in every batch."""
+    s = tuned(private_share=0.5)
+    order = s.order(0, 60).view(3, 60, 4)
+    for i, (walk, own) in enumerate(zip(order, map(len, TRAIN), strict=True)):
+        for part, size in ((walk[:, :2].flatten(), own), (walk[:, 2:].flatten() - own, len(MANY[i]))):
+            passes = [part[a : a + size].tolist() for a in range(0, 120 - size + 1, size)]
+            assert all(sorted(p) == list(range(size)) for p in passes)
+            assert size < 4 or len({tuple(p) for p in passes}) > 1
+    assert torch.equal(s.order(7, 20), order[:, 7:27].flatten(1))  # as asked later
+    s.restore(MANY, None, 1, 0)
+    assert torch.equal(s.order(7, 20), order[:, 7:27].flatten(1))
+    s.distil(MANY, 7)
+    assert not torch.equal(s.order(7, 20), order[:, :20].flatten(1))
+
+
+@pytest.mark.parametrize("balance", ["none", "draw"])
+def test_the_two_walks_do_not_go_hand_in_hand(balance):
+    """Nor where both sets have the same size and classes."""
+    own = [Labels(torch.arange(len(t)), torch.eye(K, dtype=torch.float64)[torch.tensor(t) % K]) for t in TRAIN]
+    s = tuned(own, private_share=0.5, balance=balance)
+    for walk, size in zip(s.order(0, 30).view(3, 30, 4), map(len, TRAIN), strict=True):
+        same = walk[:, :2] == walk[:, 2:] - size
+        assert 0.05 < same.double().mean() < 0.7
+
+
+def test_without_distilled_samples_the_share_is_no_matter():
+    s, plain = (store(public=noise(20, seed=1), tuning=t) for t in (FineTuning(private_share=0.5), None))
+    assert torch.equal(s.order(0, 9), plain.order(0, 9))
+    for both in (s, plain):
+        both.distil([soft(), MANY[1], soft()], 0)
+    assert torch.equal(s.order(0, 9)[[0, 2]], plain.order(0, 9)[[0, 2]])
+    assert not torch.equal(s.order(0, 9)[1], plain.order(0, 9)[1])
+
+
+def test_a_share_of_a_batch_of_one_is_refused():
+    with pytest.raises(
+        UserError, match=r"distillation\.tuning\.private_share: 0\.5 given; allowed: null where train\.batch_size is 1"
+    ):
+        store(batch=1, tuning=FineTuning(private_share=0.5))
+
+
+@pytest.mark.parametrize(
+    ("counts", "left"),
+    [((9, 4, 2), (4, 4, 2)), ((5, 5, 5), (5, 5, 5)), ((12, 0, 3), (3, 0, 3)), ((0, 7, 0), (0, 7, 0)), ((0, 0, 0), (0, 0, 0)),
+     ((1, 18, 1), (1, 1, 1))],
+)  # fmt: skip
+def test_a_cap_leaves_at_most_the_median_count_of_a_class(counts, left):
+    """The lower one of two middle counts, of those that occur."""
+    given = hard(counts)
+    s = tuned([given, soft(), given], balance="cap")
+    for i, own in ((0, TRAIN[0]), (2, TRAIN[2])):
+        distilled = of(s, i)[len(own) :]
+        assert classes_of(distilled) == list(left)
+        assert all(any(torch.equal(row, p) for p in given.probabilities) for row in distilled)
+    assert s.sizes == [5 + sum(left), 3, 7 + sum(left)]
+    assert s.distilled[0] is given  # what is relayed and saved is whole
+    assert s.mass()[0].tolist() == pytest.approx(of(s, 0).sum(0).tolist())
+
+
+def test_what_the_cap_leaves_out_is_drawn_by_seed_node_and_exchange():
+    given = hard((12, 2, 2))
+
+    def left(s, i):
+        """Where in the labels those of class 0 stood, by their place in the pool."""
+        first = sum(s.sizes[:i]) + s.parts[i][0]
+        return (s._index[first : first + s.parts[i][1]] - s.private).tolist()
+
+    s, again, other = (
+        tuned([given] * 3, balance="cap"),
+        tuned([given] * 3, balance="cap"),
+        tuned([given] * 3, balance="cap", seed=1),
+    )
+    assert [left(s, i) for i in range(3)] == [left(again, i) for i in range(3)]
+    assert left(s, 0) == sorted(left(s, 0))
+    assert left(s, 0) != left(s, 1)
+    assert left(s, 0) != left(other, 0)
+    part = Store(noise(18), noise(5), noise(20, seed=1), split(), range(1, 3), batch=4, tuning=FineTuning(balance="cap"))
+    part.distil([given] * 2, 0)
+    assert left(part, 0) == left(s, 1)  # in another process
+    first = [left(s, i) for i in range(3)]
+    s.distil([given] * 3, 5)
+    assert [left(s, i) for i in range(3)] != first
+    s.restore([given] * 3, None, 1, 0)
+    assert [left(s, i) for i in range(3)] == first
+
+
+def test_draws_take_every_class_equally_often_and_every_sample_of_a_class():
+    """4000 draws a node: a class is off by less than four standard errors."""
+    s = tuned([hard((14, 2, 1)), hard((1, 1, 18)), soft()], balance="draw")
+    order = s.order(0, 1000)
+    for i, walk in enumerate(order):
+        targets = of(s, i)
+        occurs = np.unique(targets.argmax(1))
+        frequency = np.bincount(targets[walk].argmax(1), minlength=K) / 4000
+        p = 1 / len(occurs)
+        np.testing.assert_allclose(frequency[occurs], p, rtol=0, atol=4 * np.sqrt(p * (1 - p) / 4000))
+        times = np.bincount(walk, minlength=s.sizes[i])
+        size = np.bincount(targets.argmax(1), minlength=K)[targets.argmax(1)]  # of a sample's class
+        expected = 4000 * p / size
+        assert (abs(times - expected) < 5 * np.sqrt(expected)).all()
+    assert torch.equal(s.order(300, 50), order[:, 1200:1400])
+    s.restore(s.distilled, None, 1, 0)
+    assert torch.equal(s.order(300, 50), order[:, 1200:1400])
+    assert not torch.equal(tuned(s.distilled, balance="draw", seed=1).order(0, 1000), order)
+
+
+def test_draws_keep_the_private_share_and_are_balanced_on_either_side():
+    s = tuned([hard((14, 2, 1)), hard((1, 1, 18)), hard((3, 0, 9))], private_share=0.25, balance="draw")
+    order = s.order(0, 3000).view(3, 3000, 4)
+    for i, walk in enumerate(order):
+        own, targets = len(TRAIN[i]), of(s, i)
+        assert (walk[:, :1] < own).all()
+        assert (walk[:, 1:] >= own).all()
+        for part, side in ((walk[:, :1], targets[:own]), (walk[:, 1:], targets[own:])):
+            p = 1 / len(np.unique(side.argmax(1)))
+            frequency = np.bincount(targets[part.flatten()].argmax(1), minlength=K) / part.numel()
+            np.testing.assert_allclose(frequency[frequency > 0], p, rtol=0, atol=4 * np.sqrt(p * (1 - p) / part.numel()))
+
+
+def test_before_an_exchange_samples_are_walked_not_drawn():
+    s = store(public=noise(20, seed=1), tuning=FineTuning(balance="draw"))
+    assert torch.equal(s.order(0, 9), store().order(0, 9))
+
+
+@pytest.mark.parametrize(("weight", "confidence"), [(0.25, False), (3.0, False), (1.0, True), (0.5, True)])
+def test_targets_of_distilled_samples_are_scaled_by_their_weight(weight, confidence):
+    s, plain = tuned(weight=weight, confidence=confidence), tuned()
+    for i, own in enumerate(map(len, TRAIN)):
+        p = of(plain, i).numpy()
+        scale = np.full(len(p), weight)
+        if confidence:
+            scale *= 1 + np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(1) / np.log(K)
+        scale[:own] = 1
+        np.testing.assert_allclose(of(s, i), p * scale[:, None], rtol=1e-12)
+    assert torch.equal(s.mass(), plain.mass())  # homogeneity is that of the labels
+
+
+def test_sure_labels_weigh_one_and_uniform_ones_nothing():
+    given = Labels(torch.arange(2), torch.stack([torch.eye(K, dtype=torch.float64)[1], torch.full((K,), 1 / K).double()]))
+    s = tuned([given, soft(), soft()], confidence=True)
+    np.testing.assert_allclose(of(s, 0)[5:], [[0, 1, 0], [0, 0, 0]], atol=1e-15)
+
+
+def test_temperatures_are_those_of_distilled_samples():
+    s = store(public=noise(20, seed=1), tuning=FineTuning(temperature=4.0))
+    positions = torch.tensor([[0, 4, 5, 14], [0, 2, 3, 15], [6, 7, 8, 0]])
+    assert len(s.batch(positions % 3, 0)) == 2  # nothing is distilled yet
+    s.distil(MANY, 0)
+    _, _, temperature = s.batch(positions, 0)
+    assert temperature.tolist() == [[1, 1, 4, 4], [1, 1, 4, 4], [1, 4, 4, 1]]
+    assert temperature.dtype == torch.float64
+    assert len(tuned().batch(positions, 0)) == 2
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_answers_soften_the_labels_of_own_samples_alone(weight):
+    s = store(public=noise(20, seed=1))
+    order = s.order(2, 9)
+    answers = [torch.rand(len(own), K, generator=torch.Generator().manual_seed(len(own))).softmax(1) for own in TRAIN]
+    s.soften(answers, weight)
+    for i, own in enumerate(TRAIN):
+        expected = (1 - weight) * np.eye(K)[np.array(own) % K] + weight * answers[i].double().numpy()
+        np.testing.assert_allclose(of(s, i), expected, rtol=1e-12)
+    assert torch.equal(s.order(2, 9), order)
+    assert s.sizes == [5, 3, 7]
+    s.distil(MANY, 0)
+    np.testing.assert_allclose(of(s, 2)[:7], expected, rtol=1e-12)
+    assert torch.equal(of(s, 2)[7:], MANY[2].probabilities)
+
+
+def test_restored_sets_are_those_that_were_saved():
+    s, fresh = (store(public=noise(20, seed=1), tuning=FineTuning(0.5, "cap", 0.5, True, 2.0)) for _ in range(2))
+    s.distil(DISTILLED, 3)
+    s.soften([torch.full((len(own), K), 1 / K) for own in TRAIN], 0.4)
+    s.distil(MANY, 9)
+    fresh.restore(s.distilled, s.answers, s.generation, s.generation_start)
+    assert (fresh.generation, fresh.generation_start) == (2, 9)
+    order = s.order(9, 12)
+    assert torch.equal(fresh.order(9, 12), order)
+    for a, b in zip(s.batch(order, 9), fresh.batch(order, 9), strict=True):
+        assert torch.equal(a, b)
+
+
 # ---------------------------------------------------------------------- augmentation
 
 
@@ -285,3 +511,9 @@ def test_a_sample_of_the_test_set_is_no_prefix():
     found = numbers(s, torch.cat(list(batches())))
     assert found.max() > 1200
     assert len(found) == 50
+
+
+def test_public_classes_are_matched_by_name():
+    public = Images(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 2, -1, 9]), ("c", "z", "a"))
+    assert same_named(public, ("a", "b", "c")).tolist() == [2, -1, 0, -1, -1]
+    assert same_named(None, ("a", "b")).shape == (0,)

@@ -1,0 +1,129 @@
+"""Every node's detector at work: scores of own, public and noise samples, thresholds, what is kept, and how good that is."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_idkd import metrics
+from lightning_idkd.callback import OodScore, Selection
+from lightning_idkd.errors import UserError
+from lightning_idkd.node import Outputs
+from lightning_idkd.stack import run_network
+
+if TYPE_CHECKING:
+    from lightning_idkd.orchestrator import Orchestrator
+
+MEASURES = (
+    "auroc", "threshold", "kept_fraction", "own_kept", "auroc_noise", "noise_kept", "known_fraction", "label_accuracy",
+    "keeps_none",
+)  # fmt: skip
+"""Of every node: AUROC of held-out against public samples; the threshold; shares of the public set (the false accepts, as far as
+it is foreign), of held-out samples and of noise at or above it; AUROC against noise. Where a public sample's class has the name
+of a private one: which share of the kept ones is of a class that the node holds, and of how many its answer is right (diagnosis
+alone: nothing trains on it). nan where there is nothing to measure."""
+
+
+def calibrate(run: Orchestrator, public: list[Outputs]) -> list[Selection]:
+    """Every node's selection from its outputs on the public set."""
+    calibration = run.calibration
+    scored = [scores(run, i, outputs) for i, outputs in enumerate(public)]
+    thresholds = torch.tensor([threshold(run, i, *found) for i, found in enumerate(scored)], dtype=torch.float64)
+    if calibration.pooled:
+        told, mixing = run.network.share(thresholds[:, None], run.step), run.network.graph.mixing(run.step)
+        near = [torch.stack([told[j] for j in sorted([i, *mixing.neighbours(i)])]) for i in run.network.rows]
+        thresholds = torch.stack([values.mean() for values in near])
+    selections = [
+        Selection(others >= limit, limit, own, others, noise)
+        for (own, others, noise), limit in zip(scored, thresholds.tolist(), strict=True)
+    ]
+    for i, (selection, outputs) in enumerate(zip(selections, public, strict=True)):
+        selection.measures = measures(run, i, selection, outputs)
+    return selections
+
+
+def scores(run: Orchestrator, i: int, public: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of row ``i``'s held-out samples (of its training samples where it has none), of the public set and of noise."""
+    score, store, module = run.calibration.score, run.store, run.stack.modules[i]
+    node, own = run.network.rows[i], store.own[i].cpu()
+    held_out = store.held_out(node)
+    if score.fitted:
+        score.fit(sound(run_network(module, store.private_batches(own)), node), store.labels[own])
+    perturbed = type(score).perturb is not OodScore.perturb
+    change = functools.partial(score.perturb, module) if perturbed else (lambda x: x)
+    judged = [
+        run_network(module, map(change, store.private_batches(held_out if len(held_out) else own))),
+        run.predict_public(i, change) if perturbed else public,
+        run_network(module, map(change, store.noise_batches())),
+    ]
+    return judge(score, sound(Outputs.cat(judged), node), f" of node {node}").split([len(outputs) for outputs in judged])
+
+
+def sound(outputs: Outputs, node: int) -> Outputs:
+    """``outputs``, refused where logits are not finite: neither a score nor a label comes of them."""
+    bad = int((~outputs.logits.isfinite().all(1)).sum())
+    if bad:
+        raise UserError(f"calibration: the logits of node {node} are not finite for {bad} of {len(outputs)} samples")
+    return outputs
+
+
+def judge(score: OodScore, outputs: Outputs, whose: str = "") -> Tensor:
+    """``score`` of ``outputs``, float32 [N], refused where it is not that."""
+    found, n, name = score(outputs), len(outputs), type(score).__name__
+    if not isinstance(found, Tensor) or found.shape != (n,):
+        given = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(f"calibration.score: {name} returns {given} for {n} samples; a score has shape [{n}]")
+    if not found.isfinite().all():
+        bad = int((~found.isfinite()).sum())
+        raise UserError(f"calibration.score: {name} is not finite for {bad} of {n} samples{whose}")
+    return found.float()
+
+
+def threshold(run: Orchestrator, i: int, own: Tensor, public: Tensor, noise: Tensor) -> float:
+    """Row ``i``'s own threshold."""
+    calibration, node = run.calibration, run.network.rows[i]
+    held_out = len(run.store.held_out(node))
+    if held_out < calibration.fallback_below:
+        tell(run, node, f"has {held_out} held-out samples: its threshold is the 5 % quantile of its own scores")
+        return metrics.quantile(own, 0.05)
+    others = noise if calibration.against == "noise" else public
+    if own.min() == own.max() == others.min() == others.max():
+        tell(run, node, f"gives all samples the same {type(calibration.score).__name__}")
+    return calibration.threshold(own, others)
+
+
+def measures(run: Orchestrator, i: int, selection: Selection, public: Outputs) -> dict[str, float]:
+    """How good row ``i``'s selection is; see :data:`MEASURES`."""
+    node, kept, store = run.network.rows[i], selection.kept, run.store
+    held_out = len(store.held_out(node)) > 0
+    if not kept.any() or kept.all():
+        tell(run, node, f"keeps {'all' if kept.all() else 'no'} public samples (threshold {selection.threshold:.4g})")
+    truth, answer = store.truth.to(kept.device)[kept], public.logits[kept].argmax(1)
+    known = truth >= 0
+    holds = store.counts()[i].to(truth.device) > 0
+
+    def share(of: Tensor) -> float:
+        return of.double().mean().item() if len(of) else math.nan
+
+    return {
+        "auroc": metrics.auroc(selection.private, selection.public) if held_out else math.nan,
+        "threshold": selection.threshold,
+        "kept_fraction": share(kept),
+        "own_kept": share(selection.private >= selection.threshold),
+        "auroc_noise": metrics.auroc(selection.private, selection.noise) if held_out else math.nan,
+        "noise_kept": share(selection.noise >= selection.threshold),
+        "known_fraction": share(holds[truth[known]]),
+        "label_accuracy": share((answer == truth)[known]),
+        "keeps_none": float(not kept.any()),
+    }
+
+
+def tell(run: Orchestrator, node: int, what: str) -> None:
+    """Say something of a node once a run."""
+    if (node, what.split(" ")[0:2]) not in run.told:
+        run.told.append((node, what.split(" ")[0:2]))
+        run.say(f"node {node} {what}", anywhere=True)
