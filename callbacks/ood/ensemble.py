@@ -1,0 +1,41 @@
+"""Several scores as one."""
+
+from __future__ import annotations
+
+from lightning_idkd.callback import OodScore
+from lightning_idkd.errors import UserError, require
+
+
+class RankEnsemble(OodScore):
+    """Mean of the ranks, from 0 to 1, that several scores give to the samples judged together; equal scores share a rank.
+
+    Args:
+        scores: Two or more.
+    """
+
+    def __init__(self, scores: list[OodScore]):
+        require(len(scores) >= 2, "calibration.score.scores", len(scores), "two scores or more")
+        if any(type(s).perturb is not OodScore.perturb for s in scores):
+            raise UserError("calibration.score.scores: ODIN changes the images, which the others would see too; leave it out")
+        self.scores = scores
+
+    @property
+    def fitted(self):
+        return any(score.fitted for score in self.scores)
+
+    def fit(self, outputs, labels):
+        for score in self.scores:
+            if score.fitted:
+                score.fit(outputs, labels)
+
+    def __call__(self, outputs):
+        import torch
+
+        from lightning_idkd.selection import judge
+
+        ranks = []
+        for score in self.scores:
+            _, at, count = judge(score, outputs).unique(return_inverse=True, return_counts=True)
+            middle = count.cumsum(0) - (count + 1) / 2  # from 0 to N - 1
+            ranks.append(middle[at] / max(len(at) - 1, 1))
+        return torch.stack(ranks).mean(0)

@@ -1,0 +1,135 @@
+"""Scores of the logits alone, in forms that float32 does not saturate: a sure network's p is 1 for thousands of samples."""
+
+from __future__ import annotations
+
+import math
+
+from lightning_idkd.callback import OodScore
+from lightning_idkd.errors import require
+
+
+def behind(logits):
+    """(log S [N], top [N, 1], at [N, 1]): S is the sum of exp(z_j - z_top) over all classes but the top one, so that
+    p_top = 1 / (1 + S)."""
+    top, at = logits.max(1, keepdim=True)
+    return logits.scatter(1, at, -math.inf).logsumexp(1) - top[:, 0], top, at
+
+
+class MSP(OodScore):
+    """Maximum softmax probability p (Hendrycks & Gimpel, ICLR 2017) as its log-odds log(p / (1 - p)).
+
+    The order is that of p, without the ties that p itself has in float32 once a network is confident.
+    """
+
+    def __call__(self, outputs):
+        return -behind(outputs.logits)[0]
+
+    def from_probability(self, p: float) -> float:
+        return math.log(p / (1 - p))
+
+
+class MaxLogit(OodScore):
+    """The largest logit (Hendrycks et al., ICML 2022)."""
+
+    def __call__(self, outputs):
+        return outputs.logits.amax(1)
+
+
+class Margin(OodScore):
+    """The largest logit minus the second, which is the log of the ratio of their probabilities."""
+
+    def __call__(self, outputs):
+        first, second = outputs.logits.topk(2, dim=1).values.unbind(1)
+        return first - second
+
+
+class Energy(OodScore):
+    """Negative free energy T log sum exp(z / T) (Liu et al., NeurIPS 2020, Eq. 4).
+
+    Args:
+        temperature: T, above 0.
+    """
+
+    def __init__(self, temperature: float = 1.0):
+        require(0 < temperature < math.inf, "calibration.score.temperature", temperature, "above 0")
+        self.temperature = temperature
+
+    def __call__(self, outputs):
+        return self.temperature * (outputs.logits / self.temperature).logsumexp(1)
+
+
+class Entropy(OodScore):
+    """Negative entropy H of the softmax, as -log H, which has the same order and no ties where H is tiny.
+
+    H / S = log(1 + S) / S + (mean of z_top - z_j over the other classes, weighted by their probabilities) / (1 + S), where
+    S = (1 - p_top) / p_top.
+    """
+
+    def __call__(self, outputs):
+        logits = outputs.logits
+        log_s, top, at = behind(logits)
+        s = log_s.exp()
+        others = logits.scatter(1, at, -math.inf).softmax(1)
+        gap = (others * (top - logits)).sum(1)
+        share = (s.log1p() / s).where(s > 1e-30, 1.0)
+        return -(log_s + (share + gap / (1 + s)).log())
+
+
+class GEN(OodScore):
+    """Generalised entropy, minus the sum of (p (1 - p))^gamma over the largest probabilities (Liu et al., CVPR 2023, Eq. 4).
+
+    Args:
+        gamma: Exponent, in (0, 1].
+        largest: How many of the largest probabilities count; null for all.
+    """
+
+    def __init__(self, gamma: float = 0.1, largest: int | None = None):
+        require(0 < gamma <= 1, "calibration.score.gamma", gamma, "above 0 to 1")
+        require(largest is None or largest >= 1, "calibration.score.largest", largest, "1 or more, or null for all")
+        self.gamma, self.largest = gamma, largest
+
+    def __call__(self, outputs):
+        import torch
+
+        logits = outputs.logits
+        log_s, _, at = behind(logits)
+        log_top = -log_s.exp().log1p()[:, None]
+        log_p = logits.log_softmax(1).scatter(1, at, log_top)
+        log_not_p = (-log_p.exp()).log1p().scatter(1, at, log_s[:, None] + log_top)
+        terms = torch.exp(self.gamma * (log_p + log_not_p))
+        if self.largest is not None:
+            terms = terms.gather(1, logits.topk(min(self.largest, logits.shape[1]), dim=1).indices)
+        return -terms.sum(1)
+
+
+class KLMatching(OodScore):
+    """Minus the smallest KL(p || typical p of a class) over the classes a node predicts (Hendrycks et al., ICML 2022).
+
+    The typical p is the mean over a node's own samples of that predicted class. In float64: the divergence of two sure
+    answers is a tiny difference.
+    """
+
+    @staticmethod
+    def _log_p(logits):
+        """log p [N, k] and the top class [N]; log p_top is that of 1 - S / (1 + S), exact where p_top is nearly 1."""
+        logits = logits.double()
+        log_s, _, at = behind(logits)
+        return logits.log_softmax(1).scatter(1, at, -log_s.exp().log1p()[:, None]), at[:, 0]
+
+    def fit(self, outputs, labels):
+        import torch
+
+        log_p, predicted = self._log_p(outputs.logits)
+        self.typical = torch.stack([self._log_mean(log_p[predicted == c], c) for c in predicted.unique()])
+
+    @staticmethod
+    def _log_mean(log_p, top):
+        """log of the mean [k] of the probabilities of samples with one top class."""
+        mean = log_p.logsumexp(0) - math.log(len(log_p))
+        mean[top] = log_p[:, top].expm1().mean().log1p()
+        return mean
+
+    def __call__(self, outputs):
+        log_p, _ = self._log_p(outputs.logits)
+        p = log_p.exp()
+        return ((p @ self.typical.T) - (p * log_p).sum(1, keepdim=True)).amax(1).float()
