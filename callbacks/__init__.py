@@ -1,23 +1,8 @@
 """What a researcher swaps: gossip rules, scores and thresholds, distillation. Named in configs by ``class_path``."""
 
-from callbacks.distillation import IDKD, ClassCount, Mean, VanillaKD
-from callbacks.gossip import DSGD, AllReduce, Isolated, QGDSGDm, RelaySGD, SharpnessAwareDSGD
-from callbacks.ood import MSP, Energy, Fixed, IdQuantile, Youden
+from callbacks import distillation, gossip, ood
+from callbacks.distillation import *  # noqa: F403
+from callbacks.gossip import *  # noqa: F403
+from callbacks.ood import *  # noqa: F403
 
-__all__ = [
-    "DSGD",
-    "IDKD",
-    "MSP",
-    "AllReduce",
-    "ClassCount",
-    "Energy",
-    "Fixed",
-    "IdQuantile",
-    "Isolated",
-    "Mean",
-    "QGDSGDm",
-    "RelaySGD",
-    "SharpnessAwareDSGD",
-    "VanillaKD",
-    "Youden",
-]
+__all__ = [*distillation.__all__, *gossip.__all__, *ood.__all__]

@@ -2,14 +2,65 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning_idkd.callback import Aggregation
+from lightning_idkd.errors import require
 
 
 class Mean(Aggregation):
     """Mean of the probabilities of those, self included, that kept the sample (Ravikumar et al., TMLR 2024)."""
 
-    def combine(self, probabilities, kept, senders):
-        return probabilities.sum(0) / kept.sum(0)[:, None]
+    def combine(self, probabilities, votes, senders):
+        return (probabilities * votes[..., None]).sum(0) / votes.sum(0)[:, None]
+
+
+class LogitMean(Aggregation):
+    """Softmax of the mean logits (FedMD, Li & Wang 2019; FedDF, Lin et al., NeurIPS 2020), of log p instead: they differ by a
+    constant a sample, which the softmax does not see."""
+
+    def combine(self, probabilities, votes, senders):
+        logs = probabilities.clamp_min(1e-30).log()
+        return ((logs * votes[..., None]).sum(0) / votes.sum(0)[:, None]).softmax(1)
+
+
+class ConfidenceMean(Mean):
+    """Mean of the probabilities, each weighted by how sure it is: 1 - entropy / log k."""
+
+    def combine(self, probabilities, votes, senders):
+        sure = confidence(probabilities).clamp_min(1e-6)  # all at random count alike
+        return super().combine(probabilities, votes * sure, senders)
+
+
+def confidence(probabilities):
+    """1 - entropy / log k of distributions [..., k]: 0 for the uniform one, 1 for a sure one."""
+    entropy = -(probabilities * probabilities.clamp_min(1e-30).log()).sum(-1)
+    return (1 - entropy / math.log(probabilities.shape[-1])).clamp(0, 1)
+
+
+class ERA(Mean):
+    """The mean sharpened by a softmax of its own, entropy-reduction aggregation (DS-FL, Itahara et al., 2021, Eq. 14).
+
+    Args:
+        temperature: T of softmax(mean / T), above 0; small is sharp.
+    """
+
+    def __init__(self, temperature: float = 0.1):
+        require(0 < temperature < math.inf, "distillation.aggregation.temperature", temperature, "above 0")
+        self.temperature = temperature
+
+    def combine(self, probabilities, votes, senders):
+        return (super().combine(probabilities, votes, senders) / self.temperature).softmax(1)
+
+
+class Vote(Mean):
+    """Share of the votes for each class, one sender one vote."""
+
+    def combine(self, probabilities, votes, senders):
+        import torch.nn.functional as F
+
+        ballots = F.one_hot(probabilities.argmax(2), probabilities.shape[2]).to(probabilities)
+        return super().combine(ballots, votes, senders)
 
 
 class ClassCount(Aggregation):
@@ -24,10 +75,10 @@ class ClassCount(Aggregation):
     def prepare(self, run):
         self.histograms = run.network.share(run.store.counts(), run.step)
 
-    def combine(self, probabilities, kept, senders):
+    def combine(self, probabilities, votes, senders):
         import torch
 
         held = torch.stack([self.histograms[j] for j in senders]).to(probabilities.device)  # [v, k]
-        samples = held.gather(1, probabilities.argmax(2)).where(kept, -1)
+        samples = held.gather(1, probabilities.argmax(2)).where(votes > 0, -1)
         best = samples.argmax(0)
         return probabilities[best, torch.arange(len(best), device=best.device)]

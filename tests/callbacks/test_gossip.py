@@ -75,7 +75,7 @@ def trajectory(rule, graph, stack, lrs=LR, gradient=None):
     run, seen = driver(rule, graph, stack), [stack.X.clone()]
     for lr in lrs:
         stack.G.copy_((gradient or stack.gradient)(stack.X))
-        run.update(lr, None, None)
+        run.update(lr, (None, None))
         run.step += 1
         seen.append(stack.X.clone())
     return torch.stack(seen).numpy()
@@ -186,7 +186,7 @@ def test_blocks_of_columns_give_the_same_bits_as_the_whole(rule, monkeypatch):
     scale, start = torch.rand(2, 4, width, generator=torch.Generator().manual_seed(0))
 
     def rows():
-        gradient = lambda X, **_: scale * (X - 0.5)  # noqa: E731
+        gradient = lambda X, *_: scale * (X - 0.5)  # noqa: E731
         stack = SimpleNamespace(X=start.clone(), G=torch.zeros(4, width), parameters=width, gradient=gradient)
         return trajectory(rule, Graph(Chain(), 4), stack, [0.1, 0.1, 0.01, 0.01])
 
@@ -274,7 +274,7 @@ def test_relayed_counts_are_the_nodes_behind_each_edge():
     stack = Quadratics()
     run = driver(RelaySGD(), graph, stack)
     for _ in range(graph.diameter):
-        run.update(0.1, None, None)
+        run.update(0.1, (None, None))
     tree = graph.topology.graph(N, 0, graph.seed)
     for (receiver, sender), count in zip(graph.mixing(0).edges.tolist(), run.edge_buffers["C"][:, 0].tolist(), strict=True):
         cut = nx.restricted_view(tree, [], [(receiver, sender)])
@@ -286,7 +286,7 @@ def test_equal_rows_stay_where_nothing_moves_them(rule, monkeypatch):
     monkeypatch.setattr(rule, "weight_decay", 0.0)
     stack = Quadratics()
     stack.X.copy_(stack.X[:1].expand_as(stack.X))
-    stack.gradient = lambda X, **_: torch.zeros_like(X)
+    stack.gradient = lambda X, *_: torch.zeros_like(X)
     seen = trajectory(rule, GRAPHS["chain"], stack)
     np.testing.assert_allclose(seen, np.broadcast_to(seen[0], seen.shape), rtol=0, atol=1e-13)
 
