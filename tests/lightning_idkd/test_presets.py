@@ -88,7 +88,7 @@ def test_every_config_trains_on_stand_in_data(names, configs, stand_in, tmp_path
         shrink |= {"distillation.start": 1}
     if type(config.node.network).__name__ == "ResNet":
         shrink |= {"node.network.depth": 8, "node.network.width": 4, "data.partition": "IID"}
-        shrink |= {"data.private.limit": 16 * config.graph.nodes, "train.batch_size": 8}
+        shrink |= {"data.private.limit": 16 * config.graph.nodes, "train.batch_size": 8, "data.image_size": 16}
     assert main(["fit", *files, *options(shrink)]) == 0
     summary = json.loads((latest(tmp_path, names[0]) / "summary.json").read_text())
     assert (summary["ood"]["kept_fraction"] is not None) == (config.distillation is not None and config.distillation.public)
