@@ -35,7 +35,10 @@ def parser(command: str = "fit"):
     from lightning_idkd.explain import Parser
 
     for plugin in PLUGINS:
-        import_module(plugin)
+        if not hasattr(found := import_module(plugin), "__all__"):
+            raise UserError(
+                f"'{found.__file__ or plugin}' hides this project's package '{plugin}'; rename it, or start elsewhere"
+            )
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     p = Parser(prog=f"idkd {command}", description=f"{COMMANDS[command].capitalize()}.")
     p.outermost = True
@@ -107,11 +110,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: no command '{command}'.{did_you_mean(command, COMMANDS)} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that a class of the user's own can be named by its import path
+        sys.path.append(os.getcwd())  # so that a class of the user's own can be named by its import path
     try:
         return globals()[command](rest)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
+        return 2
+    except UnicodeDecodeError as e:
+        print(f"error: a config is no UTF-8 text ({e.reason}: byte 0x{e.object[e.start]:02x} at {e.start})", file=sys.stderr)
         return 2
     except SystemExit as e:  # jsonargparse ends --help and --print_config this way
         return e.code if isinstance(e.code, int) else 0

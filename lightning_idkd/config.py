@@ -113,7 +113,7 @@ class LoggerConfig:
 
 @dataclass
 class RunConfig:
-    """How a run executes; of all this only the precision changes its result."""
+    """How a run executes; precision aside, engine and threads change the last bits only, which training then amplifies."""
 
     name: str = "idkd"
     """Name; runs go to DIR/NAME/ID."""

@@ -305,7 +305,7 @@ class Graph:
             drawn = nx.draw_networkx_nodes(
                 union, positions, nodelist=range(self.nodes), node_color=colour, cmap="YlGnBu", **style
             )
-            target.figure.colorbar(drawn, ax=target, shrink=0.8)
+            target.figure.colorbar(drawn, ax=target, shrink=0.8, label="test accuracy (%)")
             dark = drawn.norm(colour) > 0.55  # the colour map runs from pale yellow to dark blue
         for node in range(self.nodes):
             target.annotate(

@@ -79,13 +79,17 @@ def wandb_logger(config: Config, folder: RunFolder):
 
 def logged_in() -> bool:
     """Whether W&B would find a key, without asking for one."""
+    import wandb
+
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    given = os.environ.get("WANDB_BASE_URL")
+    urls = [given] if given else [wandb.Settings().base_url, "https://api.wandb.ai"]  # its host has changed with its versions
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+        known = netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         return False
+    return any(urlsplit(url).hostname in known for url in urls)
 
 
 class Table:

@@ -111,7 +111,8 @@ def score_histograms(scores: list[tuple]) -> Figure:
     for axes in panels:
         axes.set_axis_off()
     figure.axes[0].legend(fontsize="x-small")
-    figure.supxlabel("score (dashed: threshold, kept to its right)", fontsize="small")
+    some = f", the first {PANELS} of {len(scores)} nodes" * (len(scores) > PANELS)
+    figure.supxlabel(f"score (dashed: threshold, kept to its right{some})", fontsize="small")
     return figure
 
 

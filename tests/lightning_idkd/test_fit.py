@@ -533,6 +533,19 @@ class TestMistakes:
             assert word in said
         assert not fit.runs.exists()
 
+    def test_a_config_that_is_no_utf8(self, tmp_path, capsys):
+        (tmp_path / "latin.yaml").write_bytes(b"run: {name: M\xfcller}")
+        assert main(["fit", "--config", str(tmp_path / "latin.yaml")]) == 2
+        assert "no UTF-8 text" in capsys.readouterr().err
+
+    def test_a_file_that_hides_the_callbacks(self, tmp_path):
+        (tmp_path / "callbacks.py").write_text("")
+        done = subprocess.run(
+            [sys.executable, "-m", "lightning_idkd", "fit", "--help"], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: '{tmp_path / 'callbacks.py'}' hides")
+
     def test_a_misspelt_command(self, capsys):
         assert main(["fti"]) == 2
         assert "'fit'" in capsys.readouterr().err

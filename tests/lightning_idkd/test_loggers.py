@@ -8,10 +8,12 @@ import os
 import struct
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 import pytest
 
 from lightning_idkd.cli import main
+from lightning_idkd.loggers import logged_in
 
 SHORT = ["--graph.nodes", "4", "--train.epochs", "4", "--train.evaluate_every", "2", "--distillation.start", "2",
          "--distillation.every", "1", "--data.public.samples", "200", "--run.engine", "loop", "--run.threads", "1"]  # fmt: skip
@@ -139,3 +141,27 @@ def test_a_resumed_run_keeps_its_lines_in_csv(configs, tmp_path):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [step for _, step in csv_values(run / "csv")] == [line["step"] for line in lines]
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "url", "found"),
+    [
+        ("machine api.wandb.ai", None, True),
+        ("machine {default}", None, True),
+        ("machine elsewhere.org", None, False),
+        ("default", None, False),
+        ("machine my.host", "https://my.host:8080", True),
+        ("machine api.wandb.ai", "https://my.host", False),
+    ],
+)
+def test_a_login_is_found_where_wandb_has_written_it(lines, url, found, tmp_path, monkeypatch):
+    import wandb
+
+    host = urlsplit(wandb.Settings().base_url).hostname
+    (tmp_path / "netrc").write_text(f"{lines.format(default=host)}\n  login user\n  password {'0' * 40}\n")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    if url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+    assert logged_in() is found
