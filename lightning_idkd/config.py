@@ -143,6 +143,8 @@ class RunConfig:
     """Run folder or checkpoint to start from with other calibration, distillation, callbacks or epochs."""
 
     def __post_init__(self):
+        inside = self.name.strip() and not self.name.startswith("/") and ".." not in self.name.split("/")
+        require(inside, "run.name", f"'{self.name}'", "a name, for a folder in run.dir")
         if self.until is not None:
             require(self.until >= 1, "run.until", self.until, "1 or more, or null")
         require(self.devices >= 1, "run.devices", self.devices, "1 or more")

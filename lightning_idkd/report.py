@@ -122,7 +122,8 @@ def write_report(run: str) -> Path:
     folder = RunFolder(Path(run).resolve())
     summary = folder.summary()
     if summary is None:
-        raise UserError(f"'{run}' is no finished run (it has no summary.json); give one such as runs/NAME/latest")
+        begun, none = "has not come to its end: go on with --run.resume auto", "is no run; give one such as runs/NAME/latest"
+        raise UserError(f"'{run}' {begun if folder.file('config.yaml').exists() else none}")
     table = "".join(f"| {key} | {value} |\n" for key, value in numbers(summary))
     plots = sorted(folder.file("plots").glob("*.png"), key=lambda p: (p.stem.split("_")[0], p.stat().st_mtime_ns))
     pictures = "\n".join(f"![{p.stem.replace('_', ' ')}](plots/{p.name})\n" for p in plots)

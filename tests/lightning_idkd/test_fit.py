@@ -494,6 +494,8 @@ class TestMistakes:
             (["--run.from", "nowhere"], ["run.from", "nowhere"]),
             (["--run.resume", "nowhere"], ["run.resume", "nowhere"]),
             (["--run.keep", "[99]"], ["run.keep", "99", "6"]),
+            (["--run.name", ""], ["run.name", "''", "run.dir"]),
+            (["--run.name", "../x"], ["run.name", "../x", "run.dir"]),
             (["--run.accelerator", "cuda"], ["run.accelerator", "cuda"]),
             (["--run.devices", "5"], ["run.devices", "5", "4"]),
             (["--train.batch_size", "0"], ["train.batch_size"]),
