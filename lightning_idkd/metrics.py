@@ -41,6 +41,16 @@ def quantile(scores: Tensor, q: float) -> float:
     return scores.sort().values[int(q * len(scores))].item()
 
 
+def entropy(p: Tensor) -> Tensor:
+    """Entropy [...] of distributions [..., k], in nats."""
+    return -torch.xlogy(p, p).sum(-1)
+
+
+def confidence(p: Tensor) -> Tensor:
+    """1 - entropy / log k of distributions [..., k]: 0 for the uniform one, 1 for a sure one."""
+    return (1 - entropy(p) / math.log(p.shape[-1])).clamp(0, 1)
+
+
 def homogeneity(mass: Tensor, reference: Tensor) -> dict[str, float]:
     """How alike the nodes' label masses [n, k] are, as means over nodes.
 
@@ -50,10 +60,6 @@ def homogeneity(mass: Tensor, reference: Tensor) -> dict[str, float]:
     p = mass.double() / mass.double().sum(1, keepdim=True)
     q = (reference.double() / reference.double().sum()).expand_as(p)
     middle = (p + q) / 2
-
-    def entropy(d: Tensor) -> Tensor:
-        return -torch.xlogy(d, d).sum(1)
-
     return {
         "tv": (p - q).abs().sum(1).div(2).mean().item(),
         "js": (entropy(middle) - (entropy(p) + entropy(q)) / 2).div(math.log(2)).clamp_min(0).mean().item(),

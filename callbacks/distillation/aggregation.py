@@ -28,14 +28,10 @@ class ConfidenceMean(Mean):
     """Mean of the probabilities, each weighted by how sure it is: 1 - entropy / log k."""
 
     def combine(self, probabilities, votes, senders):
+        from lightning_idkd.metrics import confidence
+
         sure = confidence(probabilities).clamp_min(1e-6)  # all at random count alike
         return super().combine(probabilities, votes * sure, senders)
-
-
-def confidence(probabilities):
-    """1 - entropy / log k of distributions [..., k]: 0 for the uniform one, 1 for a sure one."""
-    entropy = -(probabilities * probabilities.clamp_min(1e-30).log()).sum(-1)
-    return (1 - entropy / math.log(probabilities.shape[-1])).clamp(0, 1)
 
 
 class ERA(Mean):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Literal
 
 from callbacks.ood.logits import Energy, behind
@@ -26,9 +27,9 @@ class Shaped(OodScore):
     def fitted(self):
         return type(self).fit is not Shaped.fit or self.score.fitted
 
+    @abstractmethod
     def shape(self, features):
         """The features [N, F] that the classifier gets."""
-        raise NotImplementedError
 
     def reshaped(self, outputs):
         """Outputs with shaped features and the logits that the classifier makes of them."""

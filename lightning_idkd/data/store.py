@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_idkd import randomness
+from lightning_idkd import metrics, randomness
 from lightning_idkd.callback import FineTuning
 from lightning_idkd.data.partition import Split
 from lightning_idkd.data.source import Images
@@ -135,8 +136,7 @@ class Store:
             return None
         weights = torch.full((len(self._index),), tuning.weight, device=self.device, dtype=self.dtype)
         if tuning.confidence:
-            entropy = -torch.xlogy(self._targets, self._targets).sum(1)
-            weights *= (1 - entropy / math.log(self.k)).clamp(0, 1)
+            weights *= metrics.confidence(self._targets)
         return weights.where(self._index >= self.private, 1)
 
     def describe(self) -> dict:
@@ -155,6 +155,10 @@ class Store:
 
     def counts(self) -> Tensor:
         """Private training samples of each class that every node here holds, int32 [rows, k]."""
+        return self._counts
+
+    @cached_property
+    def _counts(self) -> Tensor:
         return torch.stack([self.labels[own].bincount(minlength=self.k) for own in self.own]).int().cpu()
 
     def steps(self, mean_size: float | None = None) -> int:
@@ -244,8 +248,12 @@ class Store:
 
     def noise_batches(self) -> Iterator[Tensor]:
         """Images of uniform noise, which no set resembles."""
+        return self._batches(self._noise)
+
+    @cached_property
+    def _noise(self) -> Tensor:
         noise = randomness.randint(256, 0, "noise", torch.arange(NOISE * self.pool[0].numel()))
-        return self._batches(noise.to(torch.uint8).view(NOISE, *self.pool.shape[1:]).to(self.device))
+        return noise.to(torch.uint8).view(NOISE, *self.pool.shape[1:]).to(self.device)
 
     def public_batches(self) -> Iterator[Tensor]:
         """The public set in one fixed shuffled order; see :meth:`public_order`."""
