@@ -54,13 +54,14 @@ class TargetKept(Calibration):
 
     Args:
         score: The out-of-distribution score.
-        fraction: The share, above 0, to 1.
+        fraction: The share, above 0, to 1; with ``pooled`` that of a node's own threshold.
+        pooled: Average the threshold with those of the neighbours, which are told it.
     """
 
     fallback_below = 0
 
-    def __init__(self, score: OodScore, fraction: float = 0.5):
-        super().__init__(score)
+    def __init__(self, score: OodScore, fraction: float = 0.5, pooled: bool = False):
+        super().__init__(score, pooled=pooled)
         require(0 < fraction <= 1, "calibration.fraction", fraction, "above 0 to 1")
         self.fraction = fraction
 
@@ -76,12 +77,13 @@ class Mixture(Calibration):
 
     Args:
         score: The out-of-distribution score.
+        pooled: Average the threshold with those of the neighbours, which are told it.
     """
 
     fallback_below = 0
 
-    def __init__(self, score: OodScore):
-        super().__init__(score)
+    def __init__(self, score: OodScore, pooled: bool = False):
+        super().__init__(score, pooled=pooled)
 
     def threshold(self, private, others):
         import numpy as np

@@ -125,9 +125,9 @@ def test_mixture_of_two_values_parts_them(ones):
 # ---------------------------------------------------------------------- pooling and mistakes
 
 
-@pytest.mark.parametrize("calibration", [Youden(MSP(), pooled=True), IdQuantile(MSP(), pooled=True)])
-def test_pooled_thresholds_are_declared(calibration):
-    assert calibration.shares == "thresholds"
+@pytest.mark.parametrize("rule", [Youden, IdQuantile, TargetKept, Mixture])
+def test_pooled_thresholds_are_declared(rule):
+    assert rule(MSP(), pooled=True).shares == "thresholds"
 
 
 @pytest.mark.parametrize(
