@@ -275,6 +275,8 @@ class Aggregation(ABC):
 class Distillation(Callback, ABC):
     """When nodes label the public set, what they send, how they average, and how long they train on it.
 
+    A method that sends something else overrides :meth:`exchange` and sets ``label = aggregate = None``.
+
     Args:
         start: First exchange: a fraction of the epochs below 1, else an epoch; it takes place before that epoch.
         every: Epochs between exchanges; null for one exchange only.
@@ -315,6 +317,12 @@ class Distillation(Callback, ABC):
     def aggregate(self, run: "Orchestrator", received: "list[dict[int, Labels]]") -> "list[Labels]":
         """Every node's distilled set, from what each has from itself and its neighbours."""
 
+    def exchange(self, run: "Orchestrator") -> "list[Labels]":
+        """Send, receive, and set what the nodes here train on from now on; returns their distilled sets, if any."""
+        distilled = self.aggregate(run, run.network.exchange(self.label(run), run.step))
+        run.distil(distilled)
+        return distilled
+
     def due(self, epoch: int, epochs: int) -> bool:
         """Whether an exchange takes place before ``epoch``."""
         from lightning_idkd.schedule import epoch_of
@@ -325,6 +333,5 @@ class Distillation(Callback, ABC):
     def on_epoch_start(self, run: "Orchestrator", epoch: int) -> None:
         if self.due(epoch, run.epochs):
             with run.exchanging():
-                distilled = self.aggregate(run, run.network.exchange(self.label(run), run.step))
-                run.distil(distilled)
+                distilled = self.exchange(run)
             run.call("on_exchange_end", epoch=epoch, distilled=distilled)

@@ -23,6 +23,7 @@ class MutualKD(Distillation):
     """
 
     public = False
+    label = aggregate = None
 
     def __init__(self, start: int | float = 0.6, every: int | None = 4, temperature: float = 1.0, weight: float = 0.5):
         super().__init__(start, every)
@@ -30,22 +31,13 @@ class MutualKD(Distillation):
         require(0 <= weight <= 1, "distillation.weight", weight, "0 to 1")
         self.temperature, self.weight = temperature, weight
 
-    def label(self, run):
-        raise NotImplementedError("no labels of public samples are sent")
-
-    def aggregate(self, run, received):
-        raise NotImplementedError("no labels of public samples are sent")
-
-    def on_epoch_start(self, run, epoch):
+    def exchange(self, run):
         import torch
         import torch.nn.functional as F
 
         from lightning_idkd.stack import run_network
 
-        if not self.due(epoch, run.epochs):
-            return
-        with run.exchanging():
-            known = run.network.share(run.stack.X, run.step, kind="parameter")
+        known = run.network.share(run.stack.X, run.step, kind="parameter")
         mixing, soft = run.network.graph.mixing(run.step), []
         for i, node in enumerate(run.network.rows):
             answers = []
@@ -57,4 +49,4 @@ class MutualKD(Distillation):
             soft.append(torch.stack(answers).mean(0) if answers else alone)
         run.store.soften(soft, self.weight)
         run.phase = "distil"
-        run.call("on_exchange_end", epoch=epoch, distilled=[])
+        return []
