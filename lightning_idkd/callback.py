@@ -233,12 +233,17 @@ class FineTuning:
     """Multiply the weight by how sure the label is, 1 - entropy / log k."""
     temperature: float = 1.0
     """Temperature T of a node's answers to distilled samples; their loss is multiplied by T^2."""
+    logit_adjustment: float = 0.0
+    """In the loss of private samples, logits get the log of the node's own (add-one) label frequencies times this (Menon et al.,
+    ICLR 2021), so that classes it lacks are not unlearnt; 0 for none, 1 for all."""
 
     def __post_init__(self):
         share = self.private_share
         require(share is None or 0 < share < 1, "distillation.tuning.private_share", share, "between 0 and 1, or null")
         require(0 < self.weight < math.inf, "distillation.tuning.weight", self.weight, "above 0")
         require(0 < self.temperature < math.inf, "distillation.tuning.temperature", self.temperature, "above 0")
+        given = self.logit_adjustment
+        require(0 <= given < math.inf, "distillation.tuning.logit_adjustment", given, "0 or more")
 
 
 class Aggregation(ABC):

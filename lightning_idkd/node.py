@@ -61,13 +61,14 @@ class NodeModule(LightningModule):
         """Mean cross-entropy; targets are class indices [N] or distributions [N, k], times a weight where a sample has one.
 
         A third part of the batch is every sample's temperature T [N]: its logits are divided by T and its loss multiplied by
-        T^2 (Hinton et al., 2015); the gradient is that of KL(target || softmax).
+        T^2 (Hinton et al., 2015); the gradient is that of KL(target || softmax). A fourth [N, k] is added to the logits then.
         """
-        x, y, *temperature = batch
-        if not temperature:
+        x, y, *more = batch
+        if not more:
             return F.cross_entropy(self(x), y)
-        (t,) = temperature
-        return (t**2 * F.cross_entropy(self(x) / t[:, None], y, reduction="none")).mean()
+        t, *offset = more
+        logits = self(x) / t[:, None]
+        return (t**2 * F.cross_entropy(logits + offset[0] if offset else logits, y, reduction="none")).mean()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> None:
         """Log the loss and accuracy of a batch with class indices (plain ``lightning.Trainer`` only)."""

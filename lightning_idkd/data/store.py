@@ -161,6 +161,12 @@ class Store:
     def _counts(self) -> Tensor:
         return torch.stack([self.labels[own].bincount(minlength=self.k) for own in self.own]).int().cpu()
 
+    @cached_property
+    def log_prior(self) -> Tensor:
+        """Log of the (add-one) frequency of every class among each node's private training samples, [rows, k]."""
+        held = self._counts.to(self.device, self.dtype) + 1
+        return (held / held.sum(1, keepdim=True)).log()
+
     def steps(self, mean_size: float | None = None) -> int:
         """Steps an epoch: over the private samples, or over ``mean_size`` samples a node."""
         per_node = self.samples / self.nodes if mean_size is None else mean_size
@@ -207,7 +213,8 @@ class Store:
 
     def batch(self, positions: Tensor, step: int) -> tuple[Tensor, ...]:
         """Images [rows, b, C, H, W], channels-last, and target distributions [rows, b, k], times a sample's weight, at
-        ``positions`` [rows, b]; and temperatures [rows, b] where those of distilled samples are not 1."""
+        ``positions`` [rows, b]; where fine-tuning asks for them temperatures [rows, b], and offsets of the logits
+        [rows, b, k]."""
         flat = self._offset[:, None] + positions
         index, targets = self._index[flat], self._targets[flat]
         if self._weights is not None:
@@ -216,10 +223,13 @@ class Store:
         if self.augment != "none":
             pixels = self._crop(pixels, index, step)
         found = self._normal(pixels).unflatten(0, positions.shape), targets
-        if self.tuning.temperature == 1 or self.distilled is None:
+        tuning, private = self.tuning, index < self.private
+        if self.distilled is None or (tuning.temperature == 1 and not tuning.logit_adjustment):
             return found
-        ones = torch.ones_like(index, dtype=self.dtype)
-        return *found, ones.where(index < self.private, self.tuning.temperature)
+        temperature = torch.ones_like(index, dtype=self.dtype).where(private, tuning.temperature)
+        if not tuning.logit_adjustment:
+            return *found, temperature
+        return *found, temperature, tuning.logit_adjustment * self.log_prior[:, None] * private[..., None]
 
     def _crop(self, pixels: Tensor, index: Tensor, step: int) -> Tensor:
         pad, size = max(1, self.size // 8), self.size

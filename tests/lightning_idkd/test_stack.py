@@ -282,15 +282,30 @@ def test_weights_in_the_targets_weigh_loss_and_gradient(engine):
             np.testing.assert_allclose(s.G[i], gradient, rtol=0, atol=1e-12 * float(gradient.norm()))
 
 
+@every_engine
+def test_offsets_are_added_to_the_logits_after_their_temperature(engine):
+    s, (x, y) = spread(stack("group norm", engine)), batch()
+    t = torch.tensor([1.0, 2.0, 1.0, 0.5], dtype=torch.float64).expand(N, B)
+    offset = torch.randn(*y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    modules = copies(s)
+    losses = s.step(x, y, 0, t, offset)
+    for i, module in enumerate(modules):
+        log_p = (module.network(x[i].contiguous()) / t[i, :, None] + offset[i]).log_softmax(1)
+        loss = -(t[i, :, None] ** 2 * y[i] * log_p).sum() / B
+        gradient = in_row_order(torch.autograd.grad(loss, list(module.parameters())))
+        np.testing.assert_allclose(losses[i], loss.detach(), rtol=1e-12)
+        np.testing.assert_allclose(s.G[i], gradient, rtol=0, atol=1e-12 * float(gradient.norm()))
+
+
 @every_network
 def test_engines_agree_with_temperatures_and_at_other_parameters(name):
     x, y = batch()
-    t = torch.tensor([1.0, 2.0, 1.0, 0.5], dtype=torch.float64).expand(N, B)
+    more = torch.tensor([1.0, 2.0, 1.0, 0.5], dtype=torch.float64).expand(N, B), -y
     found = []
     for engine in ENGINES:
         s = spread(stack(name, engine))
-        losses = s.step(x, y, 3, t)
-        found.append((losses, s.G.clone(), s.gradient(s.X + 0.1, x, y, 3, t)))
+        losses = s.step(x, y, 3, *more)
+        found.append((losses, s.G.clone(), s.gradient(s.X + 0.1, x, y, 3, *more)))
     for loop, vmap in zip(*found, strict=True):
         assert (loop - vmap).norm() <= 1e-9 * loop.norm()
     assert not torch.equal(found[0][1], found[0][2])

@@ -388,6 +388,20 @@ def test_temperatures_are_those_of_distilled_samples():
     assert len(tuned().batch(positions, 0)) == 2
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_logit_adjustment_offsets_private_samples_by_the_log_of_their_nodes_label_frequencies(share):
+    s = store(public=noise(20, seed=1), tuning=FineTuning(logit_adjustment=share))
+    positions = torch.tensor([[0, 4, 5, 14], [0, 2, 3, 15], [6, 7, 8, 0]])
+    assert len(s.batch(positions % 3, 0)) == 2  # nothing is distilled yet
+    s.distil(MANY, 0)
+    _, _, temperature, offset = s.batch(positions, 0)
+    assert (temperature == 1).all()
+    for i, own in enumerate(TRAIN):
+        counts = np.bincount(np.array(own) % K, minlength=K) + 1
+        expected = [share * np.log(counts / counts.sum()) if p < len(own) else np.zeros(K) for p in positions[i].tolist()]
+        np.testing.assert_allclose(offset[i], expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_answers_soften_the_labels_of_own_samples_alone(weight):
     s = store(public=noise(20, seed=1))
