@@ -125,9 +125,9 @@ def log(loggers: list, lines: list[dict], pictures: dict[str, Path]) -> None:
         elif hasattr(logger, "log_table"):  # WandbLogger
             import wandb
 
-            table = node_table(logger)
-            for node in range(len(line["per_node"]["accuracy"])):
-                table.add_data(line["epoch"], node, *(line["per_node"].get(k, [None] * (node + 1))[node] for k in NODE_COLUMNS))
+            table, found = node_table(logger), line["per_node"]
+            for node in range(len(found["accuracy"])):
+                table.add_data(line["epoch"], node, *(found[k][node] if k in found else None for k in table.columns[2:]))
             media = {f"pictures/{name}": wandb.Image(str(path)) for name, path in pictures.items()}
             logger.log_metrics(numbers(line) | media | {"per_node": table}, step=line["step"])
         else:
@@ -135,15 +135,14 @@ def log(loggers: list, lines: list[dict], pictures: dict[str, Path]) -> None:
             logger.save()
 
 
-NODE_COLUMNS = ("accuracy", "auroc", "threshold", "kept_fraction")
-
-
 def node_table(logger):
-    """The run's table of values per epoch and node; only its new rows are sent."""
+    """The run's table of values per epoch and node, accuracy and all measures of its selection; only its new rows are sent."""
     import wandb
 
+    from lightning_idkd.selection import MEASURES
+
     if not hasattr(logger, "node_table"):
-        logger.node_table = wandb.Table(columns=["epoch", "node", *NODE_COLUMNS], log_mode="INCREMENTAL")
+        logger.node_table = wandb.Table(columns=["epoch", "node", "accuracy", *MEASURES], log_mode="INCREMENTAL")
     return logger.node_table
 
 

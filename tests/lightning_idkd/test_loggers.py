@@ -80,6 +80,14 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
     summaries = {i.key or "/".join(i.nested_key) for r in records(files[-1]) for i in r.summary.update}
     assert any("homogeneity" in key for key in summaries)
 
+    tables = [json.loads(f.read_text()) for f in run.glob("wandb/offline-run-*/files/media/table/*.json")]
+    assert all(t["columns"][:3] == ["epoch", "node", "accuracy"] for t in tables)
+    rows = {(epoch, node): dict(zip(t["columns"][2:], rest, strict=True)) for t in tables for epoch, node, *rest in t["data"]}
+    assert sorted(rows) == [(epoch, node) for epoch in (2, 4) for node in range(4)]
+    for line in written:
+        for name, values in line["per_node"].items():
+            assert [rows[line["epoch"], node][name] for node in range(4)] == pytest.approx(values), name
+
     listed = subprocess.run([sys.executable, "-m", "wandb", "sync", "--dry-run", *(str(f.parent) for f in files)],
                             capture_output=True, text=True, env=alone)  # fmt: skip
     assert "Would sync" in listed.stdout + listed.stderr
