@@ -45,6 +45,17 @@ def classes(key: str) -> dict[str, type]:
     return {c.__name__: c for c in found if c.__module__ != callback.__name__}
 
 
+def parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """The arguments of a class by name, with those that it passes on to its bases as ``**kwargs``, as jsonargparse has them."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in (c for c in cls.__mro__ if "__init__" in vars(c)):
+        _self, *here = inspect.signature(base.__init__).parameters.values()
+        found = {p.name: p for p in here if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in here):
+            break
+    return found
+
+
 class Parser(ArgumentParser):
     """An ArgumentParser whose errors are :class:`UserError`."""
 
@@ -60,10 +71,10 @@ def unknown(key: str, known: list[str]) -> str:
     """Sentence for a key that does not exist."""
     parent, _, leaf = key.rpartition(".")
     there = {k[len(parent) + 1 if parent else 0 :].split(".")[0] for k in known if k.startswith(f"{parent}." if parent else "")}
-    options = {name: inspect.signature(c).parameters for name, c in classes(parent).items()}
-    if owners := [name for name, parameters in options.items() if leaf in parameters]:
+    options = {name: parameters(c) for name, c in classes(parent).items()}
+    if owners := [name for name, takes in options.items() if leaf in takes]:
         return f"{key}: this key needs {parent} to be {' or '.join(owners)}"
-    there |= {p for parameters in options.values() for p in parameters}
+    there |= {p for takes in options.values() for p in takes}
     there -= {"help", "print_config", "print_shtab"}
     allowed = f" Allowed: {', '.join(sorted(there))}." if there and len(there) < 16 else ""
     hint = did_you_mean(leaf, there)

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from lightning_idkd import callback, config
 from lightning_idkd.cli import PLUGINS
-from lightning_idkd.explain import BASES, classes
+from lightning_idkd.explain import BASES, classes, parameters
 
 HEAD = """# Configs
 
@@ -58,7 +58,7 @@ def shown(value: object) -> str:
 def arguments(cls: type) -> list[str]:
     """A line for every argument of a class."""
     said, lines = documented(cls), []
-    for name, parameter in inspect.signature(cls).parameters.items():
+    for name, parameter in parameters(cls).items():
         default = "required" if parameter.default is inspect.Parameter.empty else f"default {shown(parameter.default)}"
         lines.append(f"  - `{name}` ({default}): {said.get(name, '')}")
     return lines

@@ -123,35 +123,16 @@ class IDKD(VanillaKD):
     """Exchange and average the soft labels of those public samples that a node's detector calls in-distribution
     (Ravikumar et al., TMLR 2024).
 
+    Takes the arguments of :class:`VanillaKD` too; the detector looks at answers that ``prior`` and ``align`` did not correct.
+
     Args:
-        start: First exchange: a fraction of the epochs below 1, else an epoch; it takes place before that epoch.
-        every: Epochs between exchanges; null for one exchange only.
-        temperature: Softmax temperature of the labels, above 0; below 1 sharpens them.
-        hard: Send the most probable class alone, as a label of zeros and a one.
-        prior: How much of a node's own label prior its labels leave out, 0 for none, 1 for all; selection looks at the
-            uncorrected answers.
-        align: Add to each class's logits what makes a node's labels of all public samples uniform on average; see VanillaKD.
-        labels: At later exchanges ``fresh`` labels and selections, the last averages ``relayed`` one hop further, or fresh
-            ones ``accumulated`` with older ones of other samples.
-        hops: Times that an exchange passes the averages on to neighbours; 1 for neighbours' own labels alone.
-        min_confidence: Averaged labels whose largest probability is below are dropped, 0 to 1.
-        steps: ``equal`` keeps the number of steps an epoch; ``grow`` uses the mean size of private + distilled sets.
-        aggregation: How labels of one sample become one; null for Mean.
-        teacher: Whose answers are sent; null for the node's own.
-        encoding: How labels are written on an edge; null for 4-byte indices and float32 probabilities.
-        tuning: How nodes train on private and distilled samples together.
         weighted: Send with every label the rank of its score among those kept, from 0 to 1, by which averages weigh it.
     """
 
     calibrated = True
 
-    def __init__(self, start: int | float = 0.6, every: int | None = None, temperature: float = 1.0, hard: bool = False,
-                 prior: float = 0.0, align: bool = False, labels: Literal["fresh", "relayed", "accumulated"] = "fresh",
-                 hops: int = 1, min_confidence: float = 0.0, steps: Literal["equal", "grow"] = "equal",
-                 aggregation: Aggregation | None = None, teacher: Teacher | None = None, encoding: Encoding | None = None,
-                 tuning: FineTuning | None = None, weighted: bool = False):  # fmt: skip
-        super().__init__(start, every, temperature, hard, prior, align, labels, hops, min_confidence, steps, aggregation,
-                         teacher, encoding, tuning)  # fmt: skip
+    def __init__(self, *args, weighted: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
         self.weighted = weighted
         if weighted:
             self.declare("ranks of the kept samples' scores")

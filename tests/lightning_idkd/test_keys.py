@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from lightning_idkd import keys
 from lightning_idkd.cli import parser
+from lightning_idkd.explain import classes, parameters
 
 
 def test_configs_readme_is_what_the_docstrings_say():
@@ -23,3 +26,10 @@ def test_every_key_and_argument_is_described():
     for line in keys.text().splitlines():
         if line.lstrip().startswith("- "):
             assert not line.rstrip().endswith(":"), line
+
+
+@pytest.mark.parametrize("name", ["IDKD", "MutualKD"])
+def test_arguments_are_those_that_the_command_line_takes(name):
+    """IDKD passes most of its own on to VanillaKD."""
+    taken = parser().parse_args(["--data.private", "Digits", "--distillation", name]).distillation.init_args
+    assert {k: p.default for k, p in parameters(classes("distillation")[name]).items()} == vars(taken)
