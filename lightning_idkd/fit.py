@@ -57,7 +57,9 @@ def fit(config: Config) -> dict | None:
     with run.folder.locked() if fabric.is_global_zero else nullcontext():
         run.header |= {"from": str(checkpoint) if fork else None, "git_commit": git_commit()}
         if saved:
-            run.load(saved, source.metrics(), distillation=goes_on, fork=fork)
+            from lightning_idkd.state import restore
+
+            restore(run, saved, source.metrics(), distillation=goes_on, fork=fork)
         if fabric.is_global_zero:
             if folder is None:
                 run.folder.yaml("config.yaml", config.resolved)

@@ -30,6 +30,7 @@ from lightning_idkd.node import Outputs
 from lightning_idkd.run_folder import RunFolder
 from lightning_idkd.selection import MEASURES, calibrate
 from lightning_idkd.stack import NodeStack, run_network
+from lightning_idkd.state import gather
 
 BLOCK = 16384  # columns of a rule's matrices that are treated at once: 16 rows of them fit a core's cache
 
@@ -37,7 +38,7 @@ BLOCK = 16384  # columns of a rule's matrices that are treated at once: 16 rows 
 class Orchestrator:
     """One run; its ``folder`` must be set before :meth:`fit`.
 
-    ``self`` is what hooks get as ``run``; :meth:`state` is all of it that a resumed run needs.
+    ``self`` is what hooks get as ``run``; :mod:`~lightning_idkd.state` gathers all of it that a resumed run needs.
     """
 
     folder: RunFolder
@@ -201,6 +202,14 @@ class Orchestrator:
             return self.interrupted
         return bool(self.network.report(torch.full((self.stack.n, 1), float(self.interrupted))).any())
 
+    def save(self, keep: list[str] | None = None, name: str = "last.ckpt") -> None:
+        """Write a checkpoint (process 0), and keep copies under other names and where ``run.keep`` asks for one."""
+        state = gather(self)
+        if self.epoch in self.keep and self.epoch_step == 0 and name == "last.ckpt":
+            keep = [*(keep or []), f"epoch_{self.epoch}.ckpt"]
+        if self.fabric.is_global_zero:
+            self.folder.save(state, name, keep or [])
+
     def overhead(self) -> dict[str, float]:
         """Bytes beyond those of training alone, as a share of these: over as many steps, and over as many epochs."""
         training, more = self.sent() - self.exchange_bytes, self.train.final_gossip
@@ -341,100 +350,3 @@ class Orchestrator:
         """Print from the first process, or from the one that knows."""
         if anywhere or self.fabric.is_global_zero:
             print(text, flush=True)
-
-    # ------------------------------------------------------------------ state
-
-    def state(self) -> dict:
-        """Everything a resumed run needs, gathered from all processes."""
-        report_ = self.network.report
-        per_edge = {k: torch.cat(self.network.report_objects(self._by_sender(v))) for k, v in self.edge_buffers.items()}
-        distilled = None
-        if self.store.distilled is not None:
-            mine = [(label.index.cpu(), label.probabilities.cpu()) for label in self.store.distilled]
-            distilled = self.network.report_objects(mine)
-        answers = None
-        if self.store.answers is not None:
-            answers = self.network.report_objects([a.cpu() for a in self.store.answers[0]]), self.store.answers[1]
-        return {
-            "version": 1,
-            "layout": self.stack.describe(),
-            "images": self.store.describe(),
-            "engine": self.stack.engine,
-            "threads": torch.get_num_threads(),
-            "devices": self.network.world,
-            "epoch": self.epoch,
-            "step": self.step,
-            "epoch_step": self.epoch_step,
-            "phase": self.phase,
-            "steps": self.steps,
-            "exchange_bytes": self.exchange_bytes,
-            "from": self.header.get("from"),
-            "best": self.best,
-            "last_lr": self.last_lr,
-            "X": report_(self.stack.X),
-            "buffers": {k: report_(b) for k, b in self.stack.buffers.items()},
-            "rule": {k: report_(b) for k, b in self.buffers.items()},
-            "rule_edges": per_edge,
-            "distilled": distilled,
-            "answers": answers,
-            "teacher": None if self.distillation is None else self.distillation.teacher.state_dict(self),
-            "generation": (self.store.generation, self.store.generation_start),
-            "counts": self.network.counts(),
-            "ood": self.ood,
-            "per_node": self.per_node,
-            "loss": report_(self.loss[:, None]),
-            "loss_steps": self.loss_steps,
-            "samples": self.samples,
-            "seconds": self.elapsed(),
-            "train_seconds": self.train_seconds,
-            "callbacks": [(type(c).__name__, c.state_dict()) for c in self.callbacks],
-        }
-
-    def _by_sender(self, T: Tensor) -> list[Tensor]:
-        senders = torch.as_tensor(self.network.edges(0)[:, 0] if len(T) else [])
-        return [T[senders == node].cpu() for node in self.network.rows]
-
-    def save(self, keep: list[str] | None = None, name: str = "last.ckpt") -> None:
-        """Write a checkpoint (process 0), and keep copies under other names and where ``run.keep`` asks for one."""
-        state = self.state()
-        if self.epoch in self.keep and self.epoch_step == 0 and name == "last.ckpt":
-            keep = [*(keep or []), f"epoch_{self.epoch}.ckpt"]
-        if self.fabric.is_global_zero:
-            self.folder.save(state, name, keep or [])
-
-    def load(self, state: dict, lines: list[dict], distillation: bool = True, fork: bool = False) -> None:
-        """Continue from ``state``; without ``distillation`` nodes train on their own samples again."""
-        if state["layout"] != self.stack.describe():
-            raise UserError("the checkpoint holds another network: its parameters have other names or shapes")
-        mine = slice(self.network.rows.start, self.network.rows.stop)
-        self.stack.X.copy_(state["X"][mine])
-        for held, saved in ((self.stack.buffers, state["buffers"]), (self.buffers, state["rule"])):
-            for k, matrix in held.items():
-                matrix.copy_(saved[k][mine])
-        here = [int(e[0]) in self.network.rows for e in self.network.graph.mixing(0).edges]
-        for k, matrix in self.edge_buffers.items():
-            matrix.copy_(state["rule_edges"][k][here])
-        self.epoch, self.step, self.epoch_step = state["epoch"], state["step"], state["epoch_step"]
-        self.network.restore(state["counts"])
-        self.loss, self.loss_steps = state["loss"][mine, 0].to(self.stack.device), state["loss_steps"]
-        self.samples, self.train_seconds, self.last_lr = state["samples"], state["train_seconds"], state["last_lr"]
-        self.lines = [line for line in lines if line["step"] <= self.step and line["phase"] != "final"]
-        if distillation:
-            self.phase, self.ood, self.per_node = state["phase"], state["ood"], state["per_node"]
-            self.steps, self.exchange_bytes = state["steps"], state["exchange_bytes"]
-            labels, answers = state["distilled"], state["answers"]
-            self.store.restore(
-                None if labels is None else [Labels(i, p).to(self.stack.device) for i, p in labels[mine]],
-                None if answers is None else (answers[0][mine], answers[1]),
-                *state["generation"],
-            )
-            if self.distillation is not None:
-                self.distillation.teacher.load_state_dict(state["teacher"], self)
-        if not fork:
-            self.best, self.seconds, self.header["from"] = state["best"], state["seconds"], state["from"]
-        saved = list(state["callbacks"])
-        for callback in self.callbacks:
-            found = next((s for s in saved if s[0] == type(callback).__name__), None)
-            if found is not None and (distillation or not isinstance(callback, (Calibration, Distillation))):
-                saved.remove(found)
-                callback.load_state_dict(found[1])

@@ -1,0 +1,108 @@
+"""What of a run a checkpoint holds, gathered from all processes, and the way back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_idkd.callback import Calibration, Distillation
+from lightning_idkd.errors import UserError
+from lightning_idkd.network import Labels
+
+if TYPE_CHECKING:
+    from lightning_idkd.orchestrator import Orchestrator
+
+
+def gather(run: Orchestrator) -> dict:
+    """Everything a resumed run needs, gathered from all processes."""
+    network, store = run.network, run.store
+    per_edge = {k: torch.cat(network.report_objects(_by_sender(run, v))) for k, v in run.edge_buffers.items()}
+    distilled = answers = None
+    if store.distilled is not None:
+        distilled = network.report_objects([(label.index.cpu(), label.probabilities.cpu()) for label in store.distilled])
+    if store.answers is not None:
+        answers = network.report_objects([a.cpu() for a in store.answers[0]]), store.answers[1]
+    return {
+        "version": 1,
+        "layout": run.stack.describe(),
+        "images": store.describe(),
+        "engine": run.stack.engine,
+        "threads": torch.get_num_threads(),
+        "devices": network.world,
+        "epoch": run.epoch,
+        "step": run.step,
+        "epoch_step": run.epoch_step,
+        "phase": run.phase,
+        "steps": run.steps,
+        "exchange_bytes": run.exchange_bytes,
+        "from": run.header.get("from"),
+        "best": run.best,
+        "last_lr": run.last_lr,
+        "X": network.report(run.stack.X),
+        "buffers": {k: network.report(b) for k, b in run.stack.buffers.items()},
+        "rule": {k: network.report(b) for k, b in run.buffers.items()},
+        "rule_edges": per_edge,
+        "distilled": distilled,
+        "answers": answers,
+        "teacher": None if run.distillation is None else run.distillation.teacher.state_dict(run),
+        "generation": (store.generation, store.generation_start),
+        "counts": network.counts(),
+        "ood": run.ood,
+        "per_node": run.per_node,
+        "loss": network.report(run.loss[:, None]),
+        "loss_steps": run.loss_steps,
+        "samples": run.samples,
+        "seconds": run.elapsed(),
+        "train_seconds": run.train_seconds,
+        "callbacks": [(type(c).__name__, c.state_dict()) for c in run.callbacks],
+    }
+
+
+def restore(run: Orchestrator, state: dict, lines: list[dict], distillation: bool = True, fork: bool = False) -> None:
+    """Continue from ``state``; without ``distillation`` nodes train on their own samples again.
+
+    Raises:
+        UserError: the checkpoint is of another network.
+    """
+    network, stack = run.network, run.stack
+    if state["layout"] != stack.describe():
+        raise UserError("the checkpoint holds another network: its parameters have other names or shapes")
+    mine = slice(network.rows.start, network.rows.stop)
+    stack.X.copy_(state["X"][mine])
+    for held, saved in ((stack.buffers, state["buffers"]), (run.buffers, state["rule"])):
+        for k, matrix in held.items():
+            matrix.copy_(saved[k][mine])
+    here = [int(e[0]) in network.rows for e in network.graph.mixing(0).edges]
+    for k, matrix in run.edge_buffers.items():
+        matrix.copy_(state["rule_edges"][k][here])
+    run.epoch, run.step, run.epoch_step = state["epoch"], state["step"], state["epoch_step"]
+    network.restore(state["counts"])
+    run.loss, run.loss_steps = state["loss"][mine, 0].to(stack.device), state["loss_steps"]
+    run.samples, run.train_seconds, run.last_lr = state["samples"], state["train_seconds"], state["last_lr"]
+    run.lines = [line for line in lines if line["step"] <= run.step and line["phase"] != "final"]
+    if distillation:
+        run.phase, run.ood, run.per_node = state["phase"], state["ood"], state["per_node"]
+        run.steps, run.exchange_bytes = state["steps"], state["exchange_bytes"]
+        labels, answers = state["distilled"], state["answers"]
+        run.store.restore(
+            None if labels is None else [Labels(i, p).to(stack.device) for i, p in labels[mine]],
+            None if answers is None else (answers[0][mine], answers[1]),
+            *state["generation"],
+        )
+        if run.distillation is not None:
+            run.distillation.teacher.load_state_dict(state["teacher"], run)
+    if not fork:
+        run.best, run.seconds, run.header["from"] = state["best"], state["seconds"], state["from"]
+    saved = list(state["callbacks"])
+    for callback in run.callbacks:
+        found = next((s for s in saved if s[0] == type(callback).__name__), None)
+        if found is not None and (distillation or not isinstance(callback, (Calibration, Distillation))):
+            saved.remove(found)
+            callback.load_state_dict(found[1])
+
+
+def _by_sender(run: Orchestrator, T: Tensor) -> list[Tensor]:
+    senders = torch.as_tensor(run.network.edges(0)[:, 0] if len(T) else [])
+    return [T[senders == node].cpu() for node in run.network.rows]
