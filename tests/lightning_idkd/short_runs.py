@@ -1,0 +1,69 @@
+"""Short runs of ring_digits, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+
+SHORT = [
+    "--logger",
+    "null",
+    "--graph.nodes",
+    "4",
+    "--train.epochs",
+    "6",
+    "--train.evaluate_every",
+    "2",
+    "--distillation.start",
+    "3",
+    "--distillation.every",
+    "2",
+    "--data.public.samples",
+    "300",
+    "--run.engine",
+    "loop",
+    "--run.threads",
+    "1",
+    "--run.pictures",
+    "false",
+]
+
+
+def command_of(config) -> list[str]:
+    """What runs a config in a process of its own."""
+    return [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(config)]
+
+
+def extra(callback: type, **arguments) -> list[str]:
+    """The option that adds a test's own callback."""
+    return ["--callbacks", f"[{{class_path: {callback.__module__}.{callback.__name__}, init_args: {arguments}}}]"]
+
+
+def latest(runs, name="ring_digits"):
+    return runs / name / "latest"
+
+
+def checkpoint(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def same(a, b, path=""):
+    """The first place where two checkpoints differ, times apart."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        return next(
+            (d for k in a if k not in ("seconds", "train_seconds", "devices") and (d := same(a[k], b[k], f"{path}.{k}"))), None
+        )
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        return next((d for i, (x, y) in enumerate(zip(a, b, strict=True)) if (d := same(x, y, f"{path}[{i}]"))), None)
+    equal = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b or (a != a and b != b)
+    return None if equal else f"{path}: {a} != {b}"
+
+
+def lines(run):
+    """Metrics without times."""
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("throughput")} for line in read]

@@ -1,0 +1,238 @@
+"""What a user can get wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from short_runs import checkpoint, extra, latest
+
+from lightning_idkd import Callback, NodeModule
+from lightning_idkd.cli import main
+from lightning_idkd.data import Digits, Images
+
+
+class TestDigits(Digits):
+    """The test images as a public set: what must not be."""
+
+    __test__ = False
+
+    def load(self, split, *arguments, **options):
+        return super().load("test", *arguments, **options)
+
+
+class Renamed(Digits):
+    """Digits whose test part has its classes in another order."""
+
+    def load(self, split, *arguments, **options):
+        images = super().load(split, *arguments, **options)
+        return Images(images.pixels, images.labels, images.classes[::-1] if split == "test" else images.classes)
+
+
+class Needy(NodeModule):
+    """A node with an argument that no config gives."""
+
+    def __init__(self, network, weight):
+        super().__init__(network)
+
+
+class Explode(Callback):
+    """Breaks node 2's parameters before an epoch."""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+
+    def on_epoch_start(self, run, epoch):
+        if epoch == self.epoch:
+            run.stack.X[2].fill_(float("nan"))
+
+
+class Overflow(Callback):
+    """Breaks node 1's parameters right after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, run, step):
+        if step == self.step:
+            run.stack.X[1].fill_(float("inf"))
+
+
+class TestMistakes:
+    """Each is told in at most two lines with status 2, before any run folder exists."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--train.lrr", "0.1"], ["train.lrr", "'lr'"]),
+            (["--train.lr", "abc"], ["train.lr", "abc", "float"]),
+            (["--train.lr", "0"], ["train.lr", "above 0"]),
+            (["--gossip", "DGSD"], ["gossip", "'DSGD'"]),
+            (["--gossip", "MSP"], ["gossip", "MSP", "QGDSGDm"]),
+            (["--gossip.momentun", "0.3"], ["gossip.momentun", "'momentum'"]),
+            (["--graph.topology", "Rign"], ["graph.topology", "'Ring'"]),
+            (["--graph.weights", "metropolys"], ["graph.weights", "'metropolis'", "uniform"]),
+            (["--calibration.score", "Enrgy"], ["calibration.score", "'Energy'"]),
+            (["--calibration.score.temp", "2"], ["calibration.score.temp", "temperature"]),
+            (["--distillation", "IDKDD"], ["distillation", "'IDKD'"]),
+            (["--distillation.start", "abc"], ["distillation.start", "abc", "float"]),
+            (["--distillation.labels", "frsh"], ["distillation.labels", "'fresh'", "relayed"]),
+            (["--distillation.start", "6"], ["distillation.start", "6", "5"]),
+            (["--distillation.temperature", "0"], ["distillation.temperature", "above 0"]),
+            (["--data.partition.alpha", "0"], ["data.partition.alpha", "above 0"]),
+            (["--data.partition.alpha", "-1"], ["data.partition.alpha", "-1", "above 0"]),
+            (["--data.public", "null"], ["data.public"]),
+            (["--data.private", "HuggingFace"], ["data.private.path", "required"]),
+            (["--data.private.path", "x"], ["data.private.path", "HuggingFace"]),
+            (
+                ["--data.private", "HuggingFace", "--data.private.path", "nowhere/cifar"],
+                ["data.private.path", "nowhere/cifar", "IDKD_DATA"],
+            ),
+            (["--graph.nodes", "1500"], ["graph.nodes", "1500", "1438"]),
+            (["--graph.nodes", "100000"], ["graph.nodes", "10000"]),
+            (
+                ["--graph.topology", "Torus", "--graph.topology.rows", "3", "--graph.topology.cols", "5", "--graph.nodes", "16"],
+                ["graph.topology", "15", "16", "4 x 4"],
+            ),
+            (["--graph.topology", "Social15", "--graph.nodes", "16"], ["graph.topology", "15", "16"]),
+            (["--gossip", "RelaySGD"], ["RelaySGD", "Chain", "Ring"]),
+            (["--node.network", "ResNet", "--node.network.depth", "21"], ["node.network.depth", "20", "26"]),
+            (["--node.module", "lightning_idkd.node.NodeModul"], ["node.module", "NodeModule"]),
+            (["--config", "nope.yaml"], ["--config", "nope.yaml"]),
+            (["--run.engine", "vmapp"], ["run.engine", "'vmap'"]),
+            (["--run.frm", "x"], ["run.frm", "'from'"]),
+            (["--run.from", "nowhere"], ["run.from", "nowhere"]),
+            (["--run.resume", "nowhere"], ["run.resume", "nowhere"]),
+            (["--run.keep", "[99]"], ["run.keep", "99", "6"]),
+            (["--run.name", ""], ["run.name", "''", "run.dir"]),
+            (["--run.name", "../x"], ["run.name", "../x", "run.dir"]),
+            (["--run.accelerator", "cuda"], ["run.accelerator", "cuda"]),
+            (["--run.devices", "5"], ["run.devices", "5", "4"]),
+            (["--train.batch_size", "0"], ["train.batch_size"]),
+            (["stray"], ["stray"]),
+            (["--trian.lr", "0.1"], ["trian.lr", "'train.lr'"]),
+            (["--epochs", "3"], ["epochs", "'train.epochs'"]),
+            (["--logger", "foo"], ["logger", "foo", "null"]),
+            (["--gossip", "nope.Foo"], ["gossip", "nope.Foo", "no module 'nope'", "DSGD"]),
+            (["--gossip", "callbacks.gossip.DSGDD"], ["gossip", "no class 'DSGDD'", "'DSGD'"]),
+            (["--gossip", "lightning_idkd.callback.Gossip"], ["gossip", "base class", "DSGD"]),
+            (["--gossip.momentum", "1"], ["gossip.momentum", "1.0", "below 1"]),
+            (["--gossip.weight_decay", "-1"], ["gossip.weight_decay", "-1", "0 or more"]),
+            (["--callbacks", "[QGDSGDm]"], ["callbacks", "QGDSGDm", "gossip"]),
+            (["--calibration", "null"], ["calibration", "IDKD", "Youden"]),
+            (["--calibration", "Fixed", "--calibration.threshold", ".nan"], ["calibration.threshold", "nan", "finite"]),
+            (["--distillation.start", ".nan"], ["distillation.start", "nan"]),
+            (["--train.schedule.warmup", "2", "--train.schedule.milestones", "[9]"], ["train.schedule.milestones", "9", "5"]),
+            (["--train.schedule.warmup", "-3"], ["train.schedule.warmup", "-3"]),
+            (["--train.lr", ".inf"], ["train.lr", "inf"]),
+            (["--seed", "-1"], ["seed", "-1"]),
+            (["--graph.nodes", "0"], ["graph.nodes", "0", "10000"]),
+            (["--data.private", f"{__name__}.Renamed"], ["data.private", "9, 8, 7, 6, 5, ...", "0, 1, 2, 3, 4, ..."]),
+            (["--data.image_size", "1"], ["data.image_size", "1", "2 or more"]),
+            (["--node.module", f"{__name__}.Needy"], ["node.module", "Needy", "weight"]),
+        ],
+    )
+    def test_is_told_with_the_key_and_what_is_allowed(self, fit, capsys, monkeypatch, arguments, words):
+        if "cuda" in arguments and torch.cuda.is_available():
+            pytest.skip("here cuda is no mistake")
+        monkeypatch.delenv("IDKD_DATA", raising=False)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert fit(*arguments) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert said.count("\n") <= 2
+        for word in words:
+            assert word in said
+        assert not fit.runs.exists()
+
+    def test_a_config_that_is_no_utf8(self, tmp_path, capsys):
+        (tmp_path / "latin.yaml").write_bytes(b"run: {name: M\xfcller}")
+        assert main(["fit", "--config", str(tmp_path / "latin.yaml")]) == 2
+        assert "no UTF-8 text" in capsys.readouterr().err
+
+    def test_a_file_that_hides_the_callbacks(self, tmp_path):
+        (tmp_path / "callbacks.py").write_text("")
+        done = subprocess.run(
+            [sys.executable, "-m", "lightning_idkd", "fit", "--help"], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: '{tmp_path / 'callbacks.py'}' hides")
+
+    def test_a_misspelt_command(self, capsys):
+        assert main(["fti"]) == 2
+        assert "'fit'" in capsys.readouterr().err
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    def test_an_unwritable_folder(self, fit, tmp_path, capsys):
+        (tmp_path / "runs").mkdir(mode=0o500)
+        assert fit() == 2
+        assert "run.dir" in capsys.readouterr().err
+
+    def test_a_file_where_the_run_folder_should_be(self, fit, tmp_path, capsys):
+        (tmp_path / "runs").write_text("")
+        assert fit() == 2
+        assert "run.dir" in capsys.readouterr().err
+
+    def test_a_full_disk_leaves_the_last_checkpoint_intact(self, fit, capsys, monkeypatch):
+        save, calls = torch.save, []
+
+        def full(state, path):
+            calls.append(path)
+            save(state, path)
+            if len(calls) == 3:
+                path.write_bytes(path.read_bytes()[:100])
+                raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(torch, "save", full)
+        assert fit("--distillation", "null") == 2
+        assert "No space left on device" in capsys.readouterr().err
+        assert checkpoint(latest(fit.runs))["epoch"] == 2
+        assert not list(fit.runs.rglob("*.part"))
+
+    def test_a_public_set_smaller_than_a_batch(self, fit, capsys):
+        assert fit("--data.public.samples", "10") == 2
+        assert "data.public: 10 images are less than a batch, train.batch_size 16" in capsys.readouterr().err
+
+    def test_a_private_set_of_one_class(self, fit, capsys):
+        assert fit("--data.private.classes", "['3']") == 2
+        assert "data.private: this set has only one class, '3'" in capsys.readouterr().err
+
+    def test_a_public_set_with_test_images_is_told(self, fit, capsys):
+        class_path = f"{__name__}.TestDigits"
+        assert fit("--data.public", class_path, "--train.epochs", "1", "--distillation.start", "0") == 0
+        assert "359 public images are test images too" in capsys.readouterr().out
+
+    def test_a_checkpoint_cut_short(self, fit, capsys):
+        fit("--distillation", "null")
+        last = latest(fit.runs).resolve() / "checkpoints" / "last.ckpt"
+        last.write_bytes(last.read_bytes()[:1000])
+        assert fit("--run.from", str(latest(fit.runs))) == 2
+        said = capsys.readouterr().err
+        assert "last.ckpt" in said
+        assert "1000 bytes" in said
+
+    def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(self, fit, capsys):
+        assert fit(*extra(Explode, epoch=2)) == 2
+        said = capsys.readouterr().err
+        assert "node 1" in said or "node 2" in said
+        assert "step 36" in said
+        saved = checkpoint(latest(fit.runs))
+        assert saved["epoch"] == 2
+        assert torch.isfinite(saved["X"]).all()
+
+    @pytest.mark.parametrize("step", [3 * 18, 6 * 18])
+    def test_parameters_that_overflow_in_the_last_step_of_an_epoch_are_not_kept(self, fit, capsys, step):
+        assert fit(*extra(Overflow, step=step)) == 2
+        assert f"node 1 or its parameters are not finite at step {step - 1}" in capsys.readouterr().err
+        assert checkpoint(latest(fit.runs))["step"] == step - 18
+        assert not (latest(fit.runs) / "summary.json").exists()
+
+    @pytest.mark.slow
+    def test_help_and_a_misspelt_key_load_nothing_heavy(self, configs):
+        for arguments in (["fit", "--help"], ["fit", "--config", str(configs / "ring_digits.yaml"), "--train.lrr", "1"]):
+            probe = f"import sys; from lightning_idkd.cli import main; main({arguments!r}); print('torch' in sys.modules)"
+            said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+            assert said.splitlines()[-1] == "False"
