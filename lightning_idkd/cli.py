@@ -40,7 +40,7 @@ def parser(command: str = "fit"):
                 f"'{found.__file__ or plugin}' hides this project's package '{plugin}'; rename it, or start elsewhere"
             )
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    p = Parser(prog=f"idkd {command}", description=f"{COMMANDS[command].capitalize()}.")
+    p = Parser(prog=f"idkd {command}", description=f"{COMMANDS[command].capitalize()}.", allow_abbrev=False)
     p.outermost = True
     p.add_argument("--config", action="config", help="YAML file of an experiment; repeatable, later ones win.")
     p.add_argument("--seed", type=int, default=0, help="Seed of all randomness.")
@@ -73,9 +73,10 @@ def configure(arguments: list[str], command: str = "fit"):
     import yaml
 
     from lightning_idkd import config
+    from lightning_idkd.given import in_the_making, look_over
 
     p = parser(command)
-    cfg = p.parse_args(arguments)
+    cfg = p.parse_args(look_over(arguments))
     resolved = yaml.safe_load(p.dump(cfg, skip_validation=True, skip_none=False))
     try:
         made = p.instantiate(cfg)
@@ -85,6 +86,8 @@ def configure(arguments: list[str], command: str = "fit"):
         cause: BaseException | None = e
         while cause.__cause__ is not None:
             cause = cause.__cause__
+        if not isinstance(cause, UserError) and (said := in_the_making(cause, resolved)):
+            raise UserError(said) from e
         raise UserError(str(cause).splitlines()[0] if str(cause) else repr(cause)) from e
     run = {f.name: made.run[f.name.rstrip("_")] for f in fields(config.RunConfig)}
     return config.Config(
@@ -115,9 +118,6 @@ def main(arguments: list[str] | None = None) -> int:
         return globals()[command](rest)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
-        return 2
-    except UnicodeDecodeError as e:
-        print(f"error: a config is no UTF-8 text ({e.reason}: byte 0x{e.object[e.start]:02x} at {e.start})", file=sys.stderr)
         return 2
     except SystemExit as e:  # jsonargparse ends --help and --print_config this way
         return e.code if isinstance(e.code, int) else 0
@@ -174,7 +174,7 @@ def options(command: str):
     """An empty parser for a command that is no experiment."""
     from lightning_idkd.explain import Parser
 
-    p = Parser(prog=f"idkd {command}", description=f"{COMMANDS[command].capitalize()}.")
+    p = Parser(prog=f"idkd {command}", description=f"{COMMANDS[command].capitalize()}.", allow_abbrev=False)
     p.outermost = True
     return p
 
@@ -182,6 +182,7 @@ def options(command: str):
 def sweep(arguments: list[str]) -> int:
     from pathlib import Path
 
+    from lightning_idkd.given import shipped
     from lightning_idkd.sweep import run
 
     p = options("sweep")
@@ -189,7 +190,7 @@ def sweep(arguments: list[str]) -> int:
     p.add_argument("--jobs", type=int, default=1, help="Cells at the same time.")
     p.add_argument("--dir", type=str, default="runs", help="Folder of all runs; the sweep's lie in a folder of its name.")
     given = p.parse_args(arguments)
-    return 0 if run(Path(given.file), given.jobs, given.dir) else 1
+    return 0 if run(Path(shipped(given.file)), given.jobs, given.dir) else 1
 
 
 def compare(arguments: list[str]) -> int:

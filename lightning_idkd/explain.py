@@ -76,8 +76,9 @@ def unknown(key: str, known: list[str]) -> str:
         return f"{key}: this key needs {parent} to be {' or '.join(owners)}"
     there |= {p for takes in options.values() for p in takes}
     there -= {"help", "print_config", "print_shtab"}
+    known = [k for k in known if not k.endswith(".help")]
     allowed = f" Allowed: {', '.join(sorted(there))}." if there and len(there) < 16 else ""
-    hint = did_you_mean(leaf, there)
+    hint = did_you_mean(leaf, {*there, "class_path", "init_args"} if options else there)
     if not hint:  # the right leaf elsewhere, or a misspelt group
         same = [k for k in known if k.split(".")[-1] == leaf]
         hint = did_you_mean(key, same or known)
@@ -138,8 +139,6 @@ def explain(message: str, known: list[str]) -> str:
             return f"{key}: '{value}' is none of {', '.join(dict.fromkeys(kinds))}"
         if m := re.match(r"the following arguments are required: (.*)", text):
             return f"{key + '.' if key else ''}{m[1]} is required"
-        if m := re.match(r"File does not exist: (.*)", text):
-            return f"--{key}: there is no file {m[1]}"
         if m := re.match(r"Key \"?([\w.]+)\"? is required", text):
             return f"{m[1]} is required"
     return " ".join(line.strip() for line in message.splitlines()[:2])

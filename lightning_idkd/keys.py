@@ -14,7 +14,8 @@ HEAD = """# Configs
 
 One file an experiment, headed by its command, time and result; `presets/` are laid over one of them, as in
 `make train CFG="ring_cifar10 presets/official_code"`; `sweeps/` are W&B sweeps (`make sweep`, or `idkd sweep` without a
-server). Any key may also be given on the command line, as in `--train.lr 0.05`; of several `--config` files later ones win.
+server). Each is found from any folder by its name, as in `--config presets/fedmd`. Any key may also be given on the command
+line, as in `--train.lr 0.05`; of several `--config` files later ones win.
 
 A class is named by `class_path` (a built-in one by its short name, yours by its import path) with its arguments in
 `init_args`; on the command line `--gossip DSGD --gossip.momentum 0.9`.

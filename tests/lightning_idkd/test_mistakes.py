@@ -69,6 +69,8 @@ class TestMistakes:
         [
             (["--train.lrr", "0.1"], ["train.lrr", "'lr'"]),
             (["--train.lr", "abc"], ["train.lr", "abc", "float"]),
+            (["--train.epoch", "3"], ["train.epoch:", "'epochs'"]),
+            (["--data.public.sample", "3"], ["data.public.sample:", "'samples'"]),
             (["--train.lr", "0"], ["train.lr", "above 0"]),
             (["--gossip", "DGSD"], ["gossip", "'DSGD'"]),
             (["--gossip", "MSP"], ["gossip", "MSP", "QGDSGDm"]),
@@ -102,6 +104,10 @@ class TestMistakes:
             (["--node.network", "ResNet", "--node.network.depth", "21"], ["node.network.depth", "20", "26"]),
             (["--node.module", "lightning_idkd.node.NodeModul"], ["node.module", "NodeModule"]),
             (["--config", "nope.yaml"], ["--config", "nope.yaml"]),
+            (["--config", "ring_digts"], ["--config", "ring_digts", "'ring_digits'"]),
+            (["--gossip", "{class_path: DSGD, momentum: 0.9}"], ["gossip.momentum", "init_args: {momentum: 0.9}"]),
+            (["--gossip", "{class_path: DSGD, init_arg: {}}"], ["gossip.init_arg", "'init_args'"]),
+            (["--gossip", "{class_pth: DSGD}"], ["gossip.class_pth", "'class_path'"]),
             (["--run.engine", "vmapp"], ["run.engine", "'vmap'"]),
             (["--run.frm", "x"], ["run.frm", "'from'"]),
             (["--run.from", "nowhere"], ["run.from", "nowhere"]),
@@ -148,10 +154,57 @@ class TestMistakes:
             assert word in said
         assert not fit.runs.exists()
 
-    def test_a_config_that_is_no_utf8(self, tmp_path, capsys):
-        (tmp_path / "latin.yaml").write_bytes(b"run: {name: M\xfcller}")
-        assert main(["fit", "--config", str(tmp_path / "latin.yaml")]) == 2
-        assert "no UTF-8 text" in capsys.readouterr().err
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"run: {name: M\xfcller}", ["bad.yaml", "no UTF-8 text", "0xfc"]),
+            (b"seed: 1\n train: {lr: 3}", ["bad.yaml', line 2", "mapping values are not allowed here"]),
+            (b"seed: 1\ngossip: {class_path: DSGD, init_args: {momentum: 0.9}\n", ["bad.yaml', line 3", "flow mapping"]),
+            (b"data:\n  public: {class_path: ImageFolder, path: x}", ["data.public.path", "init_args: {path: x}"]),
+            (
+                b"calibration:\n  class_path: Youden\n  init_args: {score: {class_path: Energy, temperature: 2}}",
+                ["calibration.score.temperature", "init_args: {temperature: 2}"],
+            ),
+        ],
+    )
+    def test_a_config_that_cannot_be_read(self, fit, tmp_path, capsys, content, words):
+        (tmp_path / "good.yaml").write_text("seed: 1")
+        (tmp_path / "bad.yaml").write_bytes(content)
+        assert fit("--config", str(tmp_path / "bad.yaml"), f"--config={tmp_path / 'good.yaml'}") == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") <= 2
+        for word in words:
+            assert word in said
+
+    @pytest.mark.parametrize(
+        ("code", "kind"),
+        [
+            ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+            ("1 / 0", "ZeroDivisionError: division by zero"),
+            ("raise SystemExit(3)", "SystemExit: 3"),
+            ("def f(:", "SyntaxError: invalid syntax"),
+            ("class Mine(DSGD):\n    def __init__(self, a: int = 1):\n        self.a = a + undefined",
+             "NameError: name 'undefined' is not defined"),
+            ("class Mine(DSGD):\n    def __init__(self, a: int = 1):\n        super().__init__(a, nestrov=True)",
+             "got an unexpected keyword argument 'nestrov'"),
+            ("class Mine(MSP):\n    def __init__(self):\n        raise ValueError('not so')", "ValueError: not so"),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("way", ["option", "config"])
+    def test_a_class_whose_module_fails(self, fit, tmp_path, capsys, monkeypatch, request, code, kind, way):
+        """Told with its place; modules have other names in every test, since a process imports a name once."""
+        module = f"mine_{abs(hash(request.node.name))}"
+        (tmp_path / f"{module}.py").write_text(f"from callbacks import DSGD, MSP\n{code}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        key = "calibration.score" if "MSP)" in code else "gossip"
+        (tmp_path / "mine.yaml").write_text(f"{key}: {{class_path: {module}.Mine}}")
+        option = {"option": [f"--{key}", f"{module}.Mine"], "config": ["--config", str(tmp_path / "mine.yaml")]}
+        assert fit(*option[way]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {key}: {module}.Mine fails with ")
+        assert kind in said
+        assert said.endswith(f"{tmp_path / module}.py, line {1 + len(code.splitlines())}\n")
+        assert said.count("\n") == 2
 
     def test_a_file_that_hides_the_callbacks(self, tmp_path):
         (tmp_path / "callbacks.py").write_text("")
@@ -160,6 +213,13 @@ class TestMistakes:
         )
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: '{tmp_path / 'callbacks.py'}' hides")
+
+    def test_short_names_are_no_hints_for_each_other(self, fit, capsys):
+        for option, value in (("accelerator", "gpu"), ("precision", "16")):
+            assert fit(f"--run.{option}", value) == 2
+            said = capsys.readouterr().err
+            assert "Allowed" in said
+            assert "Did you mean" not in said
 
     def test_a_misspelt_command(self, capsys):
         assert main(["fti"]) == 2

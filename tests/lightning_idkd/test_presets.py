@@ -76,6 +76,16 @@ PRESETS = [
 ]
 
 
+def test_a_shipped_config_is_found_by_its_name_from_any_folder(configs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [str(configs / "ring_digits.yaml"), str(configs / "presets" / "fedmd.yaml")]
+    by_path = configure(["--config", paths[0], "--config", paths[1]]).resolved
+    for names in (["ring_digits", "presets/fedmd"], ["configs/ring_digits.yaml", "configs/presets/fedmd.yaml"]):
+        assert configure(["--config", names[0], f"--config={names[1]}"]).resolved == by_path
+    (tmp_path / "ring_digits").write_text("{seed: 7, data: {private: Digits}}")  # a file of the user's own comes first
+    assert configure(["--config", "ring_digits"]).seed == 7
+
+
 @pytest.mark.parametrize("names", PRESETS, ids="+".join)
 def test_every_config_trains_on_stand_in_data(names, configs, stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("IDKD_DATA", str(stand_in))

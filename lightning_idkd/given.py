@@ -1,0 +1,143 @@
+"""What a user gave, looked at first: files that are no YAML, arguments outside init_args, classes whose module fails.
+
+jsonargparse tells these mistakes without the file, the key or the line.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from lightning_idkd.errors import UserError, did_you_mean
+from lightning_idkd.explain import BASES
+
+OURS = ("callbacks", "lightning_idkd")
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+SHIPPED = Path(__file__).parents[1] / "configs"
+
+
+def look_over(arguments: list[str]) -> list[str]:
+    """The arguments, a config that comes with the project by its path instead of its name.
+
+    Raises:
+        UserError: a config cannot be read, or names a class wrongly or one whose module fails.
+    """
+    arguments = list(arguments)
+    for i, word in enumerate(arguments):
+        option, equals, text = word.partition("=")
+        at = i if equals else i + 1  # where its value stands
+        if not option.startswith("--") or at == len(arguments):
+            continue
+        text = text if equals else arguments[at]
+        if option == "--config":
+            file = shipped(text)
+            check(content(file), "")
+            arguments[at] = f"--config={file}" if equals else file
+        else:
+            check(value_of(text), option.lstrip("-").removesuffix("+"))
+    return arguments
+
+
+def shipped(name: str) -> str:
+    """The path of a config that comes with the project, where ``name`` is no file but one of these."""
+    known = [] if Path(name).is_file() else [p for p in (SHIPPED / f"{name}.yaml", SHIPPED.parent / name) if p.is_file()]
+    return str(known[0]) if known else name
+
+
+def content(file: str) -> Any:
+    """What a config holds."""
+    path = Path(file)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise UserError(f"--config: '{file}' is no UTF-8 text (byte 0x{e.object[e.start]:02x} at {e.start})") from e
+    except OSError as e:
+        known = [str(p.relative_to(SHIPPED).with_suffix("")) for p in SHIPPED.rglob("*.yaml")]
+        raise UserError(f"--config: there is no file '{file}'.{did_you_mean(file, known)}") from e
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        why = ", ".join(filter(None, (getattr(e, "context", ""), getattr(e, "problem", "")))) or str(e)
+        raise UserError(f"--config: '{file}'{f', line {mark.line + 1}' if mark else ''}, is no YAML: {why}") from e
+
+
+def value_of(text: str) -> Any:
+    """What an option's text means."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def named(value: Any, key: str) -> Iterator[tuple[str, dict]]:
+    """Every class that ``value`` names, as a mapping with class_path, and the dotted key it stands at."""
+    if isinstance(value, list):
+        for v in value:
+            yield from named(v, key)
+    elif isinstance(value, str) and (key := key.removesuffix(".class_path")) in (*BASES, "node.module"):
+        yield key, {"class_path": value}
+    elif isinstance(value, dict):
+        if isinstance(value.get("class_path"), str):
+            yield key, value
+            value = value.get("init_args")
+        for k, v in value.items() if isinstance(value, dict) else ():
+            yield from named(v, f"{key}.{k}".lstrip("."))
+
+
+def check(value: Any, key: str) -> None:
+    """Refuse arguments beside init_args, and classes whose module fails."""
+    for at, given in named(value, key):
+        path = given["class_path"]
+        for stray in (k for k in given if k not in CLASS_KEYS):
+            if isinstance(given[stray], dict) and (hint := did_you_mean(str(stray), CLASS_KEYS)):
+                raise UserError(f"{at}.{stray}: there is no such key.{hint}")
+            raise UserError(
+                f"{at}.{stray}: the arguments of a class belong in init_args, as in "
+                f"{{class_path: {path}, init_args: {{{stray}: {given[stray]}}}}}"
+            )
+        module = path.rpartition(".")[0]
+        if module.split(".")[0] in OURS or not all(part.isidentifier() for part in module.split(".")):
+            continue  # among the latter are short names
+        try:
+            import_module(module)
+        except (Exception, SystemExit) as e:
+            if not (isinstance(e, ModuleNotFoundError) and f"{module}.".startswith(f"{e.name}.")):  # the parser tells that one
+                raise UserError(failure(at, path, e)) from e
+
+
+def frames(e: BaseException, path: str) -> list[tuple[FrameType, int]]:
+    """The frames of an error, with their lines, that lie in the package of the class at ``path``."""
+    package = path.split(".")[0]
+    return [(f, n) for f, n in traceback.walk_tb(e.__traceback__) if f.f_globals.get("__name__", "").split(".")[0] == package]
+
+
+def failure(key: str, path: str, e: BaseException) -> str:
+    """Sentence for an error in the package of the class at ``path``, with the last line there."""
+    text, places = str(e), [(f.f_code.co_filename, n) for f, n in frames(e, path)]
+    if isinstance(e, SyntaxError):
+        text, places = e.msg, [(e.filename, e.lineno)]
+    said = f"{type(e).__name__}: {text}".splitlines()[0]
+    return f"{key}: {path} fails with {said}" + "".join(f"\n{file}, line {n}" for file, n in places[-1:])
+
+
+def in_the_making(e: BaseException, config: dict) -> str | None:
+    """Sentence for an error that a class of the user's own raised when it was made for the resolved ``config``."""
+    for key, given in named(config, ""):
+        path = given["class_path"]
+        if path.split(".")[0] not in OURS and any(
+            path.rpartition(".")[2] in (f.f_code.co_name, type(f.f_locals.get("self")).__name__) for f, _ in frames(e, path)
+        ):
+            return failure(key, path, e)
+    return None
