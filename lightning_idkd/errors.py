@@ -17,8 +17,11 @@ def require(right: bool, key: str, value: object, allowed: str) -> None:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """The allowed name that looks most like ``name``, or None where nothing does."""
-    by_lower = {a.lower(): a for a in allowed}
+    """The allowed name that looks most like ``name``, or None where nothing does.
+
+    Names of up to three letters are alike by chance, such as gpu and cpu: of these one with the same first letter.
+    """
+    by_lower = {a.lower(): a for a in allowed if len(name) > 3 or a[:1].lower() == name[:1].lower()}
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     return by_lower[found[0]] if found else None
 
