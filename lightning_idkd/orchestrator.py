@@ -80,6 +80,7 @@ class Orchestrator:
         self.ood: dict[str, float | None] = dict.fromkeys(MEASURES)
         self.told: list = []  # what was said once of a node
         self.exchange_bytes = 0
+        self.exchanges: list[dict] = []  # of each: sizes of the distilled sets, homogeneity before and after, measures per node
         self.per_node: dict[str, list] = {}  # the last measured accuracy, threshold, ... of every node
         self.before = homogeneity(network, store)
         self.lines: list[dict] = []
@@ -254,16 +255,21 @@ class Orchestrator:
         self.phase = "distil"
         if self.ood["kept_fraction"] is None:
             self.ood["kept_fraction"] = 1.0
+        before = homogeneity(self.network, self.store)["tv"]
         self.store.distil(labels, self.step)
-        size = self.network.report(torch.tensor([[float(len(found))] for found in labels])).mean().item()
+        after = homogeneity(self.network, self.store)["tv"]
+        sizes = self.network.report(torch.tensor([[len(found)] for found in labels]))[:, 0].tolist()
         if self.distillation.steps == "grow":
-            sizes = torch.tensor(self.store.sizes, dtype=torch.float64)[:, None]
-            self.steps = self.store.steps(self.network.all_reduce(sizes, kind="other")[0].item())
+            ours = torch.tensor(self.store.sizes, dtype=torch.float64)[:, None]
+            self.steps = self.store.steps(self.network.all_reduce(ours, kind="other")[0].item())
+        measured = {k: v for k, v in self.per_node.items() if k in MEASURES}
+        self.exchanges.append({"epoch": self.epoch, "distilled": sizes, "homogeneity": [before, after], **measured})
         self.say(
             f"exchange before epoch {self.epoch + 1}: kept {self.ood['kept_fraction']:.1%} of the public set, "
-            f"{size:,.0f} distilled samples a node, homogeneity {self.before['tv']:.3f} -> "
-            f"{homogeneity(self.network, self.store)['tv']:.3f}"
+            f"{sum(sizes) / len(sizes):,.0f} distilled samples a node, homogeneity {before:.3f} -> {after:.3f}"
         )
+        if empty := [str(node) for node, size in enumerate(sizes) if not size]:
+            self.say(f"no distilled samples for {len(empty)} nodes: {', '.join(empty)}")
 
     # ------------------------------------------------------------------ evaluation
 
@@ -320,7 +326,7 @@ class Orchestrator:
         }
         summary["throughput"]["seconds"] = self.elapsed()
         summary["communication"] |= self.overhead()
-        summary["per_node"] = self.per_node
+        summary["per_node"], summary["exchanges"] = self.per_node, self.exchanges
         summary |= self.header
         self.call("on_fit_end", summary=summary)
         return summary

@@ -37,6 +37,7 @@ def gather(run: Orchestrator) -> dict:
         "phase": run.phase,
         "steps": run.steps,
         "exchange_bytes": run.exchange_bytes,
+        "exchanges": run.exchanges,
         "from": run.header.get("from"),
         "best": run.best,
         "last_lr": run.last_lr,
@@ -84,7 +85,7 @@ def restore(run: Orchestrator, state: dict, lines: list[dict], distillation: boo
     run.lines = [line for line in lines if line["step"] <= run.step and line["phase"] != "final"]
     if distillation:
         run.phase, run.ood, run.per_node = state["phase"], state["ood"], state["per_node"]
-        run.steps, run.exchange_bytes = state["steps"], state["exchange_bytes"]
+        run.steps, run.exchange_bytes, run.exchanges = state["steps"], state["exchange_bytes"], state["exchanges"]
         labels, answers = state["distilled"], state["answers"]
         run.store.restore(
             None if labels is None else [Labels(i, p).to(stack.device) for i, p in labels[mine]],

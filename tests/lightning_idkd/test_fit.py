@@ -13,6 +13,7 @@ from short_runs import SHORT, checkpoint, command_of, latest, lines, same
 
 from lightning_idkd.cli import configure, main
 from lightning_idkd.data import Glyphs, Images
+from lightning_idkd.selection import MEASURES
 
 
 class Mislabelled(Glyphs):
@@ -103,6 +104,26 @@ class TestFiles:
         summary = json.loads((latest(fit.runs) / "summary.json").read_text())
         assert {k: v for k, v in summary["ood"].items() if v is not None} == {"kept_fraction": 1.0}
         assert summary["communication"]["label_bytes"] == 2 * 4 * 2 * 300 * (4 + 10 * 4)  # two exchanges of all 300
+
+    def test_every_exchange_is_kept_with_its_measures_of_every_node(self, fit):
+        fit()
+        summary = json.loads((latest(fit.runs) / "summary.json").read_text())
+        first, second = summary["exchanges"]
+        assert (first["epoch"], second["epoch"]) == (3, 5)
+        before, between = first["homogeneity"]
+        assert (before, second["homogeneity"][1]) == (summary["homogeneity"]["before"], summary["homogeneity"]["after"])
+        assert second["homogeneity"][0] == between != before
+        for k in MEASURES:
+            assert len(first[k]) == 4
+            assert second[k] == pytest.approx(summary["per_node"][k], nan_ok=True)
+        own = 300 * np.array(first["kept_fraction"])
+        near = [[j for j in range(4) if (i - j) % 4 != 2] for i in range(4)]  # a ring
+        assert all(own[near[i]].max() <= first["distilled"][i] <= own[near[i]].sum() for i in range(4))
+
+    def test_nodes_without_distilled_samples_are_named_and_train_on(self, fit, capsys):
+        assert fit("--calibration", "Fixed", "--calibration.score", "MSP", "--calibration.threshold", "1e9") == 0
+        assert "no distilled samples for 4 nodes: 0, 1, 2, 3" in capsys.readouterr().out
+        assert [e["distilled"] for e in json.loads((latest(fit.runs) / "summary.json").read_text())["exchanges"]] == [[0] * 4] * 2
 
     def test_growing_steps_follow_the_mean_union(self, fit):
         fit("--distillation", "VanillaKD", "--distillation.start", "3", "--distillation.steps", "grow")
