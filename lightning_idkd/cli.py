@@ -203,8 +203,9 @@ def compare(arguments: list[str]) -> int:
     p.add_argument("--metrics", nargs="+", default=list(METRICS), help="Keys of summary.json, with slashes.")
     p.add_argument("--baseline", type=str | None, default=None, help="Method to take differences to, as the table names it.")
     p.add_argument("--format", type=Literal["table", "markdown", "csv", "latex"], default="table", help="How to print it.")
+    p.add_argument("--plot", type=str | None, default=None, help="Also draw it into this image file.")
     given = p.parse_args(arguments)
-    show(given.runs, given.metrics, given.baseline, given.format)
+    show(given.runs, given.metrics, given.baseline, given.format, given.plot)
     return 0
 
 

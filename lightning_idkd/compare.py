@@ -132,10 +132,16 @@ def paired(row: Row, baseline: Row, metric: str) -> tuple[float, float | None] |
     return mean, None if sd is None else sd / math.sqrt(len(differences))
 
 
+def scale(metric: str) -> int:
+    """What a metric is multiplied by to be shown: accuracies are in percent."""
+    return 100 if metric.startswith(("accuracy", "validation")) else 1
+
+
 def number(metric: str, mean: float, sd: float | None, sign: bool = False) -> str:
-    """Accuracies in percent; the spread behind the mean."""
-    scale, form = (100, ".1f") if metric.startswith(("accuracy", "validation")) else (1, ".4g")
-    return f"{scale * mean:{'+' if sign else ''}{form}}" + ("" if sd is None else f" ± {scale * sd:{form}}")
+    """A metric as it is shown, the spread behind the mean."""
+    by = scale(metric)
+    form = ".1f" if by == 100 else ".4g"
+    return f"{by * mean:{'+' if sign else ''}{form}}" + ("" if sd is None else f" ± {by * sd:{form}}")
 
 
 def table(runs: list[tuple[dict, dict]], metrics: list[str], baseline: str | None = None) -> tuple[list[str], list[list]]:
@@ -202,6 +208,17 @@ def text(head: list[str], lines: list[list], form: str) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *cells)) + f"\n*{LEGEND}*\n"
 
 
-def show(paths: list[str], metrics: list[str], baseline: str | None, form: str) -> None:
-    """Print the table."""
-    print(text(*table(gather(paths), metrics, baseline), form), end="")
+def show(paths: list[str], metrics: list[str], baseline: str | None, form: str, picture: str | None = None) -> None:
+    """Print the table, and draw it into an image file."""
+    head, lines = table(gather(paths), metrics, baseline)
+    if picture is not None:
+        from lightning_idkd import pictures
+
+        names = [" ".join(filter(lambda part: part != "-", line[:2])) for line in lines]
+        scaled = {m: [c and tuple(v and v * scale(m) for v in c) for c in (line[3 + j] for line in lines)]
+                  for j, m in enumerate(metrics)}  # fmt: skip
+        try:
+            pictures.dots(names, scaled).savefig(picture, dpi=120)
+        except (OSError, ValueError) as e:  # matplotlib refuses a format with a ValueError
+            raise UserError(f"--plot: cannot draw into '{picture}' ({getattr(e, 'strerror', None) or e})") from e
+    print(text(head, lines, form), end="")

@@ -85,6 +85,23 @@ def test_markdown_csv_and_latex_hold_the_same_cells(runs, capsys):
     assert r"communication/label bytes \\" in capsys.readouterr().out
 
 
+def test_a_plot_has_a_panel_a_metric_and_a_dot_a_row(runs, monkeypatch):
+    from lightning_idkd import pictures
+
+    drawn, dots = [], pictures.dots
+    monkeypatch.setattr(pictures, "dots", lambda *given: drawn.append(dots(*given)) or drawn[0])
+    metrics = ["accuracy/node_mean", "communication/label_bytes"]
+    file = runs / "plot.png"
+    assert main(["compare", str(runs), "--metrics", *metrics, "--plot", str(file)]) == 0
+    assert file.stat().st_size > 1000
+    first, second = drawn[0].axes
+    assert [t.get_text() for t in first.get_yticklabels()] == ["alpha=0.1 IDKD", "alpha=0.1 VanillaKD", "alpha=0.1 none",
+                                                               "alpha=1.0 none"]  # fmt: skip
+    means = [float(c.lines[0].get_xdata()[0]) for c in first.containers]
+    assert means == pytest.approx([60.33333, 54.5, 54.0, 70.0])
+    assert [float(c.lines[0].get_xdata()[0]) for c in second.containers] == [10] * 4
+
+
 def test_csv_has_all_digits_and_names_its_spreads(runs):
     head, idkd, _, _, last = compare.text(*compare.table(compare.gather([str(runs)]), [METRIC], "none"), "csv").splitlines()
     assert head == f"setting,method,seeds,{METRIC},{METRIC} sd,against none,against none se"
@@ -135,6 +152,8 @@ def test_settings_are_named_by_the_ends_of_their_keys_that_tell_them_apart():
         (["{runs}", "--metrics", "accuracy/node_men"], ["accuracy/node_men", "'accuracy/node_mean'"]),
         (["{runs}", "--metrics", METRIC, "--baseline", "IDK"], ["--baseline", "IDK", "'IDKD'", "VanillaKD"]),
         (["{runs}", "--format", "html"], ["format", "html", "latex"]),
+        (["{runs}", "--metrics", METRIC, "--plot", "{runs}/x.docx"], ["--plot", "x.docx", "png"]),
+        (["{runs}", "--metrics", METRIC, "--plot", "{runs}/no/x.png"], ["--plot", "No such file"]),
         (["{runs}/empty"], ["no finished run"]),
     ],
 )
