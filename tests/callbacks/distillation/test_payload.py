@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from test_distillation import real_run
+from four_nodes import real_run
 
 from callbacks import IDKD, MSP, Fixed, Mean, Packed, VanillaKD
 from lightning_idkd.errors import UserError

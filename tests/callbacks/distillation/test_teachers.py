@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_distillation import real_run, train
+from four_nodes import real_run, train
 
 from callbacks import IDKD, MSP, Fixed, Gossiped, MovingAverage, VanillaKD, Youden
 from lightning_idkd.callback import Teacher
