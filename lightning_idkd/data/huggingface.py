@@ -74,8 +74,12 @@ class HuggingFace(Subset):
         given = Path(self.path).expanduser()
         if given.is_dir():
             return given
-        if not (root := os.environ.get("IDKD_DATA")) or not Path(root).is_dir():
+        if not (root := os.environ.get("IDKD_DATA")):
             return None
+        if not Path(root).is_dir():
+            raise UserError(
+                f"IDKD_DATA: '{root}' is no folder, and '{self.path}' is sought there; set it to a folder, or unset it"
+            )
         if (Path(root) / given.name).is_dir():
             return Path(root) / given.name
         named = re.compile(rf"{re.escape(given.name)}-(\d+)")
@@ -117,8 +121,8 @@ class HuggingFace(Subset):
         import huggingface_hub
 
         last = Path(self.path).name
-        root = Path(os.environ.get("IDKD_DATA") or "")
-        stored = sorted(f.name for f in root.iterdir() if f.is_dir()) if root.name and root.is_dir() else []
+        root = os.environ.get("IDKD_DATA")
+        stored = sorted(f.name for f in Path(root).iterdir() if f.is_dir()) if root else []
         advice = (
             f"Download its parquet files into a folder and set {key}.path to it, or set IDKD_DATA to a folder "
             f"that holds '{last}/'.{did_you_mean(last, stored)}"

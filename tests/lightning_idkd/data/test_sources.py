@@ -444,6 +444,12 @@ def test_the_data_folder_of_the_environment_is_searched_by_the_last_part_of_the_
     assert HuggingFace(str(tmp_path / "elsewhere" / "tiny")).load("train").size == 2
 
 
+def test_a_data_folder_of_the_environment_that_is_not_there_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("IDKD_DATA", str(tmp_path / "dta"))
+    with pytest.raises(UserError, match=r"IDKD_DATA: '.*dta' is no folder, and 'uoft-cs/cifar100' is sought there"):
+        HuggingFace("uoft-cs/cifar100").load("train")
+
+
 @pytest.mark.parametrize(
     ("write", "given", "said"),
     [
