@@ -117,7 +117,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return globals()[command](rest)
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        if (processes := sys.modules.get("lightning_idkd.launch")) is None or processes.first_to_tell(str(e)):
+            print(f"error: {e}", file=sys.stderr)
+        return 2
+    except RuntimeError:
+        if (processes := sys.modules.get("lightning_idkd.launch")) is None or not processes.lost_to_a_mistake():
+            raise
         return 2
     except SystemExit as e:  # jsonargparse ends --help and --print_config this way
         return e.code if isinstance(e.code, int) else 0

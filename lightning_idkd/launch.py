@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
+from datetime import timedelta
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
+from torch import distributed
 
 from lightning_idkd.config import RunConfig
 from lightning_idkd.errors import UserError
@@ -30,3 +33,33 @@ def launch(run: RunConfig) -> Fabric:
     torch.set_num_threads(run.threads or max(1, (os.cpu_count() or 1) // run.devices))  # until `fit.execution` decides
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     return fabric
+
+
+def first_to_tell(mistake: str) -> bool:
+    """Whether no other process of this run has told this mistake: most are seen by all, some by one alone."""
+    if not distributed.is_initialized():
+        return True
+    try:
+        store = told()
+        store.add("mistakes", 1)
+        first, end = store.add(mistake, 1) == 1, time.monotonic() + 2
+        while distributed.get_rank() == 0 and store.add(mistake, 0) < distributed.get_world_size() and time.monotonic() < end:
+            time.sleep(0.05)  # the store ends with process 0
+    except distributed.DistError:  # process 0 is gone
+        return True
+    return first
+
+
+def lost_to_a_mistake() -> bool:
+    """Whether another process has told a mistake and is gone, which breaks what this one shares with it."""
+    try:
+        return distributed.is_initialized() and told().add("mistakes", 0) > 0
+    except distributed.DistError:
+        return False
+
+
+def told() -> distributed.TCPStore:
+    """Counters that all processes of this run share, beside those of the process group."""
+    return distributed.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)
+    )

@@ -8,11 +8,12 @@ import sys
 
 import pytest
 import torch
-from short_runs import checkpoint, extra, latest
+from short_runs import SHORT, checkpoint, command_of, extra, latest
 
 from lightning_idkd import Callback, NodeModule
 from lightning_idkd.cli import main
 from lightning_idkd.data import Digits, Images
+from lightning_idkd.errors import UserError
 
 
 class TestDigits(Digits):
@@ -37,6 +38,19 @@ class Needy(NodeModule):
 
     def __init__(self, network, weight):
         super().__init__(network)
+
+
+class Absent(Digits):
+    """Digits that these processes cannot find."""
+
+    def __init__(self, processes: list[int]):
+        super().__init__()
+        self.processes = processes
+
+    def load(self, split, *arguments, **options):
+        if int(os.environ.get("LOCAL_RANK", "0")) in self.processes:
+            raise UserError("there are no digits here")
+        return super().load(split, *arguments, **options)
 
 
 class Explode(Callback):
@@ -220,6 +234,17 @@ class TestMistakes:
             said = capsys.readouterr().err
             assert "Allowed" in said
             assert "Did you mean" not in said
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("processes", [[0, 1], [1]])
+    def test_what_several_processes_see_is_told_once_and_what_one_sees_too(self, configs, tmp_path, processes):
+        command = [*command_of(configs / "ring_digits.yaml"), *SHORT, "--run.devices", "2", "--run.dir", str(tmp_path)]
+        command += ["--data.private", f"{{class_path: {__name__}.Absent, init_args: {{processes: {processes}}}}}"]
+        here = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=here)
+        assert done.returncode == 2
+        assert done.stderr.count("error: there are no digits here") == 1
+        assert "Traceback" not in done.stderr
 
     def test_a_misspelt_command(self, capsys):
         assert main(["fti"]) == 2
