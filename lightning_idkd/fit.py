@@ -236,6 +236,7 @@ def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator)
         found = engines[0], threads[0]
     else:
         store = run.store
+        run.say(report.part("timing", f"engines {', '.join(engines)}; threads {', '.join(map(str, threads))}"))
         found = run.fabric.broadcast(run.stack.choose(*store.batch(store.order(0, 1), 0), engines, threads))
     torch.set_num_threads(found[1])
     return found

@@ -63,7 +63,12 @@ def table(summary: dict, folder: Path) -> None:
 
 def started(parts: dict[str, str]) -> str:
     """The lines above the first evaluation."""
-    return "\n".join(f"{k:<10} {v}" for k, v in parts.items()) + f"\n{head()}"
+    return "\n".join(part(k, v) for k, v in parts.items()) + f"\n{head()}"
+
+
+def part(name: str, text: str) -> str:
+    """One of them."""
+    return f"{name:<10} {text}"
 
 
 def numbers(summary: dict) -> list[tuple[str, str]]:

@@ -156,6 +156,10 @@ class TestFiles:
         monkeypatch.setattr(sys, "path", sys.path[:])
         assert fit("--gossip", "my_rule.Mine", "--train.epochs", "1", "--distillation", "null") == 0
 
+    def test_engines_are_timed_with_a_word(self, fit, capsys):
+        assert fit("--run.engine", "auto", "--train.epochs", "1", "--distillation", "null") == 0
+        assert capsys.readouterr().out.startswith("timing     engines loop, vmap; threads 1\nrun ")
+
     def test_labels_of_the_public_set_are_never_read(self, fit, tmp_path):
         assert fit() == 0
         assert fit("--data.public", f"{__name__}.Mislabelled", "--data.public.samples", "300", folder="wrong") == 0
