@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 BATCH = 256
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """What :func:`load` gives."""
 
@@ -44,6 +44,11 @@ class Run:
     """``summary.json``; None where the run has not come to its end."""
     images: dict
     """Channels, size and classes of the data, and mean and std [channels] of the training pixels, 0..255."""
+    epoch: int
+    """Epochs that the nodes have trained."""
+
+    def __repr__(self) -> str:
+        return f"Run('{self.folder.path}': {self.stack.n} nodes of {self.stack.parameters:,} parameters, {self.epoch} epochs)"
 
     def consensus(self) -> NodeModule:
         """The mean of all nodes, in evaluation mode."""
@@ -108,7 +113,7 @@ def load(path: str | Path, checkpoint: str | None = None) -> Run:
         buffer.copy_(state["buffers"][k])
     for module in stack.modules:
         module.eval()
-    return Run(folder, config, stack, graph, folder.metrics(), folder.summary(), images)
+    return Run(folder, config, stack, graph, folder.metrics(), folder.summary(), images, state["epoch"])
 
 
 def evaluate(path: str, changes: list[str]) -> dict:

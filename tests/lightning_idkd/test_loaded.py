@@ -35,6 +35,13 @@ def test_load_gives_nodes_graph_history_and_summary(run):
     assert not any(module.training for module in loaded.stack.modules)
 
 
+def test_it_shows_itself_in_a_line(run):
+    for checkpoint in (None, "best.ckpt"):
+        loaded = lightning_idkd.load(run, checkpoint)
+        parameters, epochs = f"{loaded.summary['parameters']:,}", 2 if checkpoint else 3
+        assert repr(loaded) == f"Run('{run.resolve()}': 4 nodes of {parameters} parameters, {epochs} epochs)"
+
+
 def test_its_rows_are_those_after_the_final_gossip_and_the_last_checkpoints_those_before(run):
     after, before = lightning_idkd.load(run), lightning_idkd.load(run, "last.ckpt")
     W = torch.tensor(after.graph.mixing(0).W, dtype=torch.float32)
