@@ -34,7 +34,8 @@ report: $(VENV)/.ready  ## write report.md of a run: make report RUN=runs/ring_d
 	$(BIN)/idkd report $(RUN)
 
 sweep: $(VENV)/.ready  ## create a W&B sweep: make sweep SWEEP=ood_scores (without a server: idkd sweep configs/sweeps/...)
-	$(BIN)/wandb sweep --project lightning-idkd configs/sweeps/$(SWEEP).yaml
+	$(BIN)/wandb sweep --project lightning-idkd configs/sweeps/$(SWEEP).yaml || \
+	  { echo "without a server: $(BIN)/idkd sweep configs/sweeps/$(SWEEP).yaml"; exit 1; }
 
 agent: $(VENV)/.ready  ## run an agent of a W&B sweep: make agent ID=entity/project/id
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/wandb agent $(ID)

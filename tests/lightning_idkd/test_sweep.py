@@ -235,3 +235,16 @@ def test_processes_of_a_cell_share_the_cores(file, tmp_path, monkeypatch):
         path = file({"run.devices": {"value": devices}}, f"on{devices}")
         sweep.Runner(sweep.cells(path, str(tmp_path / "runs")), 2).run()
         assert commands[-1][commands[-1].index("--run.threads") + 1] == threads
+
+
+def test_make_sweep_says_how_to_do_without_a_server(tmp_path, configs):
+    """In a virtual environment whose W&B knows no login."""
+    wandb = tmp_path / "bin" / "wandb"
+    wandb.parent.mkdir()
+    wandb.write_text("#!/bin/sh\nexit 1\n")
+    wandb.chmod(0o755)
+    (tmp_path / ".ready").write_text("")
+    command = ["make", "sweep", "SWEEP=graphs", f"VENV={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=configs.parent)
+    assert done.returncode != 0
+    assert f"without a server: {tmp_path}/bin/idkd sweep configs/sweeps/graphs.yaml" in done.stdout.splitlines()
