@@ -65,6 +65,8 @@ def parser(command: str = "fit"):
             "distillation": None,
         }
     )
+    if command == "topology":
+        p.add_argument("--out", type=str | None, default=None, help="Picture file; null: a new TOPOLOGY_NODES.png.")
     return p
 
 
@@ -153,12 +155,19 @@ def topology(arguments: list[str]) -> int:
     config = configure(["--data.private", "Digits", *arguments], "topology")  # no data are needed or read
     graph = config.graph.build(config.seed)
     mixing = graph.mixing(0)
-    picture = f"{graph.name.lower()}_{graph.nodes}.png"
-    graph.draw(picture)
     print(
         f"{graph.name}: {graph.nodes} nodes, {len(mixing.edges)} directed edges, diameter {graph.diameter}, "
-        f"spectral gap {graph.spectral_gap():.4f}, smallest eigenvalue {graph.smallest_eigenvalue():.4f}\ndrawn: {picture}"
+        f"spectral gap {graph.spectral_gap():.4f}, smallest eigenvalue {graph.smallest_eigenvalue():.4f}"
     )
+    out, picture = config.resolved["out"], f"{graph.name.lower()}_{graph.nodes}.png"
+    if out is None and os.path.exists(picture):
+        print(f"not drawn: there is a {picture} already; --out FILE draws in any case")
+        return 0
+    try:
+        graph.draw(out or picture)
+    except (OSError, ValueError) as e:
+        raise UserError(f"--out: cannot write '{out or picture}' ({getattr(e, 'strerror', None) or e})") from e
+    print(f"drawn: {out or picture}")
     return 0
 
 
@@ -217,25 +226,26 @@ def compare(arguments: list[str]) -> int:
 def evaluate(arguments: list[str]) -> int:
     import json
 
-    rest = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--export=") else [a]) if part != "--json"]
-    as_json, export = "--json" in arguments, None
-    if "--export" in rest:
-        at = rest.index("--export")
-        if at + 1 == len(rest):
-            raise UserError("--export needs a folder")
-        export, rest = rest[at + 1], rest[:at] + rest[at + 2 :]
-    if {"-h", "--help"} & set(rest):
-        print("usage: idkd evaluate RUN [--export FOLDER] [--json] [--data... and --calibration.score as for idkd fit]")
-        return 0
-    if not rest or rest[0].startswith("-"):
-        raise UserError("name the run first, as in idkd evaluate runs/NAME/latest")
-    folder, *rest = rest
+    p = options("evaluate")
+    p.description += " Keys data.* and calibration.* are as for idkd fit: other sets than the run's, another score."
+    p.add_argument("run", help="Run folder, such as runs/NAME/latest.")
+    p.add_argument("--export", type=str | None, default=None, metavar="FOLDER", help="Write the nodes' mean there too.")
+    p.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+    p.usage = "idkd evaluate RUN [--export FOLDER] [--json] [--data.KEY VALUE ...] [--calibration.score CLASS]"
+    own: list[str] = []
+    changes: list[str] = []
+    to = own
+    for word in arguments:
+        if word.startswith("-"):  # an option, whose value follows
+            to = own if word.split("=")[0] in ("-h", "--help", "--export", "--json") else changes
+        to.append(word)
+    given = p.parse_args(own)
     from lightning_idkd.loaded import evaluate, load, show
 
-    if export:
-        print("\n".join(map(str, load(folder).export(export))))
-    found = evaluate(folder, rest)
-    if as_json:
+    if given.export:
+        print("\n".join(map(str, load(given.run).export(given.export))))
+    found = evaluate(given.run, changes)
+    if given.json:
         print(json.dumps(found, indent=1))
     else:
         show(found)
