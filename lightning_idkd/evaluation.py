@@ -19,11 +19,24 @@ def accuracy(module: NodeModule, batches: Callable[[], Iterator[Tensor]], labels
     return (run_network(module, batches()).logits.argmax(1) == labels).double().mean()
 
 
-def accuracies(stack: NodeStack, network: Network, store: Store, split: str, samples: int | None) -> Tensor:
-    """Accuracy of every node [n] on ``samples`` (None: all) of the ``test`` or the pooled ``validation`` samples."""
+class Stopped(Exception):
+    """A process was asked to stop, and all do."""
+
+
+def accuracies(stack: NodeStack, network: Network, store: Store, split: str, samples: int | None,
+               stop: Callable[[], bool]) -> Tensor:  # fmt: skip
+    """Accuracy of every node [n] on ``samples`` (None: all) of the ``test`` or the pooled ``validation`` samples.
+
+    Raises:
+        Stopped: on all processes, where on any of them ``stop`` said so before a node.
+    """
     batches, labels = store.examined(split, samples)
-    here = torch.stack([accuracy(m, batches, labels) for m in stack.modules])
-    return network.report(here[:, None])[:, 0].cpu()
+    left_out = torch.tensor(-1.0, dtype=torch.float64, device=labels.device)
+    here = torch.stack([left_out if stop() else accuracy(m, batches, labels) for m in stack.modules])
+    found = network.report(here[:, None])[:, 0].cpu()
+    if (found < 0).any():
+        raise Stopped
+    return found
 
 
 def over_nodes(values: Tensor) -> dict[str, float]:
@@ -42,15 +55,15 @@ def consensus(stack: NodeStack, network: Network) -> NodeModule:
     return stack.model(network.report(stack.X).mean(0), mean_buffers(buffers))
 
 
-def measure(stack: NodeStack, network: Network, store: Store, samples: int | None, validation: int
-            ) -> tuple[dict[str, float], list[float]]:  # fmt: skip
+def measure(stack: NodeStack, network: Network, store: Store, samples: int | None, validation: int,
+            stop: Callable[[], bool]) -> tuple[dict[str, float], list[float]]:  # fmt: skip
     """Metrics of the nodes as they are, on so many test (None: all) and validation samples, and every node's test accuracy."""
     mean, found = consensus(stack, network), {}
-    nodes = accuracies(stack, network, store, "test", samples)
+    nodes = accuracies(stack, network, store, "test", samples, stop)
     found |= {f"accuracy/{k}": v for k, v in over_nodes(nodes).items()}
     found["accuracy/consensus"] = accuracy(mean, *store.examined("test", samples)).item()
     if any(len(held_out) for held_out in store.split.validation):
-        found["validation/node_mean"] = accuracies(stack, network, store, "validation", validation).mean().item()
+        found["validation/node_mean"] = accuracies(stack, network, store, "validation", validation, stop).mean().item()
         found["validation/consensus"] = accuracy(mean, *store.examined("validation", validation)).item()
     found["consensus_distance"] = metrics.consensus_distance(network.report(stack.X))
     return found, nodes.tolist()

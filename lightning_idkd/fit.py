@@ -169,7 +169,7 @@ def train(run: Orchestrator) -> dict | None:
         if run.interrupted:
             raise KeyboardInterrupt
         run.interrupted = True
-        run.say("stopping after this step, with a checkpoint (again to stop at once)")
+        run.say("stopping, with a checkpoint (again to stop at once)")
 
     handlers = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
     summary = None

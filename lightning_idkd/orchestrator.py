@@ -24,7 +24,7 @@ from lightning_idkd.callback import Calibration, Callback, Context, Distillation
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
-from lightning_idkd.evaluation import accuracies, homogeneity, measure
+from lightning_idkd.evaluation import Stopped, accuracies, homogeneity, measure
 from lightning_idkd.network import Labels, Network
 from lightning_idkd.node import Outputs
 from lightning_idkd.run_folder import RunFolder
@@ -107,7 +107,10 @@ class Orchestrator:
             improved = due and self.epoch < self.epochs and self.improved(self.evaluate(self.train.evaluate_samples))
             if improved or last or self.epoch % self.checkpoint_every == 0 or self.epoch in self.keep:
                 self.save(["best.ckpt"] * improved)
-        return self.finish() if self.epoch == self.epochs else None
+        try:
+            return self.finish() if self.epoch == self.epochs else None
+        except Stopped:  # last.ckpt is that of the end of training, from which only the final evaluation is made again
+            return None
 
     def train_epoch(self) -> bool:
         """The rest of this epoch; False where it was interrupted."""
@@ -279,7 +282,10 @@ class Orchestrator:
         if self.loss_steps:
             line["train/loss"] = self.network.report(self.loss[:, None] / self.loss_steps).mean().item()
             line["train/lr"] = self.last_lr
-        found, self.per_node["accuracy"] = measure(self.stack, self.network, self.store, samples, self.train.evaluate_samples)
+        stop = (lambda: self.interrupted) if samples is None else (lambda: False)  # all samples of many nodes take minutes
+        found, self.per_node["accuracy"] = measure(
+            self.stack, self.network, self.store, samples, self.train.evaluate_samples, stop
+        )
         line |= found | extra
         line |= {f"communication/{k}": v for k, v in self.network.counts().items()}
         line |= {f"ood/{k}": v for k, v in self.ood.items() if v is not None}
@@ -302,7 +308,7 @@ class Orchestrator:
 
     def finish(self) -> dict:
         """Final gossip, the whole test set, summary and pictures."""
-        before = accuracies(self.stack, self.network, self.store, "test", None).mean().item()
+        before = accuracies(self.stack, self.network, self.store, "test", None, lambda: self.interrupted).mean().item()
         self.final_gossip()
         self.save(name="final.ckpt")
         line = self.evaluate(None, **{"accuracy/node_mean_before_final_gossip": before})

@@ -11,7 +11,7 @@ import pytest
 import torch
 from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, same
 
-from lightning_idkd import Callback
+from lightning_idkd import Callback, evaluation
 from lightning_idkd.cli import main
 from lightning_idkd.run_folder import RunFolder
 
@@ -57,6 +57,28 @@ class TestResume:
         assert run("whole", []) == 0
         assert [run("cut", stops) for _ in range(4)] == [130, 130, 130, 0]
         assert len(list((tmp_path / "cut" / "ring_digits").glob("2*"))) == 1
+        whole, cut = latest(tmp_path / "whole"), latest(tmp_path / "cut")
+        assert same(checkpoint(whole), checkpoint(cut)) is None
+        assert lines(whole) == lines(cut)
+
+    @pytest.mark.parametrize("at", [2, 6])
+    def test_a_stop_in_the_final_evaluation_comes_after_the_node_and_it_is_made_again(self, fit, tmp_path, monkeypatch, at):
+        """Before the final gossip 4 nodes are examined, after it these and their mean, twice: on test and validation samples."""
+        calls, examined = [], evaluation.accuracy
+
+        def accuracy(module, batches, labels):
+            calls.append(module)
+            if len(calls) == 20 + at:  # each of two evaluations on the way has made 10
+                signal.raise_signal(signal.SIGINT)
+            return examined(module, batches, labels)
+
+        assert fit(folder="whole") == 0
+        monkeypatch.setattr(evaluation, "accuracy", accuracy)
+        assert fit("--run.resume", "auto", folder="cut") == 130
+        assert len(calls) == 20 + at
+        calls.clear()
+        assert fit("--run.resume", "auto", folder="cut") == 0
+        assert len(calls) == 14
         whole, cut = latest(tmp_path / "whole"), latest(tmp_path / "cut")
         assert same(checkpoint(whole), checkpoint(cut)) is None
         assert lines(whole) == lines(cut)
