@@ -312,7 +312,14 @@ class Orchestrator:
         self.final_gossip()
         self.save(name="final.ckpt")
         line = self.evaluate(None, **{"accuracy/node_mean_before_final_gossip": before})
-        summary: dict = {
+        summary: dict = {}
+        for key, value in line.items():
+            area, _, name = key.partition("/")
+            if name and key not in ("train/loss", "train/lr"):
+                summary.setdefault(area, {})[name] = value
+            elif not name and key not in ("epoch", "step", "phase"):
+                summary.setdefault(key, value)  # such as a callback's, which comes last and hides none of ours
+        summary |= {
             "name": self.folder.path.parent.name,
             "seed": self.seed,
             "nodes": self.store.nodes,
@@ -320,14 +327,7 @@ class Orchestrator:
             "epochs": self.epochs,
             "final_gossip": self.train.final_gossip,
             "engine": self.stack.engine,
-        }
-        for key, value in line.items():
-            area, _, name = key.partition("/")
-            if area in ("accuracy", "validation", "communication", "homogeneity", "throughput"):
-                summary.setdefault(area, {})[name] = value
-        summary |= {
-            "consensus_distance": line["consensus_distance"],
-            "ood": dict(self.ood),
+            "ood": summary.get("ood", {}) | self.ood,
             "peak_memory_bytes": self.peak_memory(),
         }
         summary["throughput"]["seconds"] = self.elapsed()

@@ -9,11 +9,19 @@ import sys
 import numpy as np
 import pytest
 import torch
-from short_runs import SHORT, checkpoint, command_of, latest, lines, same
+from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, same
 
+from lightning_idkd import Callback
 from lightning_idkd.cli import configure, main
 from lightning_idkd.data import Glyphs, Images
 from lightning_idkd.selection import MEASURES
+
+
+class Add(Callback):
+    """Adds metrics, one of them with a name that is taken."""
+
+    def on_evaluation_end(self, metrics):
+        metrics |= {"drift": 1.0, "spread/accuracy": 2.0, "accuracy/median": 3.0, "ood/mine": 4.0, "nodes": 5.0}
 
 
 class Mislabelled(Glyphs):
@@ -155,6 +163,14 @@ class TestFiles:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", sys.path[:])
         assert fit("--gossip", "my_rule.Mine", "--train.epochs", "1", "--distillation", "null") == 0
+
+    def test_metrics_that_a_callback_adds_to_the_last_line_are_in_the_summary_under_their_area(self, fit):
+        assert fit(*extra(Add), "--train.epochs", "1", "--distillation", "null") == 0
+        summary = json.loads((latest(fit.runs) / "summary.json").read_text())
+        assert (summary["drift"], summary["spread"]["accuracy"], summary["accuracy"]["median"]) == (1.0, 2.0, 3.0)
+        assert summary["ood"]["mine"] == 4.0
+        assert summary["nodes"] == 4
+        assert not {"epoch", "step", "phase", "train"} & summary.keys()
 
     def test_engines_are_timed_with_a_word(self, fit, capsys):
         assert fit("--run.engine", "auto", "--train.epochs", "1", "--distillation", "null") == 0
