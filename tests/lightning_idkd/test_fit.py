@@ -181,7 +181,7 @@ class TestFiles:
         assert fit("--data.public", f"{__name__}.Mislabelled", "--data.public.samples", "300", folder="wrong") == 0
         right, wrong = checkpoint(latest(fit.runs)), checkpoint(latest(tmp_path / "wrong"))
         for state in (right, wrong):
-            for measured in (state["ood"], state["per_node"]):  # what is measured of the selection, not used by it
+            for measured in (state["ood"], state["per_node"], *state["exchanges"]):  # measured of the selection, not used by it
                 assert measured.pop("label_accuracy")
                 assert measured.pop("known_fraction")
         assert same(right, wrong) is None
