@@ -76,16 +76,6 @@ PRESETS = [
 ]
 
 
-def test_a_shipped_config_is_found_by_its_name_from_any_folder(configs, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    paths = [str(configs / "ring_digits.yaml"), str(configs / "presets" / "fedmd.yaml")]
-    by_path = configure(["--config", paths[0], "--config", paths[1]]).resolved
-    for names in (["ring_digits", "presets/fedmd"], ["configs/ring_digits.yaml", "configs/presets/fedmd.yaml"]):
-        assert configure(["--config", names[0], f"--config={names[1]}"]).resolved == by_path
-    (tmp_path / "ring_digits").write_text("{seed: 7, data: {private: Digits}}")  # a file of the user's own comes first
-    assert configure(["--config", "ring_digits"]).seed == 7
-
-
 @pytest.mark.parametrize("names", PRESETS, ids="+".join)
 def test_every_config_trains_on_stand_in_data(names, configs, stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("IDKD_DATA", str(stand_in))
@@ -136,7 +126,8 @@ def test_every_preset_goes_30_steps_and_through_an_exchange_on_real_data(names, 
     nodes = configure(files).graph.nodes
     small = {"data.private.limit": 56 * nodes, "data.public.limit": 64, "train.batch_size": 4, "distillation.start": 1,
              "train.evaluate_every": 3, "train.evaluate_samples": 8, "run.until": 3, "run.keep": "[1]", "run.engine": "loop",
-             "run.threads": 1, "run.dir": tmp_path, "logger": "null", "node.network.depth": 8, "node.network.width": 4}  # fmt: skip
+             "run.threads": 1, "run.dir": tmp_path, "logger": "null", "node.network.depth": 8,
+             "node.network.width": 4}  # fmt: skip
     if len(names) == 2:
         small |= {"calibration.probability": 0.12}  # so early no softmax reaches the preset's 0.98
     assert main(["fit", *files, *options(small)]) == 0
