@@ -64,42 +64,65 @@ class Callback:
 class Context:
     """What a gossip rule sees besides its matrices.
 
-    ``mix(T)`` is ``W(step) @ T``; ``mean(T)`` an all-reduce; ``swap(M)`` trades one message per directed edge, in the
-    order of ``edges`` [e, 2] (row of the sender here, receiver); ``gradient(X)`` [rows, P] is another gradient on the
-    same batch, for rules with ``columnwise = False``.
+    ``mix(T)`` is ``W(step) @ T``, with ``size=`` the bytes of a message that is written shorter than a row of ``T``;
+    ``mean(T)`` an all-reduce; ``swap(M)`` trades one message per directed edge, in the order of ``edges`` [e, 2] (row of
+    the sender here, receiver), whose ``weights`` [e] are what the sender puts on what comes back; ``gradient(X)``
+    [rows, P] is another gradient on the same batch, for rules with ``columnwise = False``; ``uniform(purpose, columns)``
+    [rows, columns] are random numbers in [0, 1) of every node and step.
     """
 
     step: int
     lr: float
-    mix: "Callable[[Tensor], Tensor]"
+    mix: "Callable[..., Tensor]"
     mean: "Callable[[Tensor], Tensor]"
-    swap: "Callable[[Tensor], Tensor]"
+    swap: "Callable[..., Tensor]"
     edges: "np.ndarray"
+    weights: "np.ndarray"
     gradient: "Callable[[Tensor], Tensor]"
+    uniform: "Callable[[str, int], Tensor]"
 
 
 class Gossip(Callback, ABC):
     """A decentralised optimiser: how the rows move, given their gradients.
 
-    ``buffers`` names matrices [n, P], ``edge_buffers`` matrices with one row per directed edge and the given width (None:
-    P); both start at zero, live in ``state`` and are checkpointed. A ``columnwise`` rule treats every column alike, so it
-    may be called on blocks of columns.
+    ``buffers`` names matrices [n, P], or gives a width by name (None: P); ``edge_buffers`` have one row per directed edge.
+    Both start at zero, live in ``state`` and are checkpointed. A ``columnwise`` rule treats every column alike, so it may
+    be called on blocks of columns, unless buffers of a given width tie these together.
     """
 
-    buffers: tuple[str, ...] = ()
+    buffers: tuple[str, ...] | dict[str, int | None] = ()
     edge_buffers: ClassVar[dict[str, int | None]] = {}
     columnwise: bool = True
+    shares: str = ""
+    """What nodes tell their neighbours besides parameters and the rule's own state: said at the start, counted as other
+    bytes."""
 
     @abstractmethod
     def update(self, X: "Tensor", G: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":
         """The next ``X`` [n, P] after gradients ``G`` [n, P]; assigns new values to the buffers in ``state``."""
 
-    def combine(self, X: "Tensor", ctx: Context) -> "Tensor":
+    def combine(self, X: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":
         """One mixing without a gradient: the final gossip steps."""
         return ctx.mix(X)
 
+    def widths(self) -> dict[str, int | None]:
+        """Width of every buffer (None: P) by name."""
+        return dict(self.buffers) if isinstance(self.buffers, dict) else dict.fromkeys(self.buffers)
+
     def check(self, graph) -> None:
         """Raise a UserError where the rule cannot run on ``graph``."""
+
+
+class Compression(ABC):
+    """What a node sends instead of a vector."""
+
+    @abstractmethod
+    def __call__(self, T: "Tensor", ctx: Context) -> "Tensor":
+        """What arrives of the rows of ``T`` [n, P]."""
+
+    @abstractmethod
+    def size(self, T: "Tensor") -> int:
+        """Bytes of the message for one row of ``T``."""
 
 
 class OodScore(ABC):

@@ -16,6 +16,8 @@ from lightning_idkd.models import Architecture
 
 BASES: dict[str, type] = {
     "gossip": callback.Gossip,
+    "gossip.compression": callback.Compression,
+    "gossip.rule": callback.Gossip,
     "calibration": callback.Calibration,
     "calibration.score": callback.OodScore,
     "distillation": callback.Distillation,

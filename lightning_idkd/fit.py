@@ -146,8 +146,9 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
         public["public"] = f"{store.public:,} images, {here}" + (f" from {store.public_stored}") * (store.public_stored != here)
         if same := store.duplicates():
             public["warning"] = f"{same:,} public images are test images too: what nodes learn of them is not distillation"
-    told = [] if run.distillation is None else [run.distillation.shares]
-    told += [run.calibration.shares] if told and run.distillation.calibrated else []
+    told = [run.rule.shares]
+    if run.distillation is not None:
+        told += [run.distillation.shares, run.calibration.shares if run.distillation.calibrated else ""]
     shares = {"shares": ", ".join(filter(None, told))} if any(told) else {}
     return {
         "run": "",

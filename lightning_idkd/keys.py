@@ -82,9 +82,10 @@ def text() -> str:
     for key in BASES:
         ours = ("callbacks",) if key == "callbacks" else ("callbacks", "lightning_idkd")  # the core's callbacks are always there
         there = {name: c for name, c in classes(key).items() if c.__module__.split(".")[0] in ours}
-        if key == "data.public" or not there:
+        same = [k for k, base in BASES.items() if base is BASES[key]]
+        if key != same[0] or not there:
             continue
-        lines += [f"### {'data.private, data.public' if key == 'data.private' else key}", ""]
+        lines += [f"### {', '.join(same)}", ""]
         for name, cls in sorted(there.items()):
             paragraph = inspect.getdoc(cls).split("\n\n")[0]
             lines += [f"- **{name}**: {' '.join(paragraph.split())}", *arguments(cls)]

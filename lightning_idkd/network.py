@@ -81,10 +81,13 @@ class Network:
         self._bytes[kind] += nbytes
         self._messages += messages
 
-    def mix(self, T: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True) -> Tensor:
+    def mix(
+        self, T: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True, size: int | None = None
+    ) -> Tensor:
         """``W(step) @ T`` for the rows ``T`` [rows, C] held here.
 
-        ``messages=False`` counts bytes only: a further block of columns of a message that was counted already.
+        ``messages=False`` counts bytes only: a further block of columns of a message that was counted already. ``size`` is
+        the bytes of a message that is written shorter than its C values.
         """
         mixing = self.graph.mixing(step)
         row = {i: T[i - self.rows.start] for i in self.rows}
@@ -96,7 +99,7 @@ class Network:
             for j in others:
                 out.add_(row[j], alpha=float(mixing.W[i, j]))
         edges = sum(1 for j, _ in mixing.edges if j in self.rows)
-        self.count(kind, edges * T.shape[1] * T.element_size(), edges * messages)
+        self.count(kind, edges * (T.shape[1] * T.element_size() if size is None else size), edges * messages)
         return mixed
 
     def edges(self, step: int = 0) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from lightning_idkd import loggers, report
+from lightning_idkd import loggers, randomness, report
 from lightning_idkd.callback import Calibration, Callback, Context, Distillation, Gossip, Selection
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
@@ -71,7 +71,7 @@ class Orchestrator:
         self.steps = store.steps()  # an epoch
         self.phase = "train"
         self.best = -1.0  # validation accuracy of the best consensus model
-        self.buffers = {k: torch.zeros_like(stack.X) for k in rule.buffers}
+        self.buffers = {k: stack.X.new_zeros(stack.n, width or stack.parameters) for k, width in rule.widths().items()}
         edges = len(network.edges(0))
         self.edge_buffers = {k: stack.X.new_zeros(edges, width or stack.parameters) for k, width in rule.edge_buffers.items()}
         self.samples, self.seconds, self.train_seconds, self.last_lr = 0, 0.0, 0.0, train.lr
@@ -145,18 +145,23 @@ class Orchestrator:
     def update(self, lr: float, batch: tuple[Tensor, ...]) -> None:
         """One application of the rule, in place, on blocks of columns where it allows that."""
         self.last_lr = lr
-        stack, width = self.stack, self.stack.parameters
-        narrow = any(self.rule.edge_buffers.values())  # all columns share it, so it may move once a step only
+        width = self.stack.parameters
+        narrow = any((self.rule.widths() | self.rule.edge_buffers).values())  # all columns share it: it may move once a step only
         size = BLOCK if self.rule.columnwise and not narrow else width
         for start in range(0, width, size):
-            columns, first = slice(start, start + size), start == 0
-            X, G = stack.X[:, columns], stack.G[:, columns]
-            held = {k: v[:, columns] if v.shape[1] == width else v for k, v in (self.buffers | self.edge_buffers).items()}
-            state = SimpleNamespace(**held)
-            X.copy_(self.rule.update(X, G, state, self.context(self.step, lr, first, batch)))
-            for name, matrix in held.items():
-                if getattr(state, name) is not matrix:
-                    matrix.copy_(getattr(state, name))
+            columns = slice(start, start + size)
+            G, ctx = self.stack.G[:, columns], self.context(self.step, lr, start == 0, batch)
+            self.move(columns, lambda X, state, G=G, ctx=ctx: self.rule.update(X, G, state, ctx))
+
+    def move(self, columns: slice, step: Callable[[Tensor, SimpleNamespace], Tensor]) -> None:
+        """Replace these columns of the rows by ``step`` of them and of the buffers, and keep what that assigns to buffers."""
+        width, X = self.stack.parameters, self.stack.X[:, columns]
+        held = {k: v[:, columns] if v.shape[1] == width else v for k, v in (self.buffers | self.edge_buffers).items()}
+        state = SimpleNamespace(**held)
+        X.copy_(step(X, state))
+        for name, matrix in held.items():
+            if getattr(state, name) is not matrix:
+                matrix.copy_(getattr(state, name))
 
     def context(self, step: int, lr: float, first: bool = True, batch: tuple[Tensor, ...] = ()) -> Context:
         edges = self.network.edges(step)
@@ -167,8 +172,16 @@ class Orchestrator:
             mean=functools.partial(self.network.all_reduce, messages=first),
             swap=functools.partial(self.network.swap, step=step, messages=first),
             edges=edges - [[self.network.rows.start, 0]] if len(edges) else edges,
+            weights=self.network.graph.mixing(step).W[tuple(edges.T)],
             gradient=functools.partial(self.gradient, batch=batch),
+            uniform=functools.partial(self.uniform, step=step),
         )
+
+    def uniform(self, purpose: str, columns: int, step: int) -> Tensor:
+        """Random numbers in [0, 1) [rows, columns], of every node whichever process holds it."""
+        nodes, device = torch.tensor(self.network.rows)[:, None], self.stack.X.device
+        index = torch.arange(columns, device=device)
+        return randomness.uniform(self.seed, purpose, nodes.to(device), step, index, device=device)
 
     def gradient(self, X: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
         """Gradients [rows, P] at other parameters, for rules that look at whole rows."""
@@ -340,7 +353,7 @@ class Orchestrator:
     def final_gossip(self) -> None:
         """The mixing steps after the last training step. ``last.ckpt`` holds the rows before them, so that forks may go on."""
         for step in range(self.step, self.step + self.train.final_gossip):
-            self.stack.X.copy_(self.rule.combine(self.stack.X, self.context(step, self.last_lr)))
+            self.move(slice(None), functools.partial(self.rule.combine, ctx=self.context(step, self.last_lr)))
         self.phase = "final"
 
     def left(self) -> float:

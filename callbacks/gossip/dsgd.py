@@ -9,7 +9,8 @@ from lightning_idkd.errors import require
 
 
 class DSGD(Gossip):
-    """Adapt, then combine: X <- W (X - lr D), with local (Nesterov) momentum (Lian et al., NeurIPS 2017, Alg. 1).
+    """Adapt, then combine: X <- W (X - lr D), with local (Nesterov) momentum (Lian et al., NeurIPS 2017, whose Alg. 1 combines
+    first: :class:`CombineThenAdapt`).
 
     Args:
         momentum: Factor of the local momentum; 0 for none.
@@ -25,14 +26,30 @@ class DSGD(Gossip):
 
     def direction(self, X, G, state):
         """The local step's direction [n, P]; moves the momentum."""
-        D = G + self.weight_decay * X
+        return self.accelerate(G + self.weight_decay * X, state)
+
+    def accelerate(self, D, state):
+        """``D`` with (Nesterov) momentum, which it moves."""
         if not self.momentum:
             return D
         state.M = self.momentum * state.M + D
         return D + self.momentum * state.M if self.nesterov else state.M
 
     def update(self, X, G, state, ctx):
-        return self.combine(X - ctx.lr * self.direction(X, G, state), ctx)
+        return self.combine(X - ctx.lr * self.direction(X, G, state), state, ctx)
+
+
+class CombineThenAdapt(DSGD):
+    """Combine, then adapt: X <- W X - lr D (the order of D-PSGD, Lian et al., NeurIPS 2017, Alg. 1).
+
+    Args:
+        momentum: Factor of the local momentum; 0 for none.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    def update(self, X, G, state, ctx):
+        return self.combine(X, state, ctx) - ctx.lr * self.direction(X, G, state)
 
 
 class AllReduce(DSGD):
@@ -44,7 +61,7 @@ class AllReduce(DSGD):
         weight_decay: L2 coefficient added to the gradient.
     """
 
-    def combine(self, X, ctx):
+    def combine(self, X, state, ctx):
         return ctx.mean(X)
 
 
@@ -57,5 +74,5 @@ class Isolated(DSGD):
         weight_decay: L2 coefficient added to the gradient.
     """
 
-    def combine(self, X, ctx):
+    def combine(self, X, state, ctx):
         return X
