@@ -1,15 +1,23 @@
 """Decentralised optimisers: one rule a class, the paper's algebra on the rows."""
 
+from callbacks.gossip.bias_correction import D2, EDM
 from callbacks.gossip.dsgd import DSGD, AllReduce, CombineThenAdapt, Isolated
 from callbacks.gossip.quasi_global import QGDSGDm
 from callbacks.gossip.relay import RelaySGD
 from callbacks.gossip.sharpness import SharpnessAwareDSGD
+from callbacks.gossip.tracking import GUT, DecentLaM, GradientTracking, MomentumTracking
 
 __all__ = [
+    "D2",
     "DSGD",
+    "EDM",
+    "GUT",
     "AllReduce",
     "CombineThenAdapt",
+    "DecentLaM",
+    "GradientTracking",
     "Isolated",
+    "MomentumTracking",
     "QGDSGDm",
     "RelaySGD",
     "SharpnessAwareDSGD",

@@ -1,0 +1,62 @@
+"""Exact diffusion: each step takes back what the last one's mixing left of a node's own bias."""
+
+from __future__ import annotations
+
+from callbacks.gossip.dsgd import DSGD
+from lightning_idkd.callback import Gossip
+from lightning_idkd.errors import UserError
+
+
+class D2(DSGD):
+    """X+ <- W (2 X - X_old - lr D + lr_old D_old), D2 (Tang et al., ICML 2018, Alg. 1), written as exact diffusion (Yuan et al.,
+    2019): Psi = X - lr D, X+ = W (Psi + X - Psi_old), so that a momentum goes into Psi (as in Vogels et al., NeurIPS 2021).
+
+    What is taken back belongs to the learning rate of the step before, so nodes are thrown apart for some steps where it drops.
+
+    Args:
+        momentum: Factor of the local momentum; 0 for none.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    def __init__(self, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
+        super().__init__(momentum, nesterov, weight_decay)
+        self.buffers = (*self.buffers, "C")  # the correction X - Psi_old
+
+    def check(self, graph) -> None:
+        super().check(graph)
+        eigenvalues_above(-1 / 3, self, graph)
+
+    def update(self, X, G, state, ctx):
+        Psi = X - ctx.lr * self.direction(X, G, state)
+        X_new = ctx.mix(Psi + state.C)
+        state.C = X_new - Psi
+        return X_new
+
+
+class EDM(D2):
+    """Exact diffusion with momentum (Hu et al., arXiv 2501.19082): M <- momentum M + (1 - momentum) D, Psi = X - lr M.
+
+    Args:
+        momentum: Factor of the momentum; 0 gives D2.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    def __init__(self, momentum: float = 0.9, weight_decay: float = 0.0):
+        super().__init__(momentum, weight_decay=weight_decay)
+
+    def accelerate(self, D, state):
+        return super().accelerate((1 - self.momentum) * D, state)
+
+
+def eigenvalues_above(least: float, rule: Gossip, graph) -> None:
+    """Refuse a graph on which differences between nodes would not die out under ``rule``: one with smaller eigenvalues."""
+    name = type(rule).__name__
+    if graph.topology.directed:
+        raise UserError(f"gossip: {name} takes undirected graphs, and graph.topology {graph.name} is directed")
+    smallest = min(graph.smallest_eigenvalue(step) for step in range(graph.topology.period or 1))
+    if smallest < least + 1e-9:
+        raise UserError(
+            f"gossip: {name} takes mixing weights whose eigenvalues lie above {least:.4f}, and the smallest of this "
+            f"{graph.name} is {smallest:.4f}; set graph.weights: lazy"
+        )
