@@ -2,6 +2,7 @@
 
 from callbacks.gossip.bias_correction import D2, EDM
 from callbacks.gossip.dsgd import DSGD, AllReduce, CombineThenAdapt, Isolated
+from callbacks.gossip.push_sum import SGP
 from callbacks.gossip.quasi_global import QGDSGDm
 from callbacks.gossip.relay import RelaySGD
 from callbacks.gossip.sharpness import SharpnessAwareDSGD
@@ -12,6 +13,7 @@ __all__ = [
     "DSGD",
     "EDM",
     "GUT",
+    "SGP",
     "AllReduce",
     "CombineThenAdapt",
     "DecentLaM",

@@ -49,7 +49,7 @@ class Quadratics:
 def driver(rule, graph, stack):
     """A run that has only what an update needs."""
     run = orchestrator.Orchestrator.__new__(orchestrator.Orchestrator)
-    run.network, run.stack, run.rule, run.step = Network(graph), stack, rule, 0
+    run.network, run.stack, run.rule, run.step, run.seed = Network(graph), stack, rule, 0, 0
     run.buffers = {k: stack.X.new_zeros(len(stack.X), width or stack.parameters) for k, width in rule.widths().items()}
     edges = len(graph.mixing(0).edges)
     run.edge_buffers = {k: stack.X.new_zeros(edges, width or stack.parameters) for k, width in rule.edge_buffers.items()}

@@ -1,0 +1,37 @@
+"""Averages over directed edges, whose weights sum to 1 over what a node sends, not over what it receives."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from callbacks.gossip.dsgd import DSGD
+
+
+class SGP(DSGD):
+    """Stochastic gradient push (Assran et al., ICML 2019, Alg. 1): push-sum, also on directed graphs that change.
+
+    Rows are the paper's de-biased z = x / w; x = w z and the push weight w, one more value a message, are mixed by weights
+    whose columns sum to 1. With doubly stochastic ones w stays 1, and it is DSGD.
+
+    Args:
+        momentum: Factor of the local momentum; 0 for none.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ("doubly", "column")
+
+    def __init__(self, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
+        super().__init__(momentum, nesterov, weight_decay)
+        self.buffers = dict.fromkeys(self.buffers) | {"E": 1}  # w - 1, since buffers start at zero
+
+    def update(self, X, G, state, ctx):
+        return self.combine(X - ctx.lr / (1 + state.E) * self.direction(X, G, state), state, ctx)
+
+    def combine(self, X, state, ctx):
+        import torch
+
+        w = 1 + state.E
+        x, w = ctx.mix(torch.cat([w * X, w], 1)).split([X.shape[1], 1], 1)
+        state.E = w - 1
+        return x / w
