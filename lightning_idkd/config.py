@@ -83,6 +83,8 @@ class TrainConfig:
     """Step, Cosine or Constant, each with warm-up."""
     final_gossip: int = 1
     """Mixing steps after the last training step."""
+    final_merge: bool = False
+    """After these, the exact mean of all nodes at every node, counted as an all-reduce."""
     evaluate_every: int = 5
     """Epochs between evaluations."""
     evaluate_samples: int = 512

@@ -229,8 +229,9 @@ class Orchestrator:
 
     def overhead(self) -> dict[str, float]:
         """Bytes beyond those of training alone, as a share of these: over as many steps, and over as many epochs."""
+        once = self.train.final_merge * 2 * (self.store.nodes - 1) * self.stack.X[0].nbytes
         training, more = self.sent() - self.exchange_bytes, self.train.final_gossip
-        plain = training * (self.epochs * self.store.steps() + more) / (self.step + more)
+        plain = once + (training - once) * (self.epochs * self.store.steps() + more) / (self.step + more)
         bases = {"steps": training, "epochs": plain} if training else {}
         return {f"overhead_at_equal_{k}": self.sent() / base - 1 for k, base in bases.items()}
 
@@ -339,6 +340,7 @@ class Orchestrator:
             "steps": self.step,
             "epochs": self.epochs,
             "final_gossip": self.train.final_gossip,
+            "final_merge": self.train.final_merge,
             "engine": self.stack.engine,
             "ood": summary.get("ood", {}) | self.ood,
             "peak_memory_bytes": self.peak_memory(),
@@ -351,9 +353,11 @@ class Orchestrator:
         return summary
 
     def final_gossip(self) -> None:
-        """The mixing steps after the last training step. ``last.ckpt`` holds the rows before them, so that forks may go on."""
+        """Mixings and exact mean after the last training step. ``last.ckpt`` holds the rows before, so that forks may go on."""
         for step in range(self.step, self.step + self.train.final_gossip):
             self.move(slice(None), functools.partial(self.rule.combine, ctx=self.context(step, self.last_lr)))
+        if self.train.final_merge:
+            self.stack.X.copy_(self.network.all_reduce(self.stack.X))
         self.phase = "final"
 
     def left(self) -> float:

@@ -78,9 +78,10 @@ def numbers(summary: dict) -> list[tuple[str, str]]:
     def show(value: float | None, form: str) -> str:
         return "-" if value is None or not math.isfinite(value) else format(value, form)
 
+    merged = " and the exact mean" if summary.get("final_merge") else ""
     return [
         (
-            f"node accuracy, after {summary['final_gossip']} final gossip",
+            f"node accuracy, after {summary['final_gossip']} final gossip{merged}",
             f"{accuracy['node_mean']:.2%} (sd {accuracy['node_std']:.2%}, worst {accuracy['node_min']:.2%}, best "
             f"{accuracy['node_max']:.2%})",
         ),

@@ -1,6 +1,8 @@
 """Decentralised optimisers: one rule a class, the paper's algebra on the rows."""
 
 from callbacks.gossip.bias_correction import D2, EDM
+from callbacks.gossip.compressed import AdaGossip, ChocoSGD
+from callbacks.gossip.compression import QSGD, RandomK, Sign, TopK
 from callbacks.gossip.dsgd import DSGD, AllReduce, CombineThenAdapt, Isolated
 from callbacks.gossip.push_sum import SGP
 from callbacks.gossip.quasi_global import QGDSGDm
@@ -13,14 +15,20 @@ __all__ = [
     "DSGD",
     "EDM",
     "GUT",
+    "QSGD",
     "SGP",
+    "AdaGossip",
     "AllReduce",
+    "ChocoSGD",
     "CombineThenAdapt",
     "DecentLaM",
     "GradientTracking",
     "Isolated",
     "MomentumTracking",
     "QGDSGDm",
+    "RandomK",
     "RelaySGD",
     "SharpnessAwareDSGD",
+    "Sign",
+    "TopK",
 ]

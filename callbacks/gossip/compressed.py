@@ -1,0 +1,77 @@
+"""Gossip of compressed differences, whose errors are made up for later."""
+
+from __future__ import annotations
+
+from callbacks.gossip.dsgd import DSGD
+from lightning_idkd.callback import Compression
+from lightning_idkd.errors import UserError, require
+
+
+class ChocoSGD(DSGD):
+    """CHOCO-SGD (Koloskova et al., ICML 2019, Alg. 2; with momentum as in their ICLR 2020 paper).
+
+    All know a replica H of every node's row, to which a step adds the compressed Q of what the row has gone ahead of it; rows
+    move by gamma (W H - H). A node keeps W H instead of its neighbours' replicas. Final gossip is not compressed.
+
+    Args:
+        compression: TopK, RandomK, Sign, QSGD, a class of yours, or null, which with a gamma of 1 gives DSGD.
+        gamma: Consensus step size, above 0 to 1; the stronger the compression, the smaller.
+        momentum: Factor of the local momentum; 0 for none.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    columnwise = False  # compression looks at whole rows
+
+    def __init__(self, compression: Compression | None = None, gamma: float = 1.0, momentum: float = 0.0,
+                 nesterov: bool = False, weight_decay: float = 0.0):  # fmt: skip
+        super().__init__(momentum, nesterov, weight_decay)
+        require(0 < gamma <= 1, "gossip.gamma", gamma, "above 0 to 1")
+        self.compression, self.gamma = compression, gamma
+        self.buffers = (*self.buffers, "H", "WH")
+
+    def check(self, graph) -> None:
+        super().check(graph)
+        if graph.topology.period != 1:
+            raise UserError(
+                f"gossip: {type(self).__name__} takes static graphs, since nodes know their neighbours by all that these have "
+                f"sent, and graph.topology {graph.name} changes"
+            )
+
+    def update(self, X, G, state, ctx):
+        half = X - ctx.lr * self.direction(X, G, state)
+        ahead = half - state.H
+        Q = ahead if self.compression is None else self.compression(ahead, ctx)
+        state.H = state.H + Q
+        state.WH = state.WH + ctx.mix(Q, size=None if self.compression is None else self.compression.size(Q))
+        return half + self.towards(state.WH - state.H, state, ctx)
+
+    def towards(self, R, state, ctx):
+        """The step of the rows along the gossip ``R`` [n, P]."""
+        return self.gamma * R
+
+
+class AdaGossip(ChocoSGD):
+    """CHOCO-SGD whose consensus step shrinks where much is to be moved: R gamma / sqrt(V), V a running mean of R squared, R = W H
+    - H (AdaG-SGD, Aketi et al., arXiv 2404.05919; V corrected for its start and the step at most R, as in the authors' code).
+
+    Args:
+        compression: TopK, RandomK, Sign, QSGD, a class of yours, or null.
+        gamma: Consensus step size, above 0 to 1.
+        beta: Factor of the running mean, 0 to below 1.
+        momentum: Factor of the local momentum; 0 for none.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    def __init__(self, compression: Compression | None = None, gamma: float = 1.0, beta: float = 0.999,
+                 momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):  # fmt: skip
+        super().__init__(compression, gamma, momentum, nesterov, weight_decay)
+        require(0 <= beta < 1, "gossip.beta", beta, "0 to below 1")
+        self.beta = beta
+        self.buffers = (*self.buffers, "V")
+
+    def towards(self, R, state, ctx):
+        state.V = self.beta * state.V + (1 - self.beta) * R**2
+        spread = (state.V / (1 - self.beta ** (ctx.step + 1))).sqrt() + 1e-8
+        return (self.gamma / spread).clamp(max=1) * R

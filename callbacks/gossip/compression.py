@@ -1,0 +1,90 @@
+"""What a node sends instead of a whole vector."""
+
+from __future__ import annotations
+
+import math
+
+from lightning_idkd.callback import Compression
+from lightning_idkd.errors import require
+
+
+class _Sparse(Compression):
+    def __init__(self, ratio: float = 0.01):
+        require(0 < ratio <= 1, "gossip.compression.ratio", ratio, "above 0 to 1, the share of the values that is sent")
+        self.ratio = ratio
+
+    def kept(self, T) -> int:
+        """k, how many values are sent."""
+        return max(1, math.ceil(self.ratio * T.shape[1] - 1e-9))  # in binary 0.1 * 30 is more than 3
+
+    def choice(self, T, ctx):
+        """What values are ranked by [n, P]."""
+        raise NotImplementedError
+
+    def __call__(self, T, ctx):
+        import torch
+
+        index = self.choice(T, ctx).topk(self.kept(T), dim=1).indices
+        return torch.zeros_like(T).scatter_(1, index, T.gather(1, index))
+
+
+class TopK(_Sparse):
+    """The k values of largest size, each with a 4-byte index (Alistarh et al., NeurIPS 2018).
+
+    Args:
+        ratio: Share of the values that is sent, above 0 to 1; k is rounded up.
+    """
+
+    def choice(self, T, ctx):
+        return T.abs()
+
+    def size(self, T):
+        return self.kept(T) * (T.element_size() + 4)
+
+
+class RandomK(_Sparse):
+    """k values at random places, not scaled up; no index is sent, since the receiver draws the same ones (Stich et al., NeurIPS
+    2018).
+
+    Args:
+        ratio: Share of the values that is sent, above 0 to 1; k is rounded up.
+    """
+
+    def choice(self, T, ctx):
+        return ctx.uniform("random k", T.shape[1])
+
+    def size(self, T):
+        return self.kept(T) * T.element_size()
+
+
+class Sign(Compression):
+    """A bit a value, and the mean of their sizes (Karimireddy et al., ICML 2019)."""
+
+    def __call__(self, T, ctx):
+        scale = T.abs().mean(1, keepdim=True)
+        return scale.where(T >= 0, -scale)
+
+    def size(self, T):
+        return math.ceil(T.shape[1] / 8) + T.element_size()
+
+
+class QSGD(Compression):
+    """Values rounded at random to multiples of norm / s, scaled down so that the error is less than the vector (Alistarh et al.,
+    NeurIPS 2017; the factor of Koloskova et al., ICML 2019, Sec. 3.5). A value takes ceil(log2(2 s + 1)) bits.
+
+    Args:
+        levels: s, levels above zero; 1 or more.
+    """
+
+    def __init__(self, levels: int = 15):
+        require(levels >= 1, "gossip.compression.levels", levels, "1 or more")
+        self.levels = levels
+
+    def __call__(self, T, ctx):
+        s, d = self.levels, T.shape[1]
+        norm = T.norm(dim=1, keepdim=True)
+        level = (s * T.abs() / norm.where(norm > 0, 1) + ctx.uniform("qsgd", d)).floor()
+        return T.sign() * norm * level / (s * (1 + min(d / s**2, math.sqrt(d) / s)))
+
+    def size(self, T):
+        return math.ceil(T.shape[1] * math.ceil(math.log2(2 * self.levels + 1)) / 8) + T.element_size()
