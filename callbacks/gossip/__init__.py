@@ -3,6 +3,7 @@
 from callbacks.gossip.bias_correction import D2, EDM
 from callbacks.gossip.compressed import AdaGossip, ChocoSGD
 from callbacks.gossip.compression import QSGD, RandomK, Sign, TopK
+from callbacks.gossip.cross_gradients import NGC
 from callbacks.gossip.dsgd import DSGD, AllReduce, CombineThenAdapt, Isolated
 from callbacks.gossip.push_sum import SGP
 from callbacks.gossip.quasi_global import QGDSGDm
@@ -15,6 +16,7 @@ __all__ = [
     "DSGD",
     "EDM",
     "GUT",
+    "NGC",
     "QSGD",
     "SGP",
     "AdaGossip",

@@ -1,0 +1,62 @@
+"""Gradients of neighbours' models."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from callbacks.gossip.dsgd import DSGD
+from lightning_idkd.errors import UserError, require
+
+
+class NGC(DSGD):
+    """Neighbourhood gradient clustering (Aketi et al., arXiv 2209.14390, Alg. 1): X <- W X - lr D with D the weighted mean of
+    gradients, over a node and its neighbours, of the node's model on their data (share ``alpha``, sent back by them) and of
+    their models on its data (computed here).
+
+    Takes a further gradient for each neighbour, and sends gradients besides parameters.
+
+    Args:
+        alpha: Share of the gradients on the neighbours' data, 0 to 1; at 0 none are sent.
+        momentum: Factor of the local momentum; 0 for none.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    columnwise = False
+
+    def __init__(self, alpha: float = 1.0, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
+        super().__init__(momentum, nesterov, weight_decay)
+        require(0 <= alpha <= 1, "gossip.alpha", alpha, "0 to 1")
+        self.alpha = alpha
+        self.shares = "gradients of their models" if alpha else ""
+
+    def check(self, graph) -> None:
+        super().check(graph)
+        if graph.topology.directed:
+            raise UserError(
+                f"gossip: NGC takes undirected graphs, since gradients go back, and graph.topology {graph.name} is directed"
+            )
+
+    def update(self, X, G, state, ctx):
+        node = X.new_tensor(ctx.edges[:, 0]).long()
+        w = X.new_tensor(ctx.weights)[:, None]
+        models = ctx.swap(X[node])
+        of_theirs = self.gradients(X, node, models, ctx)
+        D = (1 - self.alpha) * self.average(G, of_theirs, node, w)
+        if self.alpha:
+            D = D + self.alpha * self.average(G, ctx.swap(of_theirs, kind="other"), node, w)
+        return self.average(X, models, node, w) - ctx.lr * self.direction(X, D, state)
+
+    def gradients(self, X, node, models, ctx):
+        """Of each neighbour's model on one's own data, an edge a row; all nodes take their k-th neighbour at once."""
+        found, sender = models.new_empty(models.shape), ctx.edges[:, 0]
+        place = np.arange(len(sender)) - np.searchsorted(sender, sender)  # among the edges of its sender
+        for k in np.unique(place):
+            edges = node.new_tensor(np.flatnonzero(place == k))
+            found[edges] = ctx.gradient(X.index_copy(0, node[edges], models[edges]))[node[edges]]
+        return found
+
+    @staticmethod
+    def average(own, theirs, node, w):
+        """W times ``own`` [n, P], of which ``theirs`` [e, P] came over the edges of weights ``w`` [e, 1]."""
+        return own.index_add(0, node, w * (theirs - own[node]))
