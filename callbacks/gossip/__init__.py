@@ -5,6 +5,7 @@ from callbacks.gossip.compressed import AdaGossip, ChocoSGD
 from callbacks.gossip.compression import QSGD, RandomK, Sign, TopK
 from callbacks.gossip.cross_gradients import NGC
 from callbacks.gossip.dsgd import DSGD, AllReduce, CombineThenAdapt, Isolated
+from callbacks.gossip.periodic import GossipPGA, LocalSteps
 from callbacks.gossip.push_sum import SGP
 from callbacks.gossip.quasi_global import QGDSGDm
 from callbacks.gossip.relay import RelaySGD
@@ -24,8 +25,10 @@ __all__ = [
     "ChocoSGD",
     "CombineThenAdapt",
     "DecentLaM",
+    "GossipPGA",
     "GradientTracking",
     "Isolated",
+    "LocalSteps",
     "MomentumTracking",
     "QGDSGDm",
     "RandomK",

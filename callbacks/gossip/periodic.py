@@ -1,0 +1,72 @@
+"""Rules that do not do the same in every step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from callbacks.gossip.compressed import ChocoSGD
+from callbacks.gossip.cross_gradients import NGC
+from callbacks.gossip.dsgd import DSGD
+from callbacks.gossip.relay import RelaySGD
+from lightning_idkd.callback import Gossip
+from lightning_idkd.errors import UserError, require
+
+
+class GossipPGA(DSGD):
+    """Gossip SGD with periodic global averaging (Chen et al., ICML 2021, Alg. 1): DSGD that every ``period`` steps takes the
+    exact mean over all nodes instead of a mixing.
+
+    Args:
+        period: The paper's H, steps from one global average to the next; 1 gives AllReduce.
+        momentum: Factor of the local momentum; 0 for none.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    def __init__(self, period: int = 6, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
+        super().__init__(momentum, nesterov, weight_decay)
+        require(period >= 1, "gossip.period", period, "1 or more")
+        self.period = period
+
+    def update(self, X, G, state, ctx):
+        average = ctx.mean if (ctx.step + 1) % self.period == 0 else ctx.mix
+        return average(X - ctx.lr * self.direction(X, G, state))
+
+
+class LocalSteps(Gossip):
+    """Any rule that only mixes, at every k-th step alone: in between it runs with W = I, and nothing is sent.
+
+    Around AllReduce that is local SGD (Stich, ICLR 2019), around DSGD local decentralised SGD (Koloskova et al., ICML 2020).
+
+    Args:
+        rule: The rule.
+        every: k, steps from one mixing to the next.
+    """
+
+    def __init__(self, rule: Gossip, every: int = 2):
+        require(every >= 1, "gossip.every", every, "1 or more")
+        if isinstance(rule, (LocalSteps, RelaySGD, ChocoSGD, NGC)):
+            name = type(rule).__name__
+            raise UserError(f"gossip.rule: {name} needs its messages in every step; LocalSteps takes rules that only mix")
+        self.rule, self.every = rule, every
+
+    buffers = property(lambda self: self.rule.buffers)
+    edge_buffers = property(lambda self: self.rule.edge_buffers)
+    columnwise = property(lambda self: self.rule.columnwise)
+    shares = property(lambda self: self.rule.shares)
+
+    def check(self, graph) -> None:
+        self.rule.check(graph)
+
+    def update(self, X, G, state, ctx):
+        if (ctx.step + 1) % self.every:
+            ctx = dataclasses.replace(ctx, mix=alone, mean=alone)
+        return self.rule.update(X, G, state, ctx)
+
+    def combine(self, X, state, ctx):
+        return self.rule.combine(X, state, ctx)
+
+
+def alone(T, **_):
+    """A mixing without neighbours."""
+    return T
