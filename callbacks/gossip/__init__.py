@@ -10,6 +10,7 @@ from callbacks.gossip.push_sum import SGP
 from callbacks.gossip.quasi_global import QGDSGDm
 from callbacks.gossip.relay import RelaySGD
 from callbacks.gossip.sharpness import SharpnessAwareDSGD
+from callbacks.gossip.torch_optimizer import LocalOptimizer
 from callbacks.gossip.tracking import GUT, DecentLaM, GradientTracking, MomentumTracking
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "GossipPGA",
     "GradientTracking",
     "Isolated",
+    "LocalOptimizer",
     "LocalSteps",
     "MomentumTracking",
     "QGDSGDm",
