@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, same
 
-from lightning_idkd import Callback
+from lightning_idkd import Callback, report
 from lightning_idkd.cli import configure, main
 from lightning_idkd.data import Glyphs, Images
 from lightning_idkd.selection import MEASURES
@@ -74,6 +75,16 @@ class TestFiles:
         assert summary["communication"]["parameter_bytes"] == 4 * 2 * 4 * summary["parameters"] * mixings
         exchanges = 2  # before epochs 3 and 5
         assert summary["communication"]["messages"] == 4 * 2 * (mixings + exchanges)
+
+    def test_a_final_merge_makes_all_nodes_the_consensus_model_and_costs_an_all_reduce(self, fit):
+        fit("--train.final_gossip", "2", "--train.final_merge", "true", "--distillation", "null")
+        summary = json.loads((latest(fit.runs) / "summary.json").read_text())
+        row, accuracy = 4 * summary["parameters"], summary["accuracy"]
+        assert summary["communication"]["parameter_bytes"] == row * (4 * 2 * (summary["steps"] + 2) + 2 * 3)
+        assert summary["communication"]["overhead_at_equal_epochs"] == 0
+        assert accuracy["node_min"] == accuracy["node_max"] == accuracy["consensus"]
+        assert summary["consensus_distance"] == 0
+        assert "node accuracy, after 2 final gossip and the exact mean" in dict(report.numbers(summary))
 
     def test_the_written_config_reproduces_the_run(self, fit, tmp_path):
         fit()
@@ -148,6 +159,12 @@ class TestFiles:
         summary = json.loads((latest(fit.runs) / "summary.json").read_text())
         assert summary["communication"]["messages"] == 6 * summary["steps"]
         assert summary["communication"]["parameter_bytes"] == 6 * summary["steps"] * 4 * (summary["parameters"] + 1)
+
+    def test_a_rule_that_shares_more_than_parameters_says_so(self, fit, capsys):
+        fit("--gossip", "NGC", "--distillation", "null", "--train.epochs", "1", "--train.final_gossip", "0")
+        assert re.search(r"^shares +gradients of their models$", capsys.readouterr().out, re.MULTILINE)
+        sent = json.loads((latest(fit.runs) / "summary.json").read_text())["communication"]
+        assert sent["other_bytes"] == sent["parameter_bytes"] > 0
 
     def test_every_line_has_the_values_of_every_node(self, fit):
         fit()
