@@ -11,7 +11,8 @@ class ChocoSGD(DSGD):
     """CHOCO-SGD (Koloskova et al., ICML 2019, Alg. 2; with momentum as in their ICLR 2020 paper).
 
     All know a replica H of every node's row, to which a step adds the compressed Q of what the row has gone ahead of it; rows
-    move by gamma (W H - H). A node keeps W H instead of its neighbours' replicas. Final gossip is not compressed.
+    move by gamma (W H - H). A node keeps W H instead of its neighbours' replicas. These start at zero as in the paper, so that
+    the first steps pull rows towards it if gamma is large. Final gossip is not compressed.
 
     Args:
         compression: TopK, RandomK, Sign, QSGD, a class of yours, or null, which with a gamma of 1 gives DSGD.
