@@ -91,14 +91,14 @@ class GUT(DSGD):
         require(0 <= scaling < 1 - momentum, "gossip.scaling", scaling, f"0 to below 1 - momentum, {1 - momentum:g}")
         self.scaling, self.mixed = scaling, mixed
         self.buffers = (*self.buffers, "V", "C")  # W x - x, and the difference that is tracked
-
         self.gossips = 1 + momentum + (momentum**2 if nesterov else 0)  # how much of V / lr a step holds
 
     def check(self, graph) -> None:
         super().check(graph)
-        # without gradients the difference along an eigenvector is multiplied by -1 in every step where its eigenvalue is this
-        kept, turn = 1 - self.scaling * (self.gossips - 1), (2 + 2 * self.momentum) / (1 + 2 * self.momentum * self.nesterov)
-        eigenvalues_above(max((kept - turn) / (kept + 2 * self.scaling), -1.0), self, graph)
+        # at which eigenvalue, without gradients, what nodes differ by along its eigenvector only changes sign in a step
+        kept = 1 - self.scaling * (self.gossips - 1)
+        turned = 2 * (1 + self.momentum) / (1 + 2 * self.momentum * self.nesterov)
+        eigenvalues_above(max((kept - turned) / (kept + 2 * self.scaling), -1.0), self, graph)
 
     def update(self, X, G, state, ctx):
         x, V, lr = (X - state.V if self.mixed else X), state.V, ctx.lr

@@ -151,6 +151,9 @@ def test_a_chain_of_three_counts_every_directed_edge(dtype, itemsize):
     net.mix(rows(3, 7, dtype), kind="other", messages=False)  # a further block of the same message
     assert net.counts() == KINDS | {"parameter_bytes": 28 * itemsize, "other_bytes": 28 * itemsize, "messages": 4}
     net = chain()
+    net.mix(rows(3, 7, dtype), size=5)  # written shorter than it is
+    assert net.counts() == KINDS | {"parameter_bytes": 4 * 5, "messages": 4}
+    net = chain()
     net.swap(rows(4, 7, dtype))
     assert net.counts() == KINDS | {"parameter_bytes": 4 * 7 * itemsize, "messages": 4}
     net.swap(rows(4, 7, dtype), messages=False)
