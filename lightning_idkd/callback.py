@@ -66,9 +66,9 @@ class Context:
 
     ``mix(T)`` is ``W(step) @ T``, with ``size=`` the bytes of a message that is written shorter than a row of ``T``;
     ``mean(T)`` an all-reduce; ``swap(M)`` trades one message per directed edge, in the order of ``edges`` [e, 2] (row of
-    the sender here, receiver), whose ``weights`` [e] are what the sender puts on what comes back; ``gradient(X)``
-    [rows, P] is another gradient on the same batch, for rules with ``columnwise = False``; ``uniform(purpose, columns)``
-    [rows, columns] are random numbers in [0, 1) of every node and step.
+    the sender here, receiver), whose ``weights`` [e] are what the sender puts on what comes back. Rules with ``columnwise =
+    False`` also have ``gradient(X)`` [rows, P], another gradient on the same batch, and ``uniform(purpose, columns)``
+    [rows, columns], random numbers in [0, 1) of every node and step.
     """
 
     step: int

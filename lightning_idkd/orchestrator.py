@@ -178,7 +178,9 @@ class Orchestrator:
         )
 
     def uniform(self, purpose: str, columns: int, step: int) -> Tensor:
-        """Random numbers in [0, 1) [rows, columns], of every node whichever process holds it."""
+        """Random numbers in [0, 1) [rows, columns], the same for a node whichever process holds it."""
+        if self.rule.columnwise:
+            raise UserError(f"gossip: {type(self.rule).__name__} draws random numbers, so it must set columnwise = False")
         nodes, device = torch.tensor(self.network.rows)[:, None], self.stack.X.device
         index = torch.arange(columns, device=device)
         return randomness.uniform(self.seed, purpose, nodes.to(device), step, index, device=device)

@@ -46,7 +46,7 @@ class Count(Callback):
 
 
 class TestResume:
-    @pytest.mark.parametrize("gossip", ["QGDSGDm", "RelaySGD"])
+    @pytest.mark.parametrize("gossip", ["QGDSGDm", "RelaySGD", "LocalOptimizer"])
     def test_an_interrupted_run_ends_bit_equal(self, fit, tmp_path, gossip):
         def run(folder, stops):
             variant = ["--gossip", gossip, "--graph.topology", "Chain", *extra(InterruptAt, steps=stops)]
