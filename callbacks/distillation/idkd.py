@@ -75,8 +75,7 @@ class VanillaKD(Distillation):
         import torch.nn.functional as F
 
         if self.prior:
-            held = run.store.counts()[i].to(logits) + 1
-            logits = logits - self.prior * (held / held.sum()).log()
+            logits = logits - self.prior * run.store.log_prior[i].to(logits)
         if self.align:
             logits = logits + self.temperature * uniform_offset(logits / self.temperature)
         if self.hard:

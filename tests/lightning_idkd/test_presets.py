@@ -72,7 +72,7 @@ PRESETS = [
     ["ring_cifar10", "presets/recipe_idkd"],
     ["ring_cifar10", "presets/recipe_qgm"],
     ["ring_cifar10", "presets/recipe_gut"],
-    *(["ring_digits", f"presets/{method}"] for method in ("fedmd", "dsfl", "selective_fd", "def_kt")),
+    *(["ring_digits", f"presets/{method}"] for method in ("fedmd", "dsfl", "selective_fd", "def_kt", "idkd_plus")),
 ]
 
 

@@ -48,6 +48,7 @@ class FakeRun:
         self.stack = SimpleNamespace(n=len(outputs), X=None, standing_on=lambda X: nullcontext())
         self.held = torch.tensor([[5, 0, 1], [0, 9, 2], [3, 3, 3], [0, 0, 20]]).repeat(3, 1)[: len(outputs)].int()
         self.store = SimpleNamespace(distilled=None, public=len(outputs[0]), k=K, counts=lambda: self.held)
+        self.store.log_prior = ((self.held + 1) / (self.held + 1).sum(1, keepdim=True)).log()
         self.scores = [torch.zeros(len(z)) for z in outputs]
         self.calibrated, self.called, self.before = 0, [], []
 
