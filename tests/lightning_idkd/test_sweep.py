@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -181,29 +180,31 @@ class TestMistakes:
 
 
 @pytest.mark.slow
-def test_a_stopped_sweep_is_completed_and_a_failing_cell_stops_no_other(file, tmp_path):
-    """Four cells, of which two diverge in their initial training; ended once by Ctrl-C and once by a queue's SIGTERM."""
+def test_a_stopped_sweep_is_completed_and_a_failing_cell_stops_no_other(file, tmp_path, capsys, monkeypatch):
+    """Four cells, of which two diverge in their initial training; ended once by a queue's SIGTERM, which comes as Ctrl-C."""
     path = file({"train.lr": {"values": [0.1, 1e9]}, "distillation": {"values": METHODS["values"][1:]}})
-    command = [sys.executable, "-m", "lightning_idkd", "sweep", str(path), "--jobs", "2", "--dir", str(tmp_path / "runs")]
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}
-    for end in (signal.SIGINT, signal.SIGTERM):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=alone)
-        assert any(": running" in line for line in process.stdout)
-        again = subprocess.run(command, capture_output=True, text=True, env=alone, timeout=60)
-        assert again.returncode == 2
-        assert "another process runs this sweep" in again.stderr
-        process.send_signal(end)
-        said = process.communicate(timeout=120)[0]
-        assert process.returncode == 1
-        assert "Traceback" not in said
-    done = subprocess.run(command, capture_output=True, text=True, env=alone, timeout=300)
-    assert done.returncode == 1
-    assert "not finite" in done.stdout
+    command = ["sweep", str(path), "--jobs", "2", "--dir", str(tmp_path / "runs")]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lightning_idkd", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert any(": running" in line for line in process.stdout)
+    assert main(command) == 2
+    assert "another process runs this sweep" in capsys.readouterr().err
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 1
+    assert "stopping; the same command goes on" in said
+    assert "0 of 6 done" in said  # four cells and two initial trainings, which were told to stop
+    assert "Traceback" not in said
+    assert main(command) == 1
+    done = capsys.readouterr().out
+    assert "not finite" in done
     for method in ("VanillaKD", "IDKD"):
         run = tmp_path / "runs" / "some" / f"lr=0.1,distillation={method}-start2"
         assert len(list(run.glob("2*"))) == 1
         assert "/initial/" in json.loads((run / "latest" / "summary.json").read_text())["from"]
-        assert "its initial training did" in done.stdout
+        assert "its initial training did" in done
 
 
 def test_what_a_cell_says_is_shown_as_it_is(tmp_path):
