@@ -96,6 +96,8 @@ class Gossip(Callback, ABC):
     shares: str = ""
     """What nodes tell their neighbours besides parameters and the rule's own state: said at the start, counted as other
     bytes."""
+    takes: ClassVar[tuple[str, ...]] = ("doubly",)
+    """What may sum to 1 in W: rows and columns (doubly), columns only (column), rows only (row)."""
 
     @abstractmethod
     def update(self, X: "Tensor", G: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":
@@ -110,7 +112,13 @@ class Gossip(Callback, ABC):
         return dict(self.buffers) if isinstance(self.buffers, dict) else dict.fromkeys(self.buffers)
 
     def check(self, graph) -> None:
-        """Raise a UserError where the rule cannot run on ``graph``."""
+        """Raise a UserError where the rule cannot run on ``graph``; the base's is about its weights."""
+        if graph.kind not in self.takes:
+            means = {"doubly": "rows and columns", "column": "columns", "row": "rows"}
+            raise UserError(
+                f"gossip: {type(self).__name__} needs weights whose {' or whose '.join(means[k] for k in self.takes)} sum to 1; "
+                f"those of graph.topology {graph.name} with graph.weights {graph.weights} do so in {means[graph.kind]} only"
+            )
 
 
 class Compression(ABC):

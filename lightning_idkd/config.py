@@ -8,9 +8,10 @@ from lightning_idkd.callback import Calibration, Callback, Distillation, Gossip
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet
 from lightning_idkd.data.source import Source
 from lightning_idkd.errors import UserError, require
-from lightning_idkd.graph import Graph, Ring, Topology
+from lightning_idkd.graph import Graph, Weights
 from lightning_idkd.models import CNN, Architecture
 from lightning_idkd.schedule import Schedule, Step
+from lightning_idkd.topologies import Ring, Topology
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,9 +29,10 @@ class GraphConfig:
     nodes: int = 16
     """Number of nodes n."""
     topology: Topology = field(default_factory=Ring)
-    """Ring, Chain, Torus, Complete, Social15, Social32, or a class of yours."""
-    weights: Literal["metropolis", "uniform"] = "metropolis"
-    """Mixing weights: Metropolis-Hastings, or 1/(d+1) on regular graphs."""
+    """Ring, Torus, Hypercube, Exponential, BaseGraph, RandomMatchings, ... (configs/README.md has all), or a class of yours."""
+    weights: Weights = "metropolis"
+    """Mixing weights: metropolis (Metropolis-Hastings, or those of its own that a topology has), uniform (1/(d+1), on regular
+    graphs), max_degree (1/(d_max+1)), lazy ((I + W) / 2 of metropolis), push_sum (columns sum to 1), average (rows sum to 1)."""
 
     def __post_init__(self):
         require(1 <= self.nodes <= MOST_NODES, "graph.nodes", self.nodes, f"1 to {MOST_NODES} (mixing matrices are dense)")

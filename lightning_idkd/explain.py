@@ -26,6 +26,7 @@ BASES: dict[str, type] = {
     "distillation.encoding": callback.Encoding,
     "callbacks": callback.Callback,
     "graph.topology": config.Topology,
+    "graph.topology.base": config.Topology,
     "data.private": config.Source,
     "data.public": config.Source,
     "data.partition": config.Partition,

@@ -1,146 +1,31 @@
-"""Who talks to whom, and with which weights: topologies, mixing matrices, spectra, drawings."""
+"""Who talks to whom, and with which weights: mixing matrices, spectra, drawings."""
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import networkx as nx
 import numpy as np
 
 from lightning_idkd.errors import UserError, did_you_mean
+from lightning_idkd.topologies import Chain, Complete, Ring, Social15, Social32, Topology, Torus
+from lightning_idkd.topologies.base import circle
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from matplotlib.axes import Axes
 
+__all__ = ["Chain", "Complete", "Graph", "Mixing", "Ring", "Social15", "Social32", "Topology", "Torus"]
+
 REMEMBERED = 64  # mixing matrices kept of a graph that never repeats
+WATCHED = 16  # steps that stand for a graph that never repeats
+EXACT = 1e-12  # eigenvalues below are 0 but for rounding
 
-
-class Topology(ABC):
-    """Base of the topologies; a subclass says which graph there is at a step.
-
-    Class attributes: ``directed`` (edges are arrows from sender to receiver) and ``period`` (1: static; T: the graphs
-    of steps 0 to T-1 repeat; None: never repeats).
-    """
-
-    directed: bool = False
-    period: int | None = 1
-
-    @abstractmethod
-    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        """The graph on the nodes 0 to ``nodes`` - 1 without self-loops (an ``nx.DiGraph`` where ``directed``).
-
-        ``step`` lies below ``period`` where there is one. Random topologies draw from ``seed`` and ``step`` alone.
-        """
-
-    def positions(self, nodes: int) -> np.ndarray | None:
-        """Where to draw the nodes, [nodes, 2]; None leaves it to a spring layout."""
-        return None
-
-
-def circle(nodes: int) -> np.ndarray:
-    """Positions [nodes, 2] on the unit circle, clockwise from the top."""
-    angle = 2 * np.pi * np.arange(nodes) / nodes
-    return np.stack([np.sin(angle), np.cos(angle)], axis=1)
-
-
-def exactly(nodes: int, allowed: int, name: str) -> None:
-    if nodes != allowed:
-        raise UserError(f"graph.topology: {name} has {allowed} nodes, but graph.nodes is {nodes}; allowed: {allowed}")
-
-
-@dataclass
-class Ring(Topology):
-    """Every node has two neighbours; 2 nodes share one edge, 1 node has none."""
-
-    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        return nx.cycle_graph(nodes) if nodes > 1 else nx.empty_graph(nodes)
-
-    def positions(self, nodes: int) -> np.ndarray:
-        return circle(nodes)
-
-
-@dataclass
-class Chain(Topology):
-    """A ring with one edge missing: node i is joined to i - 1 and i + 1."""
-
-    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        return nx.path_graph(nodes)
-
-    def positions(self, nodes: int) -> np.ndarray:
-        return circle(nodes)
-
-
-@dataclass
-class Complete(Topology):
-    """Every node is joined to every other."""
-
-    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        return nx.complete_graph(nodes)
-
-    def positions(self, nodes: int) -> np.ndarray:
-        return circle(nodes)
-
-
-@dataclass
-class Torus(Topology):
-    """A grid whose opposite sides are joined: four neighbours each. Node r * cols + c lies in row r, column c.
-
-    Args:
-        rows: number of rows, at least 3.
-        cols: number of columns, at least 3; rows * cols must equal graph.nodes.
-    """
-
-    rows: int
-    cols: int
-
-    def __post_init__(self):
-        if min(self.rows, self.cols) < 3:
-            raise UserError(
-                f"graph.topology: the sides of a torus must be at least 3, given rows {self.rows} and cols {self.cols} "
-                "(with a side of 1 it is a Ring, with a side of 2 edges coincide)"
-            )
-
-    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        if self.rows * self.cols != nodes:
-            pairs = [f"{r} x {nodes // r}" for r in range(3, math.isqrt(max(nodes, 0)) + 1) if nodes % r == 0]
-            raise UserError(
-                f"graph.topology: a torus of {self.rows} x {self.cols} has {self.rows * self.cols} nodes, but "
-                f"graph.nodes is {nodes}; allowed: "
-                + (", ".join(pairs) if pairs else f"none, {nodes} has no two factors of at least 3")
-            )
-        grid = nx.grid_2d_graph(self.rows, self.cols, periodic=True)
-        return nx.relabel_nodes(grid, {(r, c): r * self.cols + c for r, c in grid})
-
-    def positions(self, nodes: int) -> np.ndarray:
-        row, col = np.divmod(np.arange(nodes), self.cols)
-        bow = 0.35  # rows and columns are bent, so that the edge joining their ends passes beside the nodes between
-        x = col + bow * np.sin(np.pi * row / (self.rows - 1))
-        y = row + bow * np.sin(np.pi * col / (self.cols - 1))
-        return np.stack([x, -y], axis=1)
-
-
-@dataclass
-class Social15(Topology):
-    """Marriages of 15 Florentine families (Breiger and Pattison, 1986); nodes in alphabetical order of the families."""
-
-    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        exactly(nodes, 15, "Social15")
-        return nx.convert_node_labels_to_integers(nx.florentine_families_graph(), ordering="sorted")
-
-
-@dataclass
-class Social32(Topology):
-    """Who came to which event (Davis, 1941): nodes 0-17 are the women, in networkx's order, 18-31 the events 1-14."""
-
-    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        exactly(nodes, 32, "Social32")
-        davis = nx.davis_southern_women_graph()
-        names = davis.graph["top"] + davis.graph["bottom"]
-        return nx.relabel_nodes(davis, {name: i for i, name in enumerate(names)})
+Weights = Literal["metropolis", "uniform", "max_degree", "lazy", "push_sum", "average"]
+Kind = Literal["doubly", "column", "row"]
+"""What sums to 1 in W, all weights being 0 or more: rows and columns, columns only, rows only."""
 
 
 def metropolis(A: np.ndarray) -> np.ndarray:
@@ -163,9 +48,48 @@ def uniform(A: np.ndarray) -> np.ndarray:
     if len(degrees) > 1:
         raise UserError(
             f"graph.weights: uniform weights 1/(d+1) are symmetric on regular graphs only, and this graph has degrees "
-            f"{', '.join(map(str, degrees))}; use metropolis (undirected graphs)"
+            f"{', '.join(map(str, degrees))}; use metropolis (undirected graphs), push_sum or average"
         )
     return (A + np.eye(len(A))) / (degrees[0] + 1)
+
+
+def max_degree(A: np.ndarray) -> np.ndarray:
+    """W = I - L / (d_max + 1): every edge weighs 1 / (d_max + 1) (Xiao and Boyd, Systems & Control Letters 2004, sec. 4)."""
+    return edge_weights(A / (A.sum(1).max() + 1))
+
+
+def lazy(A: np.ndarray) -> np.ndarray:
+    """(I + W) / 2 of Metropolis-Hastings weights: no negative eigenvalue, at half the speed."""
+    return (np.eye(len(A)) + metropolis(A)) / 2
+
+
+def push_sum(A: np.ndarray) -> np.ndarray:
+    """Columns sum to 1: a node keeps 1 / (d + 1) of its mass and sends as much to each of its d out-neighbours (Kempe, Dobra and
+    Gehrke, FOCS 2003)."""
+    return (A + np.eye(len(A))) / (A.sum(0) + 1)
+
+
+def average(A: np.ndarray) -> np.ndarray:
+    """Rows sum to 1: a node takes the plain mean of its own and what its d in-neighbours sent."""
+    return (A + np.eye(len(A))) / (A.sum(1, keepdims=True) + 1)
+
+
+def edge_weights(A: np.ndarray) -> np.ndarray:
+    """Symmetric edge weights [n, n], as the topology gives them, with what is missing to 1 on the diagonal."""
+    return A + np.diag(1 - A.sum(1))
+
+
+WEIGHTS: dict[str, tuple["Callable[[np.ndarray], np.ndarray]", Kind]] = {
+    "metropolis": (metropolis, "doubly"),
+    "uniform": (uniform, "doubly"),
+    "max_degree": (max_degree, "doubly"),
+    "lazy": (lazy, "doubly"),
+    "push_sum": (push_sum, "column"),
+    "average": (average, "row"),
+    "edges": (edge_weights, "doubly"),
+}
+"""How W is made of ``A`` [n, n], which is 1 where j (column) sends to i, and its kind."""
+DIRECTED = ("uniform", "push_sum", "average")
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +100,8 @@ class Mixing:
     """float64 [n, n]; row i holds the weights node i puts on what it receives."""
     edges: np.ndarray
     """int64 [E, 2], (sender, receiver) in lexicographic order without self edges; an undirected edge gives two."""
+    kind: Kind = "doubly"
+    """What sums to 1 in W."""
 
     def neighbours(self, node: int) -> list[int]:
         """Those ``node`` receives from, ascending, itself excluded."""
@@ -185,12 +111,12 @@ class Mixing:
 class Graph:
     """A topology on a number of nodes, with its mixing weights.
 
-    Directed topologies get weights 1/(d+1) under either name and must be regular (d edges in and out at every node).
-
     Args:
         topology: the graph at each step.
         nodes: number of nodes, at least 1.
-        weights: metropolis (any undirected graph) or uniform, 1/(d+1) (regular graphs only).
+        weights: metropolis, which stands for the topology's own weights where it has some, and for uniform on other directed
+            graphs; uniform, 1/(d+1) (regular graphs only); max_degree, 1/(d_max+1); lazy, half of metropolis; push_sum (columns
+            sum to 1) or average (rows sum to 1), for rules that take such.
         seed: for topologies that draw at random.
 
     Raises:
@@ -198,34 +124,45 @@ class Graph:
             never all reach each other (a static one, or all steps of a period together).
     """
 
-    def __init__(self, topology: Topology, nodes: int, weights: Literal["metropolis", "uniform"] = "metropolis", seed: int = 0):
+    def __init__(self, topology: Topology, nodes: int, weights: Weights = "metropolis", seed: int = 0):
         if nodes < 1:
             raise UserError(f"graph.nodes: {nodes} given; allowed: 1 or more")
-        if weights not in ("metropolis", "uniform"):
+        allowed = get_args(Weights)
+        if weights not in allowed:
+            raise UserError(f"graph.weights: '{weights}' given; allowed: {', '.join(allowed)}." + did_you_mean(weights, allowed))
+        self.topology, self.nodes, self.seed = topology, nodes, seed
+        self.weights = (topology.own_weights if weights == "metropolis" else None) or weights
+        if topology.directed and self.weights == "metropolis":
+            self.weights = "uniform"
+        if topology.directed and self.weights not in DIRECTED:
             raise UserError(
-                f"graph.weights: '{weights}' given; allowed: metropolis, uniform."
-                + did_you_mean(weights, ["metropolis", "uniform"])
+                f"graph.weights: {self.weights} needs an undirected graph, and {self.name} is directed; allowed: "
+                f"{', '.join(DIRECTED)}"
             )
-        if topology.period is not None and topology.period < 1:
-            raise UserError(f"graph.topology: period {topology.period} given; allowed: 1 or more, or None")
-        self.topology, self.nodes, self.weights, self.seed = topology, nodes, weights, seed
+        self.period = topology.period_on(nodes)
+        if self.period is not None and self.period < 1:
+            raise UserError(f"graph.topology: period {self.period} given; allowed: 1 or more, or None")
         self._cache: dict[int, Mixing] = {}
         self.mixing(0)  # refuses weights that do not suit; the diameter below asks for the other steps of a period
-        if topology.period is not None and self.diameter is None:
-            steps = "" if topology.period == 1 else f", even over all {topology.period} steps of its period"
+        if self.period is not None and self.diameter is None:
+            steps = "" if self.period == 1 else f", even over all {self.period} steps of its period"
             raise UserError(f"graph.topology: {self.name} on {nodes} nodes is not connected{steps}")
 
     @property
     def name(self) -> str:
         return type(self.topology).__name__
 
+    @property
+    def kind(self) -> Kind:
+        """What sums to 1 in W."""
+        return WEIGHTS[self.weights][1]
+
     def mixing(self, step: int) -> Mixing:
         """Weights and edges at ``step``; a static graph returns the same object each time."""
-        period = self.topology.period
-        key = step % period if period else step
+        key = step % self.period if self.period else step
         found = self._cache.pop(key, None) or self._build(key)
         self._cache[key] = found  # last used comes last, so the first is the one to forget
-        if len(self._cache) > (period or REMEMBERED):
+        if len(self._cache) > (self.period or REMEMBERED):
             del self._cache[next(iter(self._cache))]
         return found
 
@@ -236,23 +173,32 @@ class Graph:
             raise UserError(f"graph.topology: {self.name} must return {kind} graphs without self-loops or double edges")
         if set(graph) != set(range(self.nodes)):
             raise UserError(f"graph.topology: {self.name} must label its nodes 0 to {self.nodes - 1}, graph.nodes - 1")
-        A = nx.to_numpy_array(graph, nodelist=range(self.nodes), weight=None)  # A[sender, receiver]
-        edges = np.argwhere(A)
-        W = uniform(A.T) if self.topology.directed or self.weights == "uniform" else metropolis(A)
-        return Mixing(W, edges.astype(np.int64))
+        weight = "weight" if self.weights == "edges" else None
+        A = nx.to_numpy_array(graph, nodelist=range(self.nodes), weight=weight)  # A[sender, receiver]
+        make, kind = WEIGHTS[self.weights]
+        W = make(A.T)
+        if W.min() < -EXACT:
+            raise UserError(f"graph.topology: the edge weights of {self.name} at a node sum to more than 1, or are negative")
+        return Mixing(W, np.argwhere(A).astype(np.int64), kind)
 
-    def _eigenvalues(self, step: int) -> np.ndarray:
-        W = self.mixing(step).W
-        return np.linalg.eigvals(W) if self.topology.directed else np.linalg.eigvalsh(W)
+    def _eigenvalues(self, W: np.ndarray) -> np.ndarray:
+        return np.linalg.eigvalsh(W) if np.array_equal(W, W.T) else np.linalg.eigvals(W)
 
-    def spectral_gap(self, step: int = 0) -> float:
-        """1 minus the second largest absolute eigenvalue of W at ``step``; 1 for a single node, 0 if disconnected."""
-        moduli = np.sort(np.abs(self._eigenvalues(step)))
-        return float(1 - moduli[-2]) if self.nodes > 1 else 1.0
+    def spectral_gap(self) -> float:
+        """1 minus the second largest absolute eigenvalue of W, 0 if disconnected; 1 for a single node and for graphs that reach
+        the exact mean. Of several steps, a period or the first 16 where nothing repeats, it is taken of their product, a step's
+        share of it (geometric mean)."""
+        steps = self.period or WATCHED
+        product = np.eye(self.nodes)
+        for step in range(steps):
+            product = self.mixing(step).W @ product
+        second = np.sort(np.abs(self._eigenvalues(product)))[:-1]
+        return float(1 - second[-1] ** (1 / steps)) if len(second) and second[-1] > EXACT else 1.0
 
-    def smallest_eigenvalue(self, step: int = 0) -> float:
-        """Smallest eigenvalue of W at ``step`` (its real part on directed graphs); bias-correcting rules bound it."""
-        return float(self._eigenvalues(step).real.min())
+    def smallest_eigenvalue(self) -> float:
+        """Smallest eigenvalue of W over a period, or over the first 16 steps where nothing repeats (real parts on directed
+        graphs); bias-correcting rules bound it."""
+        return min(float(self._eigenvalues(self.mixing(step).W).real.min()) for step in range(self.period or WATCHED))
 
     @property
     def diameter(self) -> int | None:
@@ -267,7 +213,7 @@ class Graph:
     def _union(self) -> nx.Graph:
         union = nx.DiGraph() if self.topology.directed else nx.Graph()
         union.add_nodes_from(range(self.nodes))
-        for step in range(self.topology.period or 1):
+        for step in range(self.period or 1):
             union.add_edges_from(self.mixing(step).edges.tolist())
         return union
 

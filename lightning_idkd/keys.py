@@ -59,8 +59,10 @@ def shown(value: object) -> str:
 def arguments(cls: type) -> list[str]:
     """A line for every argument of a class."""
     said, lines = documented(cls), []
+    made = {f.name: f.default_factory() for f in fields(cls) if f.default_factory is not MISSING} if is_dataclass(cls) else {}
     for name, parameter in parameters(cls).items():
-        default = "required" if parameter.default is inspect.Parameter.empty else f"default {shown(parameter.default)}"
+        value = made.get(name, parameter.default)
+        default = "required" if value is inspect.Parameter.empty else f"default {shown(value)}"
         lines.append(f"  - `{name}` ({default}): {said.get(name, '')}")
     return lines
 
@@ -79,10 +81,10 @@ def text() -> str:
             lines.append(f"- `{group}.{f.name.rstrip('_')}` ({default}): {said.get(f.name, '')}")
         lines.append("")
     lines += ["## Classes", ""]
-    for key in BASES:
+    for key, base in BASES.items():
+        same = [k for k, b in BASES.items() if b is base]
         ours = ("callbacks",) if key == "callbacks" else ("callbacks", "lightning_idkd")  # the core's callbacks are always there
         there = {name: c for name, c in classes(key).items() if c.__module__.split(".")[0] in ours}
-        same = [k for k, base in BASES.items() if base is BASES[key]]
         if key != same[0] or not there:
             continue
         lines += [f"### {', '.join(same)}", ""]

@@ -15,7 +15,7 @@ CONFIG = """\
 seed: 0                                       # of all randomness
 graph:
   nodes: 16
-  topology: {{class_path: Ring}}                # who talks to whom: Ring, Chain, Torus, Complete, Social15, Social32
+  topology: {{class_path: Ring}}                # who talks to whom: Ring, Complete, Star, Exponential, BaseGraph, ...
 data:
   private: {{class_path: Digits}}               # yours: {{class_path: ImageFolder, init_args: {{path: my/images}}}}
   public: {{class_path: Glyphs, init_args: {{samples: 600}}}}   # what nodes label for each other; needs no labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from lightning_idkd.callback import Gossip
 from lightning_idkd.errors import require
@@ -17,6 +18,8 @@ class DSGD(Gossip):
         nesterov: Step along D + momentum * M instead of M.
         weight_decay: L2 coefficient added to the gradient.
     """
+
+    takes: ClassVar = ("doubly", "row")  # rows alone bias the mean, as epidemic learning accepts
 
     def __init__(self, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
         require(0 <= momentum < 1, "gossip.momentum", momentum, "0 to below 1")

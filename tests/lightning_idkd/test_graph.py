@@ -7,6 +7,7 @@ import pytest
 
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Complete, Graph, Ring, Social15, Social32, Topology, Torus
+from lightning_idkd.topologies import OnePeerExponential
 
 BUILT_IN = [
     (Ring(), 1),
@@ -18,16 +19,6 @@ BUILT_IN = [
     (Social15(), 15),
     (Social32(), 32),
 ]
-
-
-class OnePeerExponential(Topology):
-    """Node i sends to i + 2^t at step t (Ying et al., NeurIPS 2021): W of log2(n) steps multiplies to the mean."""
-
-    directed = True
-    period = 3
-
-    def graph(self, nodes, step, seed):
-        return nx.DiGraph([(i, (i + 2**step) % nodes) for i in range(nodes)])
 
 
 class Pairs(Topology):
@@ -79,6 +70,51 @@ def test_ring_has_the_spectrum_of_a_circulant_matrix(weights):
     assert graph.spectral_gap() == pytest.approx(2 / 3 * (1 - np.cos(2 * np.pi / n)))
     assert graph.smallest_eigenvalue() == pytest.approx(-1 / 3)
     assert graph.diameter == n // 2
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected", "kind"),
+    [
+        ("max_degree", [[3, 1, 0, 0], [1, 1, 1, 1], [0, 1, 3, 0], [0, 1, 0, 3]], "doubly"),  # over 4
+        ("lazy", [[7, 1, 0, 0], [1, 5, 1, 1], [0, 1, 7, 0], [0, 1, 0, 7]], "doubly"),  # over 8
+        ("push_sum", [[1 / 2, 1 / 4, 0, 0], [1 / 2, 1 / 4, 1 / 2, 1 / 2], [0, 1 / 4, 1 / 2, 0], [0, 1 / 4, 0, 1 / 2]], "column"),
+        ("average", [[1 / 2, 1 / 2, 0, 0], [1 / 4] * 4, [0, 1 / 2, 1 / 2, 0], [0, 1 / 2, 0, 1 / 2]], "row"),
+    ],
+)
+def test_weights_of_a_star_of_four(weights, expected, kind):
+    graph = Graph(Fixed(nx.Graph([(1, 0), (1, 2), (1, 3)])), 4, weights)
+    expected = np.array(expected) / {"max_degree": 4, "lazy": 8}.get(weights, 1)
+    np.testing.assert_allclose(graph.mixing(0).W, expected, atol=1e-15)
+    assert graph.kind == graph.mixing(0).kind == kind
+    assert np.allclose(expected.sum(0), 1) == (kind != "row")
+    assert np.allclose(expected.sum(1), 1) == (kind != "column")
+
+
+def test_push_sum_weights_divide_what_a_node_sends():
+    graph = Graph(Fixed(nx.DiGraph([(0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]), directed=True), 3, "push_sum")
+    np.testing.assert_allclose(graph.mixing(0).W, [[1 / 3, 1 / 2, 1 / 3], [1 / 3, 1 / 2, 1 / 3], [1 / 3, 0, 1 / 3]])
+
+
+class Weighted(Topology):
+    """A triangle with a weight on its edges."""
+
+    own_weights = "edges"
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def graph(self, nodes, step, seed):
+        graph = nx.complete_graph(nodes)
+        nx.set_edge_attributes(graph, self.weight, "weight")
+        return graph
+
+
+def test_a_topology_may_bring_its_own_weights():
+    np.testing.assert_allclose(Graph(Weighted(0.4), 3).mixing(0).W, [[0.2, 0.4, 0.4], [0.4, 0.2, 0.4], [0.4, 0.4, 0.2]])
+    np.testing.assert_allclose(Graph(Weighted(0.4), 3, "uniform").mixing(0).W, 1 / 3)
+    for wrong in (0.6, -0.1):
+        with pytest.raises(UserError, match="edge weights of Weighted at a node sum to more than 1, or are negative"):
+            Graph(Weighted(wrong), 3)
 
 
 def test_torus_has_the_spectrum_of_a_product_of_rings():
@@ -149,7 +185,7 @@ def test_directed_edges_carry_weights_to_the_receiver():
     product = graph.mixing(2).W @ graph.mixing(1).W @ mixing.W
     np.testing.assert_allclose(product, 1 / 8)
     assert graph.diameter == 3
-    assert graph.spectral_gap() == pytest.approx(1 - np.cos(np.pi / 8))  # |1 + exp(2 pi i / 8)| / 2
+    assert graph.spectral_gap() == 1
 
 
 def test_a_graph_that_never_repeats_depends_on_seed_and_step_alone_and_remembers_little():
@@ -161,7 +197,9 @@ def test_a_graph_that_never_repeats_depends_on_seed_and_step_alone_and_remembers
     assert graph.mixing(0) is not first
     np.testing.assert_array_equal(graph.mixing(0).W, first.W)
     assert not np.array_equal(Graph(Pairs(), 10, seed=4).mixing(0).W, first.W)
-    assert graph.spectral_gap(0) == pytest.approx(0)
+    product = np.linalg.multi_dot([graph.mixing(step).W for step in range(15, -1, -1)])
+    second = np.sort(np.abs(np.linalg.eigvals(product)))[-2]
+    assert graph.spectral_gap() == pytest.approx(1 - second ** (1 / 16))
     assert graph.diameter is None
 
 
@@ -226,11 +264,12 @@ def test_periodic_graphs_may_be_disconnected_at_a_step_but_not_over_a_period():
         (
             lambda: Graph(Chain(), 5, "uniform"),
             "graph.weights: uniform weights 1/(d+1) are symmetric on regular graphs only, "
-            "and this graph has degrees 1, 2; use metropolis (undirected graphs)",
+            "and this graph has degrees 1, 2; use metropolis (undirected graphs), push_sum or average",
         ),
         (
             lambda: Graph(Ring(), 4, "metropols"),
-            "graph.weights: 'metropols' given; allowed: metropolis, uniform. Did you mean 'metropolis'?",
+            "graph.weights: 'metropols' given; allowed: metropolis, uniform, max_degree, lazy, push_sum, average. "
+            "Did you mean 'metropolis'?",
         ),
         (lambda: Graph(Ring(), 0), "graph.nodes: 0 given; allowed: 1 or more"),
         (lambda: Graph(Fixed(), 2), "graph.topology: period 0 given; allowed: 1 or more, or None"),

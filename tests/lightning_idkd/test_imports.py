@@ -60,7 +60,8 @@ def test_only_the_command_line_names_callbacks():
 
 
 def test_graph_needs_no_torch():
-    assert not reaches("lightning_idkd/graph.py", *HEAVY[:4])
+    for path in ["lightning_idkd/graph.py", *sorted((ROOT / "lightning_idkd" / "topologies").glob("*.py"))]:
+        assert not reaches(path, *HEAVY[:4]), path
 
 
 def test_network_knows_nothing_of_training():

@@ -27,6 +27,7 @@ from lightning_idkd.cli import main
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Complete, Graph, Ring, Topology
 from lightning_idkd.network import Network
+from lightning_idkd.topologies import EpidemicLocal
 
 
 class Flipping(Topology):
@@ -206,6 +207,20 @@ def test_equal_rows_stay_where_nothing_moves_them(rule, monkeypatch):
 def test_relaysgd_refuses_what_is_no_static_tree(topology):
     with pytest.raises(UserError, match=rf"Chain.*{type(topology).__name__}"):
         RelaySGD().check(Graph(topology, N))
+
+
+def test_rules_take_weights_of_their_kinds_only():
+    for weights, rules in {"push_sum": (DSGD(), QGDSGDm()), "average": (QGDSGDm(),)}.items():
+        for rule in rules:
+            with pytest.raises(UserError, match=rf"{type(rule).__name__} .*Chain with graph.weights {weights}"):
+                rule.check(Graph(Chain(), N, weights))
+    DSGD().check(Graph(Chain(), N, "average"))
+    with pytest.raises(UserError) as error:
+        QGDSGDm().check(Graph(EpidemicLocal(), N))
+    assert str(error.value) == (
+        "gossip: QGDSGDm needs weights whose rows and columns sum to 1; those of graph.topology EpidemicLocal with graph.weights "
+        "average do so in rows only"
+    )
 
 
 def test_the_command_line_refuses_relaysgd_on_a_ring(configs, capsys):

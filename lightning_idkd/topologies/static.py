@@ -1,0 +1,248 @@
+"""Graphs that are the same at every step."""
+
+import math
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+
+from lightning_idkd.errors import UserError
+from lightning_idkd.topologies.base import OnCircle, Topology, circle, dimensions, exactly, numbered
+
+
+@dataclass
+class Ring(OnCircle):
+    """Every node has two neighbours; 2 nodes share one edge, 1 node has none."""
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        return nx.cycle_graph(nodes) if nodes > 1 else nx.empty_graph(nodes)
+
+
+@dataclass
+class Chain(OnCircle):
+    """A ring with one edge missing: node i is joined to i - 1 and i + 1."""
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        return nx.path_graph(nodes)
+
+
+@dataclass
+class Complete(OnCircle):
+    """Every node is joined to every other."""
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        return nx.complete_graph(nodes)
+
+
+@dataclass
+class Star(Topology):
+    """Node 0 is joined to every other, as a server would be."""
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        return nx.star_graph(nodes - 1)
+
+    def positions(self, nodes: int) -> np.ndarray:
+        return np.concatenate([np.zeros((1, 2)), circle(nodes - 1)]) if nodes > 1 else circle(nodes)
+
+
+def product(topology, nodes: int, name: str, least: int) -> None:
+    """Refuse a number of nodes that is not rows * cols."""
+    rows, cols = topology.rows, topology.cols
+    if rows * cols != nodes:
+        pairs = [f"{r} x {nodes // r}" for r in range(least, math.isqrt(max(nodes, 0)) + 1) if nodes % r == 0]
+        raise UserError(
+            f"graph.topology: a {name} of {rows} x {cols} has {rows * cols} nodes, but graph.nodes is {nodes}; allowed: "
+            + (", ".join(pairs) if pairs else f"none, {nodes} has no two factors of at least {least}")
+        )
+
+
+@dataclass
+class Torus(Topology):
+    """A grid whose opposite sides are joined: four neighbours each. Node r * cols + c lies in row r, column c.
+
+    Args:
+        rows: number of rows, at least 3.
+        cols: number of columns, at least 3; rows * cols must equal graph.nodes.
+    """
+
+    rows: int
+    cols: int
+
+    def __post_init__(self):
+        if min(self.rows, self.cols) < 3:
+            raise UserError(
+                f"graph.topology: the sides of a torus must be at least 3, given rows {self.rows} and cols {self.cols} "
+                "(with a side of 1 it is a Ring, with a side of 2 edges coincide)"
+            )
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        product(self, nodes, "torus", 3)
+        return numbered(nx.grid_2d_graph(self.rows, self.cols, periodic=True))
+
+    def positions(self, nodes: int) -> np.ndarray:
+        row, col = np.divmod(np.arange(nodes), self.cols)
+        bow = 0.35  # rows and columns are bent, so that the edge joining their ends passes beside the nodes between
+        x = col + bow * np.sin(np.pi * row / (self.rows - 1))
+        y = row + bow * np.sin(np.pi * col / (self.cols - 1))
+        return np.stack([x, -y], axis=1)
+
+
+@dataclass
+class Grid(Topology):
+    """A grid: two neighbours at the corners, three at the sides, four inside. Node r * cols + c lies in row r, column c.
+
+    Args:
+        rows: number of rows, at least 2.
+        cols: number of columns, at least 2; rows * cols must equal graph.nodes.
+    """
+
+    rows: int
+    cols: int
+
+    def __post_init__(self):
+        if min(self.rows, self.cols) < 2:
+            raise UserError(
+                f"graph.topology: the sides of a grid must be at least 2, given rows {self.rows} and cols {self.cols} "
+                "(with a side of 1 it is a Chain)"
+            )
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        product(self, nodes, "grid", 2)
+        return numbered(nx.grid_2d_graph(self.rows, self.cols))
+
+    def positions(self, nodes: int) -> np.ndarray:
+        row, col = np.divmod(np.arange(nodes), self.cols)
+        return np.stack([col, -row], axis=1)
+
+
+@dataclass
+class Hypercube(Topology):
+    """Nodes whose numbers differ in one binary digit are joined; graph.nodes is a power of two."""
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        d = dimensions(nodes, "Hypercube")
+        return numbered(nx.hypercube_graph(d)) if d else nx.empty_graph(1)
+
+    def positions(self, nodes: int) -> np.ndarray:
+        d = nodes.bit_length() - 1
+        digits = np.arange(nodes)[:, None] >> np.arange(d) & 1
+        angle = np.pi * np.arange(d) / d  # a projection; unequal lengths keep nodes from coinciding
+        return digits @ (0.85 ** np.arange(d) * np.stack([np.cos(angle), np.sin(angle)])).T
+
+
+def hops(nodes: int) -> list[int]:
+    """1, 2, 4, ... below the number of nodes."""
+    return [2**k for k in range((nodes - 1).bit_length())]
+
+
+@dataclass
+class Exponential(OnCircle):
+    """Directed: node i sends to i + 1, i + 2, i + 4, ... modulo n (Ying et al., NeurIPS 2021)."""
+
+    directed = True
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.DiGraph:
+        graph = nx.empty_graph(nodes, nx.DiGraph)
+        graph.add_edges_from((i, (i + hop) % nodes) for i in range(nodes) for hop in hops(nodes))
+        return graph
+
+
+@dataclass
+class Margulis(OnCircle):
+    """The Margulis-Gabber-Galil expander on m x m nodes: degree at most 8, spectral gap bounded for every m.
+
+    Its double edges are taken once and its self-loops left out, so degrees differ. Node x * m + y is the pair (x, y);
+    graph.nodes is a square. Source: Gabber and Galil, JCSS 1981, in networkx's form.
+    """
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        m = math.isqrt(nodes)
+        if m * m != nodes:
+            raise UserError(
+                f"graph.topology: Margulis has a square number of nodes, but graph.nodes is {nodes}; nearest: {m * m}, "
+                f"{(m + 1) ** 2}"
+            )
+        graph = numbered(nx.Graph(nx.margulis_gabber_galil_graph(m)))
+        graph.remove_edges_from(list(nx.selfloop_edges(graph)))
+        return graph
+
+
+def levels(nodes: int) -> np.ndarray:
+    """Positions [nodes, 2] of a binary tree, its root at the top."""
+    depth = np.array([(i + 1).bit_length() - 1 for i in range(nodes)])
+    place = np.arange(nodes) + 1 - 2**depth
+    return np.stack([(place + 0.5) / 2**depth, -depth / max(1, depth[-1])], axis=1)
+
+
+@dataclass
+class BinaryTree(Topology):
+    """A binary tree with node 0 as root: node i is joined to 2i + 1 and 2i + 2. RelaySGD takes it."""
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        return nx.full_rary_tree(2, nodes)
+
+    def positions(self, nodes: int) -> np.ndarray:
+        return levels(nodes)
+
+
+@dataclass
+class DoubleBinaryTrees(OnCircle):
+    """A binary tree and its mirror image (node i as n - 1 - i) together: what is a leaf in one is an inner node in the other.
+
+    It is no tree itself, so RelaySGD does not take it; `BinaryTree` is for that. Source: Sanders, Speck and Träff, Parallel
+    Computing 2009; as used by Vogels et al., NeurIPS 2021.
+    """
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        tree = nx.full_rary_tree(2, nodes)
+        return nx.compose(tree, nx.relabel_nodes(tree, {i: nodes - 1 - i for i in tree}))
+
+
+@dataclass
+class Social15(Topology):
+    """Marriages of 15 Florentine families (Breiger and Pattison, 1986); nodes in alphabetical order of the families."""
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        exactly(nodes, 15, "Social15")
+        return numbered(nx.florentine_families_graph())
+
+
+@dataclass
+class Social32(Topology):
+    """Who came to which event (Davis, 1941): nodes 0-17 are the women, in networkx's order, 18-31 the events 1-14."""
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        exactly(nodes, 32, "Social32")
+        davis = nx.davis_southern_women_graph()
+        names = davis.graph["top"] + davis.graph["bottom"]
+        return nx.relabel_nodes(davis, {name: i for i, name in enumerate(names)})
+
+
+@dataclass
+class Karate34(Topology):
+    """Who met whom outside a karate club of 34 members (Zachary, 1977), unweighted; 0 is the teacher, 33 the president."""
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        exactly(nodes, 34, "Karate34")
+        return nx.karate_club_graph()
+
+
+@dataclass
+class Petersen10(Topology):
+    """The Petersen graph: 10 nodes of degree 3, every two at most two edges apart."""
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        exactly(nodes, 10, "Petersen10")
+        return nx.petersen_graph()
+
+    def positions(self, nodes: int) -> np.ndarray:
+        return np.concatenate([circle(5), 0.5 * circle(5)])
+
+
+@dataclass
+class Dyck32(OnCircle):
+    """The Dyck graph: 32 nodes of degree 3, bipartite, diameter 5."""
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        exactly(nodes, 32, "Dyck32")
+        return nx.LCF_graph(32, [5, -5, 13, -13], 8)

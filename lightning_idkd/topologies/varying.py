@@ -1,0 +1,287 @@
+"""Graphs that change from step to step: few edges at a time, many over time."""
+
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from itertools import combinations, zip_longest
+
+import networkx as nx
+import numpy as np
+
+from lightning_idkd.errors import UserError, require
+from lightning_idkd.topologies.base import OnCircle, Topology, dimensions, generator
+from lightning_idkd.topologies.drawn import regular
+from lightning_idkd.topologies.static import Ring, hops
+
+Step = list[tuple[int, int, float]]
+"""Edges with their weight in W."""
+
+CUTS = 100  # most rounds of cutting planes; regular graphs need one, the karate club some 60
+
+
+@dataclass
+class OnePeerExponential(OnCircle):
+    """Directed: at step t every node i sends to i + 2^t alone, modulo n, with t modulo ceil(log2 n). Where n is a power of two
+    one period makes the exact mean (Ying et al., NeurIPS 2021, Lemma 1)."""
+
+    directed = True
+    period = None
+
+    def period_on(self, nodes: int) -> int:
+        return max(1, len(hops(nodes)))
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.DiGraph:
+        graph = nx.empty_graph(nodes, nx.DiGraph)
+        graph.add_edges_from((i, (i + hop) % nodes) for i in range(nodes) for hop in hops(nodes)[step : step + 1])
+        return graph
+
+
+@dataclass
+class HypercubeOnePeer(OnCircle):
+    """At step t every node is paired with the one whose number differs in binary digit t alone: one neighbour at a time, the
+    exact mean after log2 n steps. graph.nodes is a power of two."""
+
+    period = None
+
+    def period_on(self, nodes: int) -> int:
+        return max(1, dimensions(nodes, "HypercubeOnePeer"))
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        graph = nx.empty_graph(nodes)
+        graph.add_edges_from((i, i ^ 2**step) for i in range(nodes) if nodes > 1)
+        return graph
+
+
+@cache
+def factors(n: int, most: int) -> tuple[int, ...] | None:
+    """The fewest factors of ``n``, each at most ``most``; None where a prime factor is larger."""
+    if n == 1:
+        return ()
+    rest = {f: factors(n // f, most) for f in range(min(n, most), 1, -1) if n % f == 0}
+    return min(((f, *r) for f, r in rest.items() if r is not None), key=len, default=None)
+
+
+def beside(*sequences: list[Step]) -> list[Step]:
+    """Sequences on different nodes at the same time; those that are over first rest."""
+    return [[edge for step in steps for edge in step] for steps in zip_longest(*sequences, fillvalue=[])]
+
+
+def hyper_hypercube(V: list[int], base: int) -> list[Step]:
+    """Alg. 1: at each step complete graphs on the nodes that differ in one digit of their mixed-radix number."""
+    sequence, stride = [], 1
+    for f in factors(len(V), base):
+        groups = [[V[i + stride * digit] for digit in range(f)] for i in range(len(V)) if i // stride % f == 0]
+        sequence.append([(i, j, 1 / f) for group in groups for i, j in combinations(group, 2)])
+        stride *= f
+    return sequence
+
+
+def simple_base(V: list[int], base: int) -> list[Step]:
+    """Alg. 2: the nodes in parts of a * base^p each, one for every digit a of their number."""
+    if factors(len(V), base) is not None:
+        return hyper_hypercube(V, base)
+    parts, rest, size = [], V, 1
+    while size * base <= len(V):
+        size *= base
+    while rest:
+        cut = len(rest) // size * size
+        parts += [(rest[:cut], size)] if cut else []
+        rest, size = rest[cut:], size // base
+    return beside(*(hyper_hypercube(part, base) for part, _ in parts)) + spread(parts, base)
+
+
+def spread(parts: list[tuple[list[int], int]], base: int) -> list[Step]:
+    """Go on where all nodes of a part agree: each later node trades with one node of every block of the first part, so that
+    the mean of each block, and of the later parts together, becomes the mean of all."""
+    (first, size), *others = parts
+    if not others:
+        return []
+    later = [node for part, _ in others for node in part]
+    blocks = [first[at : at + size] for at in range(0, len(first), size)]
+    weight = size / (len(first) + len(later))
+    trade = [(u, block[at], weight) for block in blocks for at, u in enumerate(later)]
+    return [trade, *beside(*(hyper_hypercube(block, base) for block in blocks), spread(others, base))]
+
+
+@lru_cache(maxsize=32)
+def base_graph(nodes: int, base: int, simple: bool) -> list[Step]:
+    """Alg. 3: blocks of q nodes on their own, then across the p blocks, n = p q with q free of factors up to ``base``; Alg. 2 of
+    all nodes where that is no longer, or ``simple``."""
+    V, q = list(range(nodes)), nodes
+    for f in range(2, base + 1):
+        while q % f == 0:
+            q //= f
+    within = beside(*(simple_base(V[at : at + q], base) for at in range(0, nodes, q)))
+    across = beside(*(hyper_hypercube(V[at::q], base) for at in range(q)))
+    return min([simple_base(V, base)] + [within + across] * (not simple), key=len)
+
+
+@dataclass
+class BaseGraph(OnCircle):
+    """The Base-(k+1) graph: at most k neighbours a step, and the exact mean of any number of nodes after at most
+    2 log_(k+1) n + 2 steps. It has weights of its own (Takezawa et al., NeurIPS 2023, arXiv 2305.11420, Alg. 3).
+
+    Args:
+        k: most neighbours at a step, 1 to graph.nodes - 1.
+        simple: the Simple Base-(k+1) graph (Alg. 2), which may be longer.
+    """
+
+    k: int = 1
+    simple: bool = False
+
+    period = None
+    own_weights = "edges"
+
+    def sequence(self, nodes: int) -> list[Step]:
+        """Edges and weights of every step of a period."""
+        require(1 <= self.k <= max(1, nodes - 1), "graph.topology.k", self.k, f"1 to {max(1, nodes - 1)}, graph.nodes - 1")
+        return base_graph(nodes, self.k + 1, self.simple)
+
+    def period_on(self, nodes: int) -> int:
+        return max(1, len(self.sequence(nodes)))
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        graph = nx.empty_graph(nodes)
+        graph.add_weighted_edges_from(edge for edges in self.sequence(nodes)[step : step + 1] for edge in edges)
+        return graph
+
+
+def laplacian(nodes: int, edges: list[tuple[int, int]]) -> np.ndarray:
+    L = np.zeros((nodes, nodes))
+    for i, j in edges:
+        L[[i, j], [i, j]] += 1
+        L[[i, j], [j, i]] -= 1
+    return L
+
+
+def matchings(edges: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """The edges in as many matchings as colours that a greedy colouring (DSATUR) needs, so that no two of a colour meet."""
+    meeting = nx.Graph()
+    meeting.add_nodes_from(edges)
+    meeting.add_edges_from((a, b) for a, b in combinations(edges, 2) if set(a) & set(b))
+    colour = nx.greedy_color(meeting, "DSATUR")
+    return [[e for e in edges if colour[e] == c] for c in range(max(colour.values(), default=-1) + 1)]
+
+
+def probabilities(laplacians: np.ndarray, budget: float) -> np.ndarray:
+    """Those p with mean ``budget`` that make the expected graph best connected: max lambda_2(sum_j p_j L_j) (MATCHA, step 2),
+    to 1 % by cutting planes, since lambda_2 is the least v' L v of the unit vectors v with mean 0."""
+    from scipy.optimize import linprog
+
+    count = len(laplacians)
+    p = best = np.full(count, budget)
+    most, cuts = 0.0, []
+    total = {"A_eq": [[1] * count + [0]], "b_eq": [budget * count], "bounds": [(0, 1)] * count + [(0, None)]}
+    for _ in range(CUTS):
+        values, vectors = np.linalg.eigh(np.tensordot(p, laplacians, 1))
+        if values[1] > most:
+            best, most = p, values[1]
+        v = vectors[:, 1:9]
+        cuts.append(np.column_stack([-np.einsum("ik,mij,jk->km", v, laplacians, v, optimize=True), np.ones(v.shape[1])]))
+        A = np.concatenate(cuts)
+        x = linprog([0] * count + [-1], A, np.zeros(len(A)), **total).x
+        p, bound = x[:-1], x[-1]
+        if bound - most < 0.01 * bound:
+            break
+    return best
+
+
+def step_size(laplacians: np.ndarray, p: np.ndarray) -> float:
+    """The alpha that makes the spectral norm of E[W'W] - 11'/n least, W = I - alpha L(t) (MATCHA, step 3), among those that
+    leave no weight negative."""
+    from scipy.optimize import minimize_scalar
+
+    n = laplacians.shape[1]
+    mean, spread = np.tensordot(p, laplacians, 1), np.tensordot(p * (1 - p), laplacians, 1)
+
+    def norm(alpha: float) -> float:
+        return np.linalg.eigvalsh(np.eye(n) - 1 / n - 2 * alpha * mean + alpha**2 * (mean @ mean + 2 * spread))[-1]
+
+    return float(minimize_scalar(norm, bounds=(0, 1 / laplacians.sum(0).max()), method="bounded").x)
+
+
+@dataclass
+class RandomMatchings(Topology):
+    """The edges of a static graph in matchings, of which at each step some are active, each by its own probability and more
+    often the more it does to connect the graph; weights I - alpha L (MATCHA, Wang et al., ICC 2019, arXiv 1905.09435).
+
+    The probabilities and alpha are those of the paper's two convex problems; alpha at most 1 / maximal degree.
+
+    Args:
+        base: the graph, static and undirected.
+        budget: mean share of the matchings that are active, above 0 to 1 (all, always).
+    """
+
+    base: Topology = field(default_factory=Ring)
+    budget: float = 0.5
+
+    period = None
+    own_weights = "edges"
+
+    def __post_init__(self):
+        require(0 < self.budget <= 1, "graph.topology.budget", self.budget, "a share, above 0 to 1")
+        if self.base.directed or self.base.period != 1:
+            raise UserError(f"graph.topology.base: {type(self.base).__name__} is not static and undirected, as Ring or Torus are")
+        self._plans: dict[tuple[int, int], tuple] = {}
+
+    def plan(self, nodes: int, seed: int) -> tuple[list[list[tuple[int, int]]], np.ndarray, float]:
+        """Matchings, their probabilities, and alpha."""
+        if (nodes, seed) not in self._plans:
+            base = self.base.graph(nodes, 0, seed)
+            if not nx.is_connected(base):
+                raise UserError(f"graph.topology.base: {type(self.base).__name__} on {nodes} nodes is not connected")
+            parts = matchings(sorted(tuple(sorted(edge)) for edge in base.edges))
+            laplacians = np.array([laplacian(nodes, part) for part in parts])
+            p = probabilities(laplacians, self.budget) if parts else np.zeros(0)
+            self._plans[nodes, seed] = parts, p, step_size(laplacians, p) if parts else 0.0
+        return self._plans[nodes, seed]
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        parts, p, alpha = self.plan(nodes, seed)
+        graph = nx.empty_graph(nodes)
+        for part, active in zip(parts, generator(seed, step).random(len(parts)) < p, strict=True):
+            graph.add_edges_from(part if active else [], weight=alpha)
+        return graph
+
+    def positions(self, nodes: int) -> np.ndarray | None:
+        return self.base.positions(nodes)
+
+
+@dataclass
+class EpidemicLocal(OnCircle):
+    """Directed: at every step each node sends to s others drawn at random, and averages what came with its own. Rows of W sum
+    to 1, its columns only on average (Epidemic Learning, de Vos et al., NeurIPS 2023, EL-Local).
+
+    Args:
+        s: receivers of every node, 1 to graph.nodes - 1.
+    """
+
+    s: int = 2
+
+    directed = True
+    period = None
+    own_weights = "average"
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.DiGraph:
+        require(1 <= self.s < nodes, "graph.topology.s", self.s, f"1 to {nodes - 1}, graph.nodes - 1")
+        rng, graph = generator(seed, step), nx.empty_graph(nodes, nx.DiGraph)
+        for i in range(nodes):
+            graph.add_edges_from((i, j + (j >= i)) for j in rng.choice(nodes - 1, self.s, replace=False).tolist())
+        return graph
+
+
+@dataclass
+class EpidemicOracle(OnCircle):
+    """A random graph in which every node has s neighbours, drawn anew at every step (Epidemic Learning, de Vos et al., NeurIPS
+    2023, EL-Oracle).
+
+    Args:
+        s: neighbours of every node, 1 to graph.nodes - 1; even where graph.nodes is odd.
+    """
+
+    s: int = 2
+
+    period = None
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        regular(self.s, nodes, "graph.topology.s")
+        return nx.random_regular_graph(self.s, nodes, int(generator(seed, step).integers(2**31)))
