@@ -142,9 +142,10 @@ def fit(arguments: list[str]) -> int:
 def bench(arguments: list[str]) -> int:
     config = configure(arguments, "bench")
     from lightning_idkd.bench import bench
+    from lightning_idkd.preview import image_shape
 
-    digits = type(config.data.private).__name__ == "Digits"
-    found = bench(config, config.data.image_size or (8 if digits else 32), 1 if digits else 3)
+    channels, side = image_shape(config)
+    found = bench(config, side, channels)
     for name, rate in found.items():
         print(f"{name:<10} {rate:>10,.0f} samples/s  {rate / found['bare loop']:.2f} of the bare loop")
     return 0
@@ -154,11 +155,9 @@ def topology(arguments: list[str]) -> int:
     """Print a graph's numbers and draw it."""
     config = configure(["--data.private", "Digits", *arguments], "topology")  # no data are needed or read
     graph = config.graph.build(config.seed)
-    mixing = graph.mixing(0)
-    print(
-        f"{graph.name}: {graph.nodes} nodes, {len(mixing.edges)} directed edges, diameter {graph.diameter}, "
-        f"spectral gap {graph.spectral_gap():.4f}, smallest eigenvalue {graph.smallest_eigenvalue():.4f}"
-    )
+    from lightning_idkd import preview, report
+
+    print("\n".join(report.part(*found) for found in preview.topology(config, graph).items()))
     out, picture = config.resolved["out"], f"{graph.name.lower()}_{graph.nodes}.png"
     if out is None and os.path.exists(picture):
         print(f"not drawn: there is a {picture} already; --out FILE draws in any case")

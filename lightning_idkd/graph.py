@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Chain", "Complete", "Graph", "Mixing", "Ring", "Social15", "Social32", "Topology", "Torus"]
 
 REMEMBERED = 64  # mixing matrices kept of a graph that never repeats
-WATCHED = 16  # steps that stand for a graph that never repeats
+WATCHED = 64  # steps that stand for a graph that never repeats
+SMALL = 100  # nodes up to which the better of networkx's layouts takes seconds at most
 EXACT = 1e-12  # eigenvalues below are 0 but for rounding
 
 Weights = Literal["metropolis", "uniform", "max_degree", "lazy", "push_sum", "average"]
@@ -186,19 +187,42 @@ class Graph:
 
     def spectral_gap(self) -> float:
         """1 minus the second largest absolute eigenvalue of W, 0 if disconnected; 1 for a single node and for graphs that reach
-        the exact mean. Of several steps, a period or the first 16 where nothing repeats, it is taken of their product, a step's
-        share of it (geometric mean)."""
-        steps = self.period or WATCHED
+        the exact mean. Of a period it is taken of the product of its steps, a step's share of it (geometric mean). Where nothing
+        repeats, it is by how much random rows come nearer to each other in a step, over the first 64 (geometric mean)."""
+        if self.nodes == 1:
+            return 1.0
+        if self.period is None:
+            return self._contraction()
         product = np.eye(self.nodes)
-        for step in range(steps):
+        for step in range(self.period):
             product = self.mixing(step).W @ product
-        second = np.sort(np.abs(self._eigenvalues(product)))[:-1]
-        return float(1 - second[-1] ** (1 / steps)) if len(second) and second[-1] > EXACT else 1.0
+        second = np.sort(np.abs(self._eigenvalues(product)))[-2]
+        return float(1 - second ** (1 / self.period)) if second > EXACT else 1.0
+
+    def _contraction(self) -> float:
+        X, norms = np.random.default_rng(0).standard_normal((self.nodes, 64)), []
+        for step in range(WATCHED):
+            X = X - X.mean(0)
+            X = self.mixing(step).W @ X / np.linalg.norm(X)
+            norms.append(np.linalg.norm(X - X.mean(0)))
+        return float(1 - np.exp(np.mean(np.log(norms))))
 
     def smallest_eigenvalue(self) -> float:
-        """Smallest eigenvalue of W over a period, or over the first 16 steps where nothing repeats (real parts on directed
+        """Smallest eigenvalue of W over a period, or over the first 64 steps where nothing repeats (real parts on directed
         graphs); bias-correcting rules bound it."""
         return min(float(self._eigenvalues(self.mixing(step).W).real.min()) for step in range(self.period or WATCHED))
+
+    def consensus_steps(self, most: int, within: float = 1e-3) -> int | None:
+        """Steps of mixing that bring random rows ``within`` that share of their first distance to their mean; None: more than
+        ``most``. Where only columns sum to 1, rows are divided by their mass, as push-sum does."""
+        X = np.random.default_rng(0).standard_normal((self.nodes, 64))
+        T, first = np.column_stack([X, np.ones(self.nodes)]), np.linalg.norm(X - X.mean(0))
+        for step in range(most + 1):
+            X = T[:, :-1] / T[:, -1:]
+            if np.linalg.norm(X - X.mean(0)) <= within * first:
+                return step
+            T = self.mixing(step).W @ T
+        return None
 
     @property
     def diameter(self) -> int | None:
@@ -235,12 +259,13 @@ class Graph:
             figure.savefig(target, dpi=150)
             return
         union, size = self._union(), min(420, 9000 / self.nodes)
-        positions = self.topology.positions(self.nodes)
-        if positions is None:
-            # without a seed networkx would draw from the global generator
-            positions = nx.spring_layout(union, pos=dict(enumerate(circle(self.nodes))), iterations=300, seed=0)
-        else:
-            positions = dict(enumerate(positions))
+        given, start = self.topology.positions(self.nodes), dict(enumerate(circle(self.nodes)))
+        if given is not None:
+            positions = dict(enumerate(given))
+        elif self.nodes <= SMALL and self.diameter is not None:
+            positions = nx.kamada_kawai_layout(nx.Graph(union), pos=start)
+        else:  # without a seed networkx would draw from the global generator
+            positions = nx.spring_layout(union, pos=start, iterations=300, seed=0)
         nx.draw_networkx_edges(union, positions, ax=target, edge_color="0.6", node_size=size)
         style = {"ax": target, "node_size": size, "edgecolors": "0.3", "linewidths": 0.8}
         dark = np.zeros(self.nodes, bool)

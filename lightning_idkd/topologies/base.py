@@ -34,7 +34,7 @@ class Topology(ABC):
         return self.period
 
     def positions(self, nodes: int) -> np.ndarray | None:
-        """Where to draw the nodes, [nodes, 2]; None leaves it to a spring layout."""
+        """Where to draw the nodes, [nodes, 2]; None leaves it to networkx."""
         return None
 
 

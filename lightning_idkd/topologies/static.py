@@ -115,6 +115,14 @@ class Grid(Topology):
         return np.stack([col, -row], axis=1)
 
 
+def cube(nodes: int) -> np.ndarray:
+    """Positions [nodes, 2] of a hypercube in a projection that lays no node on another."""
+    d = np.arange(nodes.bit_length() - 1)
+    length, turn = (1.0, 0.25) if len(d) <= 4 else (0.85, 0.8)
+    axes = length ** d[:, None] * np.stack([np.cos(np.pi * turn * d), np.sin(np.pi * turn * d)], axis=1)
+    return (np.arange(nodes)[:, None] >> d & 1) @ axes
+
+
 @dataclass
 class Hypercube(Topology):
     """Nodes whose numbers differ in one binary digit are joined; graph.nodes is a power of two."""
@@ -124,10 +132,7 @@ class Hypercube(Topology):
         return numbered(nx.hypercube_graph(d)) if d else nx.empty_graph(1)
 
     def positions(self, nodes: int) -> np.ndarray:
-        d = nodes.bit_length() - 1
-        digits = np.arange(nodes)[:, None] >> np.arange(d) & 1
-        angle = np.pi * np.arange(d) / d  # a projection; unequal lengths keep nodes from coinciding
-        return digits @ (0.85 ** np.arange(d) * np.stack([np.cos(angle), np.sin(angle)])).T
+        return cube(nodes)
 
 
 def hops(nodes: int) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 from lightning_idkd.errors import UserError, require
 from lightning_idkd.topologies.base import OnCircle, Topology, dimensions, generator
 from lightning_idkd.topologies.drawn import regular
-from lightning_idkd.topologies.static import Ring, hops
+from lightning_idkd.topologies.static import Ring, cube, hops
 
 Step = list[tuple[int, int, float]]
 """Edges with their weight in W."""
@@ -36,7 +36,7 @@ class OnePeerExponential(OnCircle):
 
 
 @dataclass
-class HypercubeOnePeer(OnCircle):
+class HypercubeOnePeer(Topology):
     """At step t every node is paired with the one whose number differs in binary digit t alone: one neighbour at a time, the
     exact mean after log2 n steps. graph.nodes is a power of two."""
 
@@ -49,6 +49,9 @@ class HypercubeOnePeer(OnCircle):
         graph = nx.empty_graph(nodes)
         graph.add_edges_from((i, i ^ 2**step) for i in range(nodes) if nodes > 1)
         return graph
+
+    def positions(self, nodes: int) -> np.ndarray:
+        return cube(nodes)
 
 
 @cache

@@ -12,7 +12,7 @@ class TestTopology:
         monkeypatch.chdir(tmp_path)
         assert main(["topology", "--graph.nodes", "5"]) == 0
         said = capsys.readouterr().out
-        assert "Ring: 5 nodes, 10 directed edges" in said
+        assert "Ring, 5 nodes, static" in said
         assert "drawn: ring_5.png" in said
         (tmp_path / "ring_5.png").write_bytes(b"mine")
         assert main(["topology", "--graph.nodes", "5"]) == 0

@@ -7,7 +7,7 @@ import pytest
 
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Complete, Graph, Ring, Social15, Social32, Topology, Torus
-from lightning_idkd.topologies import OnePeerExponential
+from lightning_idkd.topologies import BinaryTree, Hypercube, OnePeerExponential, Petersen10, Star
 
 BUILT_IN = [
     (Ring(), 1),
@@ -197,10 +197,26 @@ def test_a_graph_that_never_repeats_depends_on_seed_and_step_alone_and_remembers
     assert graph.mixing(0) is not first
     np.testing.assert_array_equal(graph.mixing(0).W, first.W)
     assert not np.array_equal(Graph(Pairs(), 10, seed=4).mixing(0).W, first.W)
-    product = np.linalg.multi_dot([graph.mixing(step).W for step in range(15, -1, -1)])
-    second = np.sort(np.abs(np.linalg.eigvals(product)))[-2]
-    assert graph.spectral_gap() == pytest.approx(1 - second ** (1 / 16))
+    assert 0 < graph.spectral_gap() < 1
     assert graph.diameter is None
+
+
+def test_random_pairs_come_nearer_by_the_known_share_a_step():
+    """A perfect matching leaves (n - 2) / (2 (n - 1)) of the squared distance in the mean."""
+    assert Graph(Pairs(), 100).spectral_gap() == pytest.approx(1 - np.sqrt(98 / 198), abs=0.05)
+
+
+def test_consensus_takes_the_steps_that_the_spectrum_says():
+    n = 16
+    eigenvalues = 1 / 3 + 2 / 3 * np.cos(2 * np.pi * np.arange(1, n) / n)
+    expected = next(t for t in range(1000) if np.sqrt((eigenvalues ** (2 * t)).mean()) <= 1e-3)
+    assert Graph(Ring(), n).consensus_steps(1000) == pytest.approx(expected, abs=3)
+    assert Graph(Ring(), n).consensus_steps(20) is None
+    assert Graph(Complete(), n).consensus_steps(5, 1e-12) == 1
+    assert Graph(OnePeerExponential(), n).consensus_steps(9, 1e-12) == 4
+    assert Graph(OnePeerExponential(), n, "push_sum").consensus_steps(9, 1e-12) == 4
+    star = Graph(Fixed(nx.star_graph(4)), 5, "push_sum")  # the columns' fixed vector is not the mean, the mass corrects it
+    assert star.consensus_steps(100) < 30
 
 
 def test_the_step_last_used_is_remembered():
@@ -320,13 +336,22 @@ def test_a_drawing_goes_onto_a_given_axes_with_node_numbers():
     assert nodes.get_array().tolist() == list(range(8))
 
 
-def test_no_node_of_a_torus_lies_on_an_edge_of_others():
-    for rows, cols in [(3, 3), (3, 8), (4, 4), (4, 8), (8, 8)]:
-        n = rows * cols
-        at = Torus(rows, cols).positions(n)
-        for a, b in Graph(Torus(rows, cols), n).mixing(0).edges:
-            along = at[b] - at[a]
-            t = np.clip((at - at[a]) @ along / (along @ along), 0, 1)
-            distance = np.linalg.norm(at - at[a] - t[:, None] * along, axis=1)
-            distance[[a, b]] = np.inf
-            assert distance.min() > 0.1
+@pytest.mark.parametrize(
+    ("topology", "nodes"), [*((Torus(r, c), r * c) for r, c in [(3, 3), (3, 8), (4, 4), (4, 8), (8, 8)]),
+                            (Hypercube(), 8), (Hypercube(), 16), (BinaryTree(), 15), (Petersen10(), 10), (Star(), 16)]
+)  # fmt: skip
+def test_no_node_lies_on_an_edge_of_others(topology, nodes):
+    at = topology.positions(nodes)
+    for a, b in Graph(topology, nodes).mixing(0).edges:
+        along = at[b] - at[a]
+        t = np.clip((at - at[a]) @ along / (along @ along), 0, 1)
+        distance = np.linalg.norm(at - at[a] - t[:, None] * along, axis=1)
+        distance[[a, b]] = np.inf
+        assert distance.min() > 0.012 * np.ptp(at, axis=0).max()
+
+
+@pytest.mark.parametrize("nodes", [32, 64])
+def test_nodes_of_a_large_hypercube_do_not_coincide(nodes):
+    at = Hypercube().positions(nodes)
+    distance = np.linalg.norm(at[:, None] - at, axis=2) + np.eye(nodes)
+    assert distance.min() > 0.015 * np.ptp(at, axis=0).max()

@@ -1,0 +1,59 @@
+"""What ``idkd topology`` and ``idkd partition`` print and draw."""
+
+import pytest
+
+from lightning_idkd.cli import main
+
+
+def lines(capsys):
+    """Printed lines as key and value."""
+    return {line[:10].strip(): line[11:] for line in capsys.readouterr().out.splitlines()}
+
+
+@pytest.fixture
+def topology(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        assert main(["topology", "--graph.topology", *arguments]) == 0
+        return lines(capsys)
+
+    return run
+
+
+def test_a_torus_in_numbers(topology, tmp_path):
+    said = topology("Torus", "--graph.topology.rows", "4", "--graph.topology.cols", "4", "--graph.nodes", "16",
+                    "--node.network", "LeNet", "--data.private", "Noise")  # fmt: skip
+    assert said["graph"] == "Torus, 16 nodes, static"
+    assert said["weights"] == "metropolis, rows and columns sum to 1"
+    assert said["degree"] == "4 to 4, mean 4"
+    assert said["diameter"] == "4"
+    assert said["spectrum"] == "gap 0.4000, smallest eigenvalue -0.6000"
+    # LeNet on 3x32x32: 5x5 convolutions to 6 and 16 channels, then 400-120-84-10
+    count = 6 * 76 + 16 * 151 + 401 * 120 + 121 * 84 + 85 * 10
+    assert said["sends"] == (
+        f"{4 * 4 * count / 1e3:.3g} kB a node and step, {16 * 4 * 4 * count / 1e6:.3g} MB all nodes, for one message an edge "
+        f"({count:,} parameters of LeNet for 3x32x32, 10 classes)"
+    )
+    assert (tmp_path / "torus_16.png").stat().st_size > 0
+
+
+def test_a_finite_time_graph_is_exact(topology):
+    said = topology("BaseGraph", "--graph.nodes", "6")
+    assert said["graph"] == "BaseGraph, 6 nodes, repeats after 4 steps"
+    assert said["weights"] == "its own, rows and columns sum to 1"
+    assert said["degree"] == "0 to 1, mean 0.75 (at a step)"  # (4 + 4 + 4 + 6) / 24: two threes, then three pairs
+    assert said["spectrum"].startswith("gap 1.0000")
+    assert said["consensus"] == "the exact mean after 4 steps"
+
+
+def test_a_graph_that_never_repeats_is_judged_by_its_first_steps(topology):
+    said = topology("EpidemicLocal", "--graph.nodes", "8", "--graph.topology.s", "3")
+    assert said["graph"] == "EpidemicLocal, 8 nodes, never repeats (numbers of its first 64 steps)"
+    assert said["weights"] == "average, rows sum to 1"
+    assert said["degree"] == "3 to 3, mean 3 (at a step)"
+    assert said["diameter"] == "-"
+
+
+def test_slow_graphs_are_not_waited_for(topology):
+    assert topology("Ring", "--graph.nodes", "300")["consensus"].startswith("about 47,")  # ln 1000 / (4 pi^2 / 3 n^2)
