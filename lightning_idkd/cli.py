@@ -6,9 +6,12 @@ import os
 import sys
 from dataclasses import MISSING, fields
 from importlib import import_module
-from typing import get_type_hints
+from typing import TYPE_CHECKING, get_type_hints
 
 from lightning_idkd.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PLUGINS = ("callbacks", "lightning_idkd.data", "lightning_idkd.models")
 """Packages whose classes may be named without their path; importing them is all that takes."""
@@ -65,8 +68,9 @@ def parser(command: str = "fit"):
             "distillation": None,
         }
     )
-    if command == "topology":
-        p.add_argument("--out", type=str | None, default=None, help="Picture file; null: a new TOPOLOGY_NODES.png.")
+    if command in ("topology", "partition"):
+        help = f"Picture file; null: a new {command.upper()}_NODES.png."
+        p.add_argument("--out", type=str | None, default=None, help=help)
     return p
 
 
@@ -158,29 +162,35 @@ def topology(arguments: list[str]) -> int:
     from lightning_idkd import preview, report
 
     print("\n".join(report.part(*found) for found in preview.topology(config, graph).items()))
-    out, picture = config.resolved["out"], f"{graph.name.lower()}_{graph.nodes}.png"
-    if out is None and os.path.exists(picture):
-        print(f"not drawn: there is a {picture} already; --out FILE draws in any case")
-        return 0
-    try:
-        graph.draw(out or picture)
-    except (OSError, ValueError) as e:
-        raise UserError(f"--out: cannot write '{out or picture}' ({getattr(e, 'strerror', None) or e})") from e
-    print(f"drawn: {out or picture}")
+    draw(config.resolved["out"], f"{graph.name.lower()}_{graph.nodes}.png", graph.draw)
     return 0
 
 
 def partition(arguments: list[str]) -> int:
-    """Print the label histogram of every node."""
+    """Print the label histogram of every node and draw it."""
+    config = configure(arguments, "partition")
+    from lightning_idkd import pictures, preview, report
     from lightning_idkd.data.partition import partition
 
-    config = configure(arguments, "partition")
     private = config.data.private.load("train", config.data.image_size, key="data.private")
     split = partition(config.data.partition, private.labels.numpy(), config.graph.nodes, config.seed, config.data.validation)
-    print(f"partition {split.hash}: training + validation samples of each class")
-    for node, row in enumerate(split.histogram):
-        print(f"{node:>4}  {len(split.train[node]):>6} + {len(split.validation[node]):<5} " + " ".join(f"{c:>5}" for c in row))
+    preview.table(split, private.classes)
+    print("\n".join(report.part(*found) for found in preview.partition(split).items()))
+    figure = pictures.label_counts(split.histogram, private.classes)
+    draw(config.resolved["out"], f"{split.rule.lower()}_{config.graph.nodes}.png", lambda file: figure.savefig(file, dpi=120))
     return 0
+
+
+def draw(out: str | None, picture: str, save: Callable[[str], None]) -> None:
+    """Draw into the file ``out``, or over no file as ``picture``."""
+    if out is None and os.path.exists(picture):
+        print(f"not drawn: there is a {picture} already; --out FILE draws in any case")
+        return
+    try:
+        save(out or picture)
+    except (OSError, ValueError) as e:
+        raise UserError(f"--out: cannot write '{out or picture}' ({getattr(e, 'strerror', None) or e})") from e
+    print(f"drawn: {out or picture}")
 
 
 def options(command: str):

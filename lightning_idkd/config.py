@@ -50,7 +50,7 @@ class DataConfig:
     public: Source | None = None
     """The common set that distillation labels; its own labels are never read. null: none."""
     partition: Partition = field(default_factory=IID)
-    """How the private set is divided: IID, Dirichlet, QGMDirichlet."""
+    """Its division: IID, Dirichlet, QGMDirichlet, Shards, ClassesPerNode, QuantitySkew, FeatureSkew, FromFile, or yours."""
     validation: float = 0.2
     """Share of a node's samples held out for calibration and tuning (at least 16 where it has 32 or more)."""
     image_size: int | None = None

@@ -280,7 +280,7 @@ def load(config: Config) -> tuple:
                 f"data.public: {len(public)} images are less than a batch, train.batch_size {config.train.batch_size}"
             )
     split = partition(data.partition, private.labels.numpy(), config.graph.nodes, config.seed, data.validation)
-    return private, test, public, split
+    return data.partition.transform(private, split, config.seed), test, public, split
 
 
 def listed(names: tuple[str, ...]) -> str:

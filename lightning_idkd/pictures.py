@@ -91,6 +91,20 @@ def label_mass(before: np.ndarray, after: np.ndarray, classes: tuple[str, ...]) 
     return figure
 
 
+def label_counts(histogram: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """How many samples of each class every node holds, [n, k]."""
+    n, k = histogram.shape
+    figure = new(min(0.45 * k, 14) + 2.5, min(0.28 * n, 12) + 1.6)
+    axes = figure.add_subplot(xlabel="class", ylabel="node")
+    shown = axes.imshow(histogram, cmap="YlGnBu", vmin=0, aspect="auto", interpolation="nearest")
+    axes.set_yticks(range(0, n, max(1, n // 16)))
+    if k <= 20:
+        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, classes)) > 2 else {}
+        axes.set_xticks(range(k), classes, fontsize="small", **slanted)
+    figure.colorbar(shown, ax=axes, label="samples")
+    return figure
+
+
 def score_histograms(scores: list[tuple]) -> Figure:
     """Scores of own held-out, public and noise samples with the threshold, node by node."""
     shown = scores[:PANELS]

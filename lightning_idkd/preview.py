@@ -10,7 +10,9 @@ from lightning_idkd.report import size
 
 if TYPE_CHECKING:
     from lightning_idkd.config import Config
+    from lightning_idkd.data.partition import Split
 
+NAMED = 20  # classes that fit a table, a column each
 SUMS = {"doubly": "rows and columns sum to 1", "column": "columns sum to 1", "row": "rows sum to 1"}
 
 
@@ -59,3 +61,39 @@ def consensus(graph: Graph) -> str:
     found = graph.consensus_steps(2 * most)
     exact = graph.consensus_steps(found, 1e-12) is not None
     return f"the exact mean after {found} steps" if exact else f"{found:,} steps to 1/1000 of the distance"
+
+
+def partition(split: Split) -> dict[str, str]:
+    """The lines of ``idkd partition`` below its table."""
+    import torch
+
+    from lightning_idkd.metrics import homogeneity
+
+    mass = torch.from_numpy(split.histogram)
+    found, sizes = homogeneity(mass, mass.sum(0)), split.histogram.sum(1)
+    return {
+        "partition": f"{split.rule}, hash {split.hash}",
+        "sizes": f"{sizes.min():,} to {sizes.max():,}, mean {sizes.mean():,.1f}, training and validation together",
+        "labels": f"homogeneity {found['tv']:.3f} (total variation, 0: all alike), {found['js']:.3f} bits Jensen-Shannon, "
+        f"{found['classes']:.2f} effective classes a node",
+    }
+
+
+def table(split: Split, classes: tuple[str, ...]) -> None:
+    """Print how many samples of each class every node holds; of very many classes, how many it holds and the most frequent."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    few = len(classes) <= NAMED
+    rows = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("node", "training", "held out", *(map(escape, classes) if few else ("classes", "most frequent"))):
+        rows.add_column(name, justify="right", no_wrap=True)
+    for node, row in enumerate(split.histogram):
+        top = f"{escape(classes[row.argmax()])} {row.max() / row.sum():.0%}"
+        counts = [f"{c:,}" if c else "." for c in row] if few else [str((row > 0).sum()), top]
+        rows.add_row(str(node), f"{len(split.train[node]):,}", f"{len(split.validation[node]):,}", *counts)
+    console = Console()
+    console.width = max(console.width, 1 + rows.__rich_measure__(console, console.options.update(max_width=1000)).maximum)
+    console.print(rows)

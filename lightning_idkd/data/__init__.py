@@ -6,14 +6,18 @@ from lightning_idkd.data.huggingface import HuggingFace
 from lightning_idkd.data.lsun import LSUN
 from lightning_idkd.data.noise import Noise
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet
+from lightning_idkd.data.skews import ClassesPerNode, FeatureSkew, FromFile, QuantitySkew, Shards
 from lightning_idkd.data.source import Images, Source, Subset
 from lightning_idkd.data.torchvision import Torchvision
 
 __all__ = [
     "IID",
     "LSUN",
+    "ClassesPerNode",
     "Digits",
     "Dirichlet",
+    "FeatureSkew",
+    "FromFile",
     "Glyphs",
     "HuggingFace",
     "ImageFolder",
@@ -21,6 +25,8 @@ __all__ = [
     "Noise",
     "Partition",
     "QGMDirichlet",
+    "QuantitySkew",
+    "Shards",
     "Source",
     "Subset",
     "Torchvision",

@@ -7,13 +7,18 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lightning_idkd.errors import UserError
 
+if TYPE_CHECKING:
+    from lightning_idkd.data.source import Images
+
 STREAM = 0x5B117  # separates these draws from others made with the same seed
 ATTEMPTS = 50
+TRANSFORM = 2**32  # in place of an attempt's number, for what a rule draws besides
 TRIES = 1024  # of the authors' retry loop within one attempt; alpha 0.01 on 16 nodes needs about 400
 
 
@@ -30,6 +35,14 @@ class Partition(ABC):
 
         ``labels`` int [N]. May raise `Unsplittable` to be called again with other draws.
         """
+
+    def held_out(self) -> list[np.ndarray] | None:
+        """Which of its samples each node holds out, where the rule says so; None leaves it to data.validation."""
+        return None
+
+    def transform(self, images: Images, split: Split, seed: int) -> Images:
+        """The private training images as the nodes have them, for rules that change more than who has which."""
+        return images
 
 
 @dataclass
@@ -149,6 +162,11 @@ class Split:
         }
 
 
+def generator(seed: int, attempt: int) -> np.random.Generator:
+    """What a draw is made from."""
+    return np.random.default_rng([seed, STREAM, attempt])
+
+
 def digest(arrays: list[np.ndarray]) -> str:
     """The first 16 hex digits of SHA-256 over each array's length and entries, as little-endian int64."""
     sha = hashlib.sha256()
@@ -166,7 +184,7 @@ def validation_size(samples: int, share: float) -> int:
 def draw(rule: Partition, labels: np.ndarray, nodes: int, seed: int) -> list[np.ndarray] | None:
     """The first of 50 draws that leaves no node empty, each node's samples shuffled; None if there is none."""
     for attempt in range(ATTEMPTS):
-        rng = np.random.default_rng([seed, STREAM, attempt])
+        rng = generator(seed, attempt)
         try:
             parts = rule.split(labels, nodes, rng)
         except Unsplittable:
@@ -220,8 +238,8 @@ def partition(rule: Partition, labels: np.ndarray, nodes: int, seed: int, valida
         works = alpha and smallest_working_alpha(rule, labels, nodes, seed)
         advice = f"the smallest alpha that worked is {works}" if works else "lower graph.nodes"
         raise UserError(f"{given} leaves some of {nodes} nodes without training samples in each of {ATTEMPTS} draws; {advice}")
-    held_out = [validation_size(len(part), validation) for part in parts]
-    train = [np.sort(part[size:]).astype(np.int64) for part, size in zip(parts, held_out, strict=True)]
-    tune = [np.sort(part[:size]).astype(np.int64) for part, size in zip(parts, held_out, strict=True)]
+    tune = rule.held_out() or [part[: validation_size(len(part), validation)] for part in parts]
+    tune = [np.sort(held_out).astype(np.int64) for held_out in tune]
+    train = [np.setdiff1d(part, held_out).astype(np.int64) for part, held_out in zip(parts, tune, strict=True)]
     histogram = np.stack([np.bincount(labels[part], minlength=labels.max() + 1) for part in parts]).astype(np.int64)
     return Split(train, tune, digest(train + tune), histogram, type(rule).__name__, alpha)

@@ -1,8 +1,14 @@
 """What ``idkd topology`` and ``idkd partition`` print and draw."""
 
+import json
+
+import numpy as np
 import pytest
 
 from lightning_idkd.cli import main
+from lightning_idkd.data.partition import Split
+from lightning_idkd.pictures import label_counts
+from lightning_idkd.preview import table
 
 
 def lines(capsys):
@@ -57,3 +63,52 @@ def test_a_graph_that_never_repeats_is_judged_by_its_first_steps(topology):
 
 def test_slow_graphs_are_not_waited_for(topology):
     assert topology("Ring", "--graph.nodes", "300")["consensus"].startswith("about 47,")  # ln 1000 / (4 pi^2 / 3 n^2)
+
+
+def test_a_partition_as_a_table_and_in_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    half = list(range(0, 1438, 2))
+    (tmp_path / "parts.json").write_text(json.dumps([half, [i + 1 for i in half]]))
+    arguments = ["partition", "--data.private", "Digits", "--graph.nodes", "2", "--data.partition", "FromFile",
+                 "--data.partition.path", "parts.json"]  # fmt: skip
+    assert main(arguments) == 0
+    said = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in said if line.split()[:1] in (["0"], ["1"])]
+    assert [row[1:3] for row in rows] == [["575", "144"]] * 2
+    assert [sum(map(int, row[3:])) for row in rows] == [719, 719]
+    found = {line[:10].strip(): line[11:] for line in said}
+    assert found["sizes"] == "719 to 719, mean 719.0, training and validation together"
+    assert found["partition"].startswith("FromFile, hash ")
+    assert (tmp_path / "fromfile_2.png").exists()
+    assert main([*arguments, "--out", "mine.pdf"]) == 0
+    assert (tmp_path / "mine.pdf").exists()
+
+
+def split(histogram):
+    train, none = [np.arange(n) for n in histogram.sum(1)], [np.arange(0)] * len(histogram)
+    return Split(train, none, "", histogram, "", None)
+
+
+def test_many_classes_are_counted(capsys):
+    histogram = np.zeros((2, 100), int)
+    histogram[0, [3, 5]] = 1, 3
+    histogram[1] = 7
+    table(split(histogram), tuple(f"class {c}" for c in range(100)))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["0", "4", "0", "2", "class", "5", "75%"] in rows
+    assert ["1", "700", "0", "100", "class", "0", "1%"] in rows
+
+
+def test_no_column_of_a_wide_table_is_cut(capsys):
+    names = tuple(f"a long name of class {c}" for c in range(20))
+    table(split(np.full((1, 20), 1000)), names)
+    said = capsys.readouterr().out
+    assert all(name in said for name in names)
+    assert said.count("1,000") == 20
+
+
+def test_a_picture_of_a_partition_has_a_cell_for_every_count():
+    histogram = np.arange(6).reshape(2, 3)
+    axes, _ = label_counts(histogram, ("a", "b", "long")).axes
+    assert axes.images[0].get_array().tolist() == histogram.tolist()
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b", "long"]
