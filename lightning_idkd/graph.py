@@ -247,7 +247,7 @@ class Graph:
         values: "Sequence[float] | None" = None,
         labels: "Sequence[str] | None" = None,
     ) -> None:
-        """Draw the graph, all steps of a period together, on an axes or into an image file.
+        """Draw the graph, all steps of a period together (step 0 where nothing repeats), on an axes or into an image file.
 
         ``values`` [nodes] colours the nodes and adds a colour bar; ``labels`` [nodes] replaces the node numbers.
         """

@@ -1,12 +1,16 @@
 """Every family of graphs against closed forms: degrees, diameters, spectra, exact means after a period."""
 
 import itertools
+import json
 import pickle
 
 import networkx as nx
 import numpy as np
 import pytest
+import yaml
 
+from lightning_idkd import topologies
+from lightning_idkd.cli import configure, main
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Ring, Torus
 from lightning_idkd.topologies import (
@@ -374,6 +378,31 @@ def test_the_epidemic_oracle_draws_regular_graphs():
     for step in range(5):
         assert {d for _, d in nx.Graph(graph.mixing(step).edges.tolist()).degree} == {4}
         assert set(np.unique(np.round(graph.mixing(step).W, 12))) == {0, 0.2}
+
+
+# ------------------------------------------------------------------ from a config
+
+
+GIVEN = {"Torus": {"rows": 3, "cols": 4}, "Grid": {"rows": 3, "cols": 4}, "ErdosRenyi": {"p": 0.5}, "EdgeList": {"file": "x"},
+         "NetworkX": {"generator": "watts_strogatz_graph", "arguments": {"k": 4, "p": 0.1}},
+         "RandomMatchings": {"base": {"class_path": "Torus", "init_args": {"rows": 3, "cols": 4}}}}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(topologies.__all__) - {"Topology"}))
+def test_every_topology_can_be_named_in_a_file_and_on_the_command_line(name, tmp_path):
+    given = GIVEN.get(name, {})
+    topology = {"class_path": name, "init_args": given}
+    (tmp_path / "graph.yaml").write_text(yaml.safe_dump({"graph": {"topology": topology}, "data": {"private": "Digits"}}))
+    file = configure(["--config", str(tmp_path / "graph.yaml")]).graph.topology
+    words = [f"--graph.topology.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items()]
+    line = configure(["--data.private", "Digits", "--graph.topology", name, *words]).graph.topology
+    assert type(file) is type(line) is getattr(topologies, name)
+    assert file == line
+
+
+def test_a_wrong_base_is_told_with_the_right_one(capsys):
+    assert main(["topology", "--graph.topology", "RandomMatchings", "--graph.topology.base", "Rign"]) == 2
+    assert "graph.topology.base: there is no class 'Rign' of this kind. Did you mean 'Ring'?" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ mistakes
