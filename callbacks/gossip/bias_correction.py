@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from callbacks.gossip.dsgd import DSGD
+from callbacks.gossip.dsgd import LocalStep
 from lightning_idkd.callback import Gossip
 from lightning_idkd.errors import UserError
 
 
-class D2(DSGD):
+class D2(LocalStep):
     """X+ <- W (2 X - X_old - lr D + lr_old D_old), D2 (Tang et al., ICML 2018, Alg. 1), written as exact diffusion (Yuan et al.,
     2019): Psi = X - lr D, X+ = W (Psi + X - Psi_old), so that a momentum goes into Psi (as in Vogels et al., NeurIPS 2021).
 
@@ -54,7 +54,7 @@ def eigenvalues_above(least: float, rule: Gossip, graph) -> None:
     name = type(rule).__name__
     if graph.topology.directed:
         raise UserError(f"gossip: {name} takes undirected graphs, and graph.topology {graph.name} is directed")
-    smallest = min(graph.smallest_eigenvalue(step) for step in range(graph.topology.period or 1))
+    smallest = graph.smallest_eigenvalue()
     if smallest < least + 1e-9:
         raise UserError(
             f"gossip: {name} takes mixing weights whose eigenvalues lie above {least:.4f}, and the smallest of this "

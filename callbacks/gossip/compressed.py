@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from callbacks.gossip.dsgd import DSGD
+from callbacks.gossip.dsgd import LocalStep
 from lightning_idkd.callback import Compression
 from lightning_idkd.errors import UserError, require
 
 
-class ChocoSGD(DSGD):
+class ChocoSGD(LocalStep):
     """CHOCO-SGD (Koloskova et al., ICML 2019, Alg. 2; with momentum as in their ICLR 2020 paper).
 
     All know a replica H of every node's row, to which a step adds the compressed Q of what the row has gone ahead of it; rows

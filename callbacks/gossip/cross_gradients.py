@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from callbacks.gossip.dsgd import DSGD
+from callbacks.gossip.dsgd import LocalStep
 from lightning_idkd.errors import UserError, require
 
 
-class NGC(DSGD):
+class NGC(LocalStep):
     """Neighbourhood gradient clustering (Aketi et al., arXiv 2209.14390, Alg. 1): X <- W X - lr D with D the weighted mean of
     gradients, over a node and its neighbours, of the node's model on their data (share ``alpha``, sent back by them) and of
     their models on its data (computed here).

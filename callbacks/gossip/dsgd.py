@@ -9,17 +9,14 @@ from lightning_idkd.callback import Gossip
 from lightning_idkd.errors import require
 
 
-class DSGD(Gossip):
-    """Adapt, then combine: X <- W (X - lr D), with local (Nesterov) momentum (Lian et al., NeurIPS 2017, whose Alg. 1 combines
-    first: :class:`CombineThenAdapt`).
+class LocalStep(Gossip):
+    """Base of rules whose local step is SGD's, with weight decay and (Nesterov) momentum.
 
     Args:
         momentum: Factor of the local momentum; 0 for none.
         nesterov: Step along D + momentum * M instead of M.
         weight_decay: L2 coefficient added to the gradient.
     """
-
-    takes: ClassVar = ("doubly", "row")  # rows alone bias the mean, as epidemic learning accepts
 
     def __init__(self, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
         require(0 <= momentum < 1, "gossip.momentum", momentum, "0 to below 1")
@@ -37,6 +34,19 @@ class DSGD(Gossip):
             return D
         state.M = self.momentum * state.M + D
         return D + self.momentum * state.M if self.nesterov else state.M
+
+
+class DSGD(LocalStep):
+    """Adapt, then combine: X <- W (X - lr D), with local (Nesterov) momentum (Lian et al., NeurIPS 2017, whose Alg. 1 combines
+    first: :class:`CombineThenAdapt`).
+
+    Args:
+        momentum: Factor of the local momentum; 0 for none.
+        nesterov: Step along D + momentum * M instead of M.
+        weight_decay: L2 coefficient added to the gradient.
+    """
+
+    takes: ClassVar = ("doubly", "row")  # rows alone bias the mean, as epidemic learning accepts
 
     def update(self, X, G, state, ctx):
         return self.combine(X - ctx.lr * self.direction(X, G, state), state, ctx)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from callbacks.gossip.dsgd import DSGD
+from callbacks.gossip.dsgd import LocalStep
 
 
-class SGP(DSGD):
+class SGP(LocalStep):
     """Stochastic gradient push (Assran et al., ICML 2019, Alg. 1): push-sum, also on directed graphs that change.
 
     Rows are the paper's de-biased z = x / w; x = w z and the push weight w, one more value a message, are mixed by weights

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from callbacks.gossip.bias_correction import eigenvalues_above
-from callbacks.gossip.dsgd import DSGD
+from callbacks.gossip.dsgd import LocalStep
 from lightning_idkd.errors import require
 
 
-class GradientTracking(DSGD):
+class GradientTracking(LocalStep):
     """Y <- W Y + D - D_old; X <- W (X - lr Y): the mean of Y is that of the gradients (Di Lorenzo and Scutari, 2016; with the
     order of Xu et al., CDC 2015). Momentum accumulates Y. Two messages an edge and step.
 
@@ -28,7 +28,7 @@ class GradientTracking(DSGD):
         return ctx.mix(X - ctx.lr * self.accelerate(state.Y, state))
 
 
-class MomentumTracking(DSGD):
+class MomentumTracking(LocalStep):
     """Momentum tracking (Takezawa et al., TMLR 2023, Alg. 1): M <- momentum M + D; X <- W X - lr (M - C); C <- W (C - M) + M.
 
     Starts from M = C = 0; the authors' code starts from D less its mean over all nodes, for which they need an all-reduce, and
@@ -51,7 +51,7 @@ class MomentumTracking(DSGD):
         return X_new
 
 
-class DecentLaM(DSGD):
+class DecentLaM(LocalStep):
     """DecentLaM (Yuan et al., ICCV 2021, Alg. 2): momentum accumulates (X - W (X - lr D)) / lr, the whole step of DSGD, so that
     it adds nothing to DSGD's bias.
 
@@ -68,7 +68,7 @@ class DecentLaM(DSGD):
         return X - ctx.lr * self.accelerate(D, state)
 
 
-class GUT(DSGD):
+class GUT(LocalStep):
     """Global update tracking (Aketi et al., NeurIPS 2023, Alg. 1), and QG-GUTm with ``momentum``; one message an edge and step.
 
     Of x, the rows before mixing, a node tracks Delta = D - (W x - x) / lr. Its neighbours' models tell it their steps, so that

@@ -22,10 +22,28 @@ from quadratics import (
     trajectory,
 )
 
-from callbacks import DSGD, AllReduce, CombineThenAdapt, Isolated, QGDSGDm, RelaySGD, SharpnessAwareDSGD
+from callbacks import (
+    D2,
+    DSGD,
+    EDM,
+    GUT,
+    NGC,
+    SGP,
+    AdaGossip,
+    AllReduce,
+    ChocoSGD,
+    CombineThenAdapt,
+    DecentLaM,
+    GradientTracking,
+    Isolated,
+    MomentumTracking,
+    QGDSGDm,
+    RelaySGD,
+    SharpnessAwareDSGD,
+)
 from lightning_idkd.cli import main
 from lightning_idkd.errors import UserError
-from lightning_idkd.graph import Complete, Graph, Ring, Topology
+from lightning_idkd.graph import Chain, Complete, Graph, Ring, Topology
 from lightning_idkd.network import Network
 from lightning_idkd.topologies import EpidemicLocal
 
@@ -210,7 +228,8 @@ def test_relaysgd_refuses_what_is_no_static_tree(topology):
 
 
 def test_rules_take_weights_of_their_kinds_only():
-    for weights, rules in {"push_sum": (DSGD(), QGDSGDm()), "average": (QGDSGDm(),)}.items():
+    strict = (QGDSGDm(), D2(), EDM(), GradientTracking(), MomentumTracking(), DecentLaM(), GUT(), ChocoSGD(), AdaGossip(), NGC())
+    for weights, rules in {"push_sum": (DSGD(), *strict), "average": (*strict, SGP())}.items():
         for rule in rules:
             with pytest.raises(UserError, match=rf"{type(rule).__name__} .*Chain with graph.weights {weights}"):
                 rule.check(Graph(Chain(), N, weights))
