@@ -79,10 +79,15 @@ def configure(arguments: list[str], command: str = "fit"):
     import yaml
 
     from lightning_idkd import config
-    from lightning_idkd.given import in_the_making, look_over
+    from lightning_idkd.given import failing_modules, in_the_making, look_over
 
     p = parser(command)
-    cfg = p.parse_args(look_over(arguments))
+    arguments = look_over(arguments)
+    try:
+        cfg = p.parse_args(arguments)
+    except (Exception, SystemExit):
+        failing_modules(arguments)
+        raise
     resolved = yaml.safe_load(p.dump(cfg, skip_validation=True, skip_none=False))
     try:
         made = p.instantiate(cfg)

@@ -27,22 +27,34 @@ def look_over(arguments: list[str]) -> list[str]:
     """The arguments, a config that comes with the project by its path instead of its name.
 
     Raises:
-        UserError: a config cannot be read, or names a class wrongly or one whose module fails.
+        UserError: a config cannot be read, or arguments of a class stand outside its init_args.
     """
     arguments = list(arguments)
-    for i, word in enumerate(arguments):
-        option, equals, text = word.partition("=")
-        at = i if equals else i + 1  # where its value stands
-        if not option.startswith("--") or at == len(arguments):
-            continue
-        text = text if equals else arguments[at]
+    for at, option, text in options(arguments):
         if option == "--config":
             file = shipped(text)
-            check(content(file), "")
-            arguments[at] = f"--config={file}" if equals else file
-        else:
-            check(value_of(text), option.lstrip("-").removesuffix("+"))
+            arguments[at] = f"--config={file}" if arguments[at].startswith("--config=") else file
+    for value, key in values(arguments):
+        stray_arguments(value, key)
     return arguments
+
+
+def options(arguments: list[str]) -> Iterator[tuple[int, str, str]]:
+    """Every option with its text, and the place in ``arguments`` where that stands."""
+    for i, word in enumerate(arguments):
+        option, equals, text = word.partition("=")
+        at = i if equals else i + 1
+        if option.startswith("--") and at < len(arguments):
+            yield at, option, text if equals else arguments[at]
+
+
+def values(arguments: list[str]) -> Iterator[tuple[Any, str]]:
+    """What every option means, of a config all that it holds, and the dotted key it stands at."""
+    for _, option, text in options(arguments):
+        if option == "--config":
+            yield content(text), ""
+        else:
+            yield value_of(text), option.lstrip("-").removesuffix("+")
 
 
 def shipped(name: str) -> str:
@@ -96,17 +108,23 @@ def named(value: Any, key: str) -> Iterator[tuple[str, dict]]:
             yield from named(v, f"{key}.{k}".lstrip("."))
 
 
-def check(value: Any, key: str) -> None:
-    """Refuse arguments beside init_args, and classes whose module fails."""
+def stray_arguments(value: Any, key: str) -> None:
+    """Refuse arguments beside init_args."""
     for at, given in named(value, key):
-        path = given["class_path"]
         for stray in (k for k in given if k not in CLASS_KEYS):
             if isinstance(given[stray], dict) and (hint := did_you_mean(str(stray), CLASS_KEYS)):
                 raise UserError(f"{at}.{stray}: there is no such key.{hint}")
             raise UserError(
                 f"{at}.{stray}: the arguments of a class belong in init_args, as in "
-                f"{{class_path: {path}, init_args: {{{stray}: {given[stray]}}}}}"
+                f"{{class_path: {given['class_path']}, init_args: {{{stray}: {given[stray]}}}}}"
             )
+
+
+def failing_modules(arguments: list[str]) -> None:
+    """Tell of a class whose module fails; to be asked after the parser has, which then imports before us: a class that was
+    imported earlier would make the short name that it shares with a built-in one ambiguous."""
+    for at, given in (found for value, key in values(arguments) for found in named(value, key)):
+        path = given["class_path"]
         module = path.rpartition(".")[0]
         if module.split(".")[0] in OURS or not all(part.isidentifier() for part in module.split(".")):
             continue  # among the latter are short names

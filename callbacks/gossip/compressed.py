@@ -33,7 +33,7 @@ class ChocoSGD(LocalStep):
 
     def check(self, graph) -> None:
         super().check(graph)
-        if graph.topology.period != 1:
+        if graph.period != 1:
             raise UserError(
                 f"gossip: {type(self).__name__} takes static graphs, since nodes know their neighbours by all that these have "
                 f"sent, and graph.topology {graph.name} changes"

@@ -23,7 +23,8 @@ class RelaySGD(DSGD):
     edge_buffers: ClassVar = {"R": None, "C": 1}  # the model sums that came last over each edge, and how many models they hold
 
     def check(self, graph) -> None:
-        static = graph.topology.period == 1 and not graph.topology.directed
+        super().check(graph)
+        static = graph.period == 1 and not graph.topology.directed
         if not static or len(graph.mixing(0).edges) != 2 * (graph.nodes - 1):  # connected it is anyway
             raise UserError(f"gossip: RelaySGD takes a static tree such as Chain, and graph.topology {graph.name} is none")
 
