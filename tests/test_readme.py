@@ -87,7 +87,7 @@ def test_its_commands_exist_with_these_arguments(command, monkeypatch, tmp_path)
 def test_its_way_back_into_python_runs_as_it_stands(tmp_path, configs, monkeypatch):
     short = [*ALONE, "--run.dir", str(tmp_path / "runs"), "--run.name", "ring_digits"]
     assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *short]) == 0
-    (block,) = (block for block in blocks("python") if "lightning_idkd.load" in block)
+    (block,) = (block for block in blocks("python") if "idkd.load" in block)
     monkeypatch.chdir(tmp_path)
     found: dict = {}
     exec(block, found)
