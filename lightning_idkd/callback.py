@@ -93,6 +93,8 @@ class Gossip(Callback, ABC):
     buffers: tuple[str, ...] | dict[str, int | None] = ()
     edge_buffers: ClassVar[dict[str, int | None]] = {}
     columnwise: bool = True
+    every_step: bool = False
+    """Whether it needs its mixing in every step, so that LocalSteps cannot leave some out."""
     shares: str = ""
     """What nodes tell their neighbours besides parameters and the rule's own state: said at the start, counted as other
     bytes."""
@@ -283,7 +285,7 @@ class Aggregation(ABC):
     shares: str = ""
     """What nodes tell their neighbours for it besides labels: said at the start, and counted as other bytes."""
 
-    def prepare(self, run: "Orchestrator") -> None:  # noqa: B027 (most need nothing)
+    def prepare(self, run: "Orchestrator", step: int) -> None:  # noqa: B027 (most need nothing)
         """Exchange what the labels alone do not tell, before every exchange of labels."""
 
     @abstractmethod

@@ -47,6 +47,11 @@ def fit(config: Config) -> dict | None:
         from lightning_idkd.launch import launch
     fabric = launch(config.run)
     run = build(config, fabric)
+    if source and (there := source.partition_hash()) != run.store.split.hash:
+        raise UserError(
+            f"data.partition: the nodes' samples are others than in '{source.path}' (hash {run.store.split.hash}, not {there}): "
+            "a file has changed"
+        )
     run.stack.engine, threads = execution(config, saved, fork, run)
     config.resolved["run"] |= {"engine": run.stack.engine, "threads": threads}
     if folder is None:

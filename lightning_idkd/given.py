@@ -79,7 +79,7 @@ def content(file: str) -> Any:
         pass
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError) as e:  # the latter of what looks like a date and is none
         mark = getattr(e, "problem_mark", None)
         why = ", ".join(filter(None, (getattr(e, "context", ""), getattr(e, "problem", "")))) or str(e)
         raise UserError(f"--config: '{file}'{f', line {mark.line + 1}' if mark else ''}, is no YAML: {why}") from e
@@ -89,7 +89,7 @@ def value_of(text: str) -> Any:
     """What an option's text means."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return text
 
 

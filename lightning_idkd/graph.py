@@ -205,6 +205,8 @@ class Graph:
             X = X - X.mean(0)
             X = self.mixing(step).W @ X / np.linalg.norm(X)
             norms.append(np.linalg.norm(X - X.mean(0)))
+            if norms[-1] < EXACT:
+                return 1.0
         return float(1 - np.exp(np.mean(np.log(norms))))
 
     def smallest_eigenvalue(self) -> float:

@@ -81,9 +81,7 @@ class Network:
         self._bytes[kind] += nbytes
         self._messages += messages
 
-    def mix(
-        self, T: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True, size: int | None = None
-    ) -> Tensor:
+    def mix(self, T: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True, size: int | None = None) -> Tensor:
         """``W(step) @ T`` for the rows ``T`` [rows, C] held here.
 
         ``messages=False`` counts bytes only: a further block of columns of a message that was counted already. ``size`` is

@@ -332,7 +332,8 @@ class Orchestrator:
         for key, value in line.items():
             area, _, name = key.partition("/")
             if name and key not in ("train/loss", "train/lr"):
-                summary.setdefault(area, {})[name] = value
+                below = summary.setdefault(area, {})
+                summary |= {key: value} if not isinstance(below, dict) else {area: below | {name: value}}
             elif not name and key not in ("epoch", "step", "phase"):
                 summary.setdefault(key, value)  # such as a callback's, which comes last and hides none of ours
         summary |= {

@@ -55,10 +55,14 @@ def topology(config: Config, graph: Graph) -> dict[str, str]:
 def consensus(graph: Graph) -> str:
     """How long nodes need to agree, where they only mix."""
     gap, most = graph.spectral_gap(), 10_000
+    if gap == 0:
+        return "none within the first steps, in which no edge matters"
     expected = 0 if gap == 1 else math.log(1000) / -math.log1p(-gap) if gap > 0 else math.inf
     if expected > most:
         return f"about {expected:,.0f} steps to 1/1000 of the distance, by the spectral gap"
     found = graph.consensus_steps(2 * most)
+    if found is None:
+        return f"more than {2 * most:,} steps to 1/1000 of the distance"
     exact = graph.consensus_steps(found, 1e-12) is not None
     return f"the exact mean after {found} steps" if exact else f"{found:,} steps to 1/1000 of the distance"
 

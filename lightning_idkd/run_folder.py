@@ -183,6 +183,10 @@ class RunFolder:
         path = self.file("summary.json")
         return json.loads(path.read_text()) if path.exists() else None
 
+    def partition_hash(self) -> str:
+        """Which samples its nodes hold."""
+        return json.loads(self.file("partition.json").read_text())["hash"]
+
     @staticmethod
     def load(path: Path) -> dict:
         """Read a checkpoint."""

@@ -68,8 +68,8 @@ class ClassCount(Aggregation):
 
     shares = "class histograms of private data"
 
-    def prepare(self, run):
-        self.histograms = run.network.share(run.store.counts(), run.step)
+    def prepare(self, run, step):
+        self.histograms = run.network.share(run.store.counts(), step)
 
     def combine(self, probabilities, votes, senders):
         import torch

@@ -104,10 +104,12 @@ class VanillaKD(Distillation):
         return self.encoding.decode(message, run.store.public, run.store.k, weighted).to(labels.index.device)
 
     def aggregate(self, run, received):
-        self.aggregation.prepare(run)
+        self.aggregation.prepare(run, run.step)
         found = [self.aggregation(labels) for labels in received]
-        for _ in range(self.hops - 1):
-            passed_on = run.network.exchange([self.encoded(run, labels) for labels in found], run.step)
+        for step in range(run.step + 1, run.step + self.hops):
+            if run.network.graph.period != 1:  # other neighbours
+                self.aggregation.prepare(run, step)
+            passed_on = run.network.exchange([self.encoded(run, labels) for labels in found], step)
             found = [self.aggregation(labels) for labels in passed_on]
         found = [labels[labels.probabilities.amax(1) >= self.min_confidence] for labels in found]
         if self.labels == "accumulated" and run.store.distilled is not None:

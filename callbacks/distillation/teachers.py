@@ -18,10 +18,14 @@ class Gossiped(Teacher):
         self.steps = steps
 
     def rows(self, run):
-        X = run.stack.X
+        import torch
+
+        X, pushed = run.stack.X, run.network.graph.kind == "column"
+        if pushed:  # rows of such weights do not sum to 1: push-sum mixes, and divides by, what they sum to
+            X = torch.cat([X, torch.ones_like(X[:, :1])], 1)
         for step in range(run.step, run.step + self.steps):
             X = run.network.mix(X, step)
-        return X
+        return X[:, :-1] / X[:, -1:] if pushed else X
 
 
 class MovingAverage(Teacher):

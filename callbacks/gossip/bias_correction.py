@@ -19,6 +19,8 @@ class D2(LocalStep):
         weight_decay: L2 coefficient added to the gradient.
     """
 
+    every_step = True
+
     def __init__(self, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
         super().__init__(momentum, nesterov, weight_decay)
         self.buffers = (*self.buffers, "C")  # the correction X - Psi_old
@@ -49,9 +51,16 @@ class EDM(D2):
         return super().accelerate((1 - self.momentum) * D, state)
 
 
+def static(rule: Gossip, graph) -> None:
+    """Refuse a graph that changes: what ``rule`` takes back or makes up for is what this graph's weights did a step before."""
+    if graph.period != 1:
+        raise UserError(f"gossip: {type(rule).__name__} takes static graphs, and graph.topology {graph.name} changes")
+
+
 def eigenvalues_above(least: float, rule: Gossip, graph) -> None:
     """Refuse a graph on which differences between nodes would not die out under ``rule``: one with smaller eigenvalues."""
     name = type(rule).__name__
+    static(rule, graph)
     if graph.topology.directed:
         raise UserError(f"gossip: {name} takes undirected graphs, and graph.topology {graph.name} is directed")
     smallest = graph.smallest_eigenvalue()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from callbacks.gossip.bias_correction import static
 from callbacks.gossip.dsgd import LocalStep
 from lightning_idkd.callback import Compression
-from lightning_idkd.errors import UserError, require
+from lightning_idkd.errors import require
 
 
 class ChocoSGD(LocalStep):
@@ -23,6 +24,7 @@ class ChocoSGD(LocalStep):
     """
 
     columnwise = False  # compression looks at whole rows
+    every_step = True
 
     def __init__(self, compression: Compression | None = None, gamma: float = 1.0, momentum: float = 0.0,
                  nesterov: bool = False, weight_decay: float = 0.0):  # fmt: skip
@@ -33,11 +35,7 @@ class ChocoSGD(LocalStep):
 
     def check(self, graph) -> None:
         super().check(graph)
-        if graph.period != 1:
-            raise UserError(
-                f"gossip: {type(self).__name__} takes static graphs, since nodes know their neighbours by all that these have "
-                f"sent, and graph.topology {graph.name} changes"
-            )
+        static(self, graph)  # nodes know their neighbours by all that these have sent
 
     def update(self, X, G, state, ctx):
         half = X - ctx.lr * self.direction(X, G, state)

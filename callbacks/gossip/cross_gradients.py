@@ -23,6 +23,7 @@ class NGC(LocalStep):
     """
 
     columnwise = False
+    every_step = True
 
     def __init__(self, alpha: float = 1.0, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
         super().__init__(momentum, nesterov, weight_decay)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from callbacks.gossip.compressed import ChocoSGD
-from callbacks.gossip.cross_gradients import NGC
 from callbacks.gossip.dsgd import DSGD
-from callbacks.gossip.relay import RelaySGD
 from lightning_idkd.callback import Gossip
 from lightning_idkd.errors import UserError, require
 
@@ -45,11 +42,11 @@ class LocalSteps(Gossip):
 
     def __init__(self, rule: Gossip, every: int = 2):
         require(every >= 1, "gossip.every", every, "1 or more")
-        if isinstance(rule, (LocalSteps, RelaySGD, ChocoSGD, NGC)):
-            name = type(rule).__name__
-            raise UserError(f"gossip.rule: {name} needs its messages in every step; LocalSteps takes rules that only mix")
+        if rule.every_step:
+            raise UserError(f"gossip.rule: LocalSteps takes rules that may leave out a mixing, and {type(rule).__name__} may not")
         self.rule, self.every = rule, every
 
+    every_step = True  # one around another would do no more than one alone
     buffers = property(lambda self: self.rule.buffers)
     edge_buffers = property(lambda self: self.rule.edge_buffers)
     columnwise = property(lambda self: self.rule.columnwise)
@@ -65,6 +62,12 @@ class LocalSteps(Gossip):
 
     def combine(self, X, state, ctx):
         return self.rule.combine(X, state, ctx)
+
+    def state_dict(self) -> dict:
+        return self.rule.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rule.load_state_dict(state)
 
 
 def alone(T, **_):

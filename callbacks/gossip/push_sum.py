@@ -11,7 +11,7 @@ class SGP(LocalStep):
     """Stochastic gradient push (Assran et al., ICML 2019, Alg. 1): push-sum, also on directed graphs that change.
 
     Rows are the paper's de-biased z = x / w; x = w z and the push weight w, one more value a message, are mixed by weights
-    whose columns sum to 1. With doubly stochastic ones w stays 1, and it is DSGD.
+    whose columns sum to 1. With doubly stochastic ones w stays 1, and it is DSGD. The consensus model is the mean of the z.
 
     Args:
         momentum: Factor of the local momentum; 0 for none.

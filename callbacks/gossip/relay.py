@@ -20,6 +20,7 @@ class RelaySGD(DSGD):
         weight_decay: L2 coefficient added to the gradient.
     """
 
+    every_step = True
     edge_buffers: ClassVar = {"R": None, "C": 1}  # the model sums that came last over each edge, and how many models they hold
 
     def check(self, graph) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from callbacks.gossip.bias_correction import eigenvalues_above
+from callbacks.gossip.bias_correction import eigenvalues_above, static
 from callbacks.gossip.dsgd import LocalStep
 from lightning_idkd.errors import require
 
 
 class GradientTracking(LocalStep):
-    """Y <- W Y + D - D_old; X <- W (X - lr Y): the mean of Y is that of the gradients (Di Lorenzo and Scutari, 2016; with the
-    order of Xu et al., CDC 2015). Momentum accumulates Y. Two messages an edge and step.
+    """Y <- W Y + D - D_old; X <- W (X - lr Y): the mean of Y is that of the gradients (Di Lorenzo and Scutari,
+    2016). Momentum accumulates Y. Two messages an edge and step.
 
     Args:
         momentum: Factor of the local momentum; 0 for none.
@@ -60,8 +60,14 @@ class DecentLaM(LocalStep):
         weight_decay: L2 coefficient added to the gradient.
     """
 
+    every_step = True
+
     def __init__(self, momentum: float = 0.9, weight_decay: float = 0.0):
         super().__init__(momentum, weight_decay=weight_decay)
+
+    def check(self, graph) -> None:
+        super().check(graph)
+        static(self, graph)
 
     def update(self, X, G, state, ctx):
         D = (X - ctx.mix(X - ctx.lr * (G + self.weight_decay * X))) / ctx.lr
@@ -84,6 +90,8 @@ class GUT(LocalStep):
         weight_decay: L2 coefficient added to the gradient.
         mixed: Rows are W x, so that gradients are taken there as in the authors' code; false: rows are x, as in Alg. 1.
     """
+
+    every_step = True
 
     def __init__(self, scaling: float = 0.9, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0,
                  mixed: bool = True):  # fmt: skip

@@ -127,7 +127,7 @@ class FromFile(Partition):
     """The partition of another run, or one of your own.
 
     A run's partition.json also says which samples are held out, whatever data.validation is. A list of one list of indices
-    into the training set a node leaves that to data.validation.
+    into the training set a node leaves that to data.validation. Images stay as they are, also where FeatureSkew made the file.
 
     Args:
         path: JSON file, a run's partition.json or a list of lists.
@@ -172,7 +172,7 @@ class FromFile(Partition):
             if len(train) != len(validation):
                 raise ValueError
             return train, validation
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise UserError(
                 f"data.partition.path: '{self.path}' holds neither a run's partition nor a list of one list of indices a node"
             ) from e

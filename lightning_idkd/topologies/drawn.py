@@ -115,12 +115,17 @@ def generators() -> dict[str, Callable]:
     }
 
 
+OTHER_N = ("binomial_tree", "dorogovtsev_goltsev_mendes_graph", "hypercube_graph", "margulis_gabber_galil_graph",
+           "mycielski_graph", "sudoku_graph")  # fmt: skip
+"""Generators of networkx whose ``n`` is no number of nodes."""
+
+
 @dataclass
 class NetworkX(Topology):
     """Any graph that networkx generates, undirected; double edges are taken once, self-loops and weights left out.
 
-    ``n`` and ``seed`` are filled in where the generator takes them; random ones are redrawn until connected. Nodes are
-    numbered in networkx's order.
+    ``n``, where that is the number of nodes, and ``seed`` are filled in where the generator takes them; random ones are redrawn
+    until connected. Nodes are numbered in networkx's order.
 
     Args:
         generator: name of the function in networkx, such as watts_strogatz_graph.
@@ -139,7 +144,7 @@ class NetworkX(Topology):
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
         make = generators()[self.generator]
         takes = inspect.signature(make).parameters
-        filled = {"n": nodes} if "n" in takes else {}
+        filled = {"n": nodes} if "n" in takes and self.generator not in OTHER_N else {}
 
         def draw(seed: int) -> nx.Graph:
             try:

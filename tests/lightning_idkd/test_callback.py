@@ -281,7 +281,7 @@ def test_an_aggregation_gets_every_senders_labels_in_the_place_of_their_sample()
             assert torch.equal(probabilities[v, [0, 2, 7].index(sample)], labels.probabilities[row])
     assert found.index.tolist() == [0, 2, 7]
     torch.testing.assert_close(found.probabilities, torch.tensor([[0.3, 0.7], [0.1, 0.9], [0.2, 0.8]]))
-    assert (found.weights, rule.shares, rule.prepare(None)) == (None, "", None)
+    assert (found.weights, rule.shares, rule.prepare(None, 0)) == (None, "", None)
 
 
 def test_without_a_teacher_nodes_ask_themselves():

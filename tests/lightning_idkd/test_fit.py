@@ -33,6 +33,13 @@ class Mislabelled(Glyphs):
         return Images(images.pixels, images.labels.flip(0), images.classes)
 
 
+class Both(Callback):
+    """A metric of the name of another one's area."""
+
+    def on_evaluation_end(self, metrics):
+        metrics |= {"mine": 1.0, "mine/more": 2.0}
+
+
 class TestFiles:
     def test_a_run_leaves_the_promised_files_and_keys(self, fit):
         assert fit("--run.pictures", "true") == 0
@@ -138,6 +145,11 @@ class TestFiles:
         own = 300 * np.array(first["kept_fraction"])
         near = [[j for j in range(4) if (i - j) % 4 != 2] for i in range(4)]  # a ring
         assert all(own[near[i]].max() <= first["distilled"][i] <= own[near[i]].sum() for i in range(4))
+
+    def test_a_metric_and_an_area_of_one_name_are_both_kept(self, fit):
+        assert fit(*extra(Both), "--train.epochs", "1", "--distillation", "null") == 0
+        summary = json.loads((latest(fit.runs) / "summary.json").read_text())
+        assert (summary["mine"], summary["mine/more"]) == (1, 2)
 
     def test_nodes_without_distilled_samples_are_named_and_train_on(self, fit, capsys):
         assert fit("--calibration", "Fixed", "--calibration.score", "MSP", "--calibration.threshold", "1e9") == 0

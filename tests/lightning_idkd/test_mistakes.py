@@ -76,6 +76,9 @@ class Overflow(Callback):
 
 
 class TestMistakes:
+    def test_a_name_like_a_date_that_is_none_is_a_name(self, fit):
+        assert fit("--run.name", "2026-02-30", "--graph.nodes", "0") == 2
+
     """Each is told in at most two lines with status 2, before any run folder exists."""
 
     @pytest.mark.parametrize(

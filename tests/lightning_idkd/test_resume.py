@@ -101,6 +101,18 @@ class TestResume:
         assert fit("--run.resume", "auto", "--train.lr", "0.05") == 0
         assert len(list((fit.runs / "ring_digits").glob("2*"))) == 3
 
+    def test_a_file_of_the_partition_that_changed_in_between_is_told(self, fit, tmp_path, capsys):
+        assert fit("--run.until", "1", folder="first") == 0
+        given = tmp_path / "given.json"
+        held = json.loads((latest(tmp_path / "first") / "partition.json").read_text())
+        given.write_text(json.dumps(held))
+        options = ["--data.partition", "FromFile", "--data.partition.path", str(given)]
+        assert fit(*options, "--run.until", "1") == 0
+        held["indices"] = {part: nodes[::-1] for part, nodes in held["indices"].items()}
+        given.write_text(json.dumps(held))
+        assert fit(*options, "--run.resume", "auto") == 2
+        assert "data.partition: the nodes' samples are others than in" in capsys.readouterr().err
+
     def test_a_run_that_another_process_works_on_is_left_alone(self, fit, capsys):
         stop = extra(InterruptAt, steps=[20])
         assert fit(*stop) == 130

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pickle
+import warnings
 
 import networkx as nx
 import numpy as np
@@ -238,6 +239,18 @@ def test_networkx_generators_are_made_simple():
     ladder = family(Graph(NetworkX("ladder_graph", {"n": 4}), 8))
     assert ladder.number_of_edges() == 10
     assert family(Graph(NetworkX("hypercube_graph", {"n": 3}), 8)).number_of_edges() == 12
+
+
+def test_what_is_no_number_of_nodes_is_not_filled_in():
+    """16 would mean 65,536 nodes."""
+    with pytest.raises(UserError, match=r"graph\.topology\.arguments: hypercube_graph refuses \{\}.*'n'"):
+        Graph(NetworkX("hypercube_graph"), 16)
+
+
+def test_random_graphs_that_agree_at_once_have_gap_one():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Graph(EpidemicOracle(3), 4).spectral_gap() == 1
 
 
 def test_an_edge_list_is_read_from_a_file(tmp_path):

@@ -34,7 +34,7 @@ class TestClassCount:
         run = chain_of_four()
         run.store.counts = lambda: torch.arange(12, dtype=torch.int32).reshape(4, 3)
         rule = ClassCount()
-        rule.prepare(run)
+        rule.prepare(run, run.step)
         assert rule.histograms[2].tolist() == [6, 7, 8]
         assert run.network.counts() == {"parameter_bytes": 0, "label_bytes": 0, "other_bytes": 6 * 3 * 4, "messages": 6}
 

@@ -7,7 +7,9 @@ from four_nodes import PUBLIC, K, N, as_dict, chain, chain_of_four, counted, rea
 
 from callbacks import IDKD, MSP, ClassCount, Fixed, Packed, VanillaKD
 from lightning_idkd.callback import Selection
-from lightning_idkd.graph import Chain
+from lightning_idkd.graph import Chain, Graph
+from lightning_idkd.network import Network
+from lightning_idkd.topologies import HypercubeOnePeer
 
 # ---------------------------------------------------------------------- what is sent
 
@@ -346,3 +348,13 @@ class TestAlign:
         bias = torch.linspace(-4, 4, K)
         one, other = (VanillaKD(align=True).soft(None, 0, z) for z in (logits, logits + bias))
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
+
+
+def test_hops_follow_a_graph_that_changes():
+    """On a hypercube, one neighbour a step, three hops reach all eight nodes; votes of all weigh alike."""
+    run = chain(8)
+    run.network = Network(Graph(HypercubeOnePeer(), 8))
+    VanillaKD(start=0, hops=3).on_epoch_start(run, 0)
+    p = np.mean([softmax(z.double().numpy()) for z in run.outputs], axis=0)
+    for distilled in run.store.distilled:
+        np.testing.assert_allclose(distilled.probabilities, p, atol=1e-6)

@@ -14,6 +14,7 @@ from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Graph, Ring, Topology
 from lightning_idkd.network import Network
 from lightning_idkd.stack import run_network
+from lightning_idkd.topologies import Star
 
 
 def rows_of(X, network=None, step=0):
@@ -68,6 +69,14 @@ def test_gossip_follows_a_graph_that_changes_from_the_step_of_the_run_on():
     run = rows_of(X, Network(Graph(InTurns(), 4)), step=7)
     even, odd = (run.network.graph.mixing(step).W for step in (0, 1))
     np.testing.assert_allclose(Gossiped(3).rows(run), odd @ even @ odd @ X.numpy(), atol=1e-14)
+
+
+def test_gossip_by_column_stochastic_weights_divides_by_what_a_row_sums_to():
+    graph = Graph(Star(), 5, "push_sum")
+    T = Gossiped(4).rows(rows_of(X := random(), Network(graph)))
+    W = np.linalg.matrix_power(graph.mixing(0).W, 4)
+    assert abs(W.sum(1) - 1).max() > 0.1
+    np.testing.assert_allclose(T, W @ X.numpy() / W.sum(1, keepdims=True), atol=1e-14)
 
 
 def test_much_gossip_is_the_consensus_model():

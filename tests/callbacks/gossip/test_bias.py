@@ -8,6 +8,7 @@ from quadratics import GRAPHS, LOCAL, LR, N, Quadratics, average, same_as_the_pa
 from callbacks import D2, DSGD, EDM, GUT, AllReduce, DecentLaM, GradientTracking, MomentumTracking
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Complete, Graph, Ring, Torus
+from lightning_idkd.topologies import HypercubeOnePeer
 
 RING = Graph(Ring(), 9)  # of 9, since with 8 the smallest eigenvalue is -1/3
 ON = {"ring": RING, "joined": GRAPHS["joined"]}
@@ -270,3 +271,12 @@ def test_the_torus_is_taken_where_they_do_not(rule):
 def test_scalings_that_feed_themselves_are_refused(arguments, below):
     with pytest.raises(UserError, match=rf"gossip.scaling: .* given; allowed: 0 to below 1 - momentum, {below}"):
         GUT(*arguments)
+
+
+@pytest.mark.parametrize("rule", [D2(), EDM(), DecentLaM(), GUT()], ids=lambda rule: type(rule).__name__)
+def test_graphs_that_change_are_refused(rule):
+    """What was mixed by the last step's weights would be taken back by this step's: nodes part, whatever each one's spectrum."""
+    with pytest.raises(
+        UserError, match=rf"{type(rule).__name__} takes static graphs, and graph.topology HypercubeOnePeer changes"
+    ):
+        rule.check(Graph(HypercubeOnePeer(), 8, "lazy"))

@@ -7,10 +7,13 @@ from quadratics import GRAPHS, LOCAL, LR, N, P, Quadratics, average, driver, sam
 from callbacks import (
     D2,
     DSGD,
+    EDM,
+    GUT,
     NGC,
     SGP,
     AllReduce,
     ChocoSGD,
+    DecentLaM,
     GossipPGA,
     GradientTracking,
     Isolated,
@@ -19,7 +22,7 @@ from callbacks import (
     RelaySGD,
 )
 from lightning_idkd.errors import UserError
-from lightning_idkd.graph import Graph, Ring
+from lightning_idkd.graph import Chain, Graph, Ring
 
 RING = GRAPHS["ring"]
 EDGES, ROW = 2 * N, 8 * P
@@ -69,7 +72,7 @@ def test_an_average_in_every_step_is_all_reduce_and_one_that_never_comes_dsgd(op
     np.testing.assert_array_equal(got, trajectory(DSGD(**options), RING, Quadratics()))
 
 
-@pytest.mark.parametrize("rule", [DSGD(0.9), QGDSGDm(), D2(), GradientTracking(), SGP()], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("rule", [DSGD(0.9), QGDSGDm(), GradientTracking(), SGP()], ids=lambda rule: type(rule).__name__)
 def test_with_every_step_mixed_a_rule_is_itself_and_with_none_it_runs_alone(rule):
     np.testing.assert_array_equal(trajectory(LocalSteps(rule, 1), RING, Quadratics()), trajectory(rule, RING, Quadratics()))
     alone = trajectory(LocalSteps(rule, 100), RING, Quadratics())
@@ -98,10 +101,27 @@ def test_blocks_of_columns_are_the_whole(rule, monkeypatch):
     same_in_blocks(rule, monkeypatch)
 
 
-@pytest.mark.parametrize("rule", [RelaySGD(), ChocoSGD(), NGC(), LocalSteps(Isolated())], ids=lambda rule: type(rule).__name__)
-def test_rules_that_need_every_message_are_refused(rule):
-    with pytest.raises(UserError, match=rf"gossip.rule: {type(rule).__name__} needs its messages in every step"):
+EVERY_STEP = [RelaySGD(), ChocoSGD(), NGC(), D2(), EDM(), DecentLaM(), GUT(), LocalSteps(Isolated())]
+
+
+@pytest.mark.parametrize("rule", EVERY_STEP, ids=lambda rule: type(rule).__name__)
+def test_rules_that_need_every_mixing_are_refused(rule):
+    name = type(rule).__name__
+    with pytest.raises(UserError, match=rf"gossip.rule: LocalSteps takes rules that may leave out a mixing, and {name} may not"):
         LocalSteps(rule)
+
+
+def test_the_state_of_the_rule_within_is_kept():
+    class Counting(DSGD):
+        def state_dict(self):
+            return {"count": 3}
+
+        def load_state_dict(self, state):
+            self.count = state["count"]
+
+    rule = LocalSteps(Counting())
+    rule.load_state_dict(rule.state_dict())
+    assert rule.rule.count == 3
 
 
 @pytest.mark.parametrize("make", [lambda: LocalSteps(DSGD(), 0), lambda: GossipPGA(0)])
@@ -111,5 +131,5 @@ def test_periods_below_one_are_refused(make):
 
 
 def test_a_graph_that_the_rule_refuses_is_refused_around_it_too():
-    with pytest.raises(UserError, match="D2 takes"):
-        LocalSteps(D2()).check(RING)
+    with pytest.raises(UserError, match="QGDSGDm needs weights whose rows and columns sum to 1"):
+        LocalSteps(QGDSGDm()).check(Graph(Chain(), 5, "average"))

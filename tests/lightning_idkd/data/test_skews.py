@@ -159,6 +159,7 @@ def test_lists_of_indices_leave_the_held_out_part_to_the_config(tmp_path):
             {"indices": {"train": [[0, 1], [2, 3, 4, 5]], "validation": [[]]}},
             "'{}' holds neither a run's partition nor a list of one list of indices a node",
         ),
+        ([[0, 10**30], [1]], "'{}' holds neither a run's partition nor a list of one list of indices a node"),
         ({"train": []}, "'{}' holds neither a run's partition nor a list of one list of indices a node"),
     ],
 )
