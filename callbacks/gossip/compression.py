@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 from lightning_idkd.callback import Compression
 from lightning_idkd.errors import require
@@ -17,9 +18,9 @@ class _Sparse(Compression):
         """k, how many values are sent."""
         return max(1, math.ceil(self.ratio * T.shape[1] - 1e-9))  # in binary 0.1 * 30 is more than 3
 
+    @abstractmethod
     def choice(self, T, ctx):
         """What values are ranked by [n, P]."""
-        raise NotImplementedError
 
     def __call__(self, T, ctx):
         import torch
