@@ -53,13 +53,23 @@ class IID(Partition):
         return np.array_split(rng.permutation(len(labels)), nodes)
 
 
-def check_alpha(alpha: float) -> None:
-    if not 0 < alpha < math.inf:
-        raise UserError(f"data.partition.alpha: {alpha} given; allowed: above 0 (smaller is more skewed)")
+@dataclass
+class Concentrated(Partition):
+    """Base of the rules that draw from a Dirichlet distribution.
+
+    Args:
+        alpha: concentration, above 0.
+    """
+
+    alpha: float
+
+    def __post_init__(self):
+        if not 0 < self.alpha < math.inf:
+            raise UserError(f"data.partition.alpha: {self.alpha} given; allowed: above 0 (smaller is more skewed)")
 
 
 @dataclass
-class Dirichlet(Partition):
+class Dirichlet(Concentrated):
     """Each class is dealt out in proportions drawn from a Dirichlet distribution; node sizes differ.
 
     Source: Hsu, Qi and Brown, arXiv 1909.06335, in the form common since Li et al., ICDE 2022 (proportions per class).
@@ -67,11 +77,6 @@ class Dirichlet(Partition):
     Args:
         alpha: concentration, above 0; smaller is more skewed, 0.1 leaves a node with few classes.
     """
-
-    alpha: float
-
-    def __post_init__(self):
-        check_alpha(self.alpha)
 
     def split(self, labels: np.ndarray, nodes: int, rng: np.random.Generator) -> list[np.ndarray]:
         parts: list[list[np.ndarray]] = [[] for _ in range(nodes)]
@@ -84,7 +89,7 @@ class Dirichlet(Partition):
 
 
 @dataclass
-class QGMDirichlet(Partition):
+class QGMDirichlet(Concentrated):
     """The partition of the QG-DSGDm and IDKD code: equal node sizes, milder skew than `Dirichlet` at the same alpha.
 
     Samples are dealt to groups of at most 10 nodes. In a group each class is split by Dirichlet proportions, but nodes
@@ -96,11 +101,6 @@ class QGMDirichlet(Partition):
     Args:
         alpha: concentration, above 0; smaller is more skewed.
     """
-
-    alpha: float
-
-    def __post_init__(self):
-        check_alpha(self.alpha)
 
     def split(self, labels: np.ndarray, nodes: int, rng: np.random.Generator) -> list[np.ndarray]:
         order, classes = rng.permutation(len(labels)), np.unique(labels)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_idkd.data.partition import IID, TRANSFORM, Partition, Split, check_alpha, generator
+from lightning_idkd.data.partition import IID, TRANSFORM, Concentrated, Partition, Split, generator
 from lightning_idkd.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -68,17 +68,12 @@ class ClassesPerNode(Partition):
 
 
 @dataclass
-class QuantitySkew(Partition):
+class QuantitySkew(Concentrated):
     """Node sizes drawn from a Dirichlet distribution, labels alike (quantity skew in Li et al., ICDE 2022).
 
     Args:
         alpha: concentration, above 0; smaller is more skewed.
     """
-
-    alpha: float
-
-    def __post_init__(self):
-        check_alpha(self.alpha)
 
     def split(self, labels: np.ndarray, nodes: int, rng: np.random.Generator) -> list[np.ndarray]:
         cuts = np.cumsum(rng.dirichlet(np.full(nodes, self.alpha)))[:-1] * len(labels)
