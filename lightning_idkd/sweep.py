@@ -179,9 +179,9 @@ def cells(path: Path, runs: str) -> list[Cell]:
 
     sweep = read(path)
     command = [str(part) for part in sweep["command"]]
-    if "fit" not in command or "${args_json_file}" not in command:
+    if "fit" not in command or not {"${args}", "${args_json_file}"} & set(command):
         raise UserError(
-            f"{path.name}: command must hold fit and ${{args_json_file}}, as in the sweeps that come with the project"
+            f"{path.name}: command must hold fit and ${{args_json_file}} or ${{args}}, as in the sweeps that come with the project"
         )
     points, found, names = combinations(sweep), [], []
     varied = [k for k in sweep["parameters"] if len({json.dumps(p[k], sort_keys=True) for p in points}) > 1]
@@ -193,9 +193,9 @@ def cells(path: Path, runs: str) -> list[Cell]:
             file, draft = Path(runs) / path.stem / name / "cell.json", Path(drafts) / f"{len(found)}.json"
             draft.write_text(json.dumps(point))
             place = ["--run.dir", str(file.parent.parent), "--run.name", name]
+            words = command[command.index("fit") + 1 :]
             arguments, tried = (
-                [str(parameters) if a == "${args_json_file}" else a for a in command[command.index("fit") + 1 :]] + place
-                for parameters in (file, draft)
+                [w for word in words for w in expanded(word, point, parameters)] + place for parameters in (file, draft)
             )
             try:
                 config = configure(tried)
@@ -212,6 +212,13 @@ def cells(path: Path, runs: str) -> list[Cell]:
     except OSError as e:
         raise UserError(f"--dir: cannot write to '{runs}' ({e.strerror})") from e
     return found
+
+
+def expanded(word: str, parameters: dict, file: Path) -> list[str]:
+    """A word of the command as an agent of W&B has it: a cell's parameters as options, or in a file."""
+    if word == "${args}":
+        return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in parameters.items()]
+    return [str(file) if word == "${args_json_file}" else word]
 
 
 def share(found: list[Cell], runs: str) -> list[Cell]:
