@@ -79,7 +79,7 @@ def configure(arguments: list[str], command: str = "fit"):
     import yaml
 
     from lightning_idkd import config
-    from lightning_idkd.given import failing_modules, in_the_making, look_over
+    from lightning_idkd.given import failing_modules, in_the_making, look_over, placed
 
     p = parser(command)
     arguments = look_over(arguments)
@@ -91,13 +91,13 @@ def configure(arguments: list[str], command: str = "fit"):
     resolved = yaml.safe_load(p.dump(cfg, skip_validation=True, skip_none=False))
     try:
         made = p.instantiate(cfg)
-    except UserError:
-        raise
     except Exception as e:  # a class refused its arguments; jsonargparse wraps that where the key may also be null
         cause: BaseException | None = e
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        if not isinstance(cause, UserError) and (said := in_the_making(cause, resolved)):
+        if isinstance(cause, UserError):
+            raise UserError(placed(cause, resolved)) from e
+        if said := in_the_making(cause, resolved):
             raise UserError(said) from e
         raise UserError(str(cause).splitlines()[0] if str(cause) else repr(cause)) from e
     run = {f.name: made.run[f.name.rstrip("_")] for f in fields(config.RunConfig)}

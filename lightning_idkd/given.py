@@ -150,6 +150,17 @@ def failure(key: str, path: str, e: BaseException) -> str:
     return f"{key}: {path} fails with {said}" + "".join(f"\n{file}, line {n}" for file, n in places[-1:])
 
 
+def placed(e: UserError, config: dict) -> str:
+    """The sentence of a class that refused an argument, which it calls by the key of the outermost class of its kind, with the
+    key that the argument has in the resolved ``config``."""
+    key, _, said = str(e).partition(": ")
+    outer, _, name = key.rpartition(".")
+    made = {type(f.f_locals.get("self")).__name__ for f, _ in traceback.walk_tb(e.__traceback__)}
+    at = [k for k, given in named(config, "")
+          if given["class_path"].rpartition(".")[2] in made and name in (given.get("init_args") or {})]  # fmt: skip
+    return str(e) if not at or outer in at else f"{at[-1]}.{name}: {said}"
+
+
 def in_the_making(e: BaseException, config: dict) -> str | None:
     """Sentence for an error that a class of the user's own raised when it was made for the resolved ``config``."""
     for key, given in named(config, ""):

@@ -28,6 +28,7 @@ def gather(run: Orchestrator) -> dict:
         "version": 1,
         "layout": run.stack.describe(),
         "images": store.describe(),
+        "edges": torch.from_numpy(network.graph.mixing(0).edges),
         "engine": run.stack.engine,
         "threads": torch.get_num_threads(),
         "devices": network.world,
@@ -65,11 +66,13 @@ def restore(run: Orchestrator, state: dict, lines: list[dict], distillation: boo
     """Continue from ``state``; without ``distillation`` nodes train on their own samples again.
 
     Raises:
-        UserError: the checkpoint is of another network.
+        UserError: the checkpoint is of another network or graph.
     """
     network, stack = run.network, run.stack
     if state["layout"] != stack.describe():
         raise UserError("the checkpoint holds another network: its parameters have other names or shapes")
+    if not torch.equal(state["edges"], torch.from_numpy(network.graph.mixing(0).edges)):
+        raise UserError("graph.topology: the checkpoint is of a graph with other edges: a file has changed")
     mine = slice(network.rows.start, network.rows.stop)
     stack.X.copy_(state["X"][mine])
     for held, saved in ((stack.buffers, state["buffers"]), (run.buffers, state["rule"])):

@@ -181,7 +181,7 @@ def cells(path: Path, runs: str) -> list[Cell]:
     command = [str(part) for part in sweep["command"]]
     if "fit" not in command or not {"${args}", "${args_json_file}"} & set(command):
         raise UserError(
-            f"{path.name}: command must hold fit and ${{args_json_file}} or ${{args}}, as in the sweeps that come with the project"
+            f"{path.name}: command must hold fit and ${{args_json_file}} or ${{args}}, as in the sweeps that come with this"
         )
     points, found, names = combinations(sweep), [], []
     varied = [k for k in sweep["parameters"] if len({json.dumps(p[k], sort_keys=True) for p in points}) > 1]
@@ -375,8 +375,10 @@ def run(path: Path, jobs: int, runs: str) -> bool:
     require(jobs >= 1, "jobs", jobs, "1 or more")
     found, folder = cells(path, runs), Path(runs) / path.stem
     with locked(folder, f"another process runs this sweep in '{folder}'; wait for it, or stop it"):
-        before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a queue's end, as Ctrl-C
+        # a queue's end comes as Ctrl-C, which a shell lets its background jobs ignore
+        before = {s: signal.signal(s, signal.default_int_handler) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             return Runner(share(found, runs), jobs).run()
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for s, handler in before.items():
+                signal.signal(s, handler)

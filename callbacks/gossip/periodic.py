@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from callbacks.gossip.dsgd import DSGD
-from lightning_idkd.callback import Gossip
+from lightning_idkd.callback import HOOKS, Gossip
 from lightning_idkd.errors import UserError, require
 
 
@@ -42,13 +42,15 @@ class LocalSteps(Gossip):
 
     def __init__(self, rule: Gossip, every: int = 2):
         require(every >= 1, "gossip.every", every, "1 or more")
-        if rule.every_step:
+        if rule.every_step or rule.edge_buffers:
             raise UserError(f"gossip.rule: LocalSteps takes rules that may leave out a mixing, and {type(rule).__name__} may not")
         self.rule, self.every = rule, every
+        for hook in HOOKS:
+            if hasattr(rule, hook):
+                setattr(self, hook, getattr(rule, hook))
 
     every_step = True  # one around another would do no more than one alone
     buffers = property(lambda self: self.rule.buffers)
-    edge_buffers = property(lambda self: self.rule.edge_buffers)
     columnwise = property(lambda self: self.rule.columnwise)
     shares = property(lambda self: self.rule.shares)
 
@@ -57,8 +59,12 @@ class LocalSteps(Gossip):
 
     def update(self, X, G, state, ctx):
         if (ctx.step + 1) % self.every:
-            ctx = dataclasses.replace(ctx, mix=alone, mean=alone)
+            ctx = dataclasses.replace(ctx, mix=alone, mean=alone, swap=self.refuse)
         return self.rule.update(X, G, state, ctx)
+
+    def refuse(self, M, **_):
+        """What a swap is where nothing is sent."""
+        raise UserError(f"gossip.rule: {type(self.rule).__name__} swaps messages, so it must set every_step = True")
 
     def combine(self, X, state, ctx):
         return self.rule.combine(X, state, ctx)

@@ -27,7 +27,10 @@ class RelaySGD(DSGD):
         super().check(graph)
         static = graph.period == 1 and not graph.topology.directed
         if not static or len(graph.mixing(0).edges) != 2 * (graph.nodes - 1):  # connected it is anyway
-            raise UserError(f"gossip: RelaySGD takes a static tree such as Chain, and graph.topology {graph.name} is none")
+            raise UserError(
+                "gossip: RelaySGD takes a static tree, such as Chain or a SpanningTree of another graph, and graph.topology "
+                f"{graph.name} is none"
+            )
 
     def update(self, X, G, state, ctx):
         import torch

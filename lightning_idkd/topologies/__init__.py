@@ -24,6 +24,7 @@ from lightning_idkd.topologies.static import (
     Ring,
     Social15,
     Social32,
+    SpanningTree,
     Star,
     Torus,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "Ring",
     "Social15",
     "Social32",
+    "SpanningTree",
     "Star",
     "Topology",
     "Torus",

@@ -38,6 +38,26 @@ class Topology(ABC):
         return None
 
 
+class OfAnother(Topology):
+    """A topology that is made of another one, its ``base``, static and undirected."""
+
+    base: Topology
+
+    def __post_init__(self):
+        if self.base.directed or self.base.period != 1:
+            raise UserError(f"graph.topology.base: {type(self.base).__name__} is not static and undirected, as Ring or Torus are")
+
+    def connected(self, nodes: int, seed: int) -> nx.Graph:
+        """The base's graph."""
+        graph = self.base.graph(nodes, 0, seed)
+        if not nx.is_connected(graph):
+            raise UserError(f"graph.topology.base: {type(self.base).__name__} on {nodes} nodes is not connected")
+        return graph
+
+    def positions(self, nodes: int) -> np.ndarray | None:
+        return self.base.positions(nodes)
+
+
 def circle(nodes: int) -> np.ndarray:
     """Positions [nodes, 2] on the unit circle, clockwise from the top."""
     angle = 2 * np.pi * np.arange(nodes) / nodes

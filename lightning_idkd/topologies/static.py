@@ -1,13 +1,13 @@
 """Graphs that are the same at every step."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import networkx as nx
 import numpy as np
 
 from lightning_idkd.errors import UserError
-from lightning_idkd.topologies.base import OnCircle, Topology, circle, dimensions, exactly, numbered
+from lightning_idkd.topologies.base import OfAnother, OnCircle, Topology, circle, dimensions, exactly, numbered
 
 
 @dataclass
@@ -191,10 +191,26 @@ class BinaryTree(Topology):
 
 
 @dataclass
+class SpanningTree(OfAnother):
+    """Edges of another graph that join all its nodes without a circle: the ways from its centre, breadth first. RelaySGD takes
+    it.
+
+    Args:
+        base: the graph, static and undirected.
+    """
+
+    base: Topology = field(default_factory=Ring)
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        graph = self.connected(nodes, seed)
+        return nx.Graph(nx.bfs_edges(graph, min(nx.center(graph)), sort_neighbors=sorted)) if nodes > 1 else graph
+
+
+@dataclass
 class DoubleBinaryTrees(OnCircle):
     """A binary tree and its mirror image (node i as n - 1 - i) together: what is a leaf in one is an inner node in the other.
 
-    It is no tree itself, so RelaySGD does not take it; `BinaryTree` is for that. Source: Sanders, Speck and Träff, Parallel
+    It is no tree itself, so RelaySGD does not take it, but `BinaryTree`. Source: Sanders, Speck and Träff, Parallel
     Computing 2009; as used by Vogels et al., NeurIPS 2021.
     """
 

@@ -7,8 +7,8 @@ from itertools import combinations, zip_longest
 import networkx as nx
 import numpy as np
 
-from lightning_idkd.errors import UserError, require
-from lightning_idkd.topologies.base import OnCircle, Topology, dimensions, generator
+from lightning_idkd.errors import require
+from lightning_idkd.topologies.base import OfAnother, OnCircle, Topology, dimensions, generator
 from lightning_idkd.topologies.drawn import regular
 from lightning_idkd.topologies.static import Ring, cube, hops
 
@@ -203,7 +203,7 @@ def step_size(laplacians: np.ndarray, p: np.ndarray) -> float:
 
 
 @dataclass
-class RandomMatchings(Topology):
+class RandomMatchings(OfAnother):
     """The edges of a static graph in matchings, of which at each step some are active, each by its own probability and more
     often the more it does to connect the graph; weights I - alpha L (MATCHA, Wang et al., ICC 2019, arXiv 1905.09435).
 
@@ -222,17 +222,13 @@ class RandomMatchings(Topology):
 
     def __post_init__(self):
         require(0 < self.budget <= 1, "graph.topology.budget", self.budget, "a share, above 0 to 1")
-        if self.base.directed or self.base.period != 1:
-            raise UserError(f"graph.topology.base: {type(self.base).__name__} is not static and undirected, as Ring or Torus are")
+        super().__post_init__()
         self._plans: dict[tuple[int, int], tuple] = {}
 
     def plan(self, nodes: int, seed: int) -> tuple[list[list[tuple[int, int]]], np.ndarray, float]:
         """Matchings, their probabilities, and alpha."""
         if (nodes, seed) not in self._plans:
-            base = self.base.graph(nodes, 0, seed)
-            if not nx.is_connected(base):
-                raise UserError(f"graph.topology.base: {type(self.base).__name__} on {nodes} nodes is not connected")
-            parts = matchings(sorted(tuple(sorted(edge)) for edge in base.edges))
+            parts = matchings(sorted(tuple(sorted(edge)) for edge in self.connected(nodes, seed).edges))
             laplacians = np.array([laplacian(nodes, part) for part in parts])
             p = probabilities(laplacians, self.budget) if parts else np.zeros(0)
             self._plans[nodes, seed] = parts, p, step_size(laplacians, p) if parts else 0.0
@@ -244,9 +240,6 @@ class RandomMatchings(Topology):
         for part, active in zip(parts, generator(seed, step).random(len(parts)) < p, strict=True):
             graph.add_edges_from(part if active else [], weight=alpha)
         return graph
-
-    def positions(self, nodes: int) -> np.ndarray | None:
-        return self.base.positions(nodes)
 
 
 @dataclass

@@ -113,6 +113,15 @@ class TestResume:
         assert fit(*options, "--run.resume", "auto") == 2
         assert "data.partition: the nodes' samples are others than in" in capsys.readouterr().err
 
+    def test_a_file_of_edges_that_changed_in_between_is_told(self, fit, tmp_path, capsys):
+        file = tmp_path / "edges.txt"
+        file.write_text("0 1\n1 2\n2 3\n")
+        arguments = ["--graph.topology", "EdgeList", "--graph.topology.file", str(file)]
+        assert fit(*arguments, "--run.until", "1") == 0
+        file.write_text("0 1\n1 2\n1 3\n")
+        assert fit(*arguments, "--run.resume", "auto") == 2
+        assert "error: graph.topology: the checkpoint is of a graph with other edges" in capsys.readouterr().err
+
     def test_a_run_that_another_process_works_on_is_left_alone(self, fit, capsys):
         stop = extra(InterruptAt, steps=[20])
         assert fit(*stop) == 130

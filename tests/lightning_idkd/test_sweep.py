@@ -117,14 +117,16 @@ class TestCells:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
 def test_every_sweep_is_expanded_as_the_agent_does_and_parses(path, tmp_path, configs, monkeypatch):
-    """W&B replaces ${args_json_file} by a file with the cell's parameters, as a flat object."""
+    """W&B replaces ${args_json_file} by a file with the cell's parameters, as a flat object, and ${args} by options."""
     monkeypatch.chdir(configs.parent)
     content = sweep.read(path)
     for i, point in enumerate(sweep.combinations(content)):
         (tmp_path / f"{i}.json").write_text(json.dumps(point))
         env, python, flag, module, command, *arguments = content["command"]
         assert (env, python, flag, module, command) == ("${env}", "python", "-m", "lightning_idkd", "fit")
-        config = configure([str(tmp_path / f"{i}.json") if a == "${args_json_file}" else a for a in arguments])
+        options = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in point.items()]
+        given = {"${args_json_file}": [str(tmp_path / f"{i}.json")], "${args}": options}
+        config = configure([word for a in arguments for word in given.get(a, [a])])
         config.check()
         assert config.seed == point.get("seed", 0)
         if "distillation" in point:
@@ -186,7 +188,11 @@ def test_a_stopped_sweep_is_completed_and_a_failing_cell_stops_no_other(file, tm
     command = ["sweep", str(path), "--jobs", "2", "--dir", str(tmp_path / "runs")]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     process = subprocess.Popen(
-        [sys.executable, "-m", "lightning_idkd", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "lightning_idkd", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as in a shell's background
     )
     assert any(": running" in line for line in process.stdout)
     assert main(command) == 2

@@ -37,6 +37,8 @@ from lightning_idkd.topologies import (
     Petersen10,
     RandomMatchings,
     RandomRegular,
+    Social15,
+    SpanningTree,
     Star,
     WattsStrogatz,
 )
@@ -50,6 +52,7 @@ STATIC = [
     (Margulis(), 25),
     (BinaryTree(), 13),
     (DoubleBinaryTrees(), 13),
+    (SpanningTree(Margulis()), 16),
     (Karate34(), 34),
     (Petersen10(), 10),
     (Dyck32(), 32),
@@ -191,6 +194,18 @@ def test_binary_trees_have_parents_at_half_the_number():
     tree = family(Graph(BinaryTree(), 13))
     assert nx.is_tree(tree)
     assert sorted(tree.edges) == sorted(((i - 1) // 2, i) for i in range(1, 13))
+
+
+@pytest.mark.parametrize(("base", "nodes", "depth"), [(Social15(), 15, 3), (Torus(4, 4), 16, 4), (Complete(), 9, 1),
+                                                      (Ring(), 1, 0)])  # fmt: skip
+def test_a_spanning_tree_has_shortest_ways_from_the_centre_along_edges_of_its_base(base, nodes, depth):
+    tree, whole = family(Graph(SpanningTree(base), nodes)), family(Graph(base, nodes))
+    assert nx.is_tree(tree)
+    assert set(tree) == set(range(nodes))
+    assert all(whole.has_edge(*edge) for edge in tree.edges)
+    ways = nx.single_source_shortest_path_length
+    assert nx.radius(whole) == depth
+    assert any(ways(tree, i) == ways(whole, i) for i in nx.center(whole))
 
 
 def test_no_node_is_a_leaf_in_both_binary_trees():
@@ -421,6 +436,11 @@ def test_a_wrong_base_is_told_with_the_right_one(capsys):
 # ------------------------------------------------------------------ mistakes
 
 
+class Apart(topologies.Topology):
+    def graph(self, nodes, step, seed):
+        return nx.empty_graph(nodes)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -469,6 +489,14 @@ def test_a_wrong_base_is_told_with_the_right_one(capsys):
         (
             lambda: RandomMatchings(OnePeerExponential()),
             "graph.topology.base: OnePeerExponential is not static and undirected, as Ring or Torus are",
+        ),
+        (
+            lambda: SpanningTree(EpidemicLocal()),
+            "graph.topology.base: EpidemicLocal is not static and undirected, as Ring or Torus are",
+        ),
+        (
+            lambda: Graph(SpanningTree(Apart()), 8),
+            "graph.topology.base: Apart on 8 nodes is not connected",
         ),
         (
             lambda: NetworkX("wats_strogatz_graph"),

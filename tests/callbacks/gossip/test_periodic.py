@@ -21,6 +21,7 @@ from callbacks import (
     QGDSGDm,
     RelaySGD,
 )
+from lightning_idkd.callback import Gossip
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Graph, Ring
 
@@ -109,6 +110,27 @@ def test_rules_that_need_every_mixing_are_refused(rule):
     name = type(rule).__name__
     with pytest.raises(UserError, match=rf"gossip.rule: LocalSteps takes rules that may leave out a mixing, and {name} may not"):
         LocalSteps(rule)
+
+
+def test_a_rule_of_ones_own_that_swaps_must_say_that_it_needs_every_mixing():
+    class Swapping(Gossip):
+        def update(self, X, G, state, ctx):
+            ctx.swap(X[ctx.edges[:, 0]])
+            return X
+
+    with pytest.raises(UserError, match=r"gossip.rule: Swapping swaps messages, so it must set every_step = True"):
+        trajectory(LocalSteps(Swapping()), RING, Quadratics())
+
+
+def test_hooks_of_the_rule_within_are_called():
+    class Watching(DSGD):
+        def on_step_end(self, step):
+            self.seen = step
+
+    rule = LocalSteps(Watching())
+    assert not hasattr(rule, "on_epoch_end")
+    rule.on_step_end(step=7)
+    assert rule.rule.seen == 7
 
 
 def test_the_state_of_the_rule_within_is_kept():
