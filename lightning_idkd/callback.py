@@ -67,8 +67,10 @@ class Context:
     ``mix(T)`` is ``W(step) @ T``, with ``size=`` the bytes of a message that is written shorter than a row of ``T``;
     ``mean(T)`` an all-reduce; ``swap(M)`` trades one message per directed edge, in the order of ``edges`` [e, 2] (row of
     the sender here, receiver), whose ``weights`` [e] are what the sender puts on what comes back. Rules with ``columnwise =
-    False`` also have ``gradient(X)`` [rows, P], another gradient on the same batch, and ``uniform(purpose, columns)``
-    [rows, columns], random numbers in [0, 1) of every node and step.
+    False`` also have ``gradient(X)`` [rows, P], another gradient on the same batch, whose ``targets`` are [rows, B, k];
+    ``features(X)`` [rows, B, F] of its samples at parameters ``X``, in training mode; ``pull_back(X, V)`` [rows, P], the
+    gradient of a loss whose derivative by these features is ``V`` [rows, B, F]; and ``uniform(purpose, columns)`` [rows,
+    columns], random numbers in [0, 1) of every node and step.
     """
 
     step: int
@@ -79,6 +81,9 @@ class Context:
     edges: "np.ndarray"
     weights: "np.ndarray"
     gradient: "Callable[[Tensor], Tensor]"
+    targets: "Tensor | None"
+    features: "Callable[[Tensor], Tensor]"
+    pull_back: "Callable[[Tensor, Tensor], Tensor]"
     uniform: "Callable[[str, int], Tensor]"
 
 

@@ -50,9 +50,14 @@ class NodeModule(LightningModule):
         """Logits [N, k] of images [N, C, H, W]."""
         return self.network(x)
 
+    @property
+    def has_features(self) -> bool:
+        """Whether the network offers ``features`` and ``head``."""
+        return hasattr(self.network, "features") and hasattr(self.network, "head")
+
     def outputs(self, x: Tensor) -> Outputs:
-        """Logits and, where the network offers ``features`` and ``head``, the features they come from."""
-        if hasattr(self.network, "features") and hasattr(self.network, "head"):
+        """Logits and, where the network offers them, the features they come from."""
+        if self.has_features:
             features = self.network.features(x)
             return Outputs(self.network.head(features).float(), features.float(), self.network.head)
         return Outputs(self(x).float())

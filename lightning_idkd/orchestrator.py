@@ -174,22 +174,39 @@ class Orchestrator:
             edges=edges - [[self.network.rows.start, 0]] if len(edges) else edges,
             weights=self.network.graph.mixing(step).W[tuple(edges.T)],
             gradient=functools.partial(self.gradient, batch=batch),
+            targets=batch[1] if batch else None,
+            features=functools.partial(self.features, batch=batch),
+            pull_back=functools.partial(self.pull_back, batch=batch),
             uniform=functools.partial(self.uniform, step=step),
         )
 
     def uniform(self, purpose: str, columns: int, step: int) -> Tensor:
         """Random numbers in [0, 1) [rows, columns], the same for a node whichever process holds it."""
-        if self.rule.columnwise:
-            raise UserError(f"gossip: {type(self.rule).__name__} draws random numbers, so it must set columnwise = False")
+        self.whole_rows("draws random numbers")
         nodes, device = torch.tensor(self.network.rows)[:, None], self.stack.X.device
         index = torch.arange(columns, device=device)
         return randomness.uniform(self.seed, purpose, nodes.to(device), step, index, device=device)
 
     def gradient(self, X: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
         """Gradients [rows, P] at other parameters, for rules that look at whole rows."""
-        if self.rule.columnwise:
-            raise UserError(f"gossip: {type(self.rule).__name__} asks for another gradient, so it must set columnwise = False")
+        self.whole_rows("asks for another gradient")
         return self.stack.gradient(X, *batch[:2], self.step, *batch[2:])
+
+    def features(self, X: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+        """Features [rows, B, F] of the batch at other parameters, for rules that look at whole rows."""
+        self.whole_rows("asks for features")
+        if not self.stack.modules[0].has_features:
+            raise UserError(f"gossip: {type(self.rule).__name__} needs features(x) [B, F], which this network does not offer")
+        return self.stack.features(X, batch[0], self.step)
+
+    def pull_back(self, X: Tensor, V: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+        """Gradients [rows, P] of a loss whose derivative by these features is ``V`` [rows, B, F]."""
+        return self.stack.pull_back(X, V, batch[0], self.step)
+
+    def whole_rows(self, does: str) -> None:
+        """Refuse a rule that ``does`` what only those may that are not called on blocks of columns."""
+        if self.rule.columnwise:
+            raise UserError(f"gossip: {type(self.rule).__name__} {does}, so it must set columnwise = False")
 
     def lr(self) -> float:
         """The learning rate of this step."""

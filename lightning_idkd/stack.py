@@ -44,15 +44,27 @@ class Slot:
         return flat.unflatten(-1, self.shape) if self.shape else flat[..., 0]
 
 
-class _Loss(nn.Module):
-    """A node's training step as a forward pass, which is what ``functional_call`` can call."""
+class _Forward(nn.Module):
+    """Any function of a node as its forward pass, which is what ``functional_call`` can call."""
 
     def __init__(self, node: NodeModule):
         super().__init__()
         self.node = node
 
-    def forward(self, *batch: Tensor) -> Tensor:
-        return self.node.training_step(batch, 0)
+    def forward(self, of: Callable[..., Tensor], *batch: Tensor) -> Tensor:
+        return of(self.node, *batch)
+
+
+def _loss(node: NodeModule, *batch: Tensor) -> Tensor:
+    return node.training_step(batch, 0)
+
+
+def _features(node: NodeModule, x: Tensor) -> Tensor:
+    return node.network.features(x)
+
+
+def _along(node: NodeModule, x: Tensor, V: Tensor) -> Tensor:
+    return (V * node.network.features(x)).sum()
 
 
 class NodeStack:
@@ -90,7 +102,7 @@ class NodeStack:
         for i, module in enumerate(self.modules):
             self._bind(module, self.X[i], {k: b[i] for k, b in self.buffers.items()}, self.G[i])
             module.train()
-        self._loss = _Loss(first)
+        self._forward = _Forward(first)
         self._keys = [self.buffers[f"{k}.key"] for k, m in first.named_modules() if isinstance(m, randomness.Dropout)]
         self._dropouts = [m for module in self.modules for m in module.modules() if isinstance(m, randomness.Dropout)]
         self._draws: bool | None = None  # does a training step draw from the global generator? known after the first
@@ -135,51 +147,58 @@ class NodeStack:
     def step(self, x: Tensor, y: Tensor, step: int, *more: Tensor) -> Tensor:
         """Every node's loss [n] on its batch ``x`` [n, b, C, H, W], ``y`` [n, b, k] and whatever ``more`` [n, b] its loss takes;
         gradients land in ``G``."""
+        return self._run(_loss, step, x, y, *more)
+
+    def _run(self, of: Callable[..., Tensor], step: int, *batch: Tensor) -> Tensor:
+        """``of(node, *batch)`` of every node [n, ...]; its gradients land in ``G`` where gradients are enabled."""
         if self._keys:
             key = randomness.bits(self.seed, "dropout", torch.tensor(self.nodes), step).to(self.device)
             for k in self._keys:
                 k.copy_(key)
             for layer in self._dropouts:
                 layer.calls = 0
-        return self._vmap(x, y, *more) if self.engine == "vmap" else self._loop(step, x, y, *more)
+        return self._vmap(of, *batch) if self.engine == "vmap" else self._loop(of, step, *batch)
 
-    def _loop(self, step: int, *batch: Tensor) -> Tensor:
+    def _loop(self, of: Callable[..., Tensor], step: int, *batch: Tensor) -> Tensor:
         self.G.zero_()
-        losses = []
+        found = []
         for i, module in enumerate(self.modules):
             if self._draws is None:
                 before = torch.get_rng_state()
             if self._draws is not False:
                 torch.manual_seed(randomness.seed_of(self.seed, "node", self.nodes[i], step))
                 seeded = torch.get_rng_state()
-            loss = module.training_step(tuple(part[i] for part in batch), 0)
+            out = of(module, *(part[i] for part in batch))
             if self._draws is None:
                 self._draws = not torch.equal(torch.get_rng_state(), seeded)
                 if not self._draws:
                     torch.set_rng_state(before)
-            loss.backward()
-            losses.append(loss.detach())
-        return torch.stack(losses)
+            if torch.is_grad_enabled():
+                out.backward()
+            found.append(out.detach())
+        return torch.stack(found)
 
-    def _vmap(self, *batch: Tensor) -> Tensor:
+    def _vmap(self, of: Callable[..., Tensor], *batch: Tensor) -> Tensor:
         leaves = {f"node.{s.name}": s.view(self.X).detach().requires_grad_() for s in self.layout}
         buffers = {f"node.{k}": b for k, b in self.buffers.items()}
 
-        def loss(params: dict, buffers: dict, *batch: Tensor) -> Tensor:
-            return torch.func.functional_call(self._loss, {**params, **buffers}, batch)
+        def forward(params: dict, buffers: dict, *batch: Tensor) -> Tensor:
+            return torch.func.functional_call(self._forward, {**params, **buffers}, (of, *batch))
 
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the fused attentions would run node by node
-                losses = torch.vmap(loss, randomness="error")(leaves, buffers, *batch)
+                found = torch.vmap(forward, randomness="error")(leaves, buffers, *batch)
         except RuntimeError as e:
             if "random" not in str(e):
                 raise
             raise UserError("run.engine: vmap cannot run a network that draws from the global generator; "
                             "use torch.nn.Dropout (which it can) or run.engine: loop") from e  # fmt: skip
-        # rows do not meet in the loss, so the gradient of the sum is every node's own
-        for slot, g in zip(self.layout, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True):
-            slot.view(self.G).copy_(g)
-        return losses.detach()
+        if torch.is_grad_enabled():
+            # rows do not meet in the loss, so the gradient of the sum is every node's own; features leave out the head
+            gradients = torch.autograd.grad(found.sum(), list(leaves.values()), materialize_grads=True)
+            for slot, g in zip(self.layout, gradients, strict=True):
+                slot.view(self.G).copy_(g)
+        return found.detach()
 
     @contextmanager
     def standing_on(self, X: Tensor) -> Iterator[None]:
@@ -194,17 +213,35 @@ class NodeStack:
         finally:
             self.X.copy_(kept)
 
-    def gradient(self, X: Tensor, x: Tensor, y: Tensor, step: int, *more: Tensor) -> Tensor:
-        """Gradients [n, P] at other parameters ``X`` on the same batch; rows, ``G`` and norm buffers stay as they are."""
+    @contextmanager
+    def trying(self, X: Tensor) -> Iterator[None]:
+        """Inside, the nodes' parameters are ``X`` [n, P]; afterwards rows, ``G`` and norm buffers are as they were."""
         kept_G, kept = self.G.clone(), {k: b.clone() for k, b in self.buffers.items()}
         try:
             with self.standing_on(X):
-                self.step(x, y, step, *more)
-            return self.G.clone()
+                yield
         finally:  # also where :meth:`choose` tries an engine that fails half way
             self.G.copy_(kept_G)
             for k, b in self.buffers.items():
                 b.copy_(kept[k])
+
+    def gradient(self, X: Tensor, x: Tensor, y: Tensor, step: int, *more: Tensor) -> Tensor:
+        """Gradients [n, P] at other parameters ``X`` on the same batch; rows, ``G`` and norm buffers stay as they are."""
+        with self.trying(X):
+            self.step(x, y, step, *more)
+            return self.G.clone()
+
+    def features(self, X: Tensor, x: Tensor, step: int) -> Tensor:
+        """Features [n, b, F] of ``x`` at parameters ``X``, in training mode; rows, ``G`` and norm buffers stay as they are."""
+        with self.trying(X), torch.no_grad():
+            return self._run(_features, step, x)
+
+    def pull_back(self, X: Tensor, V: Tensor, x: Tensor, step: int) -> Tensor:
+        """Gradients [n, P] at ``X`` of the sum of ``V`` [n, b, F] times those features: a loss whose derivative by them is
+        ``V``; rows, ``G`` and norm buffers stay as they are."""
+        with self.trying(X):
+            self._run(_along, step, x, V)
+            return self.G.clone()
 
     def choose(self, x: Tensor, y: Tensor, engines: Sequence[str], threads: Sequence[int]) -> tuple[str, int]:
         """The engine and thread count that take least time for a step on this batch; rows, gradients and buffers stay."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_idkd import randomness
 from lightning_idkd.errors import UserError
 from lightning_idkd.models import CNN, ResNet
 from lightning_idkd.node import NodeModule
@@ -223,6 +224,30 @@ def test_gradient_at_other_parameters_leaves_everything_in_place(name, engine):
     s.step(x, y, 4)
     assert torch.equal(there, s.G)
     assert not torch.equal(there, before["G"])
+
+
+@every_engine
+@every_network
+def test_features_and_gradients_through_them_leave_everything_in_place(name, engine):
+    """A loss whose derivative by the features is ``V`` is, but for a constant, the sum of their products."""
+    s, (x, y) = spread(stack(name, engine)), batch()
+    s.step(x, y, 4)
+    before, other = snapshot(s), s.X + 0.1
+    features = s.features(other, x, 4)
+    V = torch.randn(features.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    found = s.pull_back(other, V, x, 4)
+    assert same(s, before)
+    assert_views(s)
+    s.X.copy_(other)
+    for i, module in enumerate(copies(s)):
+        for layer in (m for m in module.modules() if isinstance(m, randomness.Dropout)):
+            layer.calls = 0
+        mine = module.network.features(x[i].contiguous())
+        wanted = torch.autograd.grad((V[i] * mine).sum(), list(module.parameters()), materialize_grads=True)
+        np.testing.assert_allclose(features[i], mine.detach(), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(found[i], in_row_order(wanted), rtol=0, atol=1e-12 * float(found.norm()))
+    assert not features.requires_grad
+    assert features.std() > 0
 
 
 @every_network
