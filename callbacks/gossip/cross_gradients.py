@@ -42,22 +42,24 @@ class NGC(LocalStep):
         node = X.new_tensor(ctx.edges[:, 0]).long()
         w = X.new_tensor(ctx.weights)[:, None]
         models = ctx.swap(X[node])
-        of_theirs = self.gradients(X, node, models, ctx)
-        D = (1 - self.alpha) * self.average(G, of_theirs, node, w)
+        of_theirs = of_each(models, ctx.gradient, G, X, node, ctx)
+        D = (1 - self.alpha) * average(G, of_theirs, node, w)
         if self.alpha:
-            D = D + self.alpha * self.average(G, ctx.swap(of_theirs, kind="other"), node, w)
-        return self.average(X, models, node, w) - ctx.lr * self.direction(X, D, state)
+            D = D + self.alpha * average(G, ctx.swap(of_theirs, kind="other"), node, w)
+        return average(X, models, node, w) - ctx.lr * self.direction(X, D, state)
 
-    def gradients(self, X, node, models, ctx):
-        """Of each neighbour's model on one's own data, an edge a row; all nodes take their k-th neighbour at once."""
-        found, sender = models.new_empty(models.shape), ctx.edges[:, 0]
-        place = np.arange(len(sender)) - np.searchsorted(sender, sender)  # among the edges of its sender
-        for k in np.unique(place):
-            edges = node.new_tensor(np.flatnonzero(place == k))
-            found[edges] = ctx.gradient(X.index_copy(0, node[edges], models[edges]))[node[edges]]
-        return found
 
-    @staticmethod
-    def average(own, theirs, node, w):
-        """W times ``own`` [n, P], of which ``theirs`` [e, P] came over the edges of weights ``w`` [e, 1]."""
-        return own.index_add(0, node, w * (theirs - own[node]))
+def of_each(models, of, own, X, node, ctx):
+    """What ``of`` gives, as ``own`` [n, ...] at ``X``, at each neighbour's model [e, P] on one's own data, an edge a row; all
+    nodes take their k-th neighbour at once."""
+    found, sender = own.new_empty(len(models), *own.shape[1:]), ctx.edges[:, 0]
+    place = np.arange(len(sender)) - np.searchsorted(sender, sender)  # among the edges of its sender
+    for k in np.unique(place):
+        edges = node.new_tensor(np.flatnonzero(place == k))
+        found[edges] = of(X.index_copy(0, node[edges], models[edges]))[node[edges]]
+    return found
+
+
+def average(own, theirs, node, w):
+    """W times ``own`` [n, P], of which ``theirs`` [e, P] came over the edges of weights ``w`` [e, 1]."""
+    return own.index_add(0, node, w * (theirs - own[node]))
