@@ -3,6 +3,7 @@
 from callbacks.gossip.bias_correction import D2, EDM
 from callbacks.gossip.compressed import AdaGossip, ChocoSGD
 from callbacks.gossip.compression import QSGD, RandomK, Sign, TopK
+from callbacks.gossip.cross_features import CCL
 from callbacks.gossip.cross_gradients import NGC
 from callbacks.gossip.dsgd import DSGD, AllReduce, CombineThenAdapt, Isolated
 from callbacks.gossip.periodic import GossipPGA, LocalSteps
@@ -14,6 +15,7 @@ from callbacks.gossip.torch_optimizer import LocalOptimizer
 from callbacks.gossip.tracking import GUT, DecentLaM, GradientTracking, MomentumTracking
 
 __all__ = [
+    "CCL",
     "D2",
     "DSGD",
     "EDM",

@@ -178,6 +178,14 @@ class TestFiles:
         sent = json.loads((latest(fit.runs) / "summary.json").read_text())["communication"]
         assert sent["other_bytes"] == sent["parameter_bytes"] > 0
 
+    def test_class_sums_of_features_go_back_with_every_batch(self, fit, capsys):
+        fit("--gossip", "CCL", "--node.network.width", "4", "--train.epochs", "1", "--train.final_gossip", "0",
+            "--distillation", "null")  # fmt: skip
+        assert re.search(r"^shares +class sums of features$", capsys.readouterr().out, re.MULTILINE)
+        summary = json.loads((latest(fit.runs) / "summary.json").read_text())
+        edges, classes, features = 8, 10, 8
+        assert summary["communication"]["other_bytes"] == summary["steps"] * edges * 4 * classes * (features + 1) > 0
+
     def test_every_line_has_the_values_of_every_node(self, fit):
         fit()
         read = lines(latest(fit.runs))

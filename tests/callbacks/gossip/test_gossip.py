@@ -23,6 +23,7 @@ from quadratics import (
 )
 
 from callbacks import (
+    CCL,
     D2,
     DSGD,
     EDM,
@@ -228,7 +229,8 @@ def test_relaysgd_refuses_what_is_no_static_tree(topology):
 
 
 def test_rules_take_weights_of_their_kinds_only():
-    strict = (QGDSGDm(), D2(), EDM(), GradientTracking(), MomentumTracking(), DecentLaM(), GUT(), ChocoSGD(), AdaGossip(), NGC())
+    strict = (QGDSGDm(), D2(), EDM(), GradientTracking(), MomentumTracking(), DecentLaM(), GUT(), ChocoSGD(), AdaGossip(), NGC(),
+              CCL())  # fmt: skip
     for weights, rules in {"push_sum": (DSGD(), *strict), "average": (*strict, SGP())}.items():
         for rule in rules:
             with pytest.raises(UserError, match=rf"{type(rule).__name__} .*Chain with graph.weights {weights}"):

@@ -5,6 +5,7 @@ import pytest
 from quadratics import GRAPHS, LOCAL, LR, N, P, Quadratics, average, driver, same_in_blocks, sgd, trajectory
 
 from callbacks import (
+    CCL,
     D2,
     DSGD,
     EDM,
@@ -102,7 +103,7 @@ def test_blocks_of_columns_are_the_whole(rule, monkeypatch):
     same_in_blocks(rule, monkeypatch)
 
 
-EVERY_STEP = [RelaySGD(), ChocoSGD(), NGC(), D2(), EDM(), DecentLaM(), GUT(), LocalSteps(Isolated())]
+EVERY_STEP = [RelaySGD(), ChocoSGD(), NGC(), CCL(), D2(), EDM(), DecentLaM(), GUT(), LocalSteps(Isolated())]
 
 
 @pytest.mark.parametrize("rule", EVERY_STEP, ids=lambda rule: type(rule).__name__)
