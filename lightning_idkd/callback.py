@@ -100,6 +100,8 @@ class Gossip(Callback, ABC):
     columnwise: bool = True
     every_step: bool = False
     """Whether it needs its mixing in every step, so that LocalSteps cannot leave some out."""
+    needs_features: bool = False
+    """Whether it asks for features, so that a network without them is refused before the start."""
     shares: str = ""
     """What nodes tell their neighbours besides parameters and the rule's own state: said at the start, counted as other
     bytes."""

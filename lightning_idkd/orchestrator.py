@@ -62,6 +62,8 @@ class Orchestrator:
     ):
         self.fabric, self.stack, self.network, self.store = fabric, stack, network, store
         self.rule, self.train, self.calibration, self.distillation = rule, train, calibration, distillation
+        if rule.needs_features and not stack.modules[0].has_features:
+            raise UserError(f"gossip: {type(rule).__name__} needs features(x) [B, F], which this network does not offer")
         self.checkpoint_every, self.keep, self.seed, self.header = checkpoint_every, keep or [], seed, header or {}
         # extras come first: their on_epoch_start precedes the exchange that distillation makes in its own
         self.callbacks = [c for c in (*(callbacks or []), rule, calibration, distillation) if c is not None]
@@ -195,8 +197,6 @@ class Orchestrator:
     def features(self, X: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
         """Features [rows, B, F] of the batch at other parameters, for rules that look at whole rows."""
         self.whole_rows("asks for features")
-        if not self.stack.modules[0].has_features:
-            raise UserError(f"gossip: {type(self.rule).__name__} needs features(x) [B, F], which this network does not offer")
         return self.stack.features(X, batch[0], self.step)
 
     def pull_back(self, X: Tensor, V: Tensor, batch: tuple[Tensor, ...]) -> Tensor:

@@ -36,6 +36,7 @@ class CCL(Gossip):
 
     columnwise = False
     every_step = True
+    needs_features = True
 
     def __init__(self, lambda_m: float = 0.1, lambda_d: float = 0.1, quasi_global: bool = True, momentum: float = 0.9,
                  nesterov: bool = True, weight_decay: float = 0.0):  # fmt: skip

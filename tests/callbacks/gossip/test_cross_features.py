@@ -12,6 +12,7 @@ from callbacks import CCL, DSGD, QGDSGDm
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Ring, Topology
 from lightning_idkd.node import NodeModule
+from lightning_idkd.orchestrator import Orchestrator
 from lightning_idkd.stack import NodeStack
 
 B, D, F, K = 6, 4, 3, 5
@@ -213,8 +214,8 @@ def test_weights_below_zero_are_refused(key):
         CCL(**{key: -1})
 
 
-def test_a_network_without_features_is_refused():
+def test_a_network_without_features_is_refused_before_the_start():
     stack = nodes(network=lambda: Bare(D, K))
     with pytest.raises(UserError) as error:
-        trajectory(CCL(), GRAPHS["ring"], stack)
+        Orchestrator(None, stack, None, None, CCL(), None)
     assert str(error.value) == "gossip: CCL needs features(x) [B, F], which this network does not offer"
