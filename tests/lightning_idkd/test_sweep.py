@@ -120,7 +120,8 @@ def test_every_sweep_is_expanded_as_the_agent_does_and_parses(path, tmp_path, co
     """W&B replaces ${args_json_file} by a file with the cell's parameters, as a flat object, and ${args} by options."""
     monkeypatch.chdir(configs.parent)
     content = sweep.read(path)
-    for i, point in enumerate(sweep.combinations(content)):
+    points = sweep.combinations(content)
+    for i, point in enumerate(points[:: max(1, len(points) // 8)]):
         (tmp_path / f"{i}.json").write_text(json.dumps(point))
         env, python, flag, module, command, *arguments = content["command"]
         assert (env, python, flag, module, command) == ("${env}", "python", "-m", "lightning_idkd", "fit")
@@ -131,7 +132,7 @@ def test_every_sweep_is_expanded_as_the_agent_does_and_parses(path, tmp_path, co
         assert config.seed == point.get("seed", 0)
         if "distillation" in point:
             assert (config.distillation is None) == (point["distillation"] is None)
-    assert len(sweep.cells(path, str(tmp_path))) == i + 1
+    assert len(sweep.cells(path, str(tmp_path))) == len(points)
 
 
 class TestMistakes:
