@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -22,6 +23,7 @@ __all__ = ["Chain", "Complete", "Graph", "Mixing", "Ring", "Social15", "Social32
 REMEMBERED = 64  # mixing matrices kept of a graph that never repeats
 WATCHED = 64  # steps that stand for a graph that never repeats
 SMALL = 100  # nodes up to which the better of networkx's layouts takes seconds at most
+SPARSE = 16  # nodes up to which every W is treated as sparse
 EXACT = 1e-12  # eigenvalues below are 0 but for rounding
 
 Weights = Literal["metropolis", "uniform", "max_degree", "lazy", "push_sum", "average"]
@@ -106,7 +108,22 @@ class Mixing:
 
     def neighbours(self, node: int) -> list[int]:
         """Those ``node`` receives from, ascending, itself excluded."""
-        return self.edges[self.edges[:, 1] == node, 0].tolist()
+        return [j for j in self.terms[node][0] if j != node]
+
+    @property
+    def dense(self) -> bool:
+        """Whether W is filled so far that multiplying by it as a whole is faster than summing what is not 0 of it."""
+        n = len(self.W)
+        return n > SPARSE and 4 * (len(self.edges) + n) > n * n
+
+    @cached_property
+    def terms(self) -> list[tuple[list[int], list[float]]]:
+        """For every node the nodes of whose rows its own becomes the weighted sum, itself included, ascending, and weights."""
+        nodes = np.arange(len(self.W))
+        pairs = np.concatenate([self.edges, np.stack([nodes, nodes], 1)])
+        pairs = pairs[np.lexsort(pairs.T)]  # by receiver, then by sender
+        senders = np.split(pairs[:, 0], np.searchsorted(pairs[:, 1], nodes[1:]))
+        return [(here.tolist(), self.W[i, here].tolist()) for i, here in enumerate(senders)]
 
 
 class Graph:

@@ -1,7 +1,7 @@
 """All that crosses edges, and the only code that talks to other processes.
 
-Rows are spread over processes in contiguous blocks; every sum runs over the senders in ascending order, so a result does
-not depend on how many processes computed it. Bytes are counted by kind, for every directed edge, whether or not the edge
+Rows are spread over processes in contiguous blocks; every sum runs over the senders in ascending order, or is that of a product
+with the whole W, so a result does not depend on how many processes computed it. Bytes are counted by kind, for every directed edge, whether or not the edge
 leaves the process; a message to itself is never counted.
 """
 
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_idkd.graph import Graph
+from lightning_idkd.graph import Graph, Mixing
 
 KINDS = ("parameter", "label", "other")
 
@@ -63,6 +63,38 @@ def rows_of(nodes: int, world: int) -> list[range]:
     return [range(int(e - c), int(e)) for c, e in zip(cuts, ends, strict=True)]
 
 
+@dataclass(frozen=True)
+class Routes:
+    """Of the directed edges at one step those that begin at the nodes of one process."""
+
+    mixing: Mixing
+    edges: np.ndarray
+    """int64 [e, 2] (sender, receiver), sorted."""
+    back: np.ndarray
+    """int64 [e], where among them the edge the other way stands; -1 where its sender is elsewhere."""
+    out: dict[int, np.ndarray]
+    """By process that holds the receivers, those that lead there; in the order in which the ones the other way stand there."""
+    sent: dict[int, list[int]]
+    """By process, the nodes here whose rows it needs, ascending."""
+    wanted: dict[int, list[int]]
+    """By process, its nodes whose rows are needed here, ascending."""
+
+    @classmethod
+    def of(cls, mixing: Mixing, blocks: list[range], rank: int) -> Routes:
+        ends = np.array([block.stop for block in blocks])
+        owner = np.searchsorted(ends, mixing.edges, side="right")  # [E, 2], of both ends
+        edges, to = mixing.edges[owner[:, 0] == rank], owner[owner[:, 0] == rank, 1]
+        place = {edge: e for e, edge in enumerate(map(tuple, edges.tolist()))}
+        back = np.array([place.get((j, i), -1) for i, j in place], dtype=np.int64)
+        out, sent, wanted = {}, {}, {}
+        for q in (q for q in range(len(blocks)) if q != rank):
+            there = np.flatnonzero(to == q)
+            out[q] = there[np.lexsort(edges[there].T)]
+            sent[q] = np.unique(edges[there, 0]).tolist()
+            wanted[q] = np.unique(mixing.edges[(owner[:, 0] == q) & (owner[:, 1] == rank), 0]).tolist()
+        return cls(mixing, edges, back, out, sent, wanted)
+
+
 class Network:
     """Messages between nodes on a graph, for the rows of process ``rank`` of ``world``."""
 
@@ -70,7 +102,7 @@ class Network:
         self.graph, self.rank, self.world = graph, rank, world
         self.blocks = rows_of(graph.nodes, world)
         self.rows = self.blocks[rank]
-        self.owner = {i: q for q, block in enumerate(self.blocks) for i in block}
+        self._routes: Routes | None = None  # of the step last asked for
         self._bytes = dict.fromkeys(KINDS, 0)
         self._messages = 0
 
@@ -81,49 +113,57 @@ class Network:
         self._bytes[kind] += nbytes
         self._messages += messages
 
+    def routes(self, step: int) -> Routes:
+        """The edges at ``step`` that begin here."""
+        mixing = self.graph.mixing(step)
+        if self._routes is None or self._routes.mixing is not mixing:
+            self._routes = Routes.of(mixing, self.blocks, self.rank)
+        return self._routes
+
     def mix(self, T: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True, size: int | None = None) -> Tensor:
         """``W(step) @ T`` for the rows ``T`` [rows, C] held here.
 
         ``messages=False`` counts bytes only: a further block of columns of a message that was counted already. ``size`` is
         the bytes of a message that is written shorter than its C values.
         """
-        mixing = self.graph.mixing(step)
-        row = {i: T[i - self.rows.start] for i in self.rows}
-        row |= self._fetch(T, mixing.edges)
-        mixed = torch.empty_like(T)
-        for i in self.rows:
-            first, *others = sorted([i, *mixing.neighbours(i)])
-            out = torch.mul(row[first], float(mixing.W[i, first]), out=mixed[i - self.rows.start])
-            for j in others:
-                out.add_(row[j], alpha=float(mixing.W[i, j]))
-        edges = sum(1 for j, _ in mixing.edges if j in self.rows)
+        routes = self.routes(step)
+        row, edges = self._known(T, routes), len(routes.edges)
+        mixed = self._product(row, routes.mixing, T) if routes.mixing.dense else self._sums(row, routes.mixing, T)
         self.count(kind, edges * (T.shape[1] * T.element_size() if size is None else size), edges * messages)
         return mixed
 
+    def _sums(self, row: dict[int, Tensor], mixing: Mixing, T: Tensor) -> Tensor:
+        """The rows here of W times all rows, sender by sender."""
+        mixed = torch.empty_like(T)
+        for i, out in zip(self.rows, mixed, strict=True):
+            senders, weights = mixing.terms[i]
+            torch.mul(row[senders[0]], weights[0], out=out)
+            for j, w in zip(senders[1:], weights[1:], strict=True):
+                out.add_(row[j], alpha=w)
+        return mixed
+
+    def _product(self, row: dict[int, Tensor], mixing: Mixing, T: Tensor) -> Tensor:
+        """The same as one product of matrices, which is that of all nodes in every process: so its sums are the same."""
+        everyone = T.new_zeros(len(mixing.W), T.shape[1])
+        for j, known in row.items():
+            everyone[j] = known
+        return (T.new_tensor(mixing.W) @ everyone)[self.rows.start : self.rows.stop]
+
     def edges(self, step: int = 0) -> np.ndarray:
         """Directed edges [e, 2] (sender, receiver) whose sender is held here, sorted: the rows of a ``swap``."""
-        edges = self.graph.mixing(step).edges
-        return edges[[int(j) in self.rows for j, _ in edges]] if len(edges) else edges
+        return self.routes(step).edges
 
     def swap(self, M: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True) -> Tensor:
         """One message per directed edge, both ways at once (undirected graphs).
 
         ``M`` [e, C] lies in the order of :meth:`edges`; row (i, j) of the result is what j sent to i.
         """
-        local = [(int(i), int(j)) for i, j in self.edges(step)]
-        received = torch.empty_like(M)
-        here = {edge: M[e] for e, edge in enumerate(local)}
-        for q in range(self.world):
-            if q == self.rank:
-                continue
-            out = [e for e, (_, j) in enumerate(local) if self.owner[j] == q]
-            if out:  # undirected: as many come as go, the incoming ones in the sender's order
-                back = sorted((local[e][1], local[e][0]) for e in out)
-                got = self._trade(M[out], q, len(out))
-                here |= dict(zip(back, got, strict=True))
-        for e, (i, j) in enumerate(local):
-            received[e] = here[(j, i)]
-        self.count(kind, M.numel() * M.element_size(), len(local) * messages)
+        routes = self.routes(step)
+        received = M[routes.back]
+        for q, out in routes.out.items():
+            if len(out):  # undirected: as many come as go
+                received[out] = self._trade(M[np.sort(out)], q, len(out))
+        self.count(kind, M.numel() * M.element_size(), len(M) * messages)
         return received
 
     def all_reduce(self, T: Tensor, *, kind: str = "parameter", messages: bool = True) -> Tensor:
@@ -143,25 +183,21 @@ class Network:
         for message in labels:
             if type(message) is not Labels:
                 raise TypeError(f"only labels of public samples leave a node, not {type(message).__name__}")
-        mixing = self.graph.mixing(step)
+        routes = self.routes(step)
         known = dict(zip(self.rows, labels, strict=True))
         crossing = {i: message.to("cpu") for i, message in known.items()}
-        for q in range(self.world):
-            if q != self.rank:
-                wanted = sorted({int(j) for j, i in mixing.edges if j in self.rows and self.owner[int(i)] == q})
-                for i, message in self._trade_objects([(i, crossing[i]) for i in wanted], q):
-                    known[i] = message.to(labels[0].index.device)
-        outgoing = [int(j) for j, _ in mixing.edges if j in self.rows]
+        for q, nodes in routes.sent.items():
+            for i, message in self._trade_objects([(i, crossing[i]) for i in nodes], q):
+                known[i] = message.to(labels[0].index.device)
+        outgoing = routes.edges[:, 0].tolist()
         self.count(kind, sum(known[j].nbytes for j in outgoing), len(outgoing))
-        return [{j: known[j] for j in sorted([i, *mixing.neighbours(i)])} for i in self.rows]
+        return [{j: known[j] for j in routes.mixing.terms[i][0]} for i in self.rows]
 
     def share(self, T: Tensor, step: int = 0, *, kind: str = "other") -> dict[int, Tensor]:
         """Send every node's row of ``T`` [rows, C] to its neighbours; returns the rows known here by node."""
-        mixing = self.graph.mixing(step)
-        known = {i: T[i - self.rows.start] for i in self.rows} | self._fetch(T, mixing.edges)
-        edges = sum(1 for j, _ in mixing.edges if j in self.rows)
-        self.count(kind, edges * T.shape[1] * T.element_size(), edges)
-        return known
+        routes = self.routes(step)
+        self.count(kind, len(routes.edges) * T.shape[1] * T.element_size(), len(routes.edges))
+        return self._known(T, routes)
 
     def counts(self) -> dict[str, int]:
         """Bytes by kind and messages so far, summed over all nodes."""
@@ -199,16 +235,12 @@ class Network:
 
     # ------------------------------------------------------------------ transport
 
-    def _fetch(self, T: Tensor, edges: np.ndarray) -> dict[int, Tensor]:
-        """The rows of ``T`` that neighbours elsewhere send here, by sender; sends them the ones that they need."""
-        rows: dict[int, Tensor] = {}
-        for q in range(self.world):
-            if q == self.rank:
-                continue
-            theirs = sorted({int(j) for j, i in edges if j in self.blocks[q] and i in self.rows})
-            mine = sorted({int(j) for j, i in edges if j in self.rows and i in self.blocks[q]})
-            if mine or theirs:
-                got = self._trade(T[[j - self.rows.start for j in mine]], q, len(theirs))
+    def _known(self, T: Tensor, routes: Routes) -> dict[int, Tensor]:
+        """The rows ``T`` held here and those that neighbours elsewhere send, by node; sends them the ones that they need."""
+        rows = dict(zip(self.rows, T, strict=True))
+        for q, theirs in routes.wanted.items():
+            if routes.sent[q] or theirs:
+                got = self._trade(T[[j - self.rows.start for j in routes.sent[q]]], q, len(theirs))
                 rows |= dict(zip(theirs, got, strict=True))
         return rows
 

@@ -151,8 +151,10 @@ class Orchestrator:
         narrow = any((self.rule.widths() | self.rule.edge_buffers).values())  # all columns share it: it may move once a step only
         size = BLOCK if self.rule.columnwise and not narrow else width
         for start in range(0, width, size):
+            if start in (0, size):  # further blocks are no messages of their own
+                ctx = self.context(self.step, lr, start == 0, batch)
             columns = slice(start, start + size)
-            G, ctx = self.stack.G[:, columns], self.context(self.step, lr, start == 0, batch)
+            G = self.stack.G[:, columns]
             self.move(columns, lambda X, state, G=G, ctx=ctx: self.rule.update(X, G, state, ctx))
 
     def move(self, columns: slice, step: Callable[[Tensor, SimpleNamespace], Tensor]) -> None:

@@ -35,7 +35,7 @@ def calibrate(run: Orchestrator, public: list[Outputs]) -> list[Selection]:
     thresholds = torch.tensor([threshold(run, i, *found) for i, found in enumerate(scored)], dtype=torch.float64)
     if calibration.pooled:
         told, mixing = run.network.share(thresholds[:, None], run.step), run.network.graph.mixing(run.step)
-        near = [torch.stack([told[j] for j in sorted([i, *mixing.neighbours(i)])]) for i in run.network.rows]
+        near = [torch.stack([told[j] for j in mixing.terms[i][0]]) for i in run.network.rows]
         thresholds = torch.stack([values.mean() for values in near])
     selections = [
         Selection(others >= limit, limit, own, others, noise)

@@ -31,7 +31,8 @@ class Alternating(Topology):
         return graph
 
 
-GRAPHS = {"ring": (Ring, 5), "social": (Social15, 15), "torus": (lambda: Torus(3, 4), 12), "one-way": (OneWayRing, 5)}
+GRAPHS = {"ring": (Ring, 5), "social": (Social15, 15), "torus": (lambda: Torus(3, 4), 12), "one-way": (OneWayRing, 5),
+          "dense": (Complete, 20)}  # fmt: skip
 KINDS = {"parameter_bytes": 0, "label_bytes": 0, "other_bytes": 0, "messages": 0}
 
 
