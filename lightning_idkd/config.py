@@ -128,9 +128,10 @@ class RunConfig:
     devices: int = 1
     """Processes (and devices) that share the rows."""
     threads: int | None = None
-    """Threads a process; null: 1 or cores / devices, whichever is faster, timed once."""
-    engine: Literal["auto", "loop", "vmap"] = "auto"
-    """loop: one node after the other; vmap: all batched; auto: the faster of the two, timed once."""
+    """Threads a process; null: 1 or cores / devices, whichever is faster, timed once on a machine."""
+    engine: Literal["auto", "loop", "parallel", "vmap"] = "auto"
+    """loop: one node after the other, each on all threads; parallel: nodes split over the threads; vmap: the same, each thread's
+    nodes batched; auto: the fastest, timed once on a machine for networks and batches of one shape."""
     precision: Literal[32, 64] = 32
     """Bits of parameters and arithmetic."""
     checkpoint_every: int = 1

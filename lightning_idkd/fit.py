@@ -226,24 +226,34 @@ def find(config: Config) -> tuple[RunFolder | None, Path | None]:
 
 
 def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator) -> tuple[str, int]:
-    """Engine and threads: as asked, as in the checkpoint, or the fastest of a short trial that all processes follow.
+    """Engine and threads: as asked, as in the checkpoint, or the fastest of a short trial that all processes follow, made once
+    on a machine for networks and batches of one shape.
 
     The threads are set. A resumed run keeps its own whatever is asked; a fork keeps its source's unless something else is
     asked. Threads chosen for another number of processes are chosen anew.
     """
     import torch
 
+    from lightning_idkd import timing
+
     asked, cores = config.run, max(1, (os.cpu_count() or 1) // config.run.devices)
-    engines = ["loop", "vmap"] if asked.engine == "auto" else [asked.engine]
+    engines = ["loop", "parallel", "vmap"] if asked.engine == "auto" else [asked.engine]
     threads = [asked.threads] if asked.threads else sorted({1, cores})
     if saved and saved["devices"] == asked.devices and (not fork or (asked.engine == "auto" and asked.threads is None)):
         found = saved["engine"], saved["threads"]
     elif len(engines) * len(threads) == 1:
         found = engines[0], threads[0]
     else:
-        store = run.store
-        run.say(report.part("timing", f"engines {', '.join(engines)}; threads {', '.join(map(str, threads))}"))
-        found = run.fabric.broadcast(run.stack.choose(*store.batch(store.order(0, 1), 0), engines, threads))
+        x, y, *_ = run.store.batch(run.store.order(0, 1), 0)
+        shape = [*x.shape], str(x.dtype), run.store.nodes, asked.devices, engines, threads
+        key = timing.digest(run.stack.describe(), repr(config.node), *shape)
+        found = run.fabric.broadcast(timing.known().get(key))
+        if found is None:
+            run.say(report.part("timing", f"engines {', '.join(engines)}; threads {', '.join(map(str, threads))}"))
+            found = run.fabric.broadcast(run.stack.choose(x, y, engines, threads))
+            if run.fabric.is_global_zero:
+                timing.remember(key, found)
+        run.stack.engine = found[0]
     torch.set_num_threads(found[1])
     return found
 

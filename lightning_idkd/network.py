@@ -1,8 +1,8 @@
 """All that crosses edges, and the only code that talks to other processes.
 
 Rows are spread over processes in contiguous blocks; every sum runs over the senders in ascending order, or is that of a product
-with the whole W, so a result does not depend on how many processes computed it. Bytes are counted by kind, for every directed edge, whether or not the edge
-leaves the process; a message to itself is never counted.
+with the whole W, so a result does not depend on how many processes computed it. Bytes are counted by kind, for every directed
+edge, whether or not the edge leaves the process; a message to itself is never counted.
 """
 
 from __future__ import annotations

@@ -8,9 +8,12 @@ lie stacked the same way. Views are cut silently by ``.to()``, ``.double()`` and
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -21,6 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_idkd import randomness
 from lightning_idkd.errors import UserError
 from lightning_idkd.node import NodeModule, Outputs
+
+TRIAL = 0.3  # seconds of a step that engines are chosen by
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,12 @@ def _along(node: NodeModule, x: Tensor, V: Tensor) -> Tensor:
     return (V * node.network.features(x)).sum()
 
 
+def _compute_alone() -> None:
+    """Let this thread compute without others, whatever is set for later ones."""
+    torch.get_num_threads()  # the first question takes over what is set for all
+    torch.set_num_threads(1)
+
+
 class NodeStack:
     """The nodes of one process as rows.
 
@@ -74,7 +85,8 @@ class NodeStack:
         make: builds one node; called once, inside a generator fork seeded from ``seed``, so all nodes start equal.
         nodes: their numbers in the graph, ascending.
         dtype: float32 or float64, of everything that floats.
-        engine: ``loop`` runs a node after the other, ``vmap`` all in one batched call; ``auto``: see :meth:`choose`.
+        engine: ``loop`` runs a node after the other; ``parallel`` the same, the nodes split over as many workers as torch has
+            threads, a core each; ``vmap`` a worker's nodes in one batched call. ``auto``: see :meth:`choose`.
     """
 
     X: Tensor
@@ -84,7 +96,7 @@ class NodeStack:
 
     def __init__(self, make: Callable[[], NodeModule], nodes: Sequence[int], seed: int = 0,
                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-                 engine: Literal["loop", "vmap", "auto"] = "loop"):  # fmt: skip
+                 engine: Literal["loop", "parallel", "vmap", "auto"] = "loop"):  # fmt: skip
         self.nodes, self.seed, self.device, self.engine = list(nodes), seed, torch.device(device), engine
         with randomness.forked(seed, "initialisation"):
             first = randomness.replace_dropout(make()).to(self.device, dtype)
@@ -102,7 +114,8 @@ class NodeStack:
         for i, module in enumerate(self.modules):
             self._bind(module, self.X[i], {k: b[i] for k, b in self.buffers.items()}, self.G[i])
             module.train()
-        self._forward = _Forward(first)
+        self._forward = [_Forward(module) for module in self.modules]  # each worker takes its first node's
+        self._workers: ThreadPoolExecutor | None = None
         self._keys = [self.buffers[f"{k}.key"] for k, m in first.named_modules() if isinstance(m, randomness.Dropout)]
         self._dropouts = [m for module in self.modules for m in module.modules() if isinstance(m, randomness.Dropout)]
         self._draws: bool | None = None  # does a training step draw from the global generator? known after the first
@@ -149,24 +162,54 @@ class NodeStack:
         gradients land in ``G``."""
         return self._run(_loss, step, x, y, *more)
 
-    def _run(self, of: Callable[..., Tensor], step: int, *batch: Tensor) -> Tensor:
-        """``of(node, *batch)`` of every node [n, ...]; its gradients land in ``G`` where gradients are enabled."""
+    def _run(self, of: Callable[..., Tensor], step: int, *batch: Tensor, rows: range | None = None) -> Tensor:
+        """``of(node, *batch)`` of every node [n, ...], or of some rows; its gradients land in ``G`` where these are enabled."""
         if self._keys:
             key = randomness.bits(self.seed, "dropout", torch.tensor(self.nodes), step).to(self.device)
             for k in self._keys:
                 k.copy_(key)
             for layer in self._dropouts:
                 layer.calls = 0
-        return self._vmap(of, *batch) if self.engine == "vmap" else self._loop(of, step, *batch)
+        rows = range(self.n) if rows is None else rows
+        enabled = torch.is_grad_enabled()
 
-    def _loop(self, of: Callable[..., Tensor], step: int, *batch: Tensor) -> Tensor:
-        self.G.zero_()
+        def work(here: range) -> Tensor:
+            with torch.set_grad_enabled(enabled):  # which is a thread's own
+                parts = [part[here.start : here.stop] for part in batch]
+                return self._vmap(of, here, *parts) if self.engine == "vmap" else self._loop(of, here, step, *parts)
+
+        # the fused attentions would run node by node
+        with sdpa_kernel(SDPBackend.MATH) if self.engine == "vmap" else nullcontext():
+            if self.engine == "loop" or self.device.type != "cpu" or torch.get_num_threads() == 1:
+                return work(rows)
+            return torch.cat([*self._pool().map(work, self._split(rows))])
+
+    def _split(self, rows: range) -> list[range]:
+        """The rows of every worker. Only a first step shows whether the network draws from the global generator, which
+        workers would share."""
+        alone = self.engine == "parallel" and self._draws is not False
+        count = 1 if alone else min(torch.get_num_threads(), len(rows))
+        ends = [rows.start + len(rows) * k // count for k in range(count + 1)]
+        return [range(*pair) for pair in itertools.pairwise(ends)]
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """As many workers as torch has threads, each of which computes in one."""
+        count = torch.get_num_threads()
+        if self._workers is None or self._workers._max_workers != count:
+            self._workers = ThreadPoolExecutor(count, initializer=_compute_alone)
+            for _ in self._workers.map(time.sleep, [0.01] * count):  # all start now
+                pass
+            torch.set_num_threads(count)  # what a worker sets counts for threads to come
+        return self._workers
+
+    def _loop(self, of: Callable[..., Tensor], rows: range, step: int, *batch: Tensor) -> Tensor:
+        self.G[rows.start : rows.stop].zero_()
         found = []
-        for i, module in enumerate(self.modules):
+        for i, module in enumerate(self.modules[rows.start : rows.stop]):
             if self._draws is None:
                 before = torch.get_rng_state()
             if self._draws is not False:
-                torch.manual_seed(randomness.seed_of(self.seed, "node", self.nodes[i], step))
+                torch.manual_seed(randomness.seed_of(self.seed, "node", self.nodes[rows[i]], step))
                 seeded = torch.get_rng_state()
             out = of(module, *(part[i] for part in batch))
             if self._draws is None:
@@ -178,16 +221,16 @@ class NodeStack:
             found.append(out.detach())
         return torch.stack(found)
 
-    def _vmap(self, of: Callable[..., Tensor], *batch: Tensor) -> Tensor:
-        leaves = {f"node.{s.name}": s.view(self.X).detach().requires_grad_() for s in self.layout}
-        buffers = {f"node.{k}": b for k, b in self.buffers.items()}
+    def _vmap(self, of: Callable[..., Tensor], rows: range, *batch: Tensor) -> Tensor:
+        here, template = slice(rows.start, rows.stop), self._forward[rows.start]
+        leaves = {f"node.{s.name}": s.view(self.X[here]).detach().requires_grad_() for s in self.layout}
+        buffers = {f"node.{k}": b[here] for k, b in self.buffers.items()}
 
         def forward(params: dict, buffers: dict, *batch: Tensor) -> Tensor:
-            return torch.func.functional_call(self._forward, {**params, **buffers}, (of, *batch))
+            return torch.func.functional_call(template, {**params, **buffers}, (of, *batch))
 
         try:
-            with sdpa_kernel(SDPBackend.MATH):  # the fused attentions would run node by node
-                found = torch.vmap(forward, randomness="error")(leaves, buffers, *batch)
+            found = torch.vmap(forward, randomness="error")(leaves, buffers, *batch)
         except RuntimeError as e:
             if "random" not in str(e):
                 raise
@@ -197,7 +240,7 @@ class NodeStack:
             # rows do not meet in the loss, so the gradient of the sum is every node's own; features leave out the head
             gradients = torch.autograd.grad(found.sum(), list(leaves.values()), materialize_grads=True)
             for slot, g in zip(self.layout, gradients, strict=True):
-                slot.view(self.G).copy_(g)
+                slot.view(self.G[here]).copy_(g)
         return found.detach()
 
     @contextmanager
@@ -244,29 +287,37 @@ class NodeStack:
             return self.G.clone()
 
     def choose(self, x: Tensor, y: Tensor, engines: Sequence[str], threads: Sequence[int]) -> tuple[str, int]:
-        """The engine and thread count that take least time for a step on this batch; rows, gradients and buffers stay."""
-        seconds = {}
-        for count in threads:
-            torch.set_num_threads(count)
-            for engine in engines:
-                self.engine = engine
+        """The engine and thread count that take least time for a step on this batch; rows, gradients and buffers stay.
+
+        Of many nodes as many are tried as one thread runs in a third of a second.
+        """
+        tried = [(e, count) for count in threads for e in engines if (e, count) != ("parallel", 1) or len(engines) == 1]
+        seconds: dict[tuple[str, int], float] = {}
+        with self.trying(self.X):
+            torch.set_num_threads(1)
+            self.engine = "loop"
+            one = min(self._seconds(range(1), x, y) for _ in range(2))
+            rows = range(min(self.n, max(2 * max(threads), math.ceil(TRIAL / one))))
+            for self.engine, count in tried:
+                torch.set_num_threads(count)
                 try:
-                    self.gradient(self.X, x, y, 0)
+                    self._seconds(rows, x, y)
+                    seconds[self.engine, count] = min(self._seconds(rows, x, y) for _ in range(2))
                 except (UserError, RuntimeError):
-                    continue  # this network cannot be batched (random draws, data-dependent control flow)
-                times = []
-                for _ in range(3):
-                    start = time.perf_counter()
-                    self.gradient(self.X, x, y, 0)
-                    if self.device.type == "cuda":
-                        torch.cuda.synchronize()
-                    times.append(time.perf_counter() - start)
-                seconds[engine, count] = min(times)
-        if not seconds:  # the one engine asked for cannot: let it say why
-            self.gradient(self.X, x, y, 0)
+                    if len(engines) == 1:  # the one engine asked for cannot: it says why
+                        raise
+                    # this network cannot be batched (random draws, data-dependent control flow)
         self.engine, count = min(seconds, key=seconds.get)
         torch.set_num_threads(count)
         return self.engine, count
+
+    def _seconds(self, rows: range, x: Tensor, y: Tensor) -> float:
+        """What a step of these rows takes."""
+        start = time.perf_counter()
+        self._run(_loss, 0, x[: len(rows)], y[: len(rows)], rows=rows)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
 
     # ------------------------------------------------------------------ prediction
 

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, same
 
 from lightning_idkd import Callback, report
@@ -209,9 +210,26 @@ class TestFiles:
         assert summary["nodes"] == 4
         assert not {"epoch", "step", "phase", "train"} & summary.keys()
 
-    def test_engines_are_timed_with_a_word(self, fit, capsys):
+    def test_engines_are_timed_with_a_word_and_once_for_one_shape(self, fit, capsys, monkeypatch, tmp_path):
+        monkeypatch.setenv("IDKD_CACHE", str(tmp_path / "cache"))
+        arguments = ["--run.engine", "auto", "--train.epochs", "1", "--distillation", "null"]
+        said = []
+        for changes in ([], ["--seed", "1"], ["--train.batch_size", "8"]):
+            assert fit(*arguments, *changes) == 0
+            said.append(capsys.readouterr().out.splitlines()[0])
+        timed = "timing     engines loop, parallel, vmap; threads 1"
+        assert said[0] == said[2] == timed
+        assert said[1].startswith("run ")
+        run = yaml.safe_load((latest(fit.runs) / "config.yaml").read_text())["run"]
+        assert [run["engine"], run["threads"]] in json.loads((tmp_path / "cache" / "engines.json").read_text()).values()
+
+    @pytest.mark.parametrize("content", ["", "[", "{}"])
+    def test_a_damaged_list_of_timings_is_made_anew(self, fit, monkeypatch, tmp_path, content):
+        monkeypatch.setenv("IDKD_CACHE", str(tmp_path / "cache"))
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / "engines.json").write_text(content)
         assert fit("--run.engine", "auto", "--train.epochs", "1", "--distillation", "null") == 0
-        assert capsys.readouterr().out.startswith("timing     engines loop, vmap; threads 1\nrun ")
+        assert len(json.loads((tmp_path / "cache" / "engines.json").read_text())) == 1
 
     def test_labels_of_the_public_set_are_never_read(self, fit, tmp_path):
         assert fit() == 0

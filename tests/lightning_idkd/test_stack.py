@@ -19,7 +19,7 @@ ARCHITECTURES = {
     "dropout": CNN(4, norm="group", dropout=0.3),
     "group norm": ResNet(8, width=8, norm="group"),
 }
-ENGINES = ["loop", "vmap"]
+ENGINES = ["loop", "parallel", "vmap"]
 N, B, C, S, K = 3, 4, 2, 8, 5
 every_network = pytest.mark.parametrize("name", ARCHITECTURES)
 every_engine = pytest.mark.parametrize("engine", ENGINES)
@@ -327,7 +327,7 @@ def test_engines_agree_with_temperatures_and_at_other_parameters(name):
     x, y = batch()
     more = torch.tensor([1.0, 2.0, 1.0, 0.5], dtype=torch.float64).expand(N, B), -y
     found = []
-    for engine in ENGINES:
+    for engine in ("loop", "vmap"):
         s = spread(stack(name, engine))
         losses = s.step(x, y, 3, *more)
         found.append((losses, s.G.clone(), s.gradient(s.X + 0.1, x, y, 3, *more)))
@@ -347,9 +347,20 @@ def trained(name, engine, dtype, steps):
     return s
 
 
+@pytest.fixture
+def threads():
+    """Leave torch's thread count as it was."""
+    count = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(count)
+
+
 @every_network
-def test_engines_agree_in_double_precision_over_fifty_steps(name):
-    loop, vmap = (trained(name, engine, torch.float64, 50) for engine in ENGINES)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_engines_agree_in_double_precision_over_fifty_steps(name, workers, threads):
+    loop = trained(name, "loop", torch.float64, 50)
+    threads(workers)
+    vmap = trained(name, "vmap", torch.float64, 50)
     assert (loop.X - vmap.X).norm() <= 1e-9 * loop.X.norm()
     for k, b in loop.buffers.items():
         if b.is_floating_point():
@@ -359,9 +370,26 @@ def test_engines_agree_in_double_precision_over_fifty_steps(name):
     assert (loop.X - spread(stack(name)).X).norm() > 0.01 * loop.X.norm()  # they went somewhere
 
 
+@pytest.mark.parametrize("name", [*ARCHITECTURES, Drawing])
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_workers_give_the_bits_of_the_loop(name, workers, threads):
+    threads(1)
+    loop = trained(name, "loop", torch.float32, 5)
+    threads(workers)
+    parallel = trained(name, "parallel", torch.float32, 5)
+    assert torch.equal(loop.X, parallel.X)
+    assert all(torch.equal(b, parallel.buffers[k]) for k, b in loop.buffers.items())
+    assert torch.get_num_threads() == workers
+    shares = [N] if name is Drawing else [1, 2] if workers == 2 else [1, 1, 1]
+    assert [len(rows) for rows in parallel._split(range(N))] == shares
+
+
 @every_network
-def test_engines_agree_in_single_precision_on_one_step(name):
-    loop, vmap = (trained(name, engine, torch.float32, 1) for engine in ENGINES)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_engines_agree_in_single_precision_on_one_step(name, workers, threads):
+    loop = trained(name, "loop", torch.float32, 1)
+    threads(workers)
+    vmap = trained(name, "vmap", torch.float32, 1)
     assert loop.G.dtype == vmap.G.dtype == torch.float32
     assert (loop.G - vmap.G).norm() <= 1e-5 * loop.G.norm()
     for k, b in loop.buffers.items():
@@ -412,14 +440,6 @@ def test_vmap_refuses_draws_from_the_global_generator():
         stack(Drawing, "vmap").step(*batch(), 0)
 
 
-@pytest.fixture
-def threads():
-    """Leave torch's thread count as it was."""
-    count = torch.get_num_threads()
-    yield
-    torch.set_num_threads(count)
-
-
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("network", [*ARCHITECTURES, Drawing])
 def test_choosing_an_engine_measures_without_a_trace(network):
@@ -439,16 +459,11 @@ def test_choosing_an_engine_measures_without_a_trace(network):
 @pytest.mark.usefixtures("threads")
 def test_choosing_picks_the_fastest(monkeypatch):
     s = stack()
-    cost = {("loop", 1): 5, ("loop", 2): 4, ("vmap", 1): 2, ("vmap", 2): 3}
-    now = [0]
-
-    def gradient(*_):
-        now[0] += cost[s.engine, torch.get_num_threads()]
-
-    monkeypatch.setattr(s, "gradient", gradient)
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    cost = {("loop", 1): 5, ("loop", 2): 4, ("parallel", 2): 3.5, ("vmap", 1): 2, ("vmap", 2): 3}
+    monkeypatch.setattr(s, "_seconds", lambda *_: cost[s.engine, torch.get_num_threads()])
     assert s.choose(*batch(), ENGINES, [1, 2]) == ("vmap", 1)
     assert (s.engine, torch.get_num_threads()) == ("vmap", 1)
+    assert s.choose(*batch(), ["loop", "parallel"], [1, 2]) == ("parallel", 2)
     assert s.choose(*batch(), ["loop"], [1, 2]) == ("loop", 2)
 
 
