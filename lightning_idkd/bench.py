@@ -1,68 +1,278 @@
-"""How fast a step is, beside the least it could cost: a bare loop over separately stored models."""
+"""How fast a step is, where its time goes, and what the same would cost otherwise, all measured in turns in one process."""
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch import Tensor, nn
 
+from lightning_idkd import report
 from lightning_idkd.config import Config
 from lightning_idkd.data.partition import IID, partition
 from lightning_idkd.data.source import Images
 from lightning_idkd.data.store import Store
+from lightning_idkd.evaluation import measure
 from lightning_idkd.fit import node_maker
+from lightning_idkd.graph import Graph
 from lightning_idkd.launch import launch
 from lightning_idkd.network import Network
 from lightning_idkd.orchestrator import Orchestrator
 from lightning_idkd.stack import NodeStack
+from lightning_idkd.timing import machine
+
+CLASSES = 10
+LEAST = 0.3  # seconds that a turn of one form takes at least, and so how many steps it has
+RESNET = ("--config", "ring_cifar10")
+EIGHTEEN = '{"class_path": "TorchModule", "init_args": {"path": "torchvision.models.resnet18"}}'
+SUITE = {
+    "digits CNN": (("--config", "ring_digits"), 1437, (16, 64, 256, 1024)),
+    "ResNet-20-EvoNorm": (RESNET, 50_000, (4, 16, 64)),
+    "ResNet-18": ((*RESNET, "--node.network", EIGHTEEN), 50_000, (4,)),
+}
+"""Arguments, training samples, and numbers of nodes."""
+PROCESSES = 16  # most nodes of which each gets a process
+QUICK = {"digits CNN": (4, 16)}
 
 
-def bench(config: Config, size: int, channels: int, rounds: int = 5) -> dict[str, float]:
-    """Median samples a second of a whole step under each engine and of the bare loop, taken in turns on random images.
+@dataclass
+class Form:
+    """One way to do the same step."""
 
-    The bare loop runs forward and backward only, on models that share nothing, in channels-last layout.
+    step: Callable[[], object]
+    threads: int
+    run: Orchestrator | None = None
+
+
+def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: int | None = None) -> dict:
+    """Samples a second of every form of a step on random images, medians of turns with their spread, and more.
+
+    Forms: each engine; a ``bare loop`` of forward and backward passes over models that share nothing; ``one model`` on as many
+    samples; and, up to 16 nodes, a ``process per node``, the models of neighbours exchanged by gloo. Further: the shares of a
+    step of the fastest engine, and peak memory.
     """
-    graph = config.graph.build(config.seed)
-    fabric = launch(replace(config.run, devices=1))  # one process: another would run the same on the same cores
-    n, b, k = graph.nodes, config.train.batch_size, 10
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (max(40 * n, 2 * n * b), channels, size, size), generator=generator, dtype=torch.uint8)
-    images = Images(pixels, torch.arange(len(pixels)) % k, tuple(map(str, range(k))))
-    split = partition(IID(), images.labels.numpy(), n, config.seed, 0.0)
-    make = node_maker(config, channels, size, k)
-    runs, steps, orders = {}, {}, {}
-    for engine in ("loop", "vmap") if config.run.engine == "auto" else (config.run.engine,):
+    graph, fabric = config.graph.build(config.seed), launch(replace(config.run, devices=1))
+    n, b, cores = graph.nodes, config.train.batch_size, os.cpu_count() or 1
+    make = node_maker(config, channels, size, CLASSES)
+    images = random_images(max(samples or 40 * n, 2 * n * b), channels, size)
+    split = partition(IID(), images.labels.numpy(), n, config.seed, config.data.validation)
+    few = images[torch.arange(min(len(images), 10_000))]
+    counts = sorted({1, cores}) if fabric.device.type == "cpu" else [1]
+
+    def experiment(engine: str) -> Orchestrator:
         network = Network(graph)
-        store = Store(images, images, None, split, network.rows, batch=b, augment=config.data.augment, device=fabric.device)
+        store = Store(images, few, None, split, network.rows, batch=b, augment=config.data.augment, device=fabric.device)
         stack = NodeStack(make, network.rows, config.seed, fabric.device, engine=engine)
-        runs[engine] = Orchestrator(fabric, stack, network, store, config.gossip, config.train)
+        return Orchestrator(fabric, stack, network, store, config.gossip, config.train)
 
-    def whole(run: Orchestrator) -> None:
-        run.epoch_step %= run.steps
-        if run.epoch_step == 0:
-            orders[run] = run.store.order(run.step, run.steps)
-        run.train_step(orders[run])
-
+    forms: dict[str, Form] = {}
+    for engine in ("loop", "parallel", "vmap") if config.run.engine == "auto" else (config.run.engine,):
+        run = experiment(engine)
+        for threads in counts:
+            if (engine, threads) != ("parallel", 1):
+                forms[f"{engine}, {threads} threads"] = Form(walker(run), threads, run)
+    x, y = run.store.batch(run.store.order(0, 1), 0)
     models = [make().to(fabric.device, memory_format=torch.channels_last) for _ in range(n)]
-    x, y = next(iter(runs.values())).store.batch(next(iter(runs.values())).store.order(0, 1), 0)
+    for threads in counts:
+        forms[f"bare loop, {threads} threads"] = Form(lambda: [descend(m, x[i], y[i]) for i, m in enumerate(models)], threads)
+        forms[f"one model, {threads} threads"] = Form(lambda: descend(models[0], x.flatten(0, 1), y.flatten(0, 1)), threads)
+    seconds = in_turns(forms, rounds, fabric.device)
+    if n <= PROCESSES and fabric.device.type == "cpu":
+        seconds["process per node"] = processes(config, graph, channels, size, rounds)
+    rates = {name: sorted(n * b / s for s in found) for name, found in seconds.items()}
+    best = max((name for name, form in forms.items() if form.run), key=lambda name: statistics.median(rates[name]))
+    torch.set_num_threads(forms[best].threads)
+    parts = shares(forms[best].run)
+    return {
+        "nodes": n,
+        "batch": b,
+        "parameters": forms[best].run.stack.parameters,
+        "samples_per_second": {k: {"median": statistics.median(v), "least": v[0], "most": v[-1]} for k, v in rates.items()},
+        "fastest": best,
+        "shares": parts,
+        "peak_memory_bytes": forms[best].run.peak_memory(),
+    }
 
-    def bare() -> None:
-        for i, model in enumerate(models):
-            model.zero_grad(set_to_none=True)
-            F.cross_entropy(model(x[i]), y[i]).backward()
 
-    steps["bare loop"] = bare
-    steps |= {engine: lambda run=run: whole(run) for engine, run in runs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):  # the first one warms up
-        for name, step in steps.items():
+def random_images(count: int, channels: int, size: int) -> Images:
+    """Of all classes equally often."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.arange(count) % CLASSES, tuple(map(str, range(CLASSES))))
+
+
+def descend(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """A forward and a backward pass."""
+    model.zero_grad(set_to_none=True)
+    F.cross_entropy(model(x), y).backward()
+
+
+def walker(run: Orchestrator) -> Callable[[], None]:
+    """Whole steps of a run, one a call."""
+    order: list[Tensor] = []
+
+    def step() -> None:
+        run.epoch_step %= run.steps
+        if run.epoch_step == 0 or not order:
+            order[:] = [run.store.order(run.step - run.epoch_step, run.steps)]
+        run.train_step(order[0])
+
+    return step
+
+
+def in_turns(forms: dict[str, Form], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds a step of every form in every round; a turn has so many steps that it can be measured."""
+    seconds: dict[str, list[float]] = {name: [] for name in forms}
+    for form in forms.values():
+        torch.set_num_threads(form.threads)
+        form.step()  # warms up
+    steps = dict.fromkeys(forms, 1)
+    for turn in range(rounds + 1):
+        for name, form in forms.items():
+            torch.set_num_threads(form.threads)
             start = time.perf_counter()
-            step()
-            if fabric.device.type == "cuda":
+            for _ in range(steps[name]):
+                form.step()
+            if device.type == "cuda":
                 torch.cuda.synchronize()
+            took = (time.perf_counter() - start) / steps[name]
             if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: n * b / statistics.median(s) for name, s in seconds.items()}
+                seconds[name].append(took)
+            else:
+                steps[name] = max(1, round(LEAST / took))
+    return seconds
+
+
+def shares(run: Orchestrator, steps: int = 5) -> dict[str, float]:
+    """Share of the time of a run that its parts take, evaluations on the way among them as often as the config has them."""
+    spent = dict.fromkeys(("network", "rule", "mixing", "data"), 0.0)
+    step = walker(run)
+    start = time.perf_counter()
+    with (timed(run.stack, "step", spent, "network"), timed(run.store, "batch", spent, "data"),
+          timed(run, "update", spent, "rule"), timed(run.network, "mix", spent, "mixing")):  # fmt: skip
+        for _ in range(steps):
+            step()
+    whole = time.perf_counter() - start
+    spent["rule"] -= spent["mixing"]
+    start = time.perf_counter()
+    measure(run.stack, run.network, run.store, run.train.evaluate_samples, run.train.evaluate_samples, lambda: False)
+    spent["evaluation"] = (time.perf_counter() - start) * steps / (run.train.evaluate_every * run.steps)
+    whole += spent["evaluation"]
+    return {name: s / whole for name, s in spent.items()} | {"else": 1 - sum(spent.values()) / whole}
+
+
+@contextmanager
+def timed(owner: object, name: str, spent: dict[str, float], part: str):
+    """Inside, the time of calls of a method is added to ``spent[part]``."""
+    method = getattr(owner, name)
+
+    def call(*args, **kwargs):
+        start = time.perf_counter()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            spent[part] += time.perf_counter() - start
+
+    setattr(owner, name, call)
+    yield
+    delattr(owner, name)
+
+
+# ---------------------------------------------------------------------- a process per node
+
+
+def processes(config: Config, graph: Graph, channels: int, size: int, rounds: int) -> list[float]:
+    """Seconds a step where every node is a process with one thread, as in most codes of the field: SGD with momentum, then its
+    parameters to its neighbours by gloo, and their average; the processes being warm."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (config, graph, channels, size, rounds, folder)
+        torch.multiprocessing.spawn(node_process, arguments, nprocs=graph.nodes)
+        return json.loads((Path(folder) / "seconds.json").read_text())
+
+
+def node_process(rank: int, config: Config, graph: Graph, channels: int, size: int, rounds: int, folder: str) -> None:
+    """What one of them does."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=graph.nodes)
+    model = node_maker(config, channels, size, CLASSES)().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    images = random_images(config.train.batch_size, channels, size)
+    x, y = images.pixels.float().div_(255).contiguous(memory_format=torch.channels_last), images.labels
+    senders, weights = graph.mixing(0).terms[rank]
+
+    def step() -> None:
+        descend(model, x, y)
+        optimizer.step()
+        flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+        got = {j: torch.empty_like(flat) for j in senders if j != rank}
+        requests = [dist.isend(flat, j) for j in got] + [dist.irecv(T, j) for j, T in got.items()]
+        for request in requests:
+            request.wait()
+        mixed = sum(w * (flat if j == rank else got[j]) for j, w in zip(senders, weights, strict=True))
+        for p, part in zip(model.parameters(), mixed.split([p.numel() for p in model.parameters()]), strict=True):
+            p.data.copy_(part.view_as(p))
+
+    seconds = []
+    for turn in range(rounds + 1):
+        dist.barrier()
+        start = time.perf_counter()
+        for _ in range(3):
+            step()
+        dist.barrier()
+        if turn:  # the first one warms up
+            seconds.append((time.perf_counter() - start) / 3)
+    if rank == 0:
+        (Path(folder) / "seconds.json").write_text(json.dumps(seconds))
+    dist.destroy_process_group()
+
+
+# ---------------------------------------------------------------------- several cases, and tables
+
+
+def suite(quick: bool = False) -> dict:
+    """Every case in a process of its own, so that its peak memory is its own."""
+    found: dict = {"machine": machine(), "cases": {}}
+    for name, (arguments, samples, nodes) in SUITE.items():
+        for n in QUICK.get(name, ()) if quick else nodes:
+            print(f"{name}, {n} nodes", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                out = Path(folder) / "case.json"
+                command = [sys.executable, "-m", "lightning_idkd", "bench", *arguments, "--graph.nodes", str(n), "--samples",
+                           str(samples), "--out", str(out), *(["--rounds", "1"] if quick else [])]  # fmt: skip
+                subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+                [case] = json.loads(out.read_text())["cases"].values()
+            found["cases"][f"{name}, n = {n}"] = case
+    return found
+
+
+def tables(found: dict) -> str:
+    """In Markdown: a table of rates for every case, and one of shares and memory for all."""
+    processor, cores, instructions, version, device = found["machine"]
+    lines = [f"{device or processor}, {cores} cores, {instructions}, torch {version}, {time.strftime('%Y-%m-%d')}", ""]
+    for name, case in found["cases"].items():
+        rates = case["samples_per_second"]
+        bare = max(rate["median"] for form, rate in rates.items() if form.startswith("bare loop"))
+        lines += [f"**{name}**, batch {case['batch']}, {case['parameters']:,} parameters", "",
+                  "| form of the step | samples/s | least to most | of the bare loop |", "| --- | --- | --- | --- |"]  # fmt: skip
+        for form, rate in sorted(rates.items(), key=lambda item: -item[1]["median"]):
+            spread = f"{rate['least']:,.0f} to {rate['most']:,.0f}"
+            lines.append(f"| {form} | {rate['median']:,.0f} | {spread} | {rate['median'] / bare:.2f} |")
+        lines.append("")
+    parts = list(next(iter(found["cases"].values()))["shares"])
+    lines += [f"| case | fastest | {' | '.join(parts)} | peak memory |", f"|{' --- |' * (len(parts) + 3)}"]
+    for name, case in found["cases"].items():
+        shown = " | ".join(f"{case['shares'][part]:.1%}" for part in parts)
+        lines.append(f"| {name} | {case['fastest']} | {shown} | {report.size(case['peak_memory_bytes'])} |")
+    return "\n".join(lines) + "\n"

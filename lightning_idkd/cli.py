@@ -18,7 +18,7 @@ PLUGINS = ("callbacks", "lightning_idkd.data", "lightning_idkd.models")
 
 COMMANDS = {
     "fit": "train the nodes of an experiment",
-    "bench": "time a step of this experiment beside a bare loop over separate models, on random images",
+    "bench": "time a step of an experiment, or of several, beside what else it could cost, on random images",
     "topology": "print a graph's numbers and draw it",
     "partition": "show how a partition divides the private set",
     "sweep": "run all cells of a W&B sweep file here, without a server",
@@ -68,6 +68,11 @@ def parser(command: str = "fit"):
             "distillation": None,
         }
     )
+    if command == "bench":
+        p.add_argument("--rounds", type=int, default=5, help="Turns that every form of a step gets.")
+        p.add_argument("--samples", type=int | None, default=None, help="Training images; null: a few.")
+        p.add_argument("--quick", type=bool, default=False, help="Without a config: the smallest cases, once.")
+        p.add_argument("--out", type=str | None, default=None, help="JSON file for the numbers.")
     if command in ("topology", "partition"):
         help = f"Picture file; null: a new {command.upper()}_NODES.png."
         p.add_argument("--out", type=str | None, default=None, help=help)
@@ -149,14 +154,26 @@ def fit(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    config = configure(arguments, "bench")
-    from lightning_idkd.bench import bench
+    """Time the step of an experiment, or of several where none is given."""
+    import json
+    from pathlib import Path
+
+    from lightning_idkd.run_folder import write
+
+    config = configure(["--data.private", "Digits", *arguments], "bench")
+    from lightning_idkd import bench
     from lightning_idkd.preview import image_shape
 
-    channels, side = image_shape(config)
-    found = bench(config, side, channels)
-    for name, rate in found.items():
-        print(f"{name:<10} {rate:>10,.0f} samples/s  {rate / found['bare loop']:.2f} of the bare loop")
+    given = {k: config.resolved[k] for k in ("rounds", "samples", "quick", "out")}
+    if any(word.split("=")[0] == "--config" for word in arguments):
+        found = bench.bench(config, *image_shape(config), given["rounds"], given["samples"])
+        found = {"machine": bench.machine(), "cases": {f"{type(config.node.network).__name__}, n = {config.graph.nodes}": found}}
+    else:
+        found = bench.suite(given["quick"])
+    if given["out"]:
+        Path(given["out"]).parent.mkdir(parents=True, exist_ok=True)
+        write(Path(given["out"]), lambda part: part.write_text(json.dumps(found, indent=1) + "\n"))
+    print(bench.tables(found), end="")
     return 0
 
 
