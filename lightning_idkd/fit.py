@@ -81,6 +81,7 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
     """All parts of an experiment in this process: data, nodes, graph, loop."""
     import torch
 
+    from lightning_idkd import memory, randomness
     from lightning_idkd.data.store import Store
     from lightning_idkd.network import Network
     from lightning_idkd.orchestrator import Orchestrator
@@ -104,9 +105,11 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
         device=fabric.device,
         dtype=dtype,
     )
-    stack = NodeStack(
-        node_maker(config, private.channels, private.size, store.k), network.rows, config.seed, fabric.device, dtype
-    )
+    make = node_maker(config, private.channels, private.size, store.k)
+    with randomness.forked(config.seed, "trial"):
+        needs = memory.predict(config, make().to(fabric.device, dtype), store, network.graph, network.world)
+    memory.check(needs, memory.free(fabric.device), network.graph.nodes, network.world)
+    stack = NodeStack(make, network.rows, config.seed, fabric.device, dtype)
     return Orchestrator(
         fabric,
         stack,
@@ -121,7 +124,7 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
         config.run.keep,
         config.run.until,
         config.seed,
-        {"partition_hash": split.hash, "parameters": stack.parameters},
+        {"partition_hash": split.hash, "parameters": stack.parameters, "predicted_memory_bytes": sum(needs.values())},
     )
 
 
@@ -164,6 +167,7 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
         "node": f"{type(config.node.network).__name__}, {run.stack.parameters:,} parameters; {type(config.gossip).__name__}; "
         f"{run.steps} steps an epoch",
         "engine": f"{run.stack.engine} on {run.fabric.device}, {threads}",
+        "memory": f"about {report.size(run.header['predicted_memory_bytes'])}{' a process' * (run.network.world > 1)}",
         **shares,
     }
 

@@ -108,7 +108,8 @@ def numbers(summary: dict) -> list[tuple[str, str]]:
         (
             "throughput",
             f"{summary['throughput']['samples_per_second']:,.0f} samples/s ({summary['engine']}), whole run "
-            f"{clock(summary['throughput']['seconds'])}, peak memory {size(summary['peak_memory_bytes'])}",
+            f"{clock(summary['throughput']['seconds'])}, peak memory {size(summary['peak_memory_bytes'])} (predicted: "
+            f"{size(summary['predicted_memory_bytes'])})",
         ),
     ]
 

@@ -1,0 +1,108 @@
+"""How much memory a run will need at its peak, told before it starts, and refused where there is not so much."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from lightning_idkd.config import Config
+from lightning_idkd.data.store import Store
+from lightning_idkd.errors import UserError
+from lightning_idkd.graph import Graph
+from lightning_idkd.node import NodeModule
+from lightning_idkd.orchestrator import BLOCK
+from lightning_idkd.report import size
+
+LATER = 120 * 2**20  # bytes of what is imported for pictures
+TEMPORARY = 4  # matrices that the algebra of a rule holds at once besides its state
+KNOBS = {
+    "rows and gradients": "fewer graph.nodes, or a smaller node.network",
+    "state of the rule": "a gossip rule with fewer buffers, fewer graph.nodes, or a smaller node.network",
+    "algebra of the rule": "a rule that works on blocks of columns (all but NGC, CCL, SGP, compressed and sharpness-aware ones)",
+    "activations": "run.engine: loop, or a smaller train.batch_size",
+    "answers on the public set": "a limit of data.public, or fewer graph.nodes",
+    "checkpoint": "run.devices: 1",
+}
+
+
+def predict(config: Config, node: NodeModule, store: Store, graph: Graph, processes: int = 1) -> dict[str, int]:
+    """Bytes of every part at the peak, in the process with most rows; ``node`` is spent on a trial."""
+    parameters, rows = sum(p.numel() for p in node.parameters()), -(-graph.nodes // processes)
+    item, rule = (8 if config.run.precision == 64 else 4), config.gossip
+    matrix, width = rows * parameters * item, lambda w: w or parameters
+    edges = -(-len(graph.mixing(0).edges) // processes)
+    state = sum(rows * width(w) for w in rule.widths().values()) + sum(edges * width(w) for w in rule.edge_buffers.values())
+    narrow = not rule.columnwise or any((rule.widths() | rule.edge_buffers).values())
+    at_once = {"loop": 1, "parallel": config.run.threads or torch.get_num_threads()}.get(config.run.engine, rows)
+    exchange = config.distillation is not None and store.public
+    return {
+        "program and data": resident(),
+        "rows and gradients": 2 * matrix,
+        "state of the rule": state * item,
+        "algebra of the rule": TEMPORARY * (matrix + (edges * parameters * item if rule.edge_buffers else 0)) if narrow
+        else TEMPORARY * rows * BLOCK * item,
+        "activations": at_once * activations(node, store),
+        "evaluation and pictures": matrix + LATER,
+        "answers on the public set": rows * store.public * 2 * (store.k + features(node)) * 4 if exchange else 0,
+        "checkpoint": (graph.nodes * parameters * item + state * item * processes) if processes > 1 else 0,
+    }  # fmt: skip
+
+
+def activations(node: NodeModule, store: Store) -> int:
+    """Bytes that one node keeps from the forward to the backward pass on a batch, and of their gradients the largest."""
+    kept: dict[int, int] = {}
+
+    def note(t: torch.Tensor) -> torch.Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    x = torch.zeros(store.batch_size, store.channels, store.size, store.size, dtype=next(node.parameters()).dtype)
+    x = x.to(store.device, memory_format=torch.channels_last)
+    with torch.random.fork_rng(), saved_tensors_hooks(note, lambda t: t):
+        node.training_step((x, torch.full((len(x), store.k), 1 / store.k, dtype=x.dtype, device=x.device)))
+    own = {p.untyped_storage().data_ptr() for p in node.parameters()}
+    sizes = [nbytes for place, nbytes in kept.items() if place not in own]
+    return sum(sizes) + 3 * max(sizes, default=0)
+
+
+def features(node: NodeModule) -> int:
+    """How many a sample has."""
+    return node.network.head.in_features if node.has_features else 0
+
+
+def resident() -> int:
+    """Bytes of this process now."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except (OSError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free(device: torch.device) -> int | None:
+    """Bytes that may still be taken, by this process and those beside it; None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = []
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+        group = Path("/sys/fs/cgroup")
+        most = (group / "memory.max").read_text().strip()
+        found += [] if most == "max" else [int(most) - int((group / "memory.current").read_text())]
+    except (OSError, ValueError, KeyError):
+        pass
+    return min(found, default=None)
+
+
+def check(parts: dict[str, int], there: int | None, nodes: int, processes: int) -> None:
+    """Refuse a run that would need more than ``there`` is."""
+    more = processes * (sum(parts.values()) - parts["program and data"])
+    if there is not None and more > there:
+        name = max(KNOBS, key=lambda part: parts[part])
+        raise UserError(
+            f"graph.nodes: {nodes} nodes need about {size(more)} of memory, and {size(there)} are free; "
+            f"{size(processes * parts[name])} of it are {name}: {KNOBS[name]} would help"
+        )

@@ -1,0 +1,50 @@
+"""What a run will need, before it is begun."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+from short_runs import SHORT, command_of, latest
+
+from lightning_idkd import memory
+from lightning_idkd.errors import UserError
+
+
+def test_what_does_not_fit_is_refused_with_what_would_help():
+    parts = dict.fromkeys(memory.KNOBS, 0)
+    parts |= {"program and data": 5 * 10**9, "rows and gradients": 6 * 10**9, "activations": 10**9}
+    memory.check(parts, 7 * 10**9, 64, 1)
+    with pytest.raises(UserError) as error:
+        memory.check(parts, 6 * 10**9, 64, 1)
+    assert str(error.value) == (
+        "graph.nodes: 64 nodes need about 7 GB of memory, and 6 GB are free; 6 GB of it are rows and gradients: fewer "
+        "graph.nodes, or a smaller node.network would help"
+    )
+    with pytest.raises(UserError, match="need about 14 GB"):
+        memory.check(parts, 13 * 10**9, 64, 2)
+    memory.check(parts, None, 64, 1)
+
+
+def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(fit, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda device: 10**6)
+    assert fit() == 2
+    assert "error: graph.nodes: 4 nodes need about" in capsys.readouterr().err
+    assert not fit.runs.exists()
+
+
+def test_free_memory_is_known_here():
+    assert 10**7 < memory.free(torch.device("cpu")) < 10**14
+    assert 10**7 < memory.resident() < memory.free(torch.device("cpu")) + memory.resident()
+
+
+@pytest.mark.slow
+def test_the_peak_is_what_was_predicted(configs, tmp_path):
+    network = ["--node.network", "ResNet", "--node.network.depth", "20", "--node.network.width", "96", "--data.partition", "IID"]
+    given = ["--data.private.limit", "64", "--train.epochs", "1", "--train.evaluate_samples", "16", "--distillation", "null"]
+    command = [*command_of(configs / "ring_digits.yaml"), *SHORT, *network, *given, "--run.dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads((latest(tmp_path) / "summary.json").read_text())
+    assert summary["predicted_memory_bytes"] == pytest.approx(summary["peak_memory_bytes"], rel=0.25)
+    assert summary["peak_memory_bytes"] > 12 * 4 * summary["parameters"]  # most of it are the rows, and no program
