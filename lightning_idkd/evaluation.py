@@ -32,7 +32,7 @@ def accuracies(stack: NodeStack, network: Network, store: Store, split: str, sam
     """
     batches, labels = store.examined(split, samples)
     left_out = torch.tensor(-1.0, dtype=torch.float64, device=labels.device)
-    here = torch.stack([left_out if stop() else accuracy(m, batches, labels) for m in stack.modules])
+    here = torch.stack(stack.each(lambda i: left_out if stop() else accuracy(stack.modules[i], batches, labels)))
     found = network.report(here[:, None])[:, 0].cpu()
     if (found < 0).any():
         raise Stopped

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from lightning_idkd import randomness
 from lightning_idkd.errors import UserError
 from lightning_idkd.node import NodeModule, Outputs
 
+T = TypeVar("T")
 TRIAL = 0.3  # seconds of a step that engines are chosen by
 
 
@@ -180,9 +181,17 @@ class NodeStack:
 
         # the fused attentions would run node by node
         with sdpa_kernel(SDPBackend.MATH) if self.engine == "vmap" else nullcontext():
-            if self.engine == "loop" or self.device.type != "cpu" or torch.get_num_threads() == 1:
-                return work(rows)
-            return torch.cat([*self._pool().map(work, self._split(rows))])
+            return torch.cat([*self._pool().map(work, self._split(rows))]) if self.splits else work(rows)
+
+    @property
+    def splits(self) -> bool:
+        """Whether nodes are split over workers."""
+        return self.engine != "loop" and self.device.type == "cpu" and torch.get_num_threads() > 1
+
+    def each(self, work: Callable[[int], T]) -> list[T]:
+        """``work(i)`` of every row i, by the workers where there are some; for what reads a node and changes nothing."""
+        rows = range(self.n)
+        return [*self._pool().map(work, rows)] if self.splits else [work(i) for i in rows]
 
     def _split(self, rows: range) -> list[range]:
         """The rows of every worker. Only a first step shows whether the network draws from the global generator, which
