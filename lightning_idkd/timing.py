@@ -22,8 +22,9 @@ def machine() -> list:
     """What a timing depends on besides the experiment."""
     processor = platform.processor()
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first)}
+        processor = " ".join(about[key] for key in ("model name", "cpu family", "model", "stepping") if key in about) or processor
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return [processor, os.cpu_count(), torch.backends.cpu.get_cpu_capability(), torch.__version__, device]
 
