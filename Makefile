@@ -27,8 +27,8 @@ train: $(VENV)/.ready  ## run an experiment: make train CFG=torus_cifar100 ARGS=
 test: $(VENV)/.ready  ## run the tests
 	$(BIN)/python -m pytest -q -n auto $(ARGS)
 
-bench: $(VENV)/.ready  ## time a step of ResNet-20-EvoNorm on a ring of 16 beside a bare loop
-	$(BIN)/idkd bench --config configs/ring_cifar10_small.yaml --node.network.norm evonorm --node.network.depth 20 --data.image_size 32 --run.engine loop $(ARGS)
+bench: $(VENV)/.ready  ## time steps of small and large networks in every form (2 minutes: ARGS="--quick true")
+	$(BIN)/idkd bench --out runs/bench.json $(ARGS)
 
 report: $(VENV)/.ready  ## write report.md of a run: make report RUN=runs/ring_digits/latest
 	$(BIN)/idkd report $(RUN)

@@ -1,0 +1,36 @@
+"""The benchmark runs and adds up; times are not looked at."""
+
+import json
+
+import pytest
+
+from lightning_idkd import bench
+from lightning_idkd.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _short_turns(monkeypatch):
+    monkeypatch.setattr(bench, "LEAST", 0.01)
+
+
+@pytest.mark.slow
+def test_every_form_of_a_step_is_timed(configs, tmp_path, capsys):
+    config = ["--config", str(configs / "ring_digits.yaml"), "--graph.nodes", "3", "--train.batch_size", "4"]
+    assert main(["bench", *config, "--rounds", "1", "--out", str(tmp_path / "new" / "bench.json")]) == 0
+    [case] = json.loads((tmp_path / "new" / "bench.json").read_text())["cases"].values()
+    forms = {form.split(",")[0] for form in case["samples_per_second"]}
+    assert forms == {"loop", "parallel", "vmap", "bare loop", "one model", "process per node"}
+    assert all(0 < rate["least"] <= rate["median"] <= rate["most"] for rate in case["samples_per_second"].values())
+    assert sum(case["shares"].values()) == pytest.approx(1)
+    assert all(share >= 0 for share in case["shares"].values())
+    assert case["peak_memory_bytes"] > 10**8
+    said = capsys.readouterr().out
+    assert "| process per node |" in said
+    assert "| CNN, n = 3 |" in said
+
+
+def test_an_engine_asked_for_is_the_only_one(configs, tmp_path):
+    config = ["--config", str(configs / "ring_digits.yaml"), "--graph.nodes", "17", "--train.batch_size", "2"]
+    assert main(["bench", *config, "--rounds", "1", "--run.engine", "vmap", "--out", str(tmp_path / "bench.json")]) == 0
+    [case] = json.loads((tmp_path / "bench.json").read_text())["cases"].values()
+    assert {form.split(",")[0] for form in case["samples_per_second"]} == {"vmap", "bare loop", "one model"}
