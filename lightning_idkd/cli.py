@@ -98,7 +98,7 @@ def configure(arguments: list[str], command: str = "fit"):
         made = p.instantiate(cfg)
     except Exception as e:  # a class refused its arguments; jsonargparse wraps that where the key may also be null
         cause: BaseException | None = e
-        while cause.__cause__ is not None:
+        while not isinstance(cause, UserError) and cause.__cause__ is not None:
             cause = cause.__cause__
         if isinstance(cause, UserError):
             raise UserError(placed(cause, resolved)) from e
@@ -168,6 +168,8 @@ def bench(arguments: list[str]) -> int:
     if any(word.split("=")[0] == "--config" for word in arguments):
         found = bench.bench(config, *image_shape(config), given["rounds"], given["samples"])
         found = {"machine": bench.machine(), "cases": {f"{type(config.node.network).__name__}, n = {config.graph.nodes}": found}}
+    elif stray := [word for word in arguments if word.startswith("--") and word[2:].split("=")[0] not in ("quick", "out")]:
+        raise UserError(f"{stray[0]}: bench takes it beside a --config; without one there are --quick and --out")
     else:
         found = bench.suite(given["quick"])
     if given["out"]:

@@ -108,7 +108,8 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
     make = node_maker(config, private.channels, private.size, store.k)
     with randomness.forked(config.seed, "trial"):
         needs = memory.predict(config, make().to(fabric.device, dtype), store, network.graph, network.world)
-    memory.check(needs, memory.free(fabric.device), network.graph.nodes, network.world)
+    sharing = network.world if fabric.device.type == "cpu" else 1
+    memory.check(needs, fabric.broadcast(memory.free(fabric.device)), network.graph.nodes, sharing)
     stack = NodeStack(make, network.rows, config.seed, fabric.device, dtype)
     return Orchestrator(
         fabric,
@@ -249,8 +250,8 @@ def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator)
         found = engines[0], threads[0]
     else:
         x, y, *_ = run.store.batch(run.store.order(0, 1), 0)
-        shape = [*x.shape], str(x.dtype), run.store.nodes, asked.devices, engines, threads
-        key = timing.digest(run.stack.describe(), repr(config.node), *shape)
+        shape = [*x.shape], str(x.dtype), run.store.nodes, asked.devices, run.fabric.device.type, engines, threads
+        key = timing.digest(config.resolved["node"], *shape)
         found = run.fabric.broadcast(timing.known().get(key))
         if found is None:
             run.say(report.part("timing", f"engines {', '.join(engines)}; threads {', '.join(map(str, threads))}"))

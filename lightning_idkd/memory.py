@@ -36,16 +36,18 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, proces
     edges = -(-len(graph.mixing(0).edges) // processes)
     state = sum(rows * width(w) for w in rule.widths().values()) + sum(edges * width(w) for w in rule.edge_buffers.values())
     narrow = not rule.columnwise or any((rule.widths() | rule.edge_buffers).values())
-    at_once = {"loop": 1, "parallel": config.run.threads or torch.get_num_threads()}.get(config.run.engine, rows)
+    on_device = store.device.type != "cpu"
+    at_once = rows if config.run.engine == "vmap" else 1 if on_device else config.run.threads or torch.get_num_threads()
+    full = graph.nodes if graph.mixing(0).dense else rows  # a product with the whole W has all rows in every process
+    whole = full * parameters + (edges * parameters if rule.edge_buffers else 0)
     exchange = config.distillation is not None and store.public
     return {
-        "program and data": resident(),
+        "program and data": store.pool.nbytes + store.test.nbytes if on_device else resident(),
         "rows and gradients": 2 * matrix,
         "state of the rule": state * item,
-        "algebra of the rule": TEMPORARY * (matrix + (edges * parameters * item if rule.edge_buffers else 0)) if narrow
-        else TEMPORARY * rows * BLOCK * item,
+        "algebra of the rule": TEMPORARY * (whole if narrow else full * BLOCK) * item,
         "activations": at_once * activations(node, store),
-        "evaluation and pictures": matrix + LATER,
+        "evaluation and pictures": matrix + (0 if on_device else LATER),
         "answers on the public set": rows * store.public * 2 * (store.k + features(node)) * 4 if exchange else 0,
         "checkpoint": (graph.nodes * parameters * item + state * item * processes) if processes > 1 else 0,
     }  # fmt: skip
@@ -62,7 +64,7 @@ def activations(node: NodeModule, store: Store) -> int:
     x = torch.zeros(store.batch_size, store.channels, store.size, store.size, dtype=next(node.parameters()).dtype)
     x = x.to(store.device, memory_format=torch.channels_last)
     with torch.random.fork_rng(), saved_tensors_hooks(note, lambda t: t):
-        node.training_step((x, torch.full((len(x), store.k), 1 / store.k, dtype=x.dtype, device=x.device)))
+        node.training_step((x, torch.full((len(x), store.k), 1 / store.k, dtype=x.dtype, device=x.device)), 0)
     own = {p.untyped_storage().data_ptr() for p in node.parameters()}
     sizes = [nbytes for place, nbytes in kept.items() if place not in own]
     return sum(sizes) + 3 * max(sizes, default=0)
@@ -91,14 +93,16 @@ def free(device: torch.device) -> int | None:
         found.append(int(lines["MemAvailable"].split()[0]) * 1024)
         group = Path("/sys/fs/cgroup")
         most = (group / "memory.max").read_text().strip()
-        found += [] if most == "max" else [int(most) - int((group / "memory.current").read_text())]
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        taken = int((group / "memory.current").read_text()) - int(stat["inactive_file"])  # a cache of files gives way
+        found += [] if most == "max" else [int(most) - taken]
     except (OSError, ValueError, KeyError):
         pass
     return min(found, default=None)
 
 
 def check(parts: dict[str, int], there: int | None, nodes: int, processes: int) -> None:
-    """Refuse a run that would need more than ``there`` is."""
+    """Refuse a run that would need more than ``there`` is, which so many ``processes`` share."""
     more = processes * (sum(parts.values()) - parts["program and data"])
     if there is not None and more > there:
         name = max(KNOBS, key=lambda part: parts[part])

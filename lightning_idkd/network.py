@@ -1,20 +1,22 @@
 """All that crosses edges, and the only code that talks to other processes.
 
 Rows are spread over processes in contiguous blocks; every sum runs over the senders in ascending order, or is that of a product
-with the whole W, so a result does not depend on how many processes computed it. Bytes are counted by kind, for every directed
-edge, whether or not the edge leaves the process; a message to itself is never counted.
+with the whole W (of finite rows), so a result does not depend on how many processes computed it. Bytes are counted by kind, for
+every directed edge, whether or not the edge leaves the process; a message to itself is never counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Mixing
 
 KINDS = ("parameter", "label", "other")
@@ -70,8 +72,6 @@ class Routes:
     mixing: Mixing
     edges: np.ndarray
     """int64 [e, 2] (sender, receiver), sorted."""
-    back: np.ndarray
-    """int64 [e], where among them the edge the other way stands; -1 where its sender is elsewhere."""
     out: dict[int, np.ndarray]
     """By process that holds the receivers, those that lead there; in the order in which the ones the other way stand there."""
     sent: dict[int, list[int]]
@@ -84,15 +84,19 @@ class Routes:
         ends = np.array([block.stop for block in blocks])
         owner = np.searchsorted(ends, mixing.edges, side="right")  # [E, 2], of both ends
         edges, to = mixing.edges[owner[:, 0] == rank], owner[owner[:, 0] == rank, 1]
-        place = {edge: e for e, edge in enumerate(map(tuple, edges.tolist()))}
-        back = np.array([place.get((j, i), -1) for i, j in place], dtype=np.int64)
         out, sent, wanted = {}, {}, {}
         for q in (q for q in range(len(blocks)) if q != rank):
             there = np.flatnonzero(to == q)
             out[q] = there[np.lexsort(edges[there].T)]
             sent[q] = np.unique(edges[there, 0]).tolist()
             wanted[q] = np.unique(mixing.edges[(owner[:, 0] == q) & (owner[:, 1] == rank), 0]).tolist()
-        return cls(mixing, edges, back, out, sent, wanted)
+        return cls(mixing, edges, out, sent, wanted)
+
+    @cached_property
+    def back(self) -> np.ndarray:
+        """int64 [e], where among the edges the one the other way stands; -1 where its sender is elsewhere."""
+        place = {edge: e for e, edge in enumerate(map(tuple, self.edges.tolist()))}
+        return np.array([place.get((j, i), -1) for i, j in place], dtype=np.int64)
 
 
 class Network:
@@ -159,6 +163,8 @@ class Network:
         ``M`` [e, C] lies in the order of :meth:`edges`; row (i, j) of the result is what j sent to i.
         """
         routes = self.routes(step)
+        if self.graph.topology.directed:
+            raise UserError(f"gossip: messages can be swapped over undirected edges only, and {self.graph.name} is directed")
         received = M[routes.back]
         for q, out in routes.out.items():
             if len(out):  # undirected: as many come as go

@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeVar
@@ -25,7 +25,7 @@ from lightning_idkd import randomness
 from lightning_idkd.errors import UserError
 from lightning_idkd.node import NodeModule, Outputs
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 TRIAL = 0.3  # seconds of a step that engines are chosen by
 
 
@@ -181,7 +181,7 @@ class NodeStack:
 
         # the fused attentions would run node by node
         with sdpa_kernel(SDPBackend.MATH) if self.engine == "vmap" else nullcontext():
-            return torch.cat([*self._pool().map(work, self._split(rows))]) if self.splits else work(rows)
+            return torch.cat(self._by_workers(work, self._split(rows))) if self.splits else work(rows)
 
     @property
     def splits(self) -> bool:
@@ -190,8 +190,18 @@ class NodeStack:
 
     def each(self, work: Callable[[int], T]) -> list[T]:
         """``work(i)`` of every row i, by the workers where there are some; for what reads a node and changes nothing."""
-        rows = range(self.n)
-        return [*self._pool().map(work, rows)] if self.splits else [work(i) for i in rows]
+        if not self.splits:
+            return [work(i) for i in range(self.n)]
+        if self._draws is False or self.engine == "vmap":
+            return self._by_workers(work, range(self.n))
+        return self._by_workers(lambda rows: [work(i) for i in rows], [range(self.n)])[0]  # it may draw, so one after the other
+
+    def _by_workers(self, work: Callable[[S], T], parts: Iterable[S]) -> list[T]:
+        """``work`` of every part; where it fails for one, all have come to their end."""
+        pool = self._pool()
+        futures = [pool.submit(work, part) for part in parts]
+        wait(futures)
+        return [future.result() for future in futures]
 
     def _split(self, rows: range) -> list[range]:
         """The rows of every worker. Only a first step shows whether the network draws from the global generator, which

@@ -71,7 +71,8 @@ def restore(run: Orchestrator, state: dict, lines: list[dict], distillation: boo
     network, stack = run.network, run.stack
     if state["layout"] != stack.describe():
         raise UserError("the checkpoint holds another network: its parameters have other names or shapes")
-    if not torch.equal(state["edges"], torch.from_numpy(network.graph.mixing(0).edges)):
+    edges = torch.from_numpy(network.graph.mixing(0).edges)
+    if not torch.equal(state.get("edges", edges), edges):
         raise UserError("graph.topology: the checkpoint is of a graph with other edges: a file has changed")
     mine = slice(network.rows.start, network.rows.stop)
     stack.X.copy_(state["X"][mine])

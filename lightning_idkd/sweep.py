@@ -215,9 +215,10 @@ def cells(path: Path, runs: str) -> list[Cell]:
 
 
 def expanded(word: str, parameters: dict, file: Path) -> list[str]:
-    """A word of the command as an agent of W&B has it: a cell's parameters as options, or in a file."""
+    """A word of the command as an agent of W&B has it: a cell's parameters as options, a config first, or in a file."""
     if word == "${args}":
-        return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in parameters.items()]
+        ordered = sorted(parameters.items(), key=lambda item: item[0] != "config")
+        return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in ordered]
     return [str(file) if word == "${args_json_file}" else word]
 
 

@@ -53,6 +53,7 @@ class LocalSteps(Gossip):
     buffers = property(lambda self: self.rule.buffers)
     columnwise = property(lambda self: self.rule.columnwise)
     shares = property(lambda self: self.rule.shares)
+    needs_features = property(lambda self: self.rule.needs_features)
 
     def check(self, graph) -> None:
         self.rule.check(graph)

@@ -40,11 +40,10 @@ class _EvoNormS0(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        (B, C, H, W), k = x.shape, x.shape[1] // groups
-        _, mean, rstd = torch.native_group_norm(x, None, None, B, C, H * W, groups, eps)
-        scale = gamma * rstd.repeat_interleave(k, 1)
+        mean = _over_group(x.mean((2, 3)), groups)
+        rstd = (_over_group((x - _channels(mean)).square().mean((2, 3)), groups) + eps).rsqrt()
         gated = (x * _channels(v)).sigmoid_().mul_(x)
-        return torch.addcmul(_channels(beta), gated, _channels(scale)), mean, rstd
+        return torch.addcmul(_channels(beta), gated, _channels(gamma * rstd)), mean, rstd
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -57,18 +56,22 @@ class _EvoNormS0(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g: Tensor, *_) -> tuple[Tensor | None, ...]:
         x, v, gamma, mean, rstd = ctx.saved_tensors
-        k, pixels = x.shape[1] // ctx.groups, x.shape[2] * x.shape[3]
-        mean, rstd = mean.repeat_interleave(k, 1), rstd.repeat_interleave(k, 1)  # [B, C]
         gate = (x * _channels(v)).sigmoid_()
         gated = x * gate
         slope = torch.addcmul(gated, gated, gate, value=-1)  # x gate', gate' = gate (1 - gate)
         along = (g * gated).sum((2, 3))  # [B, C]
         d_v = ((g * slope).mul_(x).sum((2, 3)) * gamma * rstd).sum(0)
-        # of the variance, whose own derivative by x is 2 (x - mean) / (k pixels)
-        d_var = (along * gamma).unflatten(1, (ctx.groups, k)).sum(2).repeat_interleave(k, 1) * rstd**3 / (-k * pixels)
+        # of the variance, times the 2 / (a group's pixels) of its own derivative by x - mean
+        d_var = _over_group(along * gamma, ctx.groups) * rstd**3 / -(x.shape[2] * x.shape[3])
         d_x = (slope * _channels(v)).add_(gate).mul_(g).mul_(_channels(gamma * rstd))
         d_x.add_((x - _channels(mean)).mul_(_channels(d_var)))
         return d_x, d_v, (along * rstd).sum(0), g.sum((0, 2, 3)), None, None
+
+
+def _over_group(t: Tensor, groups: int) -> Tensor:
+    """Mean of a group's channels, at each of them: ``[B, C] -> [B, C]``."""
+    grouped = t.unflatten(1, (groups, -1))
+    return grouped.mean(2, keepdim=True).expand_as(grouped).flatten(1)
 
 
 def _channels(t: Tensor) -> Tensor:

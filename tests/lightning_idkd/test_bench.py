@@ -1,6 +1,8 @@
 """The benchmark runs and adds up; times are not looked at."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -27,6 +29,21 @@ def test_every_form_of_a_step_is_timed(configs, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "| process per node |" in said
     assert "| CNN, n = 3 |" in said
+
+
+@pytest.mark.slow
+def test_a_process_per_node_sends_along_arrows(configs, tmp_path):
+    """Within a time limit: one that waits for what nobody sends would wait for ever."""
+    arguments = ["--graph.topology", "OnePeerExponential", "--graph.nodes", "3", "--rounds", "1", "--run.engine", "loop"]
+    command = [sys.executable, "-m", "lightning_idkd", "bench", "--config", str(configs / "ring_digits.yaml"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "| process per node |" in done.stdout
+
+
+def test_options_that_the_suite_does_not_take_are_refused(capsys):
+    assert main(["bench", "--graph.nodes", "8"]) == 2
+    assert "--graph.nodes: bench takes it beside a --config" in capsys.readouterr().err
 
 
 def test_an_engine_asked_for_is_the_only_one(configs, tmp_path):

@@ -13,7 +13,7 @@ import torch
 import yaml
 from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, same
 
-from lightning_idkd import Callback, report
+from lightning_idkd import Callback, NodeModule, report
 from lightning_idkd.cli import configure, main
 from lightning_idkd.data import Glyphs, Images
 from lightning_idkd.selection import MEASURES
@@ -24,6 +24,11 @@ class Add(Callback):
 
     def on_evaluation_end(self, metrics):
         metrics |= {"drift": 1.0, "spread/accuracy": 2.0, "accuracy/median": 3.0, "ood/mine": 4.0, "nodes": 5.0}
+
+
+class Lightnings(NodeModule):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx)
 
 
 class Mislabelled(Glyphs):
@@ -230,6 +235,9 @@ class TestFiles:
         (tmp_path / "cache" / "engines.json").write_text(content)
         assert fit("--run.engine", "auto", "--train.epochs", "1", "--distillation", "null") == 0
         assert len(json.loads((tmp_path / "cache" / "engines.json").read_text())) == 1
+
+    def test_a_node_may_have_the_training_step_that_lightning_writes(self, fit):
+        assert fit("--node.module", f"{__name__}.Lightnings", "--train.epochs", "1", "--distillation", "null") == 0
 
     def test_labels_of_the_public_set_are_never_read(self, fit, tmp_path):
         assert fit() == 0

@@ -55,7 +55,9 @@ def test_losses_are_as_they_were(name, tmp_path):
     if stored["machine"] == machine():
         assert found == stored[name]
     else:  # another processor or torch rounds otherwise, which training amplifies
-        torch.testing.assert_close(torch.tensor(found[:5]), torch.tensor(stored[name][:5]), rtol=1e-4, atol=1e-5)
+        found, stored = torch.tensor(found), torch.tensor(stored[name])
+        torch.testing.assert_close(found[:5], stored[:5], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[-10:].mean(), stored[-10:].mean(), rtol=0.2, atol=0.1)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from short_runs import SHORT, checkpoint, command_of, extra, latest
 
-from lightning_idkd import Callback, NodeModule
+from lightning_idkd import Callback, Gossip, NodeModule
 from lightning_idkd.cli import main
 from lightning_idkd.data import Digits, Images
 from lightning_idkd.errors import UserError
@@ -31,6 +31,17 @@ class Renamed(Digits):
     def load(self, split, *arguments, **options):
         images = super().load(split, *arguments, **options)
         return Images(images.pixels, images.labels, images.classes[::-1] if split == "test" else images.classes)
+
+
+class Fussy(Gossip):
+    def __init__(self):
+        try:
+            int("x")
+        except ValueError as e:
+            raise UserError("gossip.taste: this is not to it") from e
+
+    def update(self, X, G, state, ctx):
+        return X
 
 
 class Needy(NodeModule):
@@ -158,6 +169,7 @@ class TestMistakes:
             (["--graph.nodes", "0"], ["graph.nodes", "0", "10000"]),
             (["--data.private", f"{__name__}.Renamed"], ["data.private", "9, 8, 7, 6, 5, ...", "0, 1, 2, 3, 4, ..."]),
             (["--data.image_size", "1"], ["data.image_size", "1", "2 or more"]),
+            (["--gossip", f"{__name__}.Fussy"], ["gossip.taste: this is not to it"]),
             (["--node.module", f"{__name__}.Needy"], ["node.module", "Needy", "weight"]),
         ],
     )

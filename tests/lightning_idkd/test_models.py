@@ -80,6 +80,18 @@ def test_evonorm_survives_a_large_mean_and_a_constant_image_in_float32():
     assert EvoNormS0(16)(torch.ones(2, 16, 8, 8)).isfinite().all()
 
 
+@pytest.mark.parametrize("offset", [100, 1000])
+def test_evonorm_is_exact_in_the_layout_of_the_store_far_from_zero(offset):
+    x = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0)) + offset
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        layer, here = EvoNormS0(16).to(dtype), x.to(dtype, memory_format=torch.channels_last).requires_grad_()
+        layer(here).sin().sum().backward()
+        found.append((layer(here).detach().double(), here.grad.double(), layer.weight.grad.double()))
+    for single, double in zip(*found, strict=True):
+        assert (single - double).norm() <= 1e-3 * double.norm()
+
+
 def test_parameter_counts_are_those_of_pencil_and_paper():
     # stem 3*16*9; three blocks a stage; 1x1 shortcuts 16*32 and 32*64; head 64*10 + 10
     convolutions = 432 + 6 * 16 * 16 * 9 + (16 * 32 + 5 * 32 * 32) * 9 + (32 * 64 + 5 * 64 * 64) * 9 + 512 + 2048

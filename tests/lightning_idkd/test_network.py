@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import spawn
 
+from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Complete, Graph, Ring, Social15, Topology, Torus
 from lightning_idkd.network import Labels, Network, rows_of
 
@@ -99,6 +100,11 @@ def test_a_swap_returns_what_the_other_end_sent():
     sent = torch.tensor([[1.0], [10.0], [12.0], [21.0]])  # named after sender and receiver
     assert net.swap(sent).flatten().tolist() == [10.0, 1.0, 21.0, 12.0]
     assert sent.flatten().tolist() == [1.0, 10.0, 12.0, 21.0]
+
+
+def test_nothing_is_swapped_over_arrows():
+    with pytest.raises(UserError, match="messages can be swapped over undirected edges only, and OneWayRing is directed"):
+        network("one-way").swap(rows(5, 3))
 
 
 @pytest.mark.parametrize("name", ["social", "torus"])

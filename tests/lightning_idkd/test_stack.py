@@ -1,6 +1,7 @@
 """Nodes as rows: views, layout, gradients, agreement of the engines, dropout of both kinds, consensus."""
 
 import copy
+import time
 
 import numpy as np
 import pytest
@@ -382,6 +383,33 @@ def test_workers_give_the_bits_of_the_loop(name, workers, threads):
     assert torch.get_num_threads() == workers
     shares = [N] if name is Drawing else [1, 2] if workers == 2 else [1, 1, 1]
     assert [len(rows) for rows in parallel._split(range(N))] == shares
+
+
+@pytest.mark.parametrize("network", [Drawing, "group norm"])
+def test_workers_answer_as_the_loop_does(network, threads):
+    """Also of a network that draws whenever it is asked."""
+    found = []
+    for engine, workers in (("loop", 1), ("parallel", 2), ("parallel", 2)):
+        threads(workers)
+        s = trained(network, engine, torch.float32, 1)
+        torch.manual_seed(0)
+        found.append(s.each(lambda i, s=s: s.modules[i](batch(7, torch.float32)[0][i])))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_where_a_worker_fails_the_others_have_ended(threads):
+    threads(2)
+    s, ended = trained("group norm", "parallel", torch.float32, 1), []
+
+    def work(i):
+        if i == 0:
+            raise ValueError("row 0")
+        time.sleep(0.2)
+        ended.append(i)
+
+    with pytest.raises(ValueError, match="row 0"):
+        s.each(work)
+    assert sorted(ended) == [1, 2]
 
 
 @every_network

@@ -135,6 +135,11 @@ def test_every_sweep_is_expanded_as_the_agent_does_and_parses(path, tmp_path, co
     assert len(sweep.cells(path, str(tmp_path))) == len(points)
 
 
+def test_a_config_among_the_parameters_comes_first_and_the_other_ones_lie_over_it():
+    given = sweep.expanded("${args}", {"train.lr": 0.3, "config": "a.yaml", "distillation": None}, None)
+    assert given == ["--config=a.yaml", "--train.lr=0.3", "--distillation=null"]
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("change", "words"),
