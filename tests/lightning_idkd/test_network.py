@@ -12,6 +12,7 @@ from torch.multiprocessing import spawn
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Complete, Graph, Ring, Social15, Topology, Torus
 from lightning_idkd.network import Labels, Network, rows_of
+from lightning_idkd.topologies import ErdosRenyi
 
 
 class OneWayRing(Topology):
@@ -33,7 +34,7 @@ class Alternating(Topology):
 
 
 GRAPHS = {"ring": (Ring, 5), "social": (Social15, 15), "torus": (lambda: Torus(3, 4), 12), "one-way": (OneWayRing, 5),
-          "dense": (Complete, 20)}  # fmt: skip
+          "dense": (lambda: ErdosRenyi(0.7), 20)}  # fmt: skip
 KINDS = {"parameter_bytes": 0, "label_bytes": 0, "other_bytes": 0, "messages": 0}
 
 
@@ -59,6 +60,7 @@ def labels(n, k=3):
 @pytest.mark.parametrize("name", GRAPHS)
 def test_mix_is_the_product_with_the_weights(name):
     net = network(name)
+    assert net.graph.mixing(0).dense == (name == "dense")
     T = rows(net.graph.nodes, 100)
     mixed, W = net.mix(T), net.graph.mixing(0).W
     np.testing.assert_allclose(mixed, W @ T.numpy(), rtol=0, atol=1e-12)
