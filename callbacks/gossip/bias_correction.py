@@ -57,12 +57,18 @@ def static(rule: Gossip, graph) -> None:
         raise UserError(f"gossip: {type(rule).__name__} takes static graphs, and graph.topology {graph.name} changes")
 
 
+def undirected(rule: Gossip, graph, why: str = "") -> None:
+    """Refuse a directed graph."""
+    if graph.topology.directed:
+        name = type(rule).__name__
+        raise UserError(f"gossip: {name} takes undirected graphs{why}, and graph.topology {graph.name} is directed")
+
+
 def eigenvalues_above(least: float, rule: Gossip, graph) -> None:
     """Refuse a graph on which differences between nodes would not die out under ``rule``: one with smaller eigenvalues."""
     name = type(rule).__name__
     static(rule, graph)
-    if graph.topology.directed:
-        raise UserError(f"gossip: {name} takes undirected graphs, and graph.topology {graph.name} is directed")
+    undirected(rule, graph)
     smallest = graph.smallest_eigenvalue()
     if smallest < least + 1e-9:
         raise UserError(

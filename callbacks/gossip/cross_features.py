@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from callbacks.gossip.bias_correction import static
+from callbacks.gossip.bias_correction import static, undirected
 from callbacks.gossip.cross_gradients import average, of_each
 from callbacks.gossip.dsgd import DSGD
 from callbacks.gossip.quasi_global import QGDSGDm
 from lightning_idkd.callback import Gossip
-from lightning_idkd.errors import UserError, require
+from lightning_idkd.errors import require
 
 
 class CCL(Gossip):
@@ -49,10 +49,7 @@ class CCL(Gossip):
 
     def check(self, graph) -> None:
         super().check(graph)
-        if graph.topology.directed:
-            raise UserError(
-                f"gossip: CCL takes undirected graphs, since features go back, and graph.topology {graph.name} is directed"
-            )
+        undirected(self, graph, ", since features go back")
         static(self, graph)
 
     def update(self, X, G, state, ctx):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from callbacks.gossip.bias_correction import undirected
 from callbacks.gossip.dsgd import LocalStep
-from lightning_idkd.errors import UserError, require
+from lightning_idkd.errors import require
 
 
 class NGC(LocalStep):
@@ -33,10 +34,7 @@ class NGC(LocalStep):
 
     def check(self, graph) -> None:
         super().check(graph)
-        if graph.topology.directed:
-            raise UserError(
-                f"gossip: NGC takes undirected graphs, since gradients go back, and graph.topology {graph.name} is directed"
-            )
+        undirected(self, graph, ", since gradients go back")
 
     def update(self, X, G, state, ctx):
         node = X.new_tensor(ctx.edges[:, 0]).long()
