@@ -120,6 +120,11 @@ class Gossip(Callback, ABC):
         """Width of every buffer (None: P) by name."""
         return dict(self.buffers) if isinstance(self.buffers, dict) else dict.fromkeys(self.buffers)
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether it is called on blocks of columns: not where all columns share a narrow buffer, which may move once a step."""
+        return self.columnwise and not any((self.widths() | self.edge_buffers).values())
+
     def check(self, graph) -> None:
         """Raise a UserError where the rule cannot run on ``graph``; the base's is about its weights."""
         if graph.kind not in self.takes:

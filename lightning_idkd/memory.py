@@ -35,7 +35,6 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, proces
     matrix, width = rows * parameters * item, lambda w: w or parameters
     edges = -(-len(graph.mixing(0).edges) // processes)
     state = sum(rows * width(w) for w in rule.widths().values()) + sum(edges * width(w) for w in rule.edge_buffers.values())
-    narrow = not rule.columnwise or any((rule.widths() | rule.edge_buffers).values())
     on_device = store.device.type != "cpu"
     at_once = rows if config.run.engine == "vmap" else 1 if on_device else config.run.threads or torch.get_num_threads()
     full = graph.nodes if graph.mixing(0).dense else rows  # a product with the whole W has all rows in every process
@@ -45,7 +44,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, proces
         "program and data": store.pool.nbytes + store.test.nbytes if on_device else resident(),
         "rows and gradients": 2 * matrix,
         "state of the rule": state * item,
-        "algebra of the rule": TEMPORARY * (whole if narrow else full * BLOCK) * item,
+        "algebra of the rule": TEMPORARY * (full * BLOCK if rule.in_blocks else whole) * item,
         "activations": at_once * activations(node, store),
         "evaluation and pictures": matrix + (0 if on_device else LATER),
         "answers on the public set": rows * store.public * 2 * (store.k + features(node)) * 4 if exchange else 0,

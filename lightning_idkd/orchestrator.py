@@ -148,8 +148,7 @@ class Orchestrator:
         """One application of the rule, in place, on blocks of columns where it allows that."""
         self.last_lr = lr
         width = self.stack.parameters
-        narrow = any((self.rule.widths() | self.rule.edge_buffers).values())  # all columns share it: it may move once a step only
-        size = BLOCK if self.rule.columnwise and not narrow else width
+        size = BLOCK if self.rule.in_blocks else width
         for start in range(0, width, size):
             if start in (0, size):  # further blocks are no messages of their own
                 ctx = self.context(self.step, lr, start == 0, batch)
