@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_idkd import report
+from lightning_idkd import memory, report
 from lightning_idkd.config import Config
 from lightning_idkd.data.partition import IID, partition
 from lightning_idkd.data.source import Images
@@ -74,7 +74,9 @@ def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: in
     def experiment(engine: str) -> Orchestrator:
         network = Network(graph)
         store = Store(images, few, None, split, network.rows, batch=b, augment=config.data.augment, device=fabric.device)
-        stack = NodeStack(make, network.rows, config.seed, fabric.device, engine=engine)
+        kept = memory.activations(make().to(fabric.device), store)
+        abreast = memory.abreast(kept, n, fabric.device)
+        stack = NodeStack(make, network.rows, config.seed, fabric.device, engine=engine, abreast=abreast)
         return Orchestrator(fabric, stack, network, store, config.gossip, config.train)
 
     forms: dict[str, Form] = {}

@@ -13,6 +13,10 @@ from lightning_idkd.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+if "OMP_WAIT_POLICY" not in os.environ:
+    # read when torch is imported: threads that are done with their share would keep a core busy for milliseconds
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 PLUGINS = ("callbacks", "lightning_idkd.data", "lightning_idkd.models")
 """Packages whose classes may be named without their path; importing them is all that takes."""
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from lightning_idkd import metrics
 from lightning_idkd.data.store import Store
 from lightning_idkd.network import Network
-from lightning_idkd.node import NodeModule
+from lightning_idkd.node import NodeModule, Outputs
 from lightning_idkd.stack import NodeStack, mean_buffers, run_network
 
 
-def accuracy(module: NodeModule, batches: Callable[[], Iterator[Tensor]], labels: Tensor) -> Tensor:
+def accuracy(outputs: Outputs, labels: Tensor) -> Tensor:
     """Share of samples that one model classifies rightly, a float64 scalar."""
-    return (run_network(module, batches()).logits.argmax(1) == labels).double().mean()
+    return (outputs.logits.argmax(1) == labels).double().mean()
 
 
 class Stopped(Exception):
@@ -28,11 +28,20 @@ def accuracies(stack: NodeStack, network: Network, store: Store, split: str, sam
     """Accuracy of every node [n] on ``samples`` (None: all) of the ``test`` or the pooled ``validation`` samples.
 
     Raises:
-        Stopped: on all processes, where on any of them ``stop`` said so before a node.
+        Stopped: on all processes, where on any of them ``stop`` said so before a batch.
     """
     batches, labels = store.examined(split, samples)
-    left_out = torch.tensor(-1.0, dtype=torch.float64, device=labels.device)
-    here = torch.stack(stack.each(lambda i: left_out if stop() else accuracy(stack.modules[i], batches, labels)))
+
+    def going_on() -> Iterator[Tensor]:
+        for x in batches():
+            if stop():
+                raise Stopped
+            yield x
+
+    try:
+        here = torch.stack(stack.answers(going_on, lambda outputs: accuracy(outputs, labels)))
+    except Stopped:
+        here = torch.full((stack.n,), -1.0, dtype=torch.float64, device=labels.device)
     found = network.report(here[:, None])[:, 0].cpu()
     if (found < 0).any():
         raise Stopped
@@ -55,16 +64,22 @@ def consensus(stack: NodeStack, network: Network) -> NodeModule:
     return stack.model(network.report(stack.X).mean(0), mean_buffers(buffers))
 
 
+def of_one(module: NodeModule, store: Store, split: str, samples: int | None) -> float:
+    """Accuracy of a single model, as :func:`accuracies` has it."""
+    batches, labels = store.examined(split, samples)
+    return accuracy(run_network(module, batches()), labels).item()
+
+
 def measure(stack: NodeStack, network: Network, store: Store, samples: int | None, validation: int,
             stop: Callable[[], bool]) -> tuple[dict[str, float], list[float]]:  # fmt: skip
     """Metrics of the nodes as they are, on so many test (None: all) and validation samples, and every node's test accuracy."""
     mean, found = consensus(stack, network), {}
     nodes = accuracies(stack, network, store, "test", samples, stop)
     found |= {f"accuracy/{k}": v for k, v in over_nodes(nodes).items()}
-    found["accuracy/consensus"] = accuracy(mean, *store.examined("test", samples)).item()
+    found["accuracy/consensus"] = of_one(mean, store, "test", samples)
     if any(len(held_out) for held_out in store.split.validation):
         found["validation/node_mean"] = accuracies(stack, network, store, "validation", validation, stop).mean().item()
-        found["validation/consensus"] = accuracy(mean, *store.examined("validation", validation)).item()
+        found["validation/consensus"] = of_one(mean, store, "validation", validation)
     found["consensus_distance"] = metrics.consensus_distance(network.report(stack.X))
     return found, nodes.tolist()
 

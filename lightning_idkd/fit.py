@@ -107,10 +107,13 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
     )
     make = node_maker(config, private.channels, private.size, store.k)
     with randomness.forked(config.seed, "trial"):
-        needs = memory.predict(config, make().to(fabric.device, dtype), store, network.graph, network.world)
+        trial = make().to(fabric.device, dtype)
+        kept = memory.activations(trial, store)
+    needs = memory.predict(config, trial, store, network.graph, kept, network.world)
     sharing = network.world if fabric.device.type == "cpu" else 1
     memory.check(needs, fabric.broadcast(memory.free(fabric.device)), network.graph.nodes, sharing)
-    stack = NodeStack(make, network.rows, config.seed, fabric.device, dtype)
+    abreast = memory.abreast(kept, len(network.rows), fabric.device)
+    stack = NodeStack(make, network.rows, config.seed, fabric.device, dtype, abreast=abreast)
     return Orchestrator(
         fabric,
         stack,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import time
 from datetime import timedelta
@@ -13,6 +15,8 @@ from torch import distributed
 
 from lightning_idkd.config import RunConfig
 from lightning_idkd.errors import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class NodeStrategy(DDPStrategy):
@@ -30,9 +34,19 @@ def launch(run: RunConfig) -> Fabric:
     strategy = NodeStrategy(process_group_backend="nccl" if cuda else "gloo") if run.devices > 1 else "auto"
     fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=run.devices, strategy=strategy)
     fabric.launch()
+    keep_memory()
     torch.set_num_threads(run.threads or max(1, (os.cpu_count() or 1) // run.devices))  # until `fit.execution` decides
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     return fabric
+
+
+def keep_memory() -> None:
+    """Let the C library keep what is freed: it would give large blocks back to the system, which hands them out again page by
+    page, and in a step of ResNet-20 that took a fifth of the time."""
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most it takes
 
 
 def first_to_tell(mistake: str) -> bool:

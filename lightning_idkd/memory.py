@@ -17,6 +17,7 @@ from lightning_idkd.orchestrator import BLOCK
 from lightning_idkd.report import size
 
 LATER = 120 * 2**20  # bytes of what is imported for pictures
+CACHE = 16 * 2**20  # bytes of activations for every thread beyond which more nodes in a call of vmap only wait for memory
 TEMPORARY = 4  # matrices that the algebra of a rule holds at once besides its state
 KNOBS = {
     "rows and gradients": "fewer graph.nodes, or a smaller node.network",
@@ -28,15 +29,22 @@ KNOBS = {
 }
 
 
-def predict(config: Config, node: NodeModule, store: Store, graph: Graph, processes: int = 1) -> dict[str, int]:
-    """Bytes of every part at the peak, in the process with most rows; ``node`` is spent on a trial."""
+def abreast(kept: int, rows: int, device: torch.device) -> int:
+    """How many nodes with so many bytes of activations ``vmap`` shall take at once."""
+    return rows if device.type != "cpu" else max(1, min(rows, torch.get_num_threads() * CACHE // kept))
+
+
+def predict(config: Config, node: NodeModule, store: Store, graph: Graph, kept: int, processes: int = 1) -> dict[str, int]:
+    """Bytes of every part at the peak, in the process with most rows; ``kept`` are those of a node's activations."""
     parameters, rows = sum(p.numel() for p in node.parameters()), -(-graph.nodes // processes)
     item, rule = (8 if config.run.precision == 64 else 4), config.gossip
     matrix, width = rows * parameters * item, lambda w: w or parameters
     edges = -(-len(graph.mixing(0).edges) // processes)
     state = sum(rows * width(w) for w in rule.widths().values()) + sum(edges * width(w) for w in rule.edge_buffers.values())
     on_device = store.device.type != "cpu"
-    at_once = rows if config.run.engine == "vmap" else 1 if on_device else config.run.threads or torch.get_num_threads()
+    at_once = 1 if on_device else config.run.threads or torch.get_num_threads()
+    if config.run.engine in ("vmap", "auto"):
+        at_once = max(at_once, abreast(kept, rows, store.device))
     full = graph.nodes if graph.mixing(0).dense else rows  # a product with the whole W has all rows in every process
     whole = full * parameters + (edges * parameters if rule.edge_buffers else 0)
     exchange = config.distillation is not None and store.public
@@ -45,7 +53,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, proces
         "rows and gradients": 2 * matrix,
         "state of the rule": state * item,
         "algebra of the rule": TEMPORARY * (full * BLOCK if rule.in_blocks else whole) * item,
-        "activations": at_once * activations(node, store),
+        "activations": at_once * kept,
         "evaluation and pictures": matrix + (0 if on_device else LATER),
         "answers on the public set": rows * store.public * 2 * (store.k + features(node)) * 4 if exchange else 0,
         "checkpoint": (graph.nodes * parameters * item + state * item * processes) if processes > 1 else 0,
@@ -53,7 +61,8 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, proces
 
 
 def activations(node: NodeModule, store: Store) -> int:
-    """Bytes that one node keeps from the forward to the backward pass on a batch, and of their gradients the largest."""
+    """Bytes that one node keeps from the forward to the backward pass on a batch, and of their gradients the largest; it is
+    spent on a trial."""
     kept: dict[int, int] = {}
 
     def note(t: torch.Tensor) -> torch.Tensor:

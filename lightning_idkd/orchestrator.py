@@ -29,7 +29,7 @@ from lightning_idkd.network import Labels, Network
 from lightning_idkd.node import Outputs
 from lightning_idkd.run_folder import RunFolder
 from lightning_idkd.selection import MEASURES, calibrate
-from lightning_idkd.stack import NodeStack, run_network
+from lightning_idkd.stack import NodeStack
 from lightning_idkd.state import gather
 
 BLOCK = 16384  # columns of a rule's matrices that are treated at once: 16 rows of them fit a core's cache
@@ -272,10 +272,9 @@ class Orchestrator:
         """Bytes so far."""
         return sum(v for k, v in self.network.counts().items() if k.endswith("_bytes"))
 
-    def predict_public(self, i: int, change: Callable[[Tensor], Tensor] = lambda x: x) -> Outputs:
-        """Outputs of row ``i`` on the public set, in the set's own order; ``change`` is applied to every batch first."""
-        outputs = run_network(self.stack.modules[i], map(change, self.store.public_batches()))
-        return outputs[torch.argsort(self.store.public_order()).to(outputs.logits.device)]
+    def answers(self) -> list[Outputs]:
+        """Outputs of every row on the public set, in the set's own order."""
+        return self.stack.answers(self.store.public_batches, self.store.unshuffled)
 
     def calibrate(self, public: list[Outputs]) -> list[Selection]:
         """Every node's selection from its outputs on the public set."""

@@ -57,7 +57,7 @@ def scores(run: Orchestrator, i: int, public: Outputs) -> tuple[Tensor, Tensor, 
     change = functools.partial(score.perturb, module) if perturbed else (lambda x: x)
     judged = [
         run_network(module, map(change, store.private_batches(held_out if len(held_out) else own))),
-        run.predict_public(i, change) if perturbed else public,
+        store.unshuffled(run_network(module, map(change, store.public_batches()))) if perturbed else public,
         run_network(module, map(change, store.noise_batches())),
     ]
     return judge(score, sound(Outputs.cat(judged), node), f" of node {node}").split([len(outputs) for outputs in judged])

@@ -23,9 +23,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_idkd import randomness
 from lightning_idkd.errors import UserError
+from lightning_idkd.models.abreast import MaxPool2d
+from lightning_idkd.models.normalisation import GroupNorm
 from lightning_idkd.node import NodeModule, Outputs
 
 S, T = TypeVar("S"), TypeVar("T")
+ABREAST = {nn.MaxPool2d: MaxPool2d, nn.GroupNorm: GroupNorm}
+"""Layers of torch, and the same with what ``vmap`` needs to be fast."""
 TRIAL = 0.3  # seconds of a step that engines are chosen by
 
 
@@ -43,22 +47,18 @@ class Slot:
 
     def view(self, rows: Tensor) -> Tensor:
         """This parameter in ``rows`` [..., P], as a view [..., *shape]."""
-        flat = rows[..., self.offset : self.offset + self.size]
+        return self.shaped(rows[..., self.offset : self.offset + self.size])
+
+    def shaped(self, flat: Tensor) -> Tensor:
+        """Its columns [..., size] as a view [..., *shape]."""
         if len(self.shape) == 4:
             out, into, *kernel = self.shape
             return flat.unflatten(-1, (out, *kernel, into)).movedim(-1, -3)
         return flat.unflatten(-1, self.shape) if self.shape else flat[..., 0]
 
-
-class _Forward(nn.Module):
-    """Any function of a node as its forward pass, which is what ``functional_call`` can call."""
-
-    def __init__(self, node: NodeModule):
-        super().__init__()
-        self.node = node
-
-    def forward(self, of: Callable[..., Tensor], *batch: Tensor) -> Tensor:
-        return of(self.node, *batch)
+    def copy(self, rows: Tensor) -> Tensor:
+        """The same apart from the rows."""
+        return self.shaped(rows[..., self.offset : self.offset + self.size].clone())
 
 
 def _loss(node: NodeModule, *batch: Tensor) -> Tensor:
@@ -87,7 +87,9 @@ class NodeStack:
         nodes: their numbers in the graph, ascending.
         dtype: float32 or float64, of everything that floats.
         engine: ``loop`` runs a node after the other; ``parallel`` the same, the nodes split over as many workers as torch has
-            threads, a core each; ``vmap`` a worker's nodes in one batched call. ``auto``: see :meth:`choose`.
+            threads, a core each; ``vmap`` up to ``abreast`` nodes in one batched call, with all threads. ``auto``: see
+            :meth:`choose`.
+        abreast: None for all.
     """
 
     X: Tensor
@@ -97,10 +99,12 @@ class NodeStack:
 
     def __init__(self, make: Callable[[], NodeModule], nodes: Sequence[int], seed: int = 0,
                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-                 engine: Literal["loop", "parallel", "vmap", "auto"] = "loop"):  # fmt: skip
+                 engine: Literal["loop", "parallel", "vmap", "auto"] = "loop", abreast: int | None = None):  # fmt: skip
         self.nodes, self.seed, self.device, self.engine = list(nodes), seed, torch.device(device), engine
         with randomness.forked(seed, "initialisation"):
             first = randomness.replace_dropout(make()).to(self.device, dtype)
+        for layer in first.modules():
+            layer.__class__ = ABREAST.get(type(layer), type(layer))
         self.layout, offset = [], 0
         for name, p in first.named_parameters():
             self.layout.append(Slot(name, tuple(p.shape), offset))
@@ -115,7 +119,7 @@ class NodeStack:
         for i, module in enumerate(self.modules):
             self._bind(module, self.X[i], {k: b[i] for k, b in self.buffers.items()}, self.G[i])
             module.train()
-        self._forward = [_Forward(module) for module in self.modules]  # each worker takes its first node's
+        self.abreast = abreast or len(self.nodes)
         self._workers: ThreadPoolExecutor | None = None
         self._keys = [self.buffers[f"{k}.key"] for k, m in first.named_modules() if isinstance(m, randomness.Dropout)]
         self._dropouts = [m for module in self.modules for m in module.modules() if isinstance(m, randomness.Dropout)]
@@ -181,7 +185,9 @@ class NodeStack:
 
         # the fused attentions would run node by node
         with sdpa_kernel(SDPBackend.MATH) if self.engine == "vmap" else nullcontext():
-            return torch.cat(self._by_workers(work, self._split(rows))) if self.splits else work(rows)
+            parts = self._split(rows)
+            found = self._by_workers(work, parts) if self.splits and self.engine == "parallel" else [work(part) for part in parts]
+        return torch.cat(found)
 
     @property
     def splits(self) -> bool:
@@ -204,10 +210,15 @@ class NodeStack:
         return [future.result() for future in futures]
 
     def _split(self, rows: range) -> list[range]:
-        """The rows of every worker. Only a first step shows whether the network draws from the global generator, which
-        workers would share."""
-        alone = self.engine == "parallel" and self._draws is not False
-        count = 1 if alone else min(torch.get_num_threads(), len(rows))
+        """The rows of every call: all of them, those of a worker, or as many as ``vmap`` shall take at once.
+
+        Only a first step shows whether the network draws from the global generator, which workers would share.
+        """
+        count = 1
+        if self.engine == "vmap":
+            count = math.ceil(len(rows) / self.abreast)
+        elif self.splits and self._draws is False:
+            count = min(torch.get_num_threads(), len(rows))
         ends = [rows.start + len(rows) * k // count for k in range(count + 1)]
         return [range(*pair) for pair in itertools.pairwise(ends)]
 
@@ -240,16 +251,20 @@ class NodeStack:
             found.append(out.detach())
         return torch.stack(found)
 
-    def _vmap(self, of: Callable[..., Tensor], rows: range, *batch: Tensor) -> Tensor:
-        here, template = slice(rows.start, rows.stop), self._forward[rows.start]
-        leaves = {f"node.{s.name}": s.view(self.X[here]).detach().requires_grad_() for s in self.layout}
-        buffers = {f"node.{k}": b[here] for k, b in self.buffers.items()}
+    def _vmap(self, of: Callable[..., Tensor], rows: range, x: Tensor, *more: Tensor) -> Tensor:
+        here, module = slice(rows.start, rows.stop), self.modules[rows.start]
+        leaves = [slot.copy(self.X[here]).requires_grad_() for slot in self.layout]
+        # the nodes' channels side by side, channels-last, which is how a grouped convolution has them
+        x = x.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last).unflatten(1, (len(rows), -1))
 
-        def forward(params: dict, buffers: dict, *batch: Tensor) -> Tensor:
-            return torch.func.functional_call(template, {**params, **buffers}, (of, *batch))
+        def forward(leaves: list[Tensor], buffers: list[Tensor], *batch: Tensor) -> Tensor:
+            with self._holding(module, leaves, buffers):
+                return of(module, *batch)
 
+        torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # what it runs node by node is slow, as `choose` finds out
         try:
-            found = torch.vmap(forward, randomness="error")(leaves, buffers, *batch)
+            run = torch.vmap(forward, in_dims=(0, 0, 1, *(0 for _ in more)), randomness="error")
+            found = run(leaves, [b[here] for b in self.buffers.values()], x, *more)
         except RuntimeError as e:
             if "random" not in str(e):
                 raise
@@ -257,10 +272,27 @@ class NodeStack:
                             "use torch.nn.Dropout (which it can) or run.engine: loop") from e  # fmt: skip
         if torch.is_grad_enabled():
             # rows do not meet in the loss, so the gradient of the sum is every node's own; features leave out the head
-            gradients = torch.autograd.grad(found.sum(), list(leaves.values()), materialize_grads=True)
+            gradients = torch.autograd.grad(found.sum(), leaves, materialize_grads=True)
             for slot, g in zip(self.layout, gradients, strict=True):
                 slot.view(self.G[here]).copy_(g)
         return found.detach()
+
+    @contextmanager
+    def _holding(self, module: NodeModule, parameters: list[Tensor], buffers: list[Tensor]) -> Iterator[None]:
+        """Inside, a node's module has these parameters and buffers, in the order of the layout."""
+        kept = []
+        for names, tensors in (((slot.name for slot in self.layout), parameters), (self.buffers, buffers)):
+            for name, t in zip(names, tensors, strict=True):
+                path, _, leaf = name.rpartition(".")
+                owner = module.get_submodule(path)
+                held = owner._buffers if tensors is buffers else owner._parameters
+                kept.append((held, leaf, held[leaf]))
+                held[leaf] = t
+        try:
+            yield
+        finally:
+            for held, leaf, t in kept:
+                held[leaf] = t
 
     @contextmanager
     def standing_on(self, X: Tensor) -> Iterator[None]:
@@ -340,6 +372,10 @@ class NodeStack:
 
     # ------------------------------------------------------------------ prediction
 
+    def answers(self, batches: Callable[[], Iterable[Tensor]], use: Callable[[Outputs], T]) -> list[T]:
+        """``use`` of every node's outputs in evaluation mode over the same ``batches``, concatenated in order."""
+        return self.each(lambda i: use(run_network(self.modules[i], batches())))
+
     def model(self, row: Tensor, buffers: dict[str, Tensor]) -> NodeModule:
         """A separate node that stands on ``row`` [P] and ``buffers``, e.g. the consensus model."""
         module = copy.deepcopy(self.modules[0])
@@ -349,11 +385,19 @@ class NodeStack:
 @torch.no_grad()
 def run_network(module: NodeModule, batches: Iterable[Tensor]) -> Outputs:
     """Outputs of one node in evaluation mode over ``batches`` [B, C, H, W], concatenated in order."""
+    with evaluating(module):
+        return Outputs.cat([module.outputs(x) for x in batches])
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, in evaluation mode."""
     training = module.training
     module.eval()
-    parts = [module.outputs(x) for x in batches]
-    module.train(training)
-    return Outputs.cat(parts)
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def mean_buffers(stacked: dict[str, Tensor]) -> dict[str, Tensor]:

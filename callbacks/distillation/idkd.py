@@ -88,7 +88,7 @@ class VanillaKD(Distillation):
         if self.labels == "relayed" and run.store.distilled is not None:
             return [self.encoded(run, labels) for labels in run.store.distilled]
         with run.stack.standing_on(self.teacher.rows(run)):
-            public = run.stack.each(run.predict_public)
+            public = run.answers()
             chosen = self.select(run, public)
         return [
             self.encoded(run, Labels(index, self.soft(run, i, outputs.logits)[index], weights))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from lightning_idkd.data.source import Images
 from lightning_idkd.errors import require
 from lightning_idkd.network import Labels
 
+T = TypeVar("T")
 NOISE = 256  # images, to see what a detector makes of them
 EVALUATION_BATCH = 256  # fixed: a network whose output depends on the batch gives the same number every time
 
@@ -272,6 +274,10 @@ class Store:
     def public_order(self) -> Tensor:
         """The order [m] of :meth:`public_batches`: shuffled, since a class-sorted set would skew batch statistics."""
         return randomness.permutation(self.public, 0, "public")
+
+    def unshuffled(self, outputs: T) -> T:
+        """What a network made of :meth:`public_batches`, in the set's own order."""
+        return outputs[torch.argsort(self.public_order()).to(self.device)]
 
     def private_batches(self, index: Tensor) -> Iterator[Tensor]:
         """Images of the private set."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lightning_idkd.models.abreast import MaxPool2d
 from lightning_idkd.models.normalisation import norm_activation
 from lightning_idkd.models.resnet import convolution
 
@@ -19,7 +20,7 @@ class CNNModule(nn.Module):
             return [convolution(inputs, outputs, 3, bias=bias), norm_activation(norm, outputs)]
 
         self.layers = nn.Sequential(
-            *layer(channels, width), *layer(width, 2 * width), nn.MaxPool2d(2), *layer(2 * width, 2 * width)
+            *layer(channels, width), *layer(width, 2 * width), MaxPool2d(2), *layer(2 * width, 2 * width)
         )
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.head = nn.Linear(2 * width, classes)

@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from lightning_idkd.models import fused
+from lightning_idkd.models.abreast import channelwise
+
+FEW = 2**17  # values of a tensor below which torch's own calls cost less than ours
 
 
 def group_count(channels: int) -> int:
@@ -29,33 +35,66 @@ class EvoNormS0(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))  # beta
 
     def forward(self, x: Tensor) -> Tensor:
-        return _EvoNormS0.apply(x, self.v, self.weight, self.bias, self.groups, self.eps)[0]
+        return channelwise(self._run, x, self.v, self.weight, self.bias)
+
+    def _run(self, nodes: int, x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        run = evonorm_s0 if fused.traced() else _EvoNormS0.apply
+        return run(x, v, gamma, beta, nodes * self.groups, self.eps)
+
+
+class GroupNorm(nn.GroupNorm):
+    """``[B, C, H, W] -> [B, C, H, W]``: GroupNorm, then ``shortcut`` of that shape added, then ReLU if ``relu``."""
+
+    relu = False
+
+    @classmethod
+    def over(cls, channels: int, relu: bool = False) -> GroupNorm:
+        """With :func:`group_count` groups."""
+        made = cls(group_count(channels), channels)
+        made.relu = relu
+        return made
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        return channelwise(self._run, x, self.weight, self.bias, shortcut)
+
+    def _run(self, nodes: int, x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor | None) -> Tensor:
+        groups = nodes * self.num_groups
+        if self.affine and x.numel() >= FEW and fused.takes(x, groups):
+            return _GroupNorm.apply(x, gamma, beta, shortcut, groups, self.relu, self.eps)
+        y = F.group_norm(x, groups, gamma, beta, self.eps)
+        y = y if shortcut is None else y + shortcut
+        return y.relu() if self.relu else y
+
+
+def evonorm_s0(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> Tensor:
+    """The formula as it stands, for autograd."""
+    variance = _over_group((x - _channels(_over_group(x.mean((2, 3)), groups))).square().mean((2, 3)), groups)
+    return x * (x * _channels(v)).sigmoid() * _channels((variance + eps).rsqrt() * gamma) + _channels(beta)
 
 
 class _EvoNormS0(torch.autograd.Function):
-    """Both passes by hand: what autograd makes of the formula reads and writes the images twice as often, which on a CPU costs as
-    much as the convolutions."""
-
-    generate_vmap_rule = True
+    """Both passes by hand: what autograd makes of the formula reads and writes the images so often that it takes as long as the
+    convolutions on a CPU."""
 
     @staticmethod
-    def forward(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean = _over_group(x.mean((2, 3)), groups)
-        rstd = (_over_group((x - _channels(mean)).square().mean((2, 3)), groups) + eps).rsqrt()
-        gated = (x * _channels(v)).sigmoid_().mul_(x)
-        return torch.addcmul(_channels(beta), gated, _channels(gamma * rstd)), mean, rstd
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        x, v, gamma, _, ctx.groups, _ = inputs
-        _, mean, rstd = output
-        ctx.mark_non_differentiable(mean, rstd)
+    def forward(ctx, x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> Tensor:
+        if fused.takes(x, groups):
+            y, mean, rstd = fused.evonorm_forward(x, v, gamma, beta, groups, eps)
+        else:
+            mean = _over_group(x.mean((2, 3)), groups)
+            rstd = (_over_group((x - _channels(mean)).square_().mean((2, 3)), groups) + eps).rsqrt()
+            gated = (x * _channels(v)).sigmoid_().mul_(x)
+            y = torch.addcmul(_channels(beta), gated, _channels(gamma * rstd))
         ctx.save_for_backward(x, v, gamma, mean, rstd)
+        ctx.groups = groups
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g: Tensor, *_) -> tuple[Tensor | None, ...]:
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
         x, v, gamma, mean, rstd = ctx.saved_tensors
+        if fused.takes(x, ctx.groups):
+            return *fused.evonorm_backward(g, x, v, gamma, mean, rstd, ctx.groups), None, None
         gate = (x * _channels(v)).sigmoid_()
         gated = x * gate
         slope = torch.addcmul(gated, gated, gate, value=-1)  # x gate', gate' = gate (1 - gate)
@@ -66,6 +105,25 @@ class _EvoNormS0(torch.autograd.Function):
         d_x = (slope * _channels(v)).add_(gate).mul_(g).mul_(_channels(gamma * rstd))
         d_x.add_((x - _channels(mean)).mul_(_channels(d_var)))
         return d_x, d_v, (along * rstd).sum(0), g.sum((0, 2, 3)), None, None
+
+
+class _GroupNorm(torch.autograd.Function):
+    """A norm, and a shortcut and ReLU in the same pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor | None, groups: int, relu: bool,
+                eps: float) -> Tensor:  # fmt: skip
+        y, mean, rstd = fused.group_norm_forward(x, gamma, beta, shortcut, groups, relu, eps)
+        ctx.save_for_backward(x, gamma, mean, rstd, y if relu else None)
+        ctx.groups, ctx.shortcut = groups, shortcut is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, mean, rstd, y = ctx.saved_tensors
+        *gradients, through = fused.group_norm_backward(g, x, y, gamma, mean, rstd, ctx.groups)
+        return *gradients, through if ctx.shortcut else None, None, None, None
 
 
 def _over_group(t: Tensor, groups: int) -> Tensor:
@@ -85,10 +143,24 @@ def norm_layer(norm: str, channels: int) -> nn.Module:
     if norm == "none":
         return nn.Identity()
     if norm in ("group", "evonorm"):
-        return nn.GroupNorm(group_count(channels), channels)
+        return GroupNorm.over(channels)
     return nn.BatchNorm2d(channels, track_running_stats=norm == "batch")
 
 
 def norm_activation(norm: str, channels: int) -> nn.Module:
     """A normalisation and its activation: EvoNorm-S0 is both, the others are followed by ReLU."""
-    return EvoNormS0(channels) if norm.startswith("evonorm") else nn.Sequential(norm_layer(norm, channels), nn.ReLU())
+    if norm.startswith("evonorm"):
+        return EvoNormS0(channels)
+    return GroupNorm.over(channels, relu=True) if norm == "group" else nn.Sequential(norm_layer(norm, channels), nn.ReLU())
+
+
+class _Shortcut(nn.Sequential):
+    """A normalisation, a shortcut added, ReLU."""
+
+    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        return torch.relu(super().forward(x) + shortcut)
+
+
+def norm_shortcut(norm: str, channels: int) -> nn.Module:
+    """A normalisation of its first argument, to which the second is added, and ReLU."""
+    return GroupNorm.over(channels, relu=True) if norm in ("group", "evonorm") else _Shortcut(norm_layer(norm, channels))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from lightning_idkd.models.normalisation import norm_activation, norm_layer
+from lightning_idkd.models.normalisation import norm_activation, norm_layer, norm_shortcut
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -25,7 +24,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = convolution(inputs, outputs, 3, stride)
         self.act1 = norm_activation(norm, outputs)
         self.conv2 = convolution(outputs, outputs, 3)
-        self.norm2 = norm_layer(norm, outputs)
+        self.norm2 = norm_shortcut(norm, outputs)
         self.shortcut = (
             nn.Identity()
             if inputs == outputs and stride == 1
@@ -33,7 +32,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm2(self.conv2(self.act1(self.conv1(x)))) + self.shortcut(x))
+        return self.norm2(self.conv2(self.act1(self.conv1(x))), self.shortcut(x))
 
 
 class ResNetModule(nn.Module):

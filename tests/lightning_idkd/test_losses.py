@@ -22,7 +22,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "ring_digits.yaml"
 STORED = Path(__file__).with_name("losses.json")
 RUNS = {
     "digits": ["--distillation.start", "2"],
-    "resnet": ["--node.network", "ResNet", "--node.network.depth", "8", "--node.network.width", "8",
+    "resnet": ["--node.network", "ResNet", "--node.network.depth", "8", "--node.network.width", "16",
                "--node.network.norm", "evonorm", "--graph.nodes", "6", "--graph.topology", "Grid",
                "--graph.topology.rows", "2", "--graph.topology.cols", "3", "--gossip", "DSGD",
                "--data.augment", "crop_flip", "--distillation", "null", "--train.epochs", "2",

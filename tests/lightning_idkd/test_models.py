@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from lightning_idkd.errors import UserError
 from lightning_idkd.models import CNN, VGG, LeNet, MobileNetV2, ResNet, TorchModule, ViT
-from lightning_idkd.models.normalisation import EvoNormS0, norm_layer
+from lightning_idkd.models.normalisation import EvoNormS0, GroupNorm, norm_layer
 from lightning_idkd.node import NodeModule
 from lightning_idkd.stack import NodeStack
 
@@ -283,7 +283,7 @@ def test_batch_statistics_are_their_closed_form_in_evaluation():
     np.testing.assert_allclose(layer(x).detach(), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("evonorm_batch", nn.BatchNorm2d), ("evonorm", nn.GroupNorm)])
+@pytest.mark.parametrize(("norm", "kind"), [("evonorm_batch", nn.BatchNorm2d), ("evonorm", GroupNorm)])
 def test_evonorm_stands_before_the_second_convolution_and_a_plain_norm_after_it_and_in_shortcuts(norm, kind):
     network = ResNet(14, 8, norm).build(3, 8, 10)
     of = [type(m) for m in network.modules() if isinstance(m, (EvoNormS0, nn.BatchNorm2d, nn.GroupNorm))]

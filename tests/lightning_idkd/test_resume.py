@@ -66,11 +66,11 @@ class TestResume:
         """Before the final gossip 4 nodes are examined, after it these and their mean, twice: on test and validation samples."""
         calls, examined = [], evaluation.accuracy
 
-        def accuracy(module, batches, labels):
-            calls.append(module)
+        def accuracy(outputs, labels):
+            calls.append(outputs)
             if len(calls) == 20 + at:  # each of two evaluations on the way has made 10
                 signal.raise_signal(signal.SIGINT)
-            return examined(module, batches, labels)
+            return examined(outputs, labels)
 
         assert fit(folder="whole") == 0
         monkeypatch.setattr(evaluation, "accuracy", accuracy)

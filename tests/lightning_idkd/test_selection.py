@@ -96,20 +96,22 @@ class FakeRun:
             labels=labels,
             held_out=lambda node: own[:held_out],
             private_batches=lambda index: private[index].split(3),
+            public_batches=lambda: self.public.split(3),
+            unshuffled=lambda outputs: outputs,
             noise_batches=lambda: self.noise.split(3),
             truth=torch.full((len(self.public),), -1) if truth is None else torch.tensor(truth),
             counts=lambda: labels.bincount(minlength=2).int().expand(nodes, -1),
         )
 
-    def predict_public(self, i, change=lambda x: x):
-        return run_network(self.stack.modules[i].train(), map(change, self.public.split(3)))
+    def answers(self):
+        return [run_network(module.train(), self.public.split(3)) for module in self.stack.modules]
 
     def say(self, text, anywhere=False):
         assert anywhere
         self.said.append(text)
 
     def calibrate(self):
-        return calibrate(self, [self.predict_public(i) for i in range(self.stack.n)])
+        return calibrate(self, self.answers())
 
 
 def name_of(value):
@@ -353,7 +355,7 @@ def test_every_score_runs_on_real_nodes(name, real):
 
     run = real[1]
     run.calibration = Youden(getattr(callbacks, name)())
-    selections = run.calibrate([run.predict_public(i) for i in range(4)])
+    selections = run.calibrate(run.answers())
     assert all(s.kept.shape == (300,) for s in selections)
     assert all(0 < s.measures["known_fraction"] <= 1 for s in selections if s.kept.any())
     assert run.ood["auroc_noise"] > 0
@@ -367,19 +369,19 @@ def test_detectors_of_pytorch_ood_run_on_real_nodes(detector, real):
 
     run = real[1]
     run.calibration = Youden(PytorchOOD(detector))
-    assert len(run.calibrate([run.predict_public(i) for i in range(4)])) == 4
+    assert len(run.calibrate(run.answers())) == 4
 
 
 def test_odin_is_msp_at_its_temperature_of_moved_images(real):
     run = real[1]
     score = ODIN(10.0, 0.1)
     run.calibration = IdQuantile(score)
-    found = run.calibrate([run.predict_public(i) for i in range(4)])[1]
+    found = run.calibrate(run.answers())[1]
     module = run.stack.modules[1]
     moved = run_network(module, (score.perturb(module.eval(), x) for x in run.store.public_batches())).logits
     moved = moved[run.store.public_order().argsort()]
     torch.testing.assert_close(found.public, MSP()(Outputs(moved / 10)), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found.public, MSP()(Outputs(run.predict_public(1).logits / 10)))
+    assert not torch.allclose(found.public, MSP()(Outputs(run.answers()[1].logits / 10)))
 
 
 def test_known_classes_are_those_of_the_same_name(real):
@@ -388,12 +390,12 @@ def test_known_classes_are_those_of_the_same_name(real):
     names = [glyphs.classes[label] for label in glyphs.labels.tolist()]
     digits = [run.store.classes.index(name) if name in run.store.classes else -1 for name in names]
     run.calibration = Fixed(MSP(), threshold=-100.0)
-    for i, selection in enumerate(run.calibrate([run.predict_public(i) for i in range(4)])):
+    for i, selection in enumerate(run.calibrate(run.answers())):
         held = set(run.store.labels[run.store.own[i]].tolist())
         known = [c for c in digits if c >= 0]
         assert len(known) == 100
         assert selection.measures["known_fraction"] == pytest.approx(sum(c in held for c in known) / 100)
-        right = run.predict_public(i).logits.argmax(1) == torch.tensor(digits)
+        right = run.answers()[i].logits.argmax(1) == torch.tensor(digits)
         assert selection.measures["label_accuracy"] == pytest.approx(right.sum().item() / 100)
 
 
@@ -403,7 +405,7 @@ def test_pooled_thresholds_are_declared_and_counted_in_a_real_run(real):
     assert "thresholds" not in said
     run.calibration = Youden(MSP(), pooled=True)
     assert "thresholds" in parts(config, run)["shares"]
-    run.calibrate([run.predict_public(i) for i in range(4)])
+    run.calibrate(run.answers())
     assert run.network.counts()["other_bytes"] - before == 8 * 8
 
 

@@ -1,0 +1,120 @@
+"""The C library of the norms against their formulas in double precision, and what happens where there is no compiler."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_idkd.models import fused
+from lightning_idkd.models.normalisation import EvoNormS0, GroupNorm, evonorm_s0
+
+SHAPES = [(3, 16, 9, 7, 8), (2, 32, 4, 4, 8), (5, 64, 1, 1, 8), (2, 64, 3, 3, 1), (2, 48, 5, 5, 3), (1, 512, 2, 2, 128)]
+"""B, C, H, W, groups: groups of 2, 4, 8, 64, 16 and 4 channels."""
+FORMATS = [torch.channels_last, torch.contiguous_format]
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler here")
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def drawn(*shape, mean=0.0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape) + shape[0])) + mean
+
+
+def test_a_compiler_is_used_where_there_is_one():
+    assert fused.library() is not None
+    assert fused.takes(torch.zeros(1, 16, 2, 2), 8)
+    assert not fused.takes(torch.zeros(1, 16, 2, 2, dtype=torch.float64), 8)
+    assert not fused.takes(torch.zeros(1, 24, 2, 2), 8)
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_evonorm_equals_its_formula_forwards_and_backwards(shape, form):
+    *image, groups = shape
+    C, x = image[1], drawn(*image, mean=3).contiguous(memory_format=form)
+    g, parameters = drawn(*image).contiguous(memory_format=form), [drawn(C, mean=1), drawn(C), drawn(C)]
+    y, mean, rstd = fused.evonorm_forward(x, *parameters, groups, 1e-5)
+    exact = [t.double().requires_grad_() for t in (x, *parameters)]
+    expected = evonorm_s0(*exact, groups, 1e-5)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    found = fused.evonorm_backward(g, x, *parameters[:2], mean, rstd, groups)
+    for gradient, of in zip(found, torch.autograd.grad(expected, exact, g.double()), strict=True):
+        torch.testing.assert_close(gradient.double(), of, rtol=1e-4, atol=2e-5 * of.abs().max().item())
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_group_norm_with_what_follows_equals_torchs_forwards_and_backwards(shape, relu, shortcut):
+    *image, groups = shape
+    C, x, g = image[1], drawn(*image, mean=3), drawn(*image)
+    tensors = [x, drawn(C, mean=1), drawn(C), *([drawn(*image, mean=0.1)] if shortcut else [])]
+    y, mean, rstd = fused.group_norm_forward(*tensors[:3], tensors[3] if shortcut else None, groups, relu, 1e-5)
+    exact = [t.double().requires_grad_() for t in tensors]
+    expected = F.group_norm(exact[0], groups, exact[1], exact[2], 1e-5) + (exact[3] if shortcut else 0)
+    expected = expected.relu() if relu else expected
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    *found, through = fused.group_norm_backward(g, x, y if relu else None, tensors[1], mean, rstd, groups)
+    for gradient, of in zip([*found, through], torch.autograd.grad(expected, exact, g.double()), strict=False):
+        torch.testing.assert_close(gradient.double(), of, rtol=1e-4, atol=2e-5 * of.abs().max().item())
+
+
+@pytest.mark.parametrize("layer", [EvoNormS0(64), GroupNorm.over(64, relu=True)], ids=["EvoNormS0", "GroupNorm"])
+def test_layers_keep_every_bit_whatever_the_number_of_threads_is(layer, threads):
+    x, found = drawn(40, 64, 9, 9), []
+    for count in (1, 2, 1):
+        threads(count)
+        here = x.clone().requires_grad_()
+        layer.zero_grad()
+        y = layer(here)
+        y.square().sum().backward()
+        found.append([y, here.grad, *(p.grad.clone() for p in layer.parameters())])
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_the_gate_is_sound_far_out():
+    x = torch.tensor([-1e30, -200, -88, -87, -20, 0, 20, 87, 88, 200, 1e30, 1, 1, 1, 1, 1]).view(1, 16, 1, 1)
+    one, zero = torch.ones(16), torch.zeros(16)
+    y, mean, rstd = fused.evonorm_forward(x, one, one, zero, 16, 1.0)  # one value a group: its deviation is 1
+    torch.testing.assert_close(y, x * x.sigmoid(), rtol=2e-6, atol=1e-7)
+    assert fused.evonorm_backward(torch.ones_like(x), x, one, one, mean, rstd, 16)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("layer", [EvoNormS0(16), GroupNorm.over(16, relu=True)], ids=["EvoNormS0", "GroupNorm"])
+def test_what_is_no_number_stays_none(layer):
+    x = torch.zeros(32, 16, 16, 16)
+    x[3, 5, 1, 1] = torch.nan
+    group = slice(4, 6)
+    y = layer(x)
+    assert y[3, 5, 1, 1].isnan()
+    assert y[:3].isfinite().all()
+    assert y[3, group].isnan().all()
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
+def test_without_a_compiler_torch_does_the_same(compiler, monkeypatch, tmp_path):
+    x = drawn(40, 16, 16, 16)
+    layers = EvoNormS0(16), GroupNorm.over(16, relu=True)
+    fast = [layer(x) for layer in layers]
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("IDKD_CACHE", str(tmp_path))
+    assert fused.library.__wrapped__() is None
+    assert not list(tmp_path.glob("*.so"))
+    monkeypatch.setattr(fused, "library", lambda: None)
+    for layer, expected in zip(layers, fast, strict=True):
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_library_that_cannot_be_loaded_is_made_anew(monkeypatch, tmp_path):
+    name = Path(fused.library()._name).name
+    (tmp_path / name).write_bytes(b"nonsense")
+    monkeypatch.setenv("IDKD_CACHE", str(tmp_path))
+    assert Path(fused.library.__wrapped__()._name) == tmp_path / name
