@@ -129,9 +129,10 @@ class RunConfig:
     """Processes (and devices) that share the rows."""
     threads: int | None = None
     """Threads a process; null: 1 or cores / devices, whichever is faster, timed once on a machine."""
-    engine: Literal["auto", "loop", "parallel", "vmap"] = "auto"
-    """loop: one node after the other, each on all threads; parallel: nodes split over the threads; vmap: the same, each thread's
-    nodes batched; auto: the fastest, timed once on a machine for networks and batches of one shape."""
+    engine: Literal["auto", "loop", "parallel", "vmap", "compile"] = "auto"
+    """loop: one node after the other, each on all threads; parallel: nodes split over the threads; vmap: as many nodes in a
+    batched call as suit the caches, on all threads; auto: the fastest of these, timed once on a machine for networks and batches
+    of one shape; compile: the loop over what torch.compile makes of a node, which takes half a minute before the first step."""
     precision: Literal[32, 64] = 32
     """Bits of parameters and arithmetic."""
     checkpoint_every: int = 1

@@ -28,15 +28,20 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ _shift(z, 31)
 
 
-def bits(seed: int | Tensor, purpose: str, *counters: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """64 hashed bits, as int64, for every combination of the broadcast counters."""
+def code(purpose: str) -> int:
+    """The number that stands for a purpose."""
+    return zlib.crc32(purpose.encode())
+
+
+def bits(seed: int | Tensor, purpose: str | int, *counters: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """64 hashed bits, as int64, for every combination of the broadcast counters; ``purpose``, or its :func:`code`."""
     h = torch.as_tensor(seed, dtype=torch.int64, device=device)
-    for c in (zlib.crc32(purpose.encode()), *counters):
+    for c in (code(purpose) if isinstance(purpose, str) else purpose, *counters):
         h = _mix((h + _GAMMA) ^ torch.as_tensor(c, dtype=torch.int64, device=device))
     return h
 
 
-def uniform(seed: int | Tensor, purpose: str, *counters: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
+def uniform(seed: int | Tensor, purpose: str | int, *counters: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Uniform numbers in [0, 1) with 24 bits, float32."""
     return _shift(bits(seed, purpose, *counters, device=device), 40).to(torch.float32) * 2.0**-24
 
@@ -76,14 +81,14 @@ class Dropout(nn.Module):
 
     def __init__(self, p: float, layer: int):
         super().__init__()
-        self.p, self.layer, self.calls = p, layer, 0
+        self.p, self.layer, self.calls, self.purpose = p, layer, 0, code("dropout")
         self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
         index = torch.arange(x.numel(), device=x.device).view(x.shape)
-        keep = uniform(self.key, "dropout", self.layer, self.calls, index, device=x.device) >= self.p
+        keep = uniform(self.key, self.purpose, self.layer, self.calls, index, device=x.device) >= self.p
         self.calls += 1  # one layer may be applied twice in a pass
         return x * keep / (1.0 - self.p)
 

@@ -8,6 +8,7 @@ lie stacked the same way. Views are cut silently by ``.to()``, ``.double()`` and
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 import time
@@ -28,6 +29,7 @@ from lightning_idkd.models.normalisation import GroupNorm
 from lightning_idkd.node import NodeModule, Outputs
 
 S, T = TypeVar("S"), TypeVar("T")
+Engine = Literal["loop", "parallel", "vmap", "compile", "auto"]
 ABREAST = {nn.MaxPool2d: MaxPool2d, nn.GroupNorm: GroupNorm}
 """Layers of torch, and the same with what ``vmap`` needs to be fast."""
 TRIAL = 0.3  # seconds of a step that engines are chosen by
@@ -61,6 +63,17 @@ class Slot:
         return self.shaped(rows[..., self.offset : self.offset + self.size].clone())
 
 
+class _Form(nn.Module):
+    """Any function of a node as a forward pass, which is what ``functional_call`` can call."""
+
+    def __init__(self, node: NodeModule):
+        super().__init__()
+        self.node = node
+
+    def forward(self, of: Callable[..., Tensor], *batch: Tensor) -> Tensor:
+        return of(self.node, *batch)
+
+
 def _loss(node: NodeModule, *batch: Tensor) -> Tensor:
     return node.training_step(batch, 0)
 
@@ -87,8 +100,8 @@ class NodeStack:
         nodes: their numbers in the graph, ascending.
         dtype: float32 or float64, of everything that floats.
         engine: ``loop`` runs a node after the other; ``parallel`` the same, the nodes split over as many workers as torch has
-            threads, a core each; ``vmap`` up to ``abreast`` nodes in one batched call, with all threads. ``auto``: see
-            :meth:`choose`.
+            threads, a core each; ``vmap`` up to ``abreast`` nodes in one batched call, with all threads; ``compile`` the loop
+            over what ``torch.compile`` makes of a node. ``auto``: see :meth:`choose`.
         abreast: None for all.
     """
 
@@ -98,8 +111,8 @@ class NodeStack:
     """Gradients [n, P] of the last :meth:`step`."""
 
     def __init__(self, make: Callable[[], NodeModule], nodes: Sequence[int], seed: int = 0,
-                 device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-                 engine: Literal["loop", "parallel", "vmap", "auto"] = "loop", abreast: int | None = None):  # fmt: skip
+                 device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, engine: Engine = "loop",
+                 abreast: int | None = None):  # fmt: skip
         self.nodes, self.seed, self.device, self.engine = list(nodes), seed, torch.device(device), engine
         with randomness.forked(seed, "initialisation"):
             first = randomness.replace_dropout(make()).to(self.device, dtype)
@@ -122,7 +135,7 @@ class NodeStack:
         self.abreast = abreast or len(self.nodes)
         self._workers: ThreadPoolExecutor | None = None
         self._keys = [self.buffers[f"{k}.key"] for k, m in first.named_modules() if isinstance(m, randomness.Dropout)]
-        self._dropouts = [m for module in self.modules for m in module.modules() if isinstance(m, randomness.Dropout)]
+        self._dropouts = [[m for m in module.modules() if isinstance(m, randomness.Dropout)] for module in self.modules]
         self._draws: bool | None = None  # does a training step draw from the global generator? known after the first
 
     @property
@@ -173,7 +186,7 @@ class NodeStack:
             key = randomness.bits(self.seed, "dropout", torch.tensor(self.nodes), step).to(self.device)
             for k in self._keys:
                 k.copy_(key)
-            for layer in self._dropouts:
+            for layer in itertools.chain(*self._dropouts):
                 layer.calls = 0
         rows = range(self.n) if rows is None else rows
         enabled = torch.is_grad_enabled()
@@ -192,7 +205,7 @@ class NodeStack:
     @property
     def splits(self) -> bool:
         """Whether nodes are split over workers."""
-        return self.engine != "loop" and self.device.type == "cpu" and torch.get_num_threads() > 1
+        return self.engine in ("parallel", "vmap") and self.device.type == "cpu" and torch.get_num_threads() > 1
 
     def each(self, work: Callable[[int], T]) -> list[T]:
         """``work(i)`` of every row i, by the workers where there are some; for what reads a node and changes nothing."""
@@ -234,22 +247,58 @@ class NodeStack:
 
     def _loop(self, of: Callable[..., Tensor], rows: range, step: int, *batch: Tensor) -> Tensor:
         self.G[rows.start : rows.stop].zero_()
+        call = self._compiled if self.engine == "compile" else self._eager
         found = []
-        for i, module in enumerate(self.modules[rows.start : rows.stop]):
+        for at, i in enumerate(rows):
             if self._draws is None:
                 before = torch.get_rng_state()
             if self._draws is not False:
-                torch.manual_seed(randomness.seed_of(self.seed, "node", self.nodes[rows[i]], step))
+                torch.manual_seed(randomness.seed_of(self.seed, "node", self.nodes[i], step))
                 seeded = torch.get_rng_state()
-            out = of(module, *(part[i] for part in batch))
+            found.append(call(of, i, *(part[at] for part in batch)))
             if self._draws is None:
                 self._draws = not torch.equal(torch.get_rng_state(), seeded)
                 if not self._draws:
                     torch.set_rng_state(before)
-            if torch.is_grad_enabled():
-                out.backward()
-            found.append(out.detach())
         return torch.stack(found)
+
+    def _eager(self, of: Callable[..., Tensor], i: int, *batch: Tensor) -> Tensor:
+        out = of(self.modules[i], *batch)
+        if torch.is_grad_enabled():
+            out.backward()
+        return out.detach()
+
+    def _compiled(self, of: Callable[..., Tensor], i: int, *batch: Tensor) -> Tensor:
+        leaves = [slot.view(self.X[i]).detach().requires_grad_() for slot in self.layout]
+        for layer in self._dropouts[0]:  # the program is the first node's
+            layer.calls = 0
+        try:
+            out = self._program(of, leaves, [b[i] for b in self.buffers.values()], *batch)
+        except RuntimeError as e:
+            if not type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise UserError(f"run.engine: torch.compile fails for this network or machine ({str(e).splitlines()[0]})") from e
+        if torch.is_grad_enabled():
+            self._take(i, leaves, out)
+        return out.detach()
+
+    @functools.cached_property
+    def _program(self) -> Callable[..., Tensor]:
+        """``of(node, *batch)`` of parameters and buffers, compiled once for all nodes."""
+        form = _Form(self.modules[0])
+
+        def run(of: Callable[..., Tensor], leaves: list[Tensor], buffers: list[Tensor], *batch: Tensor) -> Tensor:
+            names = itertools.chain((slot.name for slot in self.layout), self.buffers)
+            held = {f"node.{name}": t for name, t in zip(names, leaves + buffers, strict=True)}
+            return torch.func.functional_call(form, held, (of, *batch))
+
+        return torch.compile(run, dynamic=False, options={"fallback_random": True})
+
+    def _take(self, here: int | slice, leaves: list[Tensor], out: Tensor) -> None:
+        """The gradients of ``out`` to their places in ``G``; features leave out the head."""
+        gradients = torch.autograd.grad(out, leaves, materialize_grads=True)
+        for slot, g in zip(self.layout, gradients, strict=True):
+            slot.view(self.G[here]).copy_(g)
 
     def _vmap(self, of: Callable[..., Tensor], rows: range, x: Tensor, *more: Tensor) -> Tensor:
         here, module = slice(rows.start, rows.stop), self.modules[rows.start]
@@ -271,10 +320,7 @@ class NodeStack:
             raise UserError("run.engine: vmap cannot run a network that draws from the global generator; "
                             "use torch.nn.Dropout (which it can) or run.engine: loop") from e  # fmt: skip
         if torch.is_grad_enabled():
-            # rows do not meet in the loss, so the gradient of the sum is every node's own; features leave out the head
-            gradients = torch.autograd.grad(found.sum(), leaves, materialize_grads=True)
-            for slot, g in zip(self.layout, gradients, strict=True):
-                slot.view(self.G[here]).copy_(g)
+            self._take(here, leaves, found.sum())  # rows do not meet in the loss: the gradient of the sum is every node's own
         return found.detach()
 
     @contextmanager

@@ -20,7 +20,7 @@ def channelwise(op: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
 
 def batched(x: Tensor) -> bool:
     """Whether this is seen from inside ``vmap``."""
-    return torch._C._functorch.is_batchedtensor(x)
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(x)
 
 
 class _Abreast(torch.autograd.Function):

@@ -463,6 +463,47 @@ def test_draws_from_the_global_generator_depend_on_seed_node_and_step_alone():
     assert len({*first[0].tolist(), *first[1].tolist()}) == 2 * N
 
 
+@pytest.mark.parametrize("name", ["batch norm", "dropout"])
+def test_vmap_may_take_some_nodes_at_a_time(name, monkeypatch):
+    together, apart = (spread(stack(name, "vmap")) for _ in range(2))
+    apart.abreast = 2
+    calls, vmap = [], NodeStack._vmap
+    monkeypatch.setattr(NodeStack, "_vmap", lambda self, of, rows, *rest: calls.append(rows) or vmap(self, of, rows, *rest))
+    losses = [s.step(*batch(), 0) for s in (together, apart)]
+    assert calls == [range(3), range(1), range(1, 3)]
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=1e-12)
+    assert (together.G - apart.G).norm() <= 1e-12 * together.G.norm()
+    for k, b in together.buffers.items():
+        torch.testing.assert_close(b, apart.buffers[k])
+    assert_views(apart)
+
+
+@pytest.mark.slow
+def test_a_compiled_node_takes_the_same_steps_with_buffers_and_dropout():
+    def network():
+        layers = nn.Linear(C * S * S, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, K)
+        return nn.Sequential(nn.Flatten(), *layers)
+
+    loop, compiled = (spread(stack(network, engine)) for engine in ("loop", "compile"))
+    for step in range(3):
+        losses = [s.step(*batch(step), step) for s in (loop, compiled)]
+        torch.testing.assert_close(*losses, rtol=1e-9, atol=1e-12)
+        assert (loop.G - compiled.G).norm() <= 1e-9 * loop.G.norm()
+    for k, b in loop.buffers.items():
+        torch.testing.assert_close(b, compiled.buffers[k])
+    assert_views(compiled)
+
+
+def test_what_torch_compile_cannot_do_is_a_sentence(monkeypatch):
+    def fails(*_, **__):
+        raise torch._dynamo.exc.Unsupported("a graph break\nand more", "here")
+
+    s = stack(engine="compile")
+    monkeypatch.setattr(s, "_program", fails, raising=False)
+    with pytest.raises(UserError, match=r"run\.engine: torch\.compile fails for this network or machine \(.*a graph break\)$"):
+        s.step(*batch(), 0)
+
+
 def test_vmap_refuses_draws_from_the_global_generator():
     with pytest.raises(UserError, match=r"run\.engine: vmap .*torch\.nn\.Dropout.*run\.engine: loop"):
         stack(Drawing, "vmap").step(*batch(), 0)
