@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -28,6 +29,8 @@ from lightning_idkd.evaluation import measure
 from lightning_idkd.fit import node_maker
 from lightning_idkd.graph import Graph
 from lightning_idkd.launch import launch
+from lightning_idkd.models import normalisation
+from lightning_idkd.models.normalisation import evonorm_s0
 from lightning_idkd.network import Network
 from lightning_idkd.orchestrator import Orchestrator
 from lightning_idkd.stack import NodeStack
@@ -60,52 +63,81 @@ def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: in
     """Samples a second of every form of a step on random images, medians of turns with their spread, and more.
 
     Forms: each engine; a ``bare loop`` of forward and backward passes over models that share nothing; ``one model`` on as many
-    samples; and, up to 16 nodes, a ``process per node``, the models of neighbours exchanged by gloo. Further: the shares of a
-    step of the fastest engine, and peak memory.
+    samples; and, up to 16 nodes, a ``process per node``, the models of neighbours exchanged by gloo, with our layers and with
+    norms as autograd makes them of their formulas. Further: what ``auto`` takes, the shares of a step of the fastest engine,
+    and its peak memory in a process of its own.
     """
-    graph, fabric = config.graph.build(config.seed), launch(replace(config.run, devices=1))
-    n, b, cores = graph.nodes, config.train.batch_size, os.cpu_count() or 1
-    make = node_maker(config, channels, size, CLASSES)
-    images = random_images(max(samples or 40 * n, 2 * n * b), channels, size)
-    split = partition(IID(), images.labels.numpy(), n, config.seed, config.data.validation)
-    few = images[torch.arange(min(len(images), 10_000))]
+    case = Case(config, channels, size, samples)
+    fabric, n, b, cores = case.fabric, case.graph.nodes, config.train.batch_size, os.cpu_count() or 1
     counts = sorted({1, cores}) if fabric.device.type == "cpu" else [1]
-
-    def experiment(engine: str) -> Orchestrator:
-        network = Network(graph)
-        store = Store(images, few, None, split, network.rows, batch=b, augment=config.data.augment, device=fabric.device)
-        kept = memory.activations(make().to(fabric.device), store)
-        abreast = memory.abreast(kept, n, fabric.device)
-        stack = NodeStack(make, network.rows, config.seed, fabric.device, engine=engine, abreast=abreast)
-        return Orchestrator(fabric, stack, network, store, config.gossip, config.train)
-
+    engines = ("loop", "parallel", "vmap") if config.run.engine == "auto" else (config.run.engine,)
     forms: dict[str, Form] = {}
-    for engine in ("loop", "parallel", "vmap") if config.run.engine == "auto" else (config.run.engine,):
-        run = experiment(engine)
+    for engine in engines:
+        run = case.run(engine)
         for threads in counts:
             if (engine, threads) != ("parallel", 1):
-                forms[f"{engine}, {threads} threads"] = Form(walker(run), threads, run)
+                forms[named(engine, threads)] = Form(walker(run), threads, run)
     x, y = run.store.batch(run.store.order(0, 1), 0)
-    models = [make().to(fabric.device, memory_format=torch.channels_last) for _ in range(n)]
+    models = [case.make().to(fabric.device, memory_format=torch.channels_last) for _ in range(n)]
     for threads in counts:
-        forms[f"bare loop, {threads} threads"] = Form(lambda: [descend(m, x[i], y[i]) for i, m in enumerate(models)], threads)
-        forms[f"one model, {threads} threads"] = Form(lambda: descend(models[0], x.flatten(0, 1), y.flatten(0, 1)), threads)
+        forms[named("bare loop", threads)] = Form(lambda: [descend(m, x[i], y[i]) for i, m in enumerate(models)], threads)
+        forms[named("one model", threads)] = Form(lambda: descend(models[0], x.flatten(0, 1), y.flatten(0, 1)), threads)
     seconds = in_turns(forms, rounds, fabric.device)
     if n <= PROCESSES and fabric.device.type == "cpu":
-        seconds["process per node"] = processes(config, graph, channels, size, rounds)
+        for name, plain in (("process per node", False), ("process per node, plain norms", True)):
+            seconds[name] = apart(node_process, n, config, case.graph, channels, size, rounds, plain)
     rates = {name: sorted(n * b / s for s in found) for name, found in seconds.items()}
     best = max((name for name, form in forms.items() if form.run), key=lambda name: statistics.median(rates[name]))
+    chosen = named(*case.run("auto").stack.choose(x, y, engines, counts))
     torch.set_num_threads(forms[best].threads)
-    parts = shares(forms[best].run)
     return {
         "nodes": n,
         "batch": b,
-        "parameters": forms[best].run.stack.parameters,
+        "parameters": run.stack.parameters,
         "samples_per_second": {k: {"median": statistics.median(v), "least": v[0], "most": v[-1]} for k, v in rates.items()},
         "fastest": best,
-        "shares": parts,
-        "peak_memory_bytes": forms[best].run.peak_memory(),
+        "auto": chosen,
+        "shares": shares(forms[best].run),
+        "peak_memory_bytes": apart(alone, 1, config, channels, size, samples, forms[best].run.stack.engine, forms[best].threads),
     }
+
+
+def named(form: str, threads: int) -> str:
+    return f"{form}, {threads} thread{'s' * (threads > 1)}"
+
+
+class Case:
+    """An experiment on random images."""
+
+    def __init__(self, config: Config, channels: int, size: int, samples: int | None):
+        self.config, self.graph = config, config.graph.build(config.seed)
+        self.fabric = launch(replace(config.run, devices=1))
+        self.make = node_maker(config, channels, size, CLASSES)
+        n = self.graph.nodes
+        self.images = random_images(max(samples or 40 * n, 2 * n * config.train.batch_size), channels, size)
+        self.split = partition(IID(), self.images.labels.numpy(), n, config.seed, config.data.validation)
+
+    def run(self, engine: str) -> Orchestrator:
+        """It, with this engine."""
+        config, network, device = self.config, Network(self.graph), self.fabric.device
+        few = self.images[torch.arange(min(len(self.images), 10_000))]
+        store = Store(self.images, few, None, self.split, network.rows, batch=config.train.batch_size,
+                      augment=config.data.augment, device=device)  # fmt: skip
+        abreast = memory.abreast(memory.activations(self.make().to(device), store), len(network.rows), device)
+        stack = NodeStack(self.make, network.rows, config.seed, device, engine=engine, abreast=abreast)
+        return Orchestrator(self.fabric, stack, network, store, config.gossip, config.train)
+
+
+def alone(rank: int, config: Config, channels: int, size: int, samples: int | None, engine: str, threads: int,
+          folder: str) -> None:  # fmt: skip
+    """Peak memory of some steps and an evaluation."""
+    run = Case(config, channels, size, samples).run(engine)
+    torch.set_num_threads(threads)
+    step = walker(run)
+    for _ in range(5):
+        step()
+    examine(run)
+    tell(folder, run.peak_memory())
 
 
 def random_images(count: int, channels: int, size: int) -> Images:
@@ -169,10 +201,15 @@ def shares(run: Orchestrator, steps: int = 5) -> dict[str, float]:
     whole = time.perf_counter() - start
     spent["rule"] -= spent["mixing"]
     start = time.perf_counter()
-    measure(run.stack, run.network, run.store, run.train.evaluate_samples, run.train.evaluate_samples, lambda: False)
+    examine(run)
     spent["evaluation"] = (time.perf_counter() - start) * steps / (run.train.evaluate_every * run.steps)
     whole += spent["evaluation"]
     return {name: s / whole for name, s in spent.items()} | {"else": 1 - sum(spent.values()) / whole}
+
+
+def examine(run: Orchestrator) -> None:
+    """An evaluation such as there are on the way."""
+    measure(run.stack, run.network, run.store, run.train.evaluate_samples, run.train.evaluate_samples, lambda: False)
 
 
 @contextmanager
@@ -195,17 +232,25 @@ def timed(owner: object, name: str, spent: dict[str, float], part: str):
 # ---------------------------------------------------------------------- a process per node
 
 
-def processes(config: Config, graph: Graph, channels: int, size: int, rounds: int) -> list[float]:
-    """Seconds a step where every node is a process with one thread, as in most codes of the field: SGD with momentum, then its
-    parameters to its neighbours by gloo, and their average; the processes being warm."""
+def apart(work: Callable, count: int, *arguments):
+    """What ``work`` tells in the first of so many processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (config, graph, channels, size, rounds, folder)
-        torch.multiprocessing.spawn(node_process, arguments, nprocs=graph.nodes)
-        return json.loads((Path(folder) / "seconds.json").read_text())
+        torch.multiprocessing.spawn(work, (*arguments, folder), nprocs=count)
+        return json.loads((Path(folder) / "told.json").read_text())
 
 
-def node_process(rank: int, config: Config, graph: Graph, channels: int, size: int, rounds: int, folder: str) -> None:
-    """What one of them does."""
+def tell(folder: str, found: object) -> None:
+    (Path(folder) / "told.json").write_text(json.dumps(found))
+
+
+def node_process(rank: int, config: Config, graph: Graph, channels: int, size: int, rounds: int, plain: bool,
+                 folder: str) -> None:  # fmt: skip
+    """Seconds a step where every node is a process with one thread, as in most codes of the field: SGD with momentum, then its
+    parameters to its neighbours by gloo, and their average; the processes being warm. ``plain``: with norms as autograd has
+    them."""
+    if plain:
+        normalisation.FEW = math.inf
+        normalisation.EvoNormS0._run = lambda m, _, x, v, gamma, beta: evonorm_s0(x, v, gamma, beta, m.groups, m.eps)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=graph.nodes)
     model = node_maker(config, channels, size, CLASSES)().to(memory_format=torch.channels_last)
@@ -237,7 +282,7 @@ def node_process(rank: int, config: Config, graph: Graph, channels: int, size: i
         if turn:  # the first one warms up
             seconds.append((time.perf_counter() - start) / 3)
     if rank == 0:
-        (Path(folder) / "seconds.json").write_text(json.dumps(seconds))
+        tell(folder, seconds)
     dist.destroy_process_group()
 
 
@@ -274,8 +319,8 @@ def tables(found: dict) -> str:
             lines.append(f"| {form} | {rate['median']:,.0f} | {spread} | {rate['median'] / bare:.2f} |")
         lines.append("")
     parts = list(next(iter(found["cases"].values()))["shares"])
-    lines += [f"| case | fastest | {' | '.join(parts)} | peak memory, all forms |", f"|{' --- |' * (len(parts) + 3)}"]
+    lines += [f"| case | fastest | auto takes | {' | '.join(parts)} | peak memory |", f"|{' --- |' * (len(parts) + 4)}"]
     for name, case in found["cases"].items():
         shown = " | ".join(f"{case['shares'][part]:.1%}" for part in parts)
-        lines.append(f"| {name} | {case['fastest']} | {shown} | {report.size(case['peak_memory_bytes'])} |")
+        lines.append(f"| {name} | {case['fastest']} | {case['auto']} | {shown} | {report.size(case['peak_memory_bytes'])} |")
     return "\n".join(lines) + "\n"

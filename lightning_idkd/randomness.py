@@ -57,6 +57,15 @@ def permutation(n: int, seed: int, purpose: str, *counters: int, device: torch.d
     return torch.argsort(bits(seed, purpose, *counters, index, device=device), stable=True)
 
 
+def permutations(sizes: Tensor, seed: int, purpose: str, *counters: Tensor) -> list[Tensor]:
+    """:func:`permutation` of ``sizes`` [p] samples for every entry of the ``counters`` [p], all at once."""
+    which = torch.arange(len(sizes)).repeat_interleave(sizes)
+    index = torch.arange(len(which)) - (sizes.cumsum(0) - sizes)[which]
+    order = torch.argsort(bits(seed, purpose, *(c[which] for c in counters), index), stable=True)
+    order = order[torch.argsort(which[order], stable=True)]
+    return list(index[order].split(sizes.tolist()))
+
+
 def seed_of(seed: int, purpose: str, *counters: int) -> int:
     """A seed for code that has a generator of its own (numpy, weight initialisation)."""
     return int(_shift(bits(seed, purpose, *counters), 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -179,29 +180,43 @@ class Store:
 
         With a ``private_share`` every batch begins with private samples, and both sets are walked on their own.
         """
-        walks = []
+        parts, walks = [], []  # of every node: row, offset, size and samples in a batch
         for i, sizes in enumerate(self.parts):
             share, b = self.tuning.private_share, self.batch_size
             if share is None or len(sizes) == 1 or not sizes[1]:
-                walks.append(self._walk(i, 0, self.sizes[i], b, step, steps))
+                parts.append([(i, 0, self.sizes[i], b)])
                 continue
             private = min(max(1, round(share * b)), b - 1)
-            first = self._walk(i, 0, sizes[0], private, step, steps).view(steps, private)
-            second = self._walk(i, sizes[0], sizes[1], b - private, step, steps).view(steps, b - private)
-            walks.append(torch.cat([first, second], dim=1).flatten())
+            parts.append([(i, 0, sizes[0], private), (i, sizes[0], sizes[1], b - private)])
+        found = iter(self._walks(list(chain(*parts)), step - self.generation_start, steps))
+        for of_node in parts:
+            walks.append(torch.cat([next(found).view(steps, batch) for *_, batch in of_node], dim=1).flatten())
         return torch.stack(walks).to(self.device)
 
-    def _walk(self, i: int, offset: int, size: int, batch: int, step: int, steps: int) -> Tensor:
-        """Positions [steps * batch] from ``step`` on in the part of row ``i``'s set that begins at ``offset``."""
-        node, start = self.rows[i], (step - self.generation_start) * batch
-        stop = start + steps * batch
+    def _walks(self, parts: list[tuple[int, int, int, int]], start: int, steps: int) -> list[Tensor]:
+        """Positions [steps * batch] from step ``start`` of this set on in every part of it (row, offset, size, batch)."""
         if self.tuning.balance == "draw" and self.distilled is not None:
-            draws = randomness.uniform(self.seed, "draw", self.generation, node, offset, torch.arange(start, stop))
-            chances = self._chance(i, offset, size)
-            return offset + torch.searchsorted(chances, draws.double(), right=True).clamp_max(size - 1)
-        passes, of = range(start // size, (stop - 1) // size + 1), (self.generation, node, *([offset] if offset else []))
-        walk = torch.cat([randomness.permutation(size, self.seed, "order", *of, p) for p in passes])
-        return offset + walk[start % size :][: stop - start]
+            return [self._draw(*part, start, steps) for part in parts]
+        passes = [range(start * b // size, ((start + steps) * b - 1) // size + 1) for *_, size, b in parts]
+        found: dict[tuple[int, int], Tensor] = {}
+        for at_start in (True, False):  # what begins elsewhere has the place as a further counter
+            wanted = [(k, p) for k, part in enumerate(parts) if (part[1] == 0) == at_start for p in passes[k]]
+            if wanted:
+                which, count = torch.tensor(wanted).T
+                row, offset, size, _ = torch.tensor(parts)[which].T
+                counters = row + self.rows.start, *(() if at_start else (offset,)), count
+                drawn = randomness.permutations(size, self.seed, "order", torch.full_like(row, self.generation), *counters)
+                found |= dict(zip(wanted, drawn, strict=True))
+        walks = [torch.cat([found[k, p] for p in passes[k]]) for k in range(len(parts))]
+        return [
+            offset + walk[start * b % size :][: steps * b] for (_, offset, size, b), walk in zip(parts, walks, strict=True)
+        ]
+
+    def _draw(self, i: int, offset: int, size: int, batch: int, start: int, steps: int) -> Tensor:
+        """The same with draws in which every class has the same chance."""
+        count = torch.arange(start * batch, (start + steps) * batch)
+        draws = randomness.uniform(self.seed, "draw", self.generation, self.rows[i], offset, count)
+        return offset + torch.searchsorted(self._chance(i, offset, size), draws.double(), right=True).clamp_max(size - 1)
 
     def _chance(self, i: int, offset: int, size: int) -> Tensor:
         """Cumulative chance [size] of the samples of that part, every class that occurs having the same in all."""

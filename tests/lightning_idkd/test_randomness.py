@@ -7,7 +7,17 @@ import torch
 from torch import nn
 
 from lightning_idkd import randomness
-from lightning_idkd.randomness import Dropout, bits, forked, permutation, randint, replace_dropout, seed_of, uniform
+from lightning_idkd.randomness import (
+    Dropout,
+    bits,
+    forked,
+    permutation,
+    permutations,
+    randint,
+    replace_dropout,
+    seed_of,
+    uniform,
+)
 
 MASK = (1 << 64) - 1
 
@@ -156,3 +166,10 @@ def test_replace_dropout_numbers_the_layers_and_keeps_everything_else():
     assert type(module[2]) is nn.Dropout2d
     assert isinstance(inner[0], nn.Linear)
     assert module.state_dict().keys() == {"1.0.weight", "1.0.bias"}  # the key is no state of the network
+
+
+def test_permutations_at_once_are_those_one_by_one():
+    sizes, node, count = torch.tensor([5, 1, 300, 5]), torch.tensor([0, 3, 1, 0]), torch.tensor([2, 0, 0, 3])
+    found = permutations(sizes, 7, "order", node, count)
+    for size, i, k, p in zip(sizes.tolist(), node.tolist(), count.tolist(), found, strict=True):
+        assert torch.equal(p, permutation(size, 7, "order", i, k))
