@@ -13,7 +13,7 @@ from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph
 from lightning_idkd.node import NodeModule
-from lightning_idkd.orchestrator import BLOCK
+from lightning_idkd.orchestrator import block
 from lightning_idkd.report import size
 
 LATER = 120 * 2**20  # bytes of what is imported for pictures
@@ -52,7 +52,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, kept: 
         "program and data": store.pool.nbytes + store.test.nbytes if on_device else resident(),
         "rows and gradients": 2 * matrix,
         "state of the rule": state * item,
-        "algebra of the rule": TEMPORARY * (full * BLOCK if rule.in_blocks else whole) * item,
+        "algebra of the rule": TEMPORARY * (full * block(graph.nodes) if rule.in_blocks else whole) * item,
         "activations": at_once * kept,
         "evaluation and pictures": matrix + (0 if on_device else LATER),
         "answers on the public set": rows * store.public * 2 * (store.k + features(node)) * 4 if exchange else 0,

@@ -32,7 +32,13 @@ from lightning_idkd.selection import MEASURES, calibrate
 from lightning_idkd.stack import NodeStack
 from lightning_idkd.state import gather
 
-BLOCK = 16384  # columns of a rule's matrices that are treated at once: 16 rows of them fit a core's cache
+BLOCK = 16384  # columns of a rule's matrices that are treated at once, of up to 256 nodes
+
+
+def block(nodes: int) -> int:
+    """The same of so many, which every process takes: a block of up to 16 MiB a matrix is not mapped anew at each step."""
+    return min(BLOCK, max(1024, 256 * BLOCK // nodes))
+
 
 
 class Orchestrator:
@@ -148,7 +154,7 @@ class Orchestrator:
         """One application of the rule, in place, on blocks of columns where it allows that."""
         self.last_lr = lr
         width = self.stack.parameters
-        size = BLOCK if self.rule.in_blocks else width
+        size = block(self.network.graph.nodes) if self.rule.in_blocks else width
         for start in range(0, width, size):
             if start in (0, size):  # further blocks are no messages of their own
                 ctx = self.context(self.step, lr, start == 0, batch)
