@@ -32,13 +32,13 @@ from lightning_idkd.selection import MEASURES, calibrate
 from lightning_idkd.stack import NodeStack
 from lightning_idkd.state import gather
 
-BLOCK = 16384  # columns of a rule's matrices that are treated at once, of up to 256 nodes
+BLOCK = 2**20  # values of a rule's matrix that are treated at once, so that what it makes of them on the way stays in the caches
 
 
 def block(nodes: int) -> int:
-    """The same of so many, which every process takes: a block of up to 16 MiB a matrix is not mapped anew at each step."""
-    return min(BLOCK, max(1024, 256 * BLOCK // nodes))
-
+    """Columns of that, whichever process has how many of the rows; of many nodes some more, up to what is no new memory each
+    time (32 MiB)."""
+    return max(BLOCK // nodes, min(8192, 8 * BLOCK // nodes))
 
 
 class Orchestrator:

@@ -121,7 +121,7 @@ def same_as_the_paper(rule, paper, options, graph):
 
 def same_in_blocks(rule, monkeypatch, graph=None):
     """A rule gives the same bits on blocks of columns as on all at once."""
-    graph, width = graph or Graph(Chain(), 4), orchestrator.BLOCK + 1000
+    graph, width = graph or Graph(Chain(), 4), 2500
     scale, start = torch.rand(2, graph.nodes, width, generator=torch.Generator().manual_seed(0))
 
     def rows():
@@ -129,8 +129,9 @@ def same_in_blocks(rule, monkeypatch, graph=None):
         stack = SimpleNamespace(X=start.clone(), G=torch.zeros_like(start), parameters=width, gradient=gradient)
         return trajectory(rule, graph, stack, [0.1, 0.1, 0.01, 0.01])
 
+    monkeypatch.setattr(orchestrator, "block", lambda nodes: 1000)
     in_blocks = rows()
-    monkeypatch.setattr(orchestrator, "BLOCK", width)
+    monkeypatch.setattr(orchestrator, "block", lambda nodes: width)
     whole = rows()
     assert np.array_equal(in_blocks, whole)
     assert np.abs(np.diff(whole, axis=0)).max() > 0.01
