@@ -18,6 +18,7 @@ from lightning_idkd.report import size
 
 LATER = 120 * 2**20  # bytes of what is imported for pictures
 CACHE = 16 * 2**20  # bytes of activations for every thread beyond which more nodes in a call of vmap only wait for memory
+OBJECT = 9 * 2**10  # bytes of a module or a parameter as Python has it
 TEMPORARY = 4  # matrices that the algebra of a rule holds at once besides its state
 KNOBS = {
     "rows and gradients": "fewer graph.nodes, or a smaller node.network",
@@ -50,7 +51,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, kept: 
     exchange = config.distillation is not None and store.public
     return {
         "program and data": store.pool.nbytes + store.test.nbytes if on_device else resident(),
-        "rows and gradients": 2 * matrix,
+        "rows and gradients": 2 * matrix + rows * OBJECT * sum(1 for _ in (*node.modules(), *node.parameters())),
         "state of the rule": state * item,
         "algebra of the rule": TEMPORARY * (full * block(graph.nodes) if rule.in_blocks else whole) * item,
         "activations": at_once * kept,

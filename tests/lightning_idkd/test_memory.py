@@ -9,6 +9,7 @@ from short_runs import SHORT, command_of, latest
 
 from lightning_idkd import memory
 from lightning_idkd.errors import UserError
+from lightning_idkd.orchestrator import block
 
 
 def test_what_does_not_fit_is_refused_with_what_would_help():
@@ -50,3 +51,15 @@ def test_the_peak_is_what_was_predicted(configs, tmp_path):
     summary = json.loads((latest(tmp_path) / "summary.json").read_text())
     assert summary["predicted_memory_bytes"] == pytest.approx(summary["peak_memory_bytes"], rel=0.25)
     assert summary["peak_memory_bytes"] > 12 * 4 * summary["parameters"]  # most of it are the rows, and no program
+
+
+@pytest.mark.parametrize(("kept", "rows", "expected"), [(2**20, 100, 32), (2**20, 20, 20), (2**22, 100, 8), (2**30, 100, 1)])
+def test_vmap_takes_as_many_nodes_as_the_caches_of_two_threads_hold(kept, rows, expected, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert memory.abreast(kept, rows, torch.device("cpu")) == expected
+    assert memory.abreast(kept, rows, torch.device("cuda")) == rows
+
+
+@pytest.mark.parametrize(("nodes", "columns"), [(4, 262144), (16, 65536), (128, 8192), (1024, 8192), (4096, 2048)])
+def test_a_block_is_as_wide_as_its_values_allow(nodes, columns):
+    assert block(nodes) == columns
