@@ -133,6 +133,7 @@ class NodeStack:
             self._bind(module, self.X[i], {k: b[i] for k, b in self.buffers.items()}, self.G[i])
             module.train()
         self.abreast = abreast or len(self.nodes)
+        self._places = places(first)
         self._workers: ThreadPoolExecutor | None = None
         self._keys = [self.buffers[f"{k}.key"] for k, m in first.named_modules() if isinstance(m, randomness.Dropout)]
         self._dropouts = [[m for m in module.modules() if isinstance(m, randomness.Dropout)] for module in self.modules]
@@ -327,11 +328,9 @@ class NodeStack:
     def _holding(self, module: NodeModule, parameters: list[Tensor], buffers: list[Tensor]) -> Iterator[None]:
         """Inside, a node's module has these parameters and buffers, in the order of the layout."""
         kept = []
-        for names, tensors in (((slot.name for slot in self.layout), parameters), (self.buffers, buffers)):
-            for name, t in zip(names, tensors, strict=True):
-                path, _, leaf = name.rpartition(".")
-                owner = module.get_submodule(path)
-                held = owner._buffers if tensors is buffers else owner._parameters
+        for places, t in zip(self._places, parameters + buffers, strict=True):
+            for path, kind, leaf in places:
+                held = getattr(module.get_submodule(path), kind)
                 kept.append((held, leaf, held[leaf]))
                 held[leaf] = t
         try:
@@ -433,6 +432,17 @@ def run_network(module: NodeModule, batches: Iterable[Tensor]) -> Outputs:
     """Outputs of one node in evaluation mode over ``batches`` [B, C, H, W], concatenated in order."""
     with evaluating(module):
         return Outputs.cat([module.outputs(x) for x in batches])
+
+
+def places(module: nn.Module) -> list[list[tuple[str, str, str]]]:
+    """Where every parameter and then every buffer stands: submodule, kind and name there; shared ones in several places."""
+    found: dict[int, list] = {}
+    for kind in ("_parameters", "_buffers"):
+        for path, owner in module.named_modules():
+            for leaf, t in getattr(owner, kind).items():
+                if t is not None:
+                    found.setdefault(id(t), []).append((path, kind, leaf))
+    return [found[id(t)] for t in (*module.parameters(), *module.buffers())]
 
 
 @contextmanager

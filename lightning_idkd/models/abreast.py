@@ -52,4 +52,6 @@ class MaxPool2d(nn.MaxPool2d):
     """The same."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.return_indices:
+            return super().forward(x)
         return channelwise(lambda _, x: super(MaxPool2d, self).forward(x), x)
