@@ -70,7 +70,7 @@ def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: in
     case = Case(config, channels, size, samples)
     fabric, n, b, cores = case.fabric, case.graph.nodes, config.train.batch_size, os.cpu_count() or 1
     counts = sorted({1, cores}) if fabric.device.type == "cpu" else [1]
-    engines = ("loop", "parallel", "vmap") if config.run.engine == "auto" else (config.run.engine,)
+    engines = case.run("loop").stack.engines() if config.run.engine == "auto" else [config.run.engine]
     forms: dict[str, Form] = {}
     for engine in engines:
         run = case.run(engine)
@@ -82,6 +82,9 @@ def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: in
     for threads in counts:
         forms[named("bare loop", threads)] = Form(lambda: [descend(m, x[i], y[i]) for i, m in enumerate(models)], threads)
         forms[named("one model", threads)] = Form(lambda: descend(models[0], x.flatten(0, 1), y.flatten(0, 1)), threads)
+    if fabric.device.type == "cuda":
+        one = NodeStack(case.make, range(1), config.seed, fabric.device, engine="graph", autocast=config.run.autocast)
+        forms["one model, graph"] = Form(lambda: one.step(x.flatten(0, 1)[None], y.flatten(0, 1)[None], 0), 1)
     seconds = in_turns(forms, rounds, fabric.device)
     if n <= PROCESSES and fabric.device.type == "cpu":
         seconds |= apart(node_process, n, config, case.graph, channels, size, rounds)
@@ -123,7 +126,8 @@ class Case:
         store = Store(self.images, few, None, self.split, network.rows, batch=config.train.batch_size,
                       augment=config.data.augment, device=device)  # fmt: skip
         abreast = memory.abreast(memory.activations(self.make().to(device), store), len(network.rows), device)
-        stack = NodeStack(self.make, network.rows, config.seed, device, engine=engine, abreast=abreast)
+        stack = NodeStack(self.make, network.rows, config.seed, device, engine=engine, abreast=abreast,
+                          autocast=config.run.autocast)  # fmt: skip
         return Orchestrator(self.fabric, stack, network, store, config.gossip, config.train)
 
 
@@ -193,14 +197,17 @@ def shares(run: Orchestrator, steps: int = 5) -> dict[str, float]:
     spent = dict.fromkeys(("network", "rule", "mixing", "data"), 0.0)
     step = walker(run)
     start = time.perf_counter()
-    with (timed(run.stack, "step", spent, "network"), timed(run.store, "batch", spent, "data"),
-          timed(run, "update", spent, "rule"), timed(run.network, "mix", spent, "mixing")):  # fmt: skip
+    wait = torch.cuda.synchronize if run.stack.device.type == "cuda" else lambda: None
+    with (timed(run.stack, "step", spent, "network", wait), timed(run.store, "batch", spent, "data", wait),
+          timed(run, "update", spent, "rule", wait), timed(run.network, "mix", spent, "mixing", wait)):  # fmt: skip
         for _ in range(steps):
             step()
+    wait()
     whole = time.perf_counter() - start
     spent["rule"] -= spent["mixing"]
     start = time.perf_counter()
     examine(run)
+    wait()
     spent["evaluation"] = (time.perf_counter() - start) * steps / (run.train.evaluate_every * run.steps)
     whole += spent["evaluation"]
     return {name: s / whole for name, s in spent.items()} | {"else": 1 - sum(spent.values()) / whole}
@@ -212,15 +219,17 @@ def examine(run: Orchestrator) -> None:
 
 
 @contextmanager
-def timed(owner: object, name: str, spent: dict[str, float], part: str):
-    """Inside, the time of calls of a method is added to ``spent[part]``."""
+def timed(owner: object, name: str, spent: dict[str, float], part: str, wait: Callable[[], None]):
+    """Inside, the time of calls of a method, ``wait`` for the device included, is added to ``spent[part]``."""
     method = getattr(owner, name)
 
     def call(*args, **kwargs):
+        wait()
         start = time.perf_counter()
         try:
             return method(*args, **kwargs)
         finally:
+            wait()
             spent[part] += time.perf_counter() - start
 
     setattr(owner, name, call)

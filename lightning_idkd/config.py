@@ -129,12 +129,15 @@ class RunConfig:
     """Processes (and devices) that share the rows."""
     threads: int | None = None
     """Threads a process; null: 1 or cores / devices, whichever is faster, timed once on a machine."""
-    engine: Literal["auto", "loop", "parallel", "vmap", "compile"] = "auto"
+    engine: Literal["auto", "loop", "parallel", "vmap", "graph", "compile"] = "auto"
     """loop: one node after the other, each on all threads; parallel: nodes split over the threads; vmap: as many nodes in a
-    batched call as suit the caches, on all threads; auto: the fastest of these, timed once on a machine for networks and batches
-    of one shape; compile: the loop over what torch.compile makes of a node, which takes half a minute before the first step."""
+    batched call as suit the caches, on all threads; graph: the same recorded once as a CUDA graph, so that the network's Python
+    code runs no more; auto: the fastest of these, timed once on a machine for networks and batches of one shape; compile: the
+    loop over what torch.compile makes of a node, which takes half a minute before the first step."""
     precision: Literal[32, 64] = 32
     """Bits of parameters and arithmetic."""
+    autocast: bool = False
+    """Training steps of the networks in bfloat16 (torch.autocast); parameters, rule and evaluation keep the precision above."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     pictures: bool = True

@@ -113,7 +113,7 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
     sharing = network.world if fabric.device.type == "cpu" else 1
     memory.check(needs, fabric.broadcast(memory.free(fabric.device)), network.graph.nodes, sharing)
     abreast = memory.abreast(kept, len(network.rows), fabric.device)
-    stack = NodeStack(make, network.rows, config.seed, fabric.device, dtype, abreast=abreast)
+    stack = NodeStack(make, network.rows, config.seed, fabric.device, dtype, abreast=abreast, autocast=config.run.autocast)
     return Orchestrator(
         fabric,
         stack,
@@ -245,8 +245,8 @@ def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator)
     from lightning_idkd import timing
 
     asked, cores = config.run, max(1, (os.cpu_count() or 1) // config.run.devices)
-    engines = ["loop", "parallel", "vmap"] if asked.engine == "auto" else [asked.engine]
-    threads = [asked.threads] if asked.threads else sorted({1, cores})
+    engines = run.stack.engines() if asked.engine == "auto" else [asked.engine]
+    threads = [asked.threads] if asked.threads else sorted({1, cores}) if run.fabric.device.type == "cpu" else [1]
     if saved and saved["devices"] == asked.devices and (not fork or (asked.engine == "auto" and asked.threads is None)):
         found = saved["engine"], saved["threads"]
     elif len(engines) * len(threads) == 1:
@@ -254,7 +254,7 @@ def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator)
     else:
         x, y, *_ = run.store.batch(run.store.order(0, 1), 0)
         shape = [*x.shape], str(x.dtype), run.store.nodes, asked.devices, run.fabric.device.type, engines, threads
-        key = timing.digest(config.resolved["node"], *shape)
+        key = timing.digest(config.resolved["node"], *shape, asked.autocast)
         found = run.fabric.broadcast(timing.known().get(key))
         if found is None:
             run.say(report.part("timing", f"engines {', '.join(engines)}; threads {', '.join(map(str, threads))}"))

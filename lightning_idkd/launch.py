@@ -31,12 +31,20 @@ def launch(run: RunConfig) -> Fabric:
     cuda = run.accelerator == "cuda" or (run.accelerator == "auto" and torch.cuda.is_available())
     if run.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("run.accelerator: cuda given, but torch sees no CUDA device here; allowed: cpu, auto")
+    if run.engine == "graph" and not cuda:
+        raise UserError("run.engine: graph given, which records what a CUDA device does; allowed on a CPU: auto, loop, parallel, "
+                        "vmap, compile")  # fmt: skip
     strategy = NodeStrategy(process_group_backend="nccl" if cuda else "gloo") if run.devices > 1 else "auto"
     fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=run.devices, strategy=strategy)
     fabric.launch()
     keep_memory()
     torch.set_num_threads(run.threads or max(1, (os.cpu_count() or 1) // run.devices))  # until `fit.execution` decides
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    if cuda:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
     return fabric
 
 

@@ -53,7 +53,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, kept: 
         "program and data": store.pool.nbytes + store.test.nbytes if on_device else resident(),
         "rows and gradients": 2 * matrix + rows * OBJECT * sum(1 for _ in (*node.modules(), *node.parameters())),
         "state of the rule": state * item,
-        "algebra of the rule": TEMPORARY * (full * block(graph.nodes) if rule.in_blocks else whole) * item,
+        "algebra of the rule": TEMPORARY * (full * block(graph.nodes, store.device) if rule.in_blocks else whole) * item,
         "activations": at_once * kept,
         "evaluation and pictures": matrix + (0 if on_device else LATER),
         "answers on the public set": rows * store.public * 2 * (store.k + features(node)) * 4 if exchange else 0,

@@ -107,6 +107,7 @@ class Network:
         self.blocks = rows_of(graph.nodes, world)
         self.rows = self.blocks[rank]
         self._routes: Routes | None = None  # of the step last asked for
+        self._weights: tuple[Mixing, Tensor] | None = None  # W of the step last asked for, where all of it was
         self._bytes = dict.fromkeys(KINDS, 0)
         self._messages = 0
 
@@ -132,7 +133,8 @@ class Network:
         """
         routes = self.routes(step)
         row, edges = self._known(T, routes), len(routes.edges)
-        mixed = self._product(row, routes.mixing, T) if routes.mixing.dense else self._sums(row, routes.mixing, T)
+        whole = routes.mixing.dense or T.is_cuda  # where a call costs more than what is 0
+        mixed = self._product(row, routes.mixing, T) if whole else self._sums(row, routes.mixing, T)
         self.count(kind, edges * (T.shape[1] * T.element_size() if size is None else size), edges * messages)
         return mixed
 
@@ -148,10 +150,14 @@ class Network:
 
     def _product(self, row: dict[int, Tensor], mixing: Mixing, T: Tensor) -> Tensor:
         """The same as one product of matrices, which is that of all nodes in every process: so its sums are the same."""
-        everyone = T.new_zeros(len(mixing.W), T.shape[1])
-        for j, known in row.items():
-            everyone[j] = known
-        return (T.new_tensor(mixing.W) @ everyone)[self.rows.start : self.rows.stop]
+        everyone = T
+        if self.world > 1:
+            everyone = T.new_zeros(len(mixing.W), T.shape[1])
+            for j, known in row.items():
+                everyone[j] = known
+        if self._weights is None or self._weights[0] is not mixing or self._weights[1].dtype != T.dtype:
+            self._weights = mixing, T.new_tensor(mixing.W)
+        return (self._weights[1] @ everyone)[self.rows.start : self.rows.stop]
 
     def edges(self, step: int = 0) -> np.ndarray:
         """Directed edges [e, 2] (sender, receiver) whose sender is held here, sorted: the rows of a ``swap``."""

@@ -35,9 +35,9 @@ def code(purpose: str) -> int:
 
 def bits(seed: int | Tensor, purpose: str | int, *counters: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """64 hashed bits, as int64, for every combination of the broadcast counters; ``purpose``, or its :func:`code`."""
-    h = torch.as_tensor(seed, dtype=torch.int64, device=device)
+    h = torch.full((), seed, dtype=torch.int64, device=device) if isinstance(seed, int) else seed.to(device)
     for c in (code(purpose) if isinstance(purpose, str) else purpose, *counters):
-        h = _mix((h + _GAMMA) ^ torch.as_tensor(c, dtype=torch.int64, device=device))
+        h = _mix((h + _GAMMA) ^ (c.to(device, torch.int64) if isinstance(c, Tensor) else int(c)))
     return h
 
 

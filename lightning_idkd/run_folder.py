@@ -17,9 +17,10 @@ import yaml
 
 from lightning_idkd.errors import UserError
 
-RESULT = ("seed", "graph", "data", "node", "train", "gossip", "calibration", "distillation", "callbacks", "run.precision")
+RESULT = ("seed", "graph", "data", "node", "train", "gossip", "calibration", "distillation", "callbacks", "run.precision",
+          "run.autocast")  # fmt: skip
 """The config keys that enter a run's result: all but how and where it runs."""
-SAME = ("seed", "graph", "node", "gossip", "run.precision", "data.private", "data.partition", "data.validation",
+SAME = ("seed", "graph", "node", "gossip", "run.precision", "run.autocast", "data.private", "data.partition", "data.validation",
         "data.image_size", "data.augment")  # fmt: skip
 """What a fork shares with the run it starts from. The initial training does not see the public set."""
 ONGOING = ("calibration", "distillation", "data.public", "data.augment_public")
@@ -212,7 +213,7 @@ def difference(a: dict, b: dict, keys: tuple[str, ...] = RESULT) -> tuple[str, A
 
 def at(config: dict, key: str) -> Any:
     """What a resolved config has at a dotted key."""
-    return functools.reduce(lambda c, k: c[k], key.split("."), config)
+    return functools.reduce(lambda c, k: c.get(k), key.split("."), config)
 
 
 def _difference(a: Any, b: Any, key: str) -> tuple[str, Any, Any] | None:

@@ -24,15 +24,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_idkd import randomness
 from lightning_idkd.errors import UserError
-from lightning_idkd.models.abreast import MaxPool2d
+from lightning_idkd.models.abreast import Conv2d, MaxPool2d
 from lightning_idkd.models.normalisation import GroupNorm
 from lightning_idkd.node import NodeModule, Outputs
 
 S, T = TypeVar("S"), TypeVar("T")
-Engine = Literal["loop", "parallel", "vmap", "compile", "auto"]
-ABREAST = {nn.MaxPool2d: MaxPool2d, nn.GroupNorm: GroupNorm}
+Engine = Literal["loop", "parallel", "vmap", "graph", "compile", "auto"]
+ABREAST = {nn.Conv2d: Conv2d, nn.MaxPool2d: MaxPool2d, nn.GroupNorm: GroupNorm}
 """Layers of torch, and the same with what ``vmap`` needs to be fast."""
 TRIAL = 0.3  # seconds of a step that engines are chosen by
+TOGETHER = 64  # nodes that a CUDA device asks at once
+WARM = 2  # calls before one is recorded: they load what it needs
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,12 @@ class Slot:
     def copy(self, rows: Tensor) -> Tensor:
         """The same apart from the rows."""
         return self.shaped(rows[..., self.offset : self.offset + self.size].clone())
+
+    def flat(self, t: Tensor) -> Tensor:
+        """Its columns [..., size] of ``t`` [..., *shape]."""
+        if not self.shape:
+            return t[..., None]
+        return (t.movedim(-3, -1) if len(self.shape) == 4 else t).flatten(t.dim() - len(self.shape))
 
 
 class _Form(nn.Module):
@@ -92,6 +100,21 @@ def _compute_alone() -> None:
     torch.set_num_threads(1)
 
 
+class Recording:
+    """What ``run`` does on a CUDA device with a batch of this shape, to be done again without its Python code."""
+
+    def __init__(self, run: Callable[..., Tensor], batch: Sequence[Tensor]):
+        self.batch, self.graph = [t.clone() for t in batch], torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.found = run(*self.batch)
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        for mine, t in zip(self.batch, batch, strict=True):
+            mine.copy_(t)
+        self.graph.replay()
+        return self.found.clone()
+
+
 class NodeStack:
     """The nodes of one process as rows.
 
@@ -100,9 +123,11 @@ class NodeStack:
         nodes: their numbers in the graph, ascending.
         dtype: float32 or float64, of everything that floats.
         engine: ``loop`` runs a node after the other; ``parallel`` the same, the nodes split over as many workers as torch has
-            threads, a core each; ``vmap`` up to ``abreast`` nodes in one batched call, with all threads; ``compile`` the loop
-            over what ``torch.compile`` makes of a node. ``auto``: see :meth:`choose`.
+            threads, a core each; ``vmap`` up to ``abreast`` nodes in one batched call, with all threads; ``graph`` the same,
+            recorded once as a CUDA graph: its Python code is not run again; ``compile`` the loop over what ``torch.compile``
+            makes of a node. ``auto``: see :meth:`choose`.
         abreast: None for all.
+        autocast: training steps of the networks in bfloat16, where torch holds that to be sound.
     """
 
     X: Tensor
@@ -112,7 +137,7 @@ class NodeStack:
 
     def __init__(self, make: Callable[[], NodeModule], nodes: Sequence[int], seed: int = 0,
                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, engine: Engine = "loop",
-                 abreast: int | None = None):  # fmt: skip
+                 abreast: int | None = None, autocast: bool = False):  # fmt: skip
         self.nodes, self.seed, self.device, self.engine = list(nodes), seed, torch.device(device), engine
         with randomness.forked(seed, "initialisation"):
             first = randomness.replace_dropout(make()).to(self.device, dtype)
@@ -132,9 +157,10 @@ class NodeStack:
         for i, module in enumerate(self.modules):
             self._bind(module, self.X[i], {k: b[i] for k, b in self.buffers.items()}, self.G[i])
             module.train()
-        self.abreast = abreast or len(self.nodes)
+        self.abreast, self.autocast = abreast or len(self.nodes), autocast
         self._places = places(first)
         self._workers: ThreadPoolExecutor | None = None
+        self._recordings: dict[tuple, int | Recording] = {}  # by what was called on what; so far only how often
         self._keys = [self.buffers[f"{k}.key"] for k, m in first.named_modules() if isinstance(m, randomness.Dropout)]
         self._dropouts = [[m for m in module.modules() if isinstance(m, randomness.Dropout)] for module in self.modules]
         self._draws: bool | None = None  # does a training step draw from the global generator? known after the first
@@ -193,12 +219,15 @@ class NodeStack:
         enabled = torch.is_grad_enabled()
 
         def work(here: range) -> Tensor:
-            with torch.set_grad_enabled(enabled):  # which is a thread's own
+            cast = torch.autocast(self.device.type, torch.bfloat16, self.autocast, cache_enabled=False)
+            with torch.set_grad_enabled(enabled), cast:  # which are a thread's own
                 parts = [part[here.start : here.stop] for part in batch]
+                if self.engine == "graph":
+                    return self._recorded(of, here, *parts)
                 return self._vmap(of, here, *parts) if self.engine == "vmap" else self._loop(of, here, step, *parts)
 
         # the fused attentions would run node by node
-        with sdpa_kernel(SDPBackend.MATH) if self.engine == "vmap" else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH) if self.engine in ("vmap", "graph") else nullcontext():
             parts = self._split(rows)
             found = self._by_workers(work, parts) if self.splits and self.engine == "parallel" else [work(part) for part in parts]
         return torch.cat(found)
@@ -252,16 +281,22 @@ class NodeStack:
         found = []
         for at, i in enumerate(rows):
             if self._draws is None:
-                before = torch.get_rng_state()
+                before = self._generators()
             if self._draws is not False:
                 torch.manual_seed(randomness.seed_of(self.seed, "node", self.nodes[i], step))
-                seeded = torch.get_rng_state()
+                seeded = self._generators()
             found.append(call(of, i, *(part[at] for part in batch)))
             if self._draws is None:
-                self._draws = not torch.equal(torch.get_rng_state(), seeded)
+                self._draws = not all(map(torch.equal, self._generators(), seeded))
                 if not self._draws:
-                    torch.set_rng_state(before)
+                    torch.set_rng_state(before[0])
+                    for state in before[1:]:
+                        torch.cuda.set_rng_state(state, self.device)
         return torch.stack(found)
+
+    def _generators(self) -> list[Tensor]:
+        """States of the global generators that a network may draw from."""
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [])]
 
     def _eager(self, of: Callable[..., Tensor], i: int, *batch: Tensor) -> Tensor:
         out = of(self.modules[i], *batch)
@@ -298,14 +333,13 @@ class NodeStack:
     def _take(self, here: int | slice, leaves: list[Tensor], out: Tensor) -> None:
         """The gradients of ``out`` to their places in ``G``; features leave out the head."""
         gradients = torch.autograd.grad(out, leaves, materialize_grads=True)
-        for slot, g in zip(self.layout, gradients, strict=True):
-            slot.view(self.G[here]).copy_(g)
+        torch.cat([slot.flat(g) for slot, g in zip(self.layout, gradients, strict=True)], -1, out=self.G[here])
 
     def _vmap(self, of: Callable[..., Tensor], rows: range, x: Tensor, *more: Tensor) -> Tensor:
-        here, module = slice(rows.start, rows.stop), self.modules[rows.start]
-        leaves = [slot.copy(self.X[here]).requires_grad_() for slot in self.layout]
-        # the nodes' channels side by side, channels-last, which is how a grouped convolution has them
-        x = x.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last).unflatten(1, (len(rows), -1))
+        here, module, at = slice(rows.start, rows.stop), self.modules[rows.start], 0
+        if self.device.type == "cpu":  # the nodes' channels side by side, channels-last, as a grouped convolution has them
+            at, x = 1, x.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last).unflatten(1, (len(rows), -1))
+        leaves = [(slot.copy if at else slot.view)(self.X[here]).detach().requires_grad_() for slot in self.layout]
 
         def forward(leaves: list[Tensor], buffers: list[Tensor], *batch: Tensor) -> Tensor:
             with self._holding(module, leaves, buffers):
@@ -313,7 +347,7 @@ class NodeStack:
 
         torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # what it runs node by node is slow, as `choose` finds out
         try:
-            run = torch.vmap(forward, in_dims=(0, 0, 1, *(0 for _ in more)), randomness="error")
+            run = torch.vmap(forward, in_dims=(0, 0, at, *(0 for _ in more)), randomness="error")
             found = run(leaves, [b[here] for b in self.buffers.values()], x, *more)
         except RuntimeError as e:
             if "random" not in str(e):
@@ -323,6 +357,19 @@ class NodeStack:
         if torch.is_grad_enabled():
             self._take(here, leaves, found.sum())  # rows do not meet in the loss: the gradient of the sum is every node's own
         return found.detach()
+
+    def _recorded(self, of: Callable[..., Tensor], rows: range, *batch: Tensor) -> Tensor:
+        """The same as a CUDA graph, recorded when this is asked for the third time for such a batch."""
+        key = of, rows, torch.is_grad_enabled(), *((t.shape, t.dtype) for t in batch)
+        known = self._recordings.setdefault(key, 0)
+        if known == WARM:
+            try:
+                known = Recording(functools.partial(self._vmap, of, rows), batch)
+            except RuntimeError as e:
+                said = str(e).splitlines()[0]
+                raise UserError(f"run.engine: graph cannot record this network ({said}); use vmap or loop") from e
+        self._recordings[key] = known + 1 if isinstance(known, int) else known
+        return self._vmap(of, rows, *batch) if isinstance(known, int) else known(*batch)
 
     @contextmanager
     def _holding(self, module: NodeModule, parameters: list[Tensor], buffers: list[Tensor]) -> Iterator[None]:
@@ -382,11 +429,18 @@ class NodeStack:
             self._run(_along, step, x, V)
             return self.G.clone()
 
+    def engines(self) -> list[Engine]:
+        """Those among which ``auto`` chooses; a loss of the user's may run code that a recording would leave out."""
+        if self.device.type == "cpu":
+            return ["loop", "parallel", "vmap"]
+        return ["loop", "vmap", *(["graph"] if type(self.modules[0]) is NodeModule else [])]
+
     def choose(self, x: Tensor, y: Tensor, engines: Sequence[str], threads: Sequence[int]) -> tuple[str, int]:
         """The engine and thread count that take least time for a step on this batch; rows, gradients and buffers stay.
 
         Of many nodes as many are tried as one thread runs in a third of a second.
         """
+        kept, self._recordings = self._recordings, {}
         tried = [(e, count) for count in threads for e in engines if (e, count) != ("parallel", 1) or len(engines) == 1]
         seconds: dict[tuple[str, int], float] = {}
         with self.trying(self.X):
@@ -397,12 +451,14 @@ class NodeStack:
             for self.engine, count in tried:
                 torch.set_num_threads(count)
                 try:
-                    self._seconds(rows, x, y)
+                    for _ in range(WARM):
+                        self._seconds(rows, x, y)
                     seconds[self.engine, count] = min(self._seconds(rows, x, y) for _ in range(2))
                 except (UserError, RuntimeError):
                     if len(engines) == 1:  # the one engine asked for cannot: it says why
                         raise
                     # this network cannot be batched (random draws, data-dependent control flow)
+        self._recordings = kept
         self.engine, count = min(seconds, key=seconds.get)
         torch.set_num_threads(count)
         return self.engine, count
@@ -419,7 +475,29 @@ class NodeStack:
 
     def answers(self, batches: Callable[[], Iterable[Tensor]], use: Callable[[Outputs], T]) -> list[T]:
         """``use`` of every node's outputs in evaluation mode over the same ``batches``, concatenated in order."""
-        return self.each(lambda i: use(run_network(self.modules[i], batches())))
+        if self.device.type == "cpu" or self.engine not in ("vmap", "graph"):
+            return self.each(lambda i: use(run_network(self.modules[i], batches())))
+        parts = [range(start, min(start + TOGETHER, self.n)) for start in range(0, self.n, TOGETHER)]
+        return [use(outputs) for part in parts for outputs in self._outputs(part, batches())]
+
+    @torch.no_grad()
+    def _outputs(self, rows: range, batches: Iterable[Tensor]) -> Iterator[Outputs]:
+        """Those of some nodes, which see every batch in one call."""
+        here, module, heads = slice(rows.start, rows.stop), self.modules[rows.start], []
+
+        def forward(parameters: list[Tensor], buffers: list[Tensor], x: Tensor) -> list[Tensor]:
+            with self._holding(module, parameters, buffers):
+                found = module.outputs(x)
+            heads[:] = [name for name, part in module.named_modules() if part is found.head]
+            return [found.logits] if found.features is None else [found.logits, found.features]
+
+        held = [slot.view(self.X[here]) for slot in self.layout], [b[here] for b in self.buffers.values()]
+        with evaluating(module), sdpa_kernel(SDPBackend.MATH):
+            found = [torch.vmap(forward)(*held, x.expand(len(rows), *x.shape)) for x in batches]
+        whole = [torch.cat(parts, 1) for parts in zip(*found, strict=True)]
+        for at, i in enumerate(rows):
+            features = whole[1][at] if len(whole) > 1 else None
+            yield Outputs(whole[0][at], features, self.modules[i].get_submodule(heads[0]) if heads else None)
 
     def model(self, row: Tensor, buffers: dict[str, Tensor]) -> NodeModule:
         """A separate node that stands on ``row`` [P] and ``buffers``, e.g. the consensus model."""

@@ -21,6 +21,7 @@ from lightning_idkd.network import Labels
 
 T = TypeVar("T")
 NOISE = 256  # images, to see what a detector makes of them
+DRAWS = 2**16  # samples whose augmentation is drawn at once
 EVALUATION_BATCH = 256  # fixed: a network whose output depends on the batch gives the same number every time
 
 
@@ -72,6 +73,7 @@ class Store:
         self.distilled: list[Labels] | None = None
         self.answers: tuple[list[Tensor], float] | None = None
         self.generation, self.generation_start = 0, 0
+        self._drawn: tuple[int, int] | None = None  # which of the steps `_crops` has
         self._union()
 
     # ------------------------------------------------------------------ what the nodes train on
@@ -208,9 +210,7 @@ class Store:
                 drawn = randomness.permutations(size, self.seed, "order", torch.full_like(row, self.generation), *counters)
                 found |= dict(zip(wanted, drawn, strict=True))
         walks = [torch.cat([found[k, p] for p in passes[k]]) for k in range(len(parts))]
-        return [
-            offset + walk[start * b % size :][: steps * b] for (_, offset, size, b), walk in zip(parts, walks, strict=True)
-        ]
+        return [offset + walk[start * b % size :][: steps * b] for (_, offset, size, b), walk in zip(parts, walks, strict=True)]
 
     def _draw(self, i: int, offset: int, size: int, batch: int, start: int, steps: int) -> Tensor:
         """The same with draws in which every class has the same chance."""
@@ -249,11 +249,8 @@ class Store:
         return *found, temperature, tuning.logit_adjustment * self.log_prior[:, None] * private[..., None]
 
     def _crop(self, pixels: Tensor, index: Tensor, step: int) -> Tensor:
-        pad, size = max(1, self.size // 8), self.size
-        node = torch.tensor(self.rows)[:, None]
-        place = torch.arange(index.shape[1])
-        dy, dx = (randomness.randint(2 * pad + 1, self.seed, p, node, step, place).to(self.device) for p in ("dy", "dx"))
-        flip = (randomness.randint(2, self.seed, "flip", node, step, place).to(self.device) == 1) & (self.augment == "crop_flip")
+        pad, size = self._pad, self.size
+        dy, dx, flip = self._crops(step, index.shape[1])
         if not self.augment_public:
             private = index < self.private
             dy, dx, flip = torch.where(private, dy, pad), torch.where(private, dx, pad), flip & private
@@ -263,6 +260,24 @@ class Store:
         padded = F.pad(pixels, (0, 0, pad, pad, pad, pad))
         sample = torch.arange(len(pixels), device=self.device)[:, None, None]
         return padded[sample, ys[:, :, None], xs[:, None, :]]
+
+    @property
+    def _pad(self) -> int:
+        return max(1, self.size // 8)
+
+    def _crops(self, step: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Offsets and flips [rows, batch] of a step, drawn for many steps at once."""
+        count = max(1, DRAWS // (len(self.rows) * batch))
+        drawn = step // count, batch
+        if self._drawn != drawn:
+            steps = torch.arange(step // count * count, (step // count + 1) * count, device=self.device)[:, None, None]
+            node, place = torch.tensor(self.rows, device=self.device)[:, None], torch.arange(batch, device=self.device)
+            ranges = (2 * self._pad + 1, "dy"), (2 * self._pad + 1, "dx"), (2, "flip")
+            dy, dx, flip = (
+                randomness.randint(high, self.seed, purpose, node, steps, place, device=self.device) for high, purpose in ranges
+            )
+            self._drawn, self._draws = drawn, (dy, dx, (flip == 1) & (self.augment == "crop_flip"))
+        return tuple(draws[step % count] for draws in self._draws)
 
     def _normal(self, pixels: Tensor) -> Tensor:
         return pixels.to(self.dtype).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_idkd.models import fused
-from lightning_idkd.models.abreast import channelwise
+from lightning_idkd.models.abreast import channelwise, kernels_for, nodewise
 
 FEW = 2**17  # values of a tensor below which torch's own calls cost less than ours
 
@@ -35,9 +36,12 @@ class EvoNormS0(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))  # beta
 
     def forward(self, x: Tensor) -> Tensor:
+        if kernel := _kernel(x, self.groups, False, self.eps):
+            return nodewise(lambda x, v, gamma, beta: kernel(x, gamma, beta, v, None), x, self.v, self.weight, self.bias)
         return channelwise(self._run, x, self.v, self.weight, self.bias)
 
     def _run(self, nodes: int, x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        x = x.float() if x.dtype == torch.bfloat16 else x  # as autocast has it for norms
         run = evonorm_s0 if fused.traced() else _EvoNormS0.apply
         return run(x, v, gamma, beta, nodes * self.groups, self.eps)
 
@@ -55,6 +59,8 @@ class GroupNorm(nn.GroupNorm):
         return made
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if self.affine and (kernel := _kernel(x, self.num_groups, self.relu, self.eps)):
+            return nodewise(lambda x, gamma, beta, add: kernel(x, gamma, beta, None, add), x, self.weight, self.bias, shortcut)
         return channelwise(self._run, x, self.weight, self.bias, shortcut)
 
     def _run(self, nodes: int, x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor | None) -> Tensor:
@@ -64,6 +70,14 @@ class GroupNorm(nn.GroupNorm):
         y = F.group_norm(x, groups, gamma, beta, self.eps)
         y = y if shortcut is None else y + shortcut
         return y.relu() if self.relu else y
+
+
+def _kernel(x: Tensor, groups: int, relu: bool, eps: float) -> Callable[..., Tensor] | None:
+    """Either norm of all nodes' images, where there is a kernel for such."""
+    kernels, (channels, height, width) = kernels_for(x), x.shape[1:]
+    if kernels is None or not kernels.slice_of(height * width, channels, channels // groups):
+        return None
+    return lambda x, gamma, beta, v, shortcut: kernels.Norm.apply(x, gamma, beta, v, shortcut, groups, relu, eps)
 
 
 def evonorm_s0(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> Tensor:

@@ -62,4 +62,4 @@ def test_vmap_takes_as_many_nodes_as_the_caches_of_two_threads_hold(kept, rows, 
 
 @pytest.mark.parametrize(("nodes", "columns"), [(4, 262144), (16, 65536), (128, 8192), (1024, 8192), (4096, 2048)])
 def test_a_block_is_as_wide_as_its_values_allow(nodes, columns):
-    assert block(nodes) == columns
+    assert block(nodes, torch.device("cpu")) == columns
