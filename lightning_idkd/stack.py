@@ -24,13 +24,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_idkd import randomness
 from lightning_idkd.errors import UserError
-from lightning_idkd.models.abreast import Conv2d, MaxPool2d
+from lightning_idkd.models.abreast import BatchNorm2d, Conv2d, MaxPool2d
 from lightning_idkd.models.normalisation import GroupNorm
 from lightning_idkd.node import NodeModule, Outputs
 
 S, T = TypeVar("S"), TypeVar("T")
 Engine = Literal["loop", "parallel", "vmap", "graph", "compile", "auto"]
-ABREAST = {nn.Conv2d: Conv2d, nn.MaxPool2d: MaxPool2d, nn.GroupNorm: GroupNorm}
+ABREAST = {nn.Conv2d: Conv2d, nn.MaxPool2d: MaxPool2d, nn.GroupNorm: GroupNorm, nn.BatchNorm2d: BatchNorm2d}
 """Layers of torch, and the same with what ``vmap`` needs to be fast."""
 TRIAL = 0.3  # seconds of a step that engines are chosen by
 TOGETHER = 64  # nodes that a CUDA device asks at once

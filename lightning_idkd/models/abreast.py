@@ -30,7 +30,7 @@ def channelwise(op: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
 
 
 def nodewise(op: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
-    """``op(*tensors)`` of images [n, B, C, H, W] and parameters [n, ...]: under ``vmap`` of all nodes in one call, else of one."""
+    """``op(*tensors)`` of images [n, B, C, H, W] and parameters [n, ...]: under ``vmap`` of all nodes at once, else of one."""
     if batched(tensors[0]):
         return _OfAll.apply(lambda n, *tensors: (op(*tensors), 0), *tensors)
     return op(*(t if t is None else t[None] for t in tensors))[0]
@@ -89,6 +89,16 @@ class MaxPool2d(nn.MaxPool2d):
         if self.return_indices:
             return super().forward(x)
         return channelwise(lambda _, x: super(MaxPool2d, self).forward(x), x)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """The same, by torch's own kernels on a CUDA device: cuDNN's know no ``vmap``, and ask for more than a row's alignment."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cuda:
+            return super().forward(x)
+        with torch.backends.cudnn.flags(enabled=False):
+            return super().forward(x)
 
 
 class Conv2d(nn.Conv2d):
