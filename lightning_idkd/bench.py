@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,7 @@ from lightning_idkd.data.store import Store
 from lightning_idkd.evaluation import measure
 from lightning_idkd.fit import node_maker
 from lightning_idkd.graph import Graph
-from lightning_idkd.launch import launch
+from lightning_idkd.launch import keep_memory, launch
 from lightning_idkd.models import normalisation
 from lightning_idkd.models.normalisation import evonorm_s0
 from lightning_idkd.network import Network
@@ -63,14 +64,15 @@ def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: in
     """Samples a second of every form of a step on random images, medians of turns with their spread, and more.
 
     Forms: each engine; a ``bare loop`` of forward and backward passes over models that share nothing; ``one model`` on as many
-    samples; and, up to 16 nodes, a ``process per node``, the models of neighbours exchanged by gloo, with our layers and with
-    norms as autograd makes them of their formulas. Further: what ``auto`` takes, the shares of a step of the fastest engine,
-    and its peak memory in a process of its own.
+    samples; and, up to 16 nodes, a ``process per node``, the models of neighbours exchanged by gloo, with our layers and memory
+    settings, or with norms as autograd makes them of their formulas and no settings. Further: what ``auto`` takes, the shares of
+    a step of the fastest engine, and its peak memory in a process of its own.
     """
     case = Case(config, channels, size, samples)
     fabric, n, b, cores = case.fabric, case.graph.nodes, config.train.batch_size, os.cpu_count() or 1
     counts = sorted({1, cores}) if fabric.device.type == "cpu" else [1]
-    engines = case.run("loop").stack.engines() if config.run.engine == "auto" else [config.run.engine]
+    choice = case.run("loop").stack.engines()
+    engines = [config.run.engine] if config.run.engine != "auto" else sorted({*choice, "vmap"})
     forms: dict[str, Form] = {}
     for engine in engines:
         run = case.run(engine)
@@ -90,12 +92,13 @@ def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: in
         seconds |= apart(node_process, n, config, case.graph, channels, size, rounds)
     rates = {name: sorted(n * b / s for s in found) for name, found in seconds.items()}
     best = max((name for name, form in forms.items() if form.run), key=lambda name: statistics.median(rates[name]))
-    chosen = named(*case.run("auto").stack.choose(x, y, engines, counts))
+    chosen = named(*case.run("auto").stack.choose(x, y, choice if config.run.engine == "auto" else engines, counts))
     torch.set_num_threads(forms[best].threads)
     return {
         "nodes": n,
         "batch": b,
         "parameters": run.stack.parameters,
+        "nodes_a_call_of_vmap": run.stack.abreast,
         "samples_per_second": {k: {"median": statistics.median(v), "least": v[0], "most": v[-1]} for k, v in rates.items()},
         "fastest": best,
         "auto": chosen,
@@ -274,21 +277,23 @@ def node_process(rank: int, config: Config, graph: Graph, channels: int, size: i
         for p, part in zip(model.parameters(), mixed.split([p.numel() for p in model.parameters()]), strict=True):
             p.data.copy_(part.view_as(p))
 
-    found: dict[str, list[float]] = {}
-    for name in ("process per node", "process per node, plain norms"):
-        if "plain" in name:  # as autograd has them
-            normalisation.FEW = math.inf
-            normalisation.EvoNormS0._run = lambda m, _, x, v, gamma, beta: evonorm_s0(x, v, gamma, beta, m.groups, m.eps)
-        model = make().to(memory_format=torch.channels_last)
+    def measure() -> list[float]:
+        model, found = make().to(memory_format=torch.channels_last), []
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
-        for turn in range(rounds + 1):
+        for _ in range(rounds + 1):
             dist.barrier()
             start = time.perf_counter()
             for _ in range(3):
                 step(model, optimizer)
             dist.barrier()
-            if turn:  # the first one warms up
-                found.setdefault(name, []).append((time.perf_counter() - start) / 3)
+            found.append((time.perf_counter() - start) / 3)
+        return found[1:]  # the first one warms up
+
+    plain = lambda m, _, x, v, gamma, beta: evonorm_s0(x, v, gamma, beta, m.groups, m.eps)  # noqa: E731
+    with patch.object(normalisation, "FEW", math.inf), patch.object(normalisation.EvoNormS0, "_run", plain):
+        found = {"process per node, plain norms": measure()}
+    keep_memory()
+    found["process per node"] = measure()
     if rank == 0:
         tell(folder, found)
     dist.destroy_process_group()
@@ -320,7 +325,8 @@ def tables(found: dict) -> str:
     for name, case in found["cases"].items():
         rates = case["samples_per_second"]
         bare = max(rate["median"] for form, rate in rates.items() if form.startswith("bare loop"))
-        lines += [f"**{name}**, batch {case['batch']}, {case['parameters']:,} parameters", "",
+        abreast = f"vmap takes {case['nodes_a_call_of_vmap']} nodes a call"
+        lines += [f"**{name}**, batch {case['batch']}, {case['parameters']:,} parameters; {abreast}", "",
                   "| form of the step | samples/s | least to most | of the bare loop |", "| --- | --- | --- | --- |"]  # fmt: skip
         for form, rate in sorted(rates.items(), key=lambda item: -item[1]["median"]):
             spread = f"{rate['least']:,.0f} to {rate['most']:,.0f}"

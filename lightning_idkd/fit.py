@@ -150,8 +150,14 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
     """What the lines above the first evaluation say."""
     import torch
 
+    from lightning_idkd.models import fused
+
     graph, store = run.network.graph, run.store
-    threads = f"{run.network.world} x {torch.get_num_threads()} threads"
+    engine = f"{run.stack.engine} on {run.fabric.device}, {run.network.world} x {torch.get_num_threads()} threads"
+    if run.stack.engine in ("vmap", "graph"):
+        engine += f", {min(run.stack.abreast, run.stack.n)} nodes a call"
+    if run.fabric.device.type == "cpu" and fused.by() != "C":
+        engine += ", norms by torch (no C compiler)"
     public = {}
     if store.public:
         here = f"{store.size}x{store.size} {'grey' if store.channels == 1 else 'RGB'}"
@@ -170,7 +176,7 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
         **public,
         "node": f"{type(config.node.network).__name__}, {run.stack.parameters:,} parameters; {type(config.gossip).__name__}; "
         f"{run.steps} steps an epoch",
-        "engine": f"{run.stack.engine} on {run.fabric.device}, {threads}",
+        "engine": engine,
         "memory": f"about {report.size(run.header['predicted_memory_bytes'])}{' a process' * (run.network.world > 1)}",
         **shares,
     }
@@ -243,18 +249,21 @@ def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator)
     import torch
 
     from lightning_idkd import timing
+    from lightning_idkd.models import fused
 
     asked, cores = config.run, max(1, (os.cpu_count() or 1) // config.run.devices)
     engines = run.stack.engines() if asked.engine == "auto" else [asked.engine]
     threads = [asked.threads] if asked.threads else sorted({1, cores}) if run.fabric.device.type == "cpu" else [1]
     if saved and saved["devices"] == asked.devices and (not fork or (asked.engine == "auto" and asked.threads is None)):
-        found = saved["engine"], saved["threads"]
+        found, run.stack.abreast = (saved["engine"], saved["threads"]), saved.get("abreast", run.stack.abreast)
+        if (before := saved.get("norms", fused.by())) != fused.by():
+            run.say(report.part("note", f"norms by {before} so far, by {fused.by()} from here: last bits differ"))
     elif len(engines) * len(threads) == 1:
         found = engines[0], threads[0]
     else:
         x, y, *_ = run.store.batch(run.store.order(0, 1), 0)
         shape = [*x.shape], str(x.dtype), run.store.nodes, asked.devices, run.fabric.device.type, engines, threads
-        key = timing.digest(config.resolved["node"], *shape, asked.autocast)
+        key = timing.digest(config.resolved["node"], *shape, asked.autocast, fused.by())
         found = run.fabric.broadcast(timing.known().get(key))
         if found is None:
             run.say(report.part("timing", f"engines {', '.join(engines)}; threads {', '.join(map(str, threads))}"))

@@ -430,9 +430,10 @@ class NodeStack:
             return self.G.clone()
 
     def engines(self) -> list[Engine]:
-        """Those among which ``auto`` chooses; a loss of the user's may run code that a recording would leave out."""
+        """Those among which ``auto`` chooses: ``vmap`` of one node is a slower loop, and a loss of the user's may run code that a
+        recording would leave out."""
         if self.device.type == "cpu":
-            return ["loop", "parallel", "vmap"]
+            return ["loop", "parallel", *(["vmap"] if self.abreast > 1 else [])]
         return ["loop", "vmap", *(["graph"] if type(self.modules[0]) is NodeModule else [])]
 
     def choose(self, x: Tensor, y: Tensor, engines: Sequence[str], threads: Sequence[int]) -> tuple[str, int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_idkd.callback import Calibration, Distillation
 from lightning_idkd.errors import UserError
+from lightning_idkd.models import fused
 from lightning_idkd.network import Labels
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def gather(run: Orchestrator) -> dict:
         "edges": torch.from_numpy(network.graph.mixing(0).edges),
         "engine": run.stack.engine,
         "threads": torch.get_num_threads(),
+        "abreast": run.stack.abreast,
+        "norms": fused.by(),
         "devices": network.world,
         "epoch": run.epoch,
         "step": run.step,

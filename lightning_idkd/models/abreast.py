@@ -43,7 +43,7 @@ def batched(x: Tensor) -> bool:
 
 def kernels_for(x: Tensor) -> ModuleType | None:
     """The kernels for such images; None where there are none, and where tensors are not what they seem."""
-    sound = batched(x) or not fused.traced()
+    sound = x.dim() == 4 and (batched(x) or (type(x) is Tensor and not fused.traced()))
     return _kernels() if x.is_cuda and sound and x.dtype in (torch.float32, torch.bfloat16) else None
 
 
@@ -85,28 +85,28 @@ def _abreast(t: Tensor) -> Tensor:
 class MaxPool2d(nn.MaxPool2d):
     """The same."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.return_indices:
-            return super().forward(x)
-        return channelwise(lambda _, x: super(MaxPool2d, self).forward(x), x)
+    def forward(self, input: Tensor) -> Tensor:
+        if self.return_indices or input.dim() != 4:
+            return super().forward(input)
+        return channelwise(lambda _, x: super(MaxPool2d, self).forward(x), input)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
     """The same, by torch's own kernels on a CUDA device: cuDNN's know no ``vmap``, and ask for more than a row's alignment."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not x.is_cuda:
-            return super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        if not input.is_cuda:
+            return super().forward(input)
         with torch.backends.cudnn.flags(enabled=False):
-            return super().forward(x)
+            return super().forward(input)
 
 
 class Conv2d(nn.Conv2d):
     """The same."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        kernels = kernels_for(x)
-        if kernels is None or not self._simple:
+    def forward(self, input: Tensor) -> Tensor:
+        x, kernels = input, kernels_for(input)
+        if kernels is None or not self._simple or x.shape[1:2] != (self.in_channels,):
             return super().forward(x)
         if torch.is_autocast_enabled("cuda"):
             x = x.to(torch.get_autocast_dtype("cuda"))

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_idkd.data.source import cache_folder
+from lightning_idkd.errors import UserError
 from lightning_idkd.timing import machine
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -33,22 +35,26 @@ SIGNATURES = {
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The library, from the cache or compiled now; None where it cannot be made."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        return None
-    threads = _openmp()
-    identity = repr((SOURCE.read_text(), machine(), compiler, FLAGS, threads))
-    path = cache_folder() / f"fused-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
-    with contextlib.suppress(OSError):
-        return _open(path)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _make(compiler, threads, path)
-        return _open(path)
+    compiler = shlex.split(os.environ.get("CC", "")) or [c for c in ("cc", "gcc", "clang") if shutil.which(c)][:1]
+    with contextlib.suppress(OSError, RuntimeError, UserError):  # no source, no home, a cache that cannot be written, ...
+        threads = _openmp()
+        identity = repr((SOURCE.read_text(), machine(), compiler, FLAGS, threads))
+        path = cache_folder() / f"fused-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
+        with contextlib.suppress(OSError):
+            return _open(path)
+        if compiler:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _make(compiler, threads, path)
+            return _open(path)
     return None
 
 
-def _make(compiler: str, threads: str | None, path: Path) -> None:
+def by() -> str:
+    """Who computes the norms on a CPU: this library or torch."""
+    return "torch" if library() is None else "C"
+
+
+def _make(compiler: list[str], threads: str | None, path: Path) -> None:
     """Compile to ``path``: with ``threads``, the library of those that torch has, where that can be linked, else for one."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         compiled, linked = f"{folder}/fused.o", f"{folder}/fused.so"
@@ -56,11 +62,11 @@ def _make(compiler: str, threads: str | None, path: Path) -> None:
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 for command in ([*FLAGS, *options, "-c", str(SOURCE), "-o", compiled],
                                 ["-shared", compiled, *libraries, "-lm", "-o", linked]):  # fmt: skip
-                    subprocess.run([compiler, *command], check=True, capture_output=True, timeout=60)
+                    subprocess.run([*compiler, *command], check=True, capture_output=True, timeout=60)
                 _open(Path(linked))
                 os.replace(linked, path)
                 return
-    raise OSError(f"{compiler} could not make it")
+    raise OSError(f"{compiler[0]} could not make it")
 
 
 def _openmp() -> str | None:
@@ -82,17 +88,19 @@ def _open(path: Path) -> ctypes.CDLL:
     return found
 
 
-def takes(x: Tensor, groups: int) -> bool:
-    """Whether the library treats images like ``x`` [B, C, H, W]."""
+def takes(x: Tensor, groups: int, *parameters: Tensor, shortcut: Tensor | None = None) -> bool:
+    """Whether the library treats images like ``x`` [B, C, H, W], with ``parameters`` [C] and a ``shortcut`` like ``x``."""
+    if type(x) is not Tensor or x.dim() != 4 or traced():
+        return False
     channels = x.shape[1]
     group = channels // groups
+    tensors = x, *parameters, *([] if shortcut is None else [shortcut])
     return (
-        x.dim() == 4
-        and x.dtype == torch.float32
-        and x.device.type == "cpu"
+        all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and all(t.shape == x.shape[1:2] for t in parameters)
+        and (shortcut is None or shortcut.shape == x.shape)
         and channels % LANES == 0
         and (LANES % group == 0 or group % LANES == 0)
-        and not traced()
         and library() is not None
     )
 

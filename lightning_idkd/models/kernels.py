@@ -6,11 +6,15 @@ images several times. Sums are in an order of their own, so a result is the same
 
 from __future__ import annotations
 
+import functools
+
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from lightning_idkd.models.normalisation import again, evonorm_s0, group_norm
 
 PIXELS, CHANNELS = 128, 64  # of a convolution's tile, at most
 VALUES = 2**14  # of an image that a program of a norm holds, at most
@@ -185,24 +189,28 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
-        x = _last(x)
-        w = w.movedim(2, -1).to(x.dtype).contiguous()
-        size = [(s + 2 * padding - w.shape[2]) // stride + 1 for s in x.shape[2:4]]
-        ctx.save_for_backward(x, w)
+        packed = w.movedim(2, -1).to(x.dtype).contiguous()
+        size = [(s + 2 * padding - w.shape[-1]) // stride + 1 for s in x.shape[3:]]
+        ctx.save_for_backward(x, w, packed)
         ctx.stride, ctx.padding = stride, padding
-        return _convolved(x, w, size, stride, padding, False).movedim(-1, -3)
+        return _convolved(_last(x), packed, size, stride, padding, False).movedim(-1, -3)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-        (x, w), g, d_x, d_w = ctx.saved_tensors, _last(g), None, None
+        x, w, packed = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            formula = lambda x, w: torch.stack(  # noqa: E731
+                [F.conv2d(a, b.to(a.dtype), stride=ctx.stride, padding=ctx.padding) for a, b in zip(x, w, strict=True)]
+            )
+            return *again(formula, (x, w), g), None, None
+        x, w, g, d_x, d_w = _last(x), packed, _last(g), None, None
         if ctx.needs_input_grad[0]:
             d_x = _convolved(g, w, x.shape[2:4], ctx.stride, ctx.padding, True).movedim(-1, -3)
         if ctx.needs_input_grad[1]:
             (n, b, height, width, inputs), (*_, high, wide, outputs) = x.shape, g.shape
             k = w.shape[2]
-            bj, bo = _up(k * inputs, 2 * CHANNELS), _up(outputs, CHANNELS)
-            bm = 64
+            bj, bo = _up(k * inputs, 2 * CHANNELS if inputs < CHANNELS else CHANNELS), _up(outputs, CHANNELS)
+            bm = 64 if x.dtype == torch.bfloat16 else 32
             tiles = k * triton.cdiv(k * inputs, bj) * triton.cdiv(outputs, bo)
             splits = max(1, min(SPLITS // (tiles * n), b * high * wide // (4 * bm)))
             part = triton.cdiv(b * high * wide, splits * bm) * bm
@@ -220,6 +228,7 @@ class Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, v: Tensor | None, shortcut: Tensor | None, groups: int, relu: bool,
                 eps: float) -> Tensor:  # fmt: skip
+        given = x, gamma, beta, v, shortcut
         x, shortcut = _last(x), None if shortcut is None else _last(shortcut)
         if len({t.stride() for t in (gamma, beta, v) if t is not None}) > 1 or gamma.stride(1) != 1:
             gamma, beta, v = (None if t is None else t.contiguous() for t in (gamma, beta, v))
@@ -230,13 +239,16 @@ class Norm(torch.autograd.Function):
         ctx.settings = (pixels, channels, group, slice_of(pixels, channels, group), triton.next_power_of_2(pixels),
                         v is not None, shortcut is not None, relu)  # fmt: skip
         _norm[n * b, channels // ctx.settings[3]](x, gamma, beta, v, shortcut, y, mean, rstd, *ctx.shape, eps, *ctx.settings)
-        ctx.save_for_backward(x, gamma, v, mean, rstd, y if relu else None)
+        ctx.save_for_backward(*given, gamma, v, mean, rstd, y if relu else None)
+        ctx.formula = groups, relu, eps
         return y.movedim(-1, -3)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-        (x, gamma, v, mean, rstd, y), g = ctx.saved_tensors, _last(g)
+        *given, gamma, v, mean, rstd, y = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *again(functools.partial(_formula, *ctx.formula), given, g), None, None, None
+        x, g = _last(given[0]), _last(g)
         *_, channels = x.shape
         d_x, through = torch.empty_like(x), torch.empty_like(x) if ctx.settings[6] else None
         sums = torch.empty(2 + (v is not None), *mean.shape, device=x.device)
@@ -246,6 +258,15 @@ class Norm(torch.autograd.Function):
         d_gamma, d_beta, *d_v = sums.unflatten(1, x.shape[:2]).sum(2)
         through = None if through is None else through.movedim(-1, -3)
         return d_x.movedim(-1, -3), d_gamma, d_beta, *(d_v or [None]), through, None, None, None
+
+
+def _formula(groups: int, relu: bool, eps: float, x: Tensor, gamma: Tensor, beta: Tensor, v: Tensor | None,
+             shortcut: Tensor | None) -> Tensor:  # fmt: skip
+    """What :class:`Norm` computes, node by node."""
+    if v is not None:
+        return torch.stack([evonorm_s0(x[i], v[i], gamma[i], beta[i], groups, eps) for i in range(len(x))])
+    added = [None if shortcut is None else shortcut[i] for i in range(len(x))]
+    return torch.stack([group_norm(x[i], gamma[i], beta[i], added[i], groups, relu, eps) for i in range(len(x))])
 
 
 def slice_of(pixels: int, channels: int, group: int) -> int:

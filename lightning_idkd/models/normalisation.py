@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lightning_idkd.models import fused
 from lightning_idkd.models.abreast import channelwise, kernels_for, nodewise
@@ -36,7 +35,7 @@ class EvoNormS0(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))  # beta
 
     def forward(self, x: Tensor) -> Tensor:
-        if kernel := _kernel(x, self.groups, False, self.eps):
+        if kernel := _kernel(x, self.groups, False, self.eps, (self.v, self.weight, self.bias)):
             return nodewise(lambda x, v, gamma, beta: kernel(x, gamma, beta, v, None), x, self.v, self.weight, self.bias)
         return channelwise(self._run, x, self.v, self.weight, self.bias)
 
@@ -58,26 +57,37 @@ class GroupNorm(nn.GroupNorm):
         made.relu = relu
         return made
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if self.affine and (kernel := _kernel(x, self.num_groups, self.relu, self.eps)):
-            return nodewise(lambda x, gamma, beta, add: kernel(x, gamma, beta, None, add), x, self.weight, self.bias, shortcut)
-        return channelwise(self._run, x, self.weight, self.bias, shortcut)
+    def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if kernel := self.affine and _kernel(input, self.num_groups, self.relu, self.eps, (self.weight, self.bias), shortcut):
+            op = lambda x, gamma, beta, add: kernel(x, gamma, beta, None, add)  # noqa: E731
+            return nodewise(op, input, self.weight, self.bias, shortcut)
+        return channelwise(self._run, input, self.weight, self.bias, shortcut)
 
     def _run(self, nodes: int, x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor | None) -> Tensor:
         groups = nodes * self.num_groups
-        if self.affine and x.numel() >= FEW and fused.takes(x, groups):
+        if self.affine and x.numel() >= FEW and fused.takes(x, groups, gamma, beta, shortcut=shortcut):
             return _GroupNorm.apply(x, gamma, beta, shortcut, groups, self.relu, self.eps)
-        y = F.group_norm(x, groups, gamma, beta, self.eps)
-        y = y if shortcut is None else y + shortcut
-        return y.relu() if self.relu else y
+        return group_norm(x, gamma, beta, shortcut, groups, self.relu, self.eps)
 
 
-def _kernel(x: Tensor, groups: int, relu: bool, eps: float) -> Callable[..., Tensor] | None:
+def _kernel(x: Tensor, groups: int, relu: bool, eps: float, parameters: tuple[Tensor, ...],
+            shortcut: Tensor | None = None) -> Callable[..., Tensor] | None:  # fmt: skip
     """Either norm of all nodes' images, where there is a kernel for such."""
-    kernels, (channels, height, width) = kernels_for(x), x.shape[1:]
-    if kernels is None or not kernels.slice_of(height * width, channels, channels // groups):
+    kernels = kernels_for(x)
+    if kernels is None or any(t.dtype != torch.float32 or t.shape != x.shape[1:2] for t in parameters):
+        return None
+    channels, height, width = x.shape[1:]
+    fits = (shortcut is None or shortcut.shape == x.shape) and kernels.slice_of(height * width, channels, channels // groups)
+    if not fits:
         return None
     return lambda x, gamma, beta, v, shortcut: kernels.Norm.apply(x, gamma, beta, v, shortcut, groups, relu, eps)
+
+
+def again(formula: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], g: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of ``formula(*inputs)`` that can be differentiated once more."""
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad(formula(*inputs), wanted, g, create_graph=True))
+    return tuple(next(found) if t is not None and t.requires_grad else None for t in inputs)
 
 
 def evonorm_s0(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> Tensor:
@@ -86,28 +96,37 @@ def evonorm_s0(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, e
     return x * (x * _channels(v)).sigmoid() * _channels((variance + eps).rsqrt() * gamma) + _channels(beta)
 
 
+def group_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, shortcut: Tensor | None, groups: int, relu: bool,
+               eps: float) -> Tensor:  # fmt: skip
+    """The same of GroupNorm and what follows it."""
+    y = F.group_norm(x, groups, gamma, beta, eps)
+    y = y if shortcut is None else y + shortcut
+    return y.relu() if relu else y
+
+
 class _EvoNormS0(torch.autograd.Function):
     """Both passes by hand: what autograd makes of the formula reads and writes the images so often that it takes as long as the
     convolutions on a CPU."""
 
     @staticmethod
     def forward(ctx, x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> Tensor:
-        if fused.takes(x, groups):
+        if fused.takes(x, groups, v, gamma, beta):
             y, mean, rstd = fused.evonorm_forward(x, v, gamma, beta, groups, eps)
         else:
             mean = _over_group(x.mean((2, 3)), groups)
             rstd = (_over_group((x - _channels(mean)).square_().mean((2, 3)), groups) + eps).rsqrt()
             gated = (x * _channels(v)).sigmoid_().mul_(x)
             y = torch.addcmul(_channels(beta), gated, _channels(gamma * rstd))
-        ctx.save_for_backward(x, v, gamma, mean, rstd)
-        ctx.groups = groups
+        ctx.save_for_backward(x, v, gamma, beta, mean, rstd)
+        ctx.groups, ctx.eps = groups, eps
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, v, gamma, mean, rstd = ctx.saved_tensors
-        if fused.takes(x, ctx.groups):
+        x, v, gamma, beta, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *again(lambda *t: evonorm_s0(*t, ctx.groups, ctx.eps), (x, v, gamma, beta), g), None, None
+        if fused.takes(x, ctx.groups, v, gamma):
             return *fused.evonorm_backward(g, x, v, gamma, mean, rstd, ctx.groups), None, None
         gate = (x * _channels(v)).sigmoid_()
         gated = x * gate
@@ -128,16 +147,17 @@ class _GroupNorm(torch.autograd.Function):
     def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor | None, groups: int, relu: bool,
                 eps: float) -> Tensor:  # fmt: skip
         y, mean, rstd = fused.group_norm_forward(x, gamma, beta, shortcut, groups, relu, eps)
-        ctx.save_for_backward(x, gamma, mean, rstd, y if relu else None)
-        ctx.groups, ctx.shortcut = groups, shortcut is not None
+        ctx.save_for_backward(x, gamma, beta, shortcut, mean, rstd, y if relu else None)
+        ctx.settings = groups, relu, eps
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, gamma, mean, rstd, y = ctx.saved_tensors
-        *gradients, through = fused.group_norm_backward(g, x, y, gamma, mean, rstd, ctx.groups)
-        return *gradients, through if ctx.shortcut else None, None, None, None
+        x, gamma, beta, shortcut, mean, rstd, y = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *again(lambda *t: group_norm(*t, *ctx.settings), (x, gamma, beta, shortcut), g), None, None, None
+        *gradients, through = fused.group_norm_backward(g, x, y, gamma, mean, rstd, ctx.settings[0])
+        return *gradients, None if shortcut is None else through, None, None, None
 
 
 def _over_group(t: Tensor, groups: int) -> Tensor:

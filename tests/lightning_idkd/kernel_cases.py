@@ -45,9 +45,14 @@ def main() -> None:
         single = [t.detach().float().requires_grad_() for t in inputs]
         y, expected = ours(*single), theirs(*inputs)
         cotangent = torch.randn(expected.shape, generator=g, dtype=torch.float64).to(DEVICE)
-        pairs = [(y, expected), *zip(torch.autograd.grad(y, single, cotangent.float()),
-                                     torch.autograd.grad(expected, inputs, cotangent), strict=True)]  # fmt: skip
+        first = torch.autograd.grad(y, single, cotangent.float(), retain_graph=True)
+        pairs = [(y, expected), *zip(first, torch.autograd.grad(expected, inputs, cotangent, retain_graph=True), strict=True)]
         found[name] = [((a - b).norm() / b.norm()).item() for a, b in pairs]
+        twice = [
+            torch.autograd.grad(sum(t.square().sum() for t in torch.autograd.grad(y, of, g, create_graph=True)), of[:2])
+            for y, of, g in ((y, single, cotangent.float()), (expected, inputs, cotangent))
+        ]
+        found[f"{name}, twice"] = [((a - b).norm() / b.norm()).item() for a, b in zip(*twice, strict=True)]
 
     for name, (n, b, channels, to, side, k, stride, padding) in CONVOLUTIONS.items():
         compare(

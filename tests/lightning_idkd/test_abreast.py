@@ -81,6 +81,22 @@ def test_torchs_own_layers_in_a_users_network_are_exchanged():
     torch.testing.assert_close(loop.G, vmap.G)
 
 
+def test_a_pool_over_images_without_a_batch_keeps_nodes_apart():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool, self.head = nn.MaxPool2d(3, 2, 1), nn.Linear(9, 5)
+
+        def forward(self, x):
+            return self.head(self.pool(input=x[:, 0]).flatten(1))
+
+    x = torch.randn(N, 7, S, S, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).movedim(-1, -3)
+    y = torch.full((N, 7, 5), 0.2, dtype=torch.float64)
+    loop, vmap = (NodeStack(lambda: NodeModule(Net()), range(N), dtype=torch.float64, engine=e) for e in ("loop", "vmap"))
+    torch.testing.assert_close(loop.step(x, y, 0), vmap.step(x, y, 0))
+    torch.testing.assert_close(loop.G, vmap.G)
+
+
 def test_a_layer_that_stands_in_two_places_is_each_nodes_own_in_both():
     class Twice(nn.Module):
         def __init__(self):

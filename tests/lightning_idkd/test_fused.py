@@ -1,11 +1,13 @@
 """The C library of the norms against their formulas in double precision, and what happens where there is no compiler."""
 
+import copy
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_idkd.models import fused
 from lightning_idkd.models.normalisation import EvoNormS0, GroupNorm, evonorm_s0
@@ -67,6 +69,61 @@ def test_group_norm_with_what_follows_equals_torchs_forwards_and_backwards(shape
         torch.testing.assert_close(gradient.double(), of, rtol=1e-4, atol=2e-5 * of.abs().max().item())
 
 
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_layer_group_norm_trains_by_the_library(relu, shortcut, monkeypatch):
+    used, forward = [], fused.group_norm_forward
+    monkeypatch.setattr(fused, "group_norm_forward", lambda *given: used.append(given) or forward(*given))
+    layer = GroupNorm.over(32, relu=relu)
+    tensors = [drawn(8, 32, 32, 16, mean=3), *([drawn(8, 32, 32, 16, mean=0.1)] if shortcut else [])]
+    with torch.no_grad():
+        layer.weight.copy_(drawn(32, mean=1))
+        layer.bias.copy_(drawn(32))
+    inputs = [t.clone().requires_grad_() for t in tensors]
+    y, g = layer(*inputs), drawn(8, 32, 32, 16)
+    exact = [t.detach().double().requires_grad_() for t in (*inputs, layer.weight, layer.bias)]
+    expected = F.group_norm(exact[0], 8, *exact[-2:], 1e-5) + (exact[1] if shortcut else 0)
+    expected = expected.relu() if relu else expected
+    assert used
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    found = torch.autograd.grad(y, [*inputs, layer.weight, layer.bias], g)
+    for gradient, of in zip(found, torch.autograd.grad(expected, exact, g.double()), strict=True):
+        torch.testing.assert_close(gradient.double(), of, rtol=1e-4, atol=2e-5 * of.abs().max().item())
+
+
+@pytest.mark.parametrize("layer", [EvoNormS0(32), GroupNorm.over(32, relu=True)], ids=["EvoNormS0", "GroupNorm"])
+def test_gradients_can_be_differentiated_again(layer):
+    """As a penalty on gradients in a loss does, whatever the batch."""
+    x, found = drawn(40, 32, 12, 12), []
+    for here in (layer, copy.deepcopy(layer).double()):
+        leaf = x.to(here.weight.dtype).requires_grad_()
+        [gradient] = torch.autograd.grad(here(leaf).square().sum(), leaf, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), [leaf, *here.parameters()]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4 * b.abs().max().item())
+
+
+class TestWhatTheLibraryDoesNotTake:
+    @pytest.mark.parametrize("layer", [EvoNormS0(16), GroupNorm(8, 16)], ids=["EvoNormS0", "GroupNorm"])
+    def test_other_channels_than_those_of_the_parameters(self, layer):
+        with pytest.raises(RuntimeError, match="size"):
+            layer(drawn(16, 32, 16, 16))
+
+    @pytest.mark.parametrize("shape", [(16, 32, 1, 1), (1, 32, 16, 16)], ids=str)
+    def test_shortcuts_of_another_shape_are_spread(self, shape):
+        layer, x, shortcut = GroupNorm.over(32), drawn(16, 32, 16, 16), drawn(*shape)
+        torch.testing.assert_close(layer(x, shortcut), layer(x) + shortcut, rtol=1e-5, atol=1e-5)
+
+    def test_parameters_of_another_type_are_promoted(self):
+        x = drawn(16, 32, 16, 16)
+        torch.testing.assert_close(EvoNormS0(32).double()(x), EvoNormS0(32)(x).double(), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("layer", [EvoNormS0(32), GroupNorm.over(32)], ids=["EvoNormS0", "GroupNorm"])
+    def test_tensors_without_memory(self, layer):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert layer(torch.empty(16, 32, 16, 16)).shape == (16, 32, 16, 16)
+
+
 @pytest.mark.parametrize("layer", [EvoNormS0(64), GroupNorm.over(64, relu=True)], ids=["EvoNormS0", "GroupNorm"])
 def test_layers_keep_every_bit_whatever_the_number_of_threads_is(layer, threads):
     x, found = drawn(40, 64, 9, 9), []
@@ -111,6 +168,28 @@ def test_without_a_compiler_torch_does_the_same(compiler, monkeypatch, tmp_path)
     monkeypatch.setattr(fused, "library", lambda: None)
     for layer, expected in zip(layers, fast, strict=True):
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_compiler_may_have_arguments(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", f"{shutil.which('cc')} -pthread")
+    monkeypatch.setenv("IDKD_CACHE", str(tmp_path))
+    assert fused.library.__wrapped__() is not None
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("Could not determine home directory."), OSError("Read-only file system")])
+def test_without_a_cache_torch_does_the_same(failure, monkeypatch):
+    def no_folder():
+        raise failure
+
+    monkeypatch.setattr(fused, "cache_folder", no_folder)
+    assert fused.library.__wrapped__() is None
+
+
+def test_it_has_the_threads_of_torch():
+    threads = fused._openmp()
+    if threads is None:
+        pytest.skip("torch has no OpenMP library of its own here")
+    assert Path(threads).name.partition(".")[0].partition("-")[0].encode() in Path(fused.library()._name).read_bytes()
 
 
 def test_a_library_that_cannot_be_loaded_is_made_anew(monkeypatch, tmp_path):

@@ -13,6 +13,7 @@ from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, same
 
 from lightning_idkd import Callback, evaluation
 from lightning_idkd.cli import main
+from lightning_idkd.models import fused
 from lightning_idkd.run_folder import RunFolder
 
 
@@ -46,6 +47,24 @@ class Count(Callback):
 
 
 class TestResume:
+    def test_nodes_a_call_stay_those_of_the_run(self, fit, tmp_path, capsys):
+        def run(folder, threads, *arguments):
+            vmap = ["--run.engine", "vmap", "--run.threads", threads, "--graph.nodes", "7", "--train.batch_size", "64"]
+            return fit(*vmap, "--train.epochs", "3", "--distillation", "null", "--calibration", "null", *arguments, folder=folder)
+
+        assert run("whole", "1") == 0
+        assert run("cut", "1", "--run.until", "1") == 0
+        assert run("cut", "2", "--run.resume", "auto") == 0
+        a, b = checkpoint(latest(tmp_path / "whole")), checkpoint(latest(tmp_path / "cut"))
+        assert a["abreast"] < 7
+        assert same(a, b) is None
+
+    def test_norms_by_another_are_told(self, fit, capsys, monkeypatch):
+        assert fit("--run.until", "1") == 0
+        monkeypatch.setattr(fused, "by", lambda: "another")
+        assert fit("--run.resume", "auto", "--run.until", "2") == 0
+        assert "by another from here" in capsys.readouterr().out
+
     @pytest.mark.parametrize("gossip", ["QGDSGDm", "RelaySGD", "LocalOptimizer"])
     def test_an_interrupted_run_ends_bit_equal(self, fit, tmp_path, gossip):
         def run(folder, stops):
