@@ -325,7 +325,8 @@ def tables(found: dict) -> str:
     for name, case in found["cases"].items():
         rates = case["samples_per_second"]
         bare = max(rate["median"] for form, rate in rates.items() if form.startswith("bare loop"))
-        abreast = f"vmap takes {case['nodes_a_call_of_vmap']} nodes a call"
+        count = case["nodes_a_call_of_vmap"]
+        abreast = f"vmap takes {count} node{'s' * (count > 1)} a call"
         lines += [f"**{name}**, batch {case['batch']}, {case['parameters']:,} parameters; {abreast}", "",
                   "| form of the step | samples/s | least to most | of the bare loop |", "| --- | --- | --- | --- |"]  # fmt: skip
         for form, rate in sorted(rates.items(), key=lambda item: -item[1]["median"]):

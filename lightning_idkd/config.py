@@ -137,7 +137,8 @@ class RunConfig:
     precision: Literal[32, 64] = 32
     """Bits of parameters and arithmetic."""
     autocast: bool = False
-    """Training steps of the networks in bfloat16 (torch.autocast); parameters, rule and evaluation keep the precision above."""
+    """Training steps of the networks in bfloat16 (torch.autocast), for CUDA devices; parameters, rule and evaluation keep the
+    precision above."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     pictures: bool = True

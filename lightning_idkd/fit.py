@@ -255,7 +255,7 @@ def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator)
     engines = run.stack.engines() if asked.engine == "auto" else [asked.engine]
     threads = [asked.threads] if asked.threads else sorted({1, cores}) if run.fabric.device.type == "cpu" else [1]
     if saved and saved["devices"] == asked.devices and (not fork or (asked.engine == "auto" and asked.threads is None)):
-        found, run.stack.abreast = (saved["engine"], saved["threads"]), saved.get("abreast", run.stack.abreast)
+        found, run.stack.abreast = (saved["engine"], saved["threads"]), saved.get("abreast") or run.stack.abreast
         if (before := saved.get("norms", fused.by())) != fused.by():
             run.say(report.part("note", f"norms by {before} so far, by {fused.by()} from here: last bits differ"))
     elif len(engines) * len(threads) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import time
 from datetime import timedelta
@@ -34,6 +35,7 @@ def launch(run: RunConfig) -> Fabric:
     if run.engine == "graph" and not cuda:
         raise UserError("run.engine: graph given, which records what a CUDA device does; allowed on a CPU: auto, loop, parallel, "
                         "vmap, compile")  # fmt: skip
+    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)  # it advises another precision
     strategy = NodeStrategy(process_group_backend="nccl" if cuda else "gloo") if run.devices > 1 else "auto"
     fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=run.devices, strategy=strategy)
     fabric.launch()

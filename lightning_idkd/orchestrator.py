@@ -156,7 +156,7 @@ class Orchestrator:
         """One application of the rule, in place, on blocks of columns where it allows that."""
         self.last_lr = lr
         width = self.stack.parameters
-        size = block(self.network.graph.nodes, self.stack.device) if self.rule.in_blocks else width
+        size = block(self.network.graph.nodes, self.stack.X.device) if self.rule.in_blocks else width
         for start in range(0, width, size):
             if start in (0, size):  # further blocks are no messages of their own
                 ctx = self.context(self.step, lr, start == 0, batch)

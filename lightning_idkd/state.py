@@ -32,7 +32,7 @@ def gather(run: Orchestrator) -> dict:
         "edges": torch.from_numpy(network.graph.mixing(0).edges),
         "engine": run.stack.engine,
         "threads": torch.get_num_threads(),
-        "abreast": run.stack.abreast,
+        "abreast": run.stack.abreast if run.stack.engine in ("vmap", "graph") else None,
         "norms": fused.by(),
         "devices": network.world,
         "epoch": run.epoch,

@@ -43,8 +43,9 @@ def batched(x: Tensor) -> bool:
 
 def kernels_for(x: Tensor) -> ModuleType | None:
     """The kernels for such images; None where there are none, and where tensors are not what they seem."""
-    sound = x.dim() == 4 and (batched(x) or (type(x) is Tensor and not fused.traced()))
-    return _kernels() if x.is_cuda and sound and x.dtype in (torch.float32, torch.bfloat16) else None
+    if not x.is_cuda or x.dim() != 4 or x.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return _kernels() if batched(x) or (type(x) is Tensor and not fused.traced()) else None
 
 
 @functools.cache

@@ -587,3 +587,43 @@ def test_prediction_keeps_the_order_and_the_mode():
     with torch.no_grad():
         expected = s.model(s.X[1], {k: b[1] for k, b in s.buffers.items()})(x)
     np.testing.assert_allclose(outputs.logits, expected, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- what CUDA devices use
+
+
+def test_outputs_of_all_nodes_in_one_call_are_those_of_each():
+    s = spread(stack("group norm"))
+    batches = [batch(seed, n=1)[0][0] for seed in range(2)]
+    together = list(s._outputs(range(1, N), batches))
+    assert len(together) == N - 1
+    for outputs, module in zip(together, s.modules[1:], strict=True):
+        expected = run_network(module, batches)
+        torch.testing.assert_close(outputs.logits, expected.logits)
+        torch.testing.assert_close(outputs.features, expected.features)
+        assert outputs.head is module.network.head
+    assert all(module.training for module in s.modules)
+    assert_views(s)
+
+
+def test_networks_without_features_have_outputs_too():
+    s = spread(stack(Drawing))
+    [x] = batch(n=1)[0]
+    for outputs, module in zip(s._outputs(range(N), [x]), s.modules, strict=True):
+        torch.testing.assert_close(outputs.logits, run_network(module, [x]).logits)
+        assert outputs.features is None
+        assert outputs.head is None
+
+
+@every_engine
+def test_autocast_is_of_training_alone(engine):
+    plain, cast = (spread(stack("group norm", engine, torch.float32)) for _ in range(2))
+    cast.autocast = True
+    x, y = batch(dtype=torch.float32)
+    losses = cast.step(x, y, 0)
+    torch.testing.assert_close(losses, plain.step(x, y, 0), rtol=0.02, atol=0)
+    assert not torch.equal(cast.G, plain.G)
+    assert (cast.G - plain.G).norm() < 0.3 * plain.G.norm()  # of so few samples: where ReLU bends, roundings tell
+    assert cast.G.dtype == losses.dtype == torch.float32
+    assert torch.equal(run_network(cast.modules[0], [x[0]]).logits, run_network(plain.modules[0], [x[0]]).logits)
+    assert_views(cast)

@@ -129,9 +129,9 @@ def same_in_blocks(rule, monkeypatch, graph=None):
         stack = SimpleNamespace(X=start.clone(), G=torch.zeros_like(start), parameters=width, gradient=gradient)
         return trajectory(rule, graph, stack, [0.1, 0.1, 0.01, 0.01])
 
-    monkeypatch.setattr(orchestrator, "block", lambda nodes: 1000)
+    monkeypatch.setattr(orchestrator, "block", lambda nodes, device: 1000)
     in_blocks = rows()
-    monkeypatch.setattr(orchestrator, "block", lambda nodes: width)
+    monkeypatch.setattr(orchestrator, "block", lambda nodes, device: width)
     whole = rows()
     assert np.array_equal(in_blocks, whole)
     assert np.abs(np.diff(whole, axis=0)).max() > 0.01
