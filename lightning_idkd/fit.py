@@ -108,7 +108,7 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
     make = node_maker(config, private.channels, private.size, store.k)
     with randomness.forked(config.seed, "trial"):
         trial = make().to(fabric.device, dtype)
-        kept = memory.activations(trial, store)
+        kept = memory.activations(trial, store, config.run.autocast)
     needs = memory.predict(config, trial, store, network.graph, kept, network.world)
     sharing = network.world if fabric.device.type == "cpu" else 1
     memory.check(needs, fabric.broadcast(memory.free(fabric.device)), network.graph.nodes, sharing)

@@ -44,7 +44,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, kept: 
     state = sum(rows * width(w) for w in rule.widths().values()) + sum(edges * width(w) for w in rule.edge_buffers.values())
     on_device = store.device.type != "cpu"
     at_once = 1 if on_device else config.run.threads or torch.get_num_threads()
-    if config.run.engine in ("vmap", "auto"):
+    if config.run.engine in ("vmap", "graph", "auto"):
         at_once = max(at_once, abreast(kept, rows, store.device))
     full = graph.nodes if graph.mixing(0).dense else rows  # a product with the whole W has all rows in every process
     whole = full * parameters + (edges * parameters if rule.edge_buffers else 0)
@@ -61,7 +61,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, kept: 
     }  # fmt: skip
 
 
-def activations(node: NodeModule, store: Store) -> int:
+def activations(node: NodeModule, store: Store, autocast: bool = False) -> int:
     """Bytes that one node keeps from the forward to the backward pass on a batch, and of their gradients the largest; it is
     spent on a trial."""
     kept: dict[int, int] = {}
@@ -72,7 +72,8 @@ def activations(node: NodeModule, store: Store) -> int:
 
     x = torch.zeros(store.batch_size, store.channels, store.size, store.size, dtype=next(node.parameters()).dtype)
     x = x.to(store.device, memory_format=torch.channels_last)
-    with torch.random.fork_rng(), saved_tensors_hooks(note, lambda t: t):
+    cast = torch.autocast(store.device.type, torch.bfloat16, autocast, cache_enabled=False)
+    with torch.random.fork_rng(), saved_tensors_hooks(note, lambda t: t), cast:
         node.training_step((x, torch.full((len(x), store.k), 1 / store.k, dtype=x.dtype, device=x.device)), 0)
     own = {p.untyped_storage().data_ptr() for p in node.parameters()}
     sizes = [nbytes for place, nbytes in kept.items() if place not in own]

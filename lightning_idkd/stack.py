@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Literal, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_idkd import randomness
 from lightning_idkd.errors import UserError
+from lightning_idkd.layout import Slot, evaluating, holding, places
 from lightning_idkd.models.abreast import BatchNorm2d, Conv2d, MaxPool2d
 from lightning_idkd.models.normalisation import GroupNorm
 from lightning_idkd.node import NodeModule, Outputs
@@ -35,40 +36,6 @@ ABREAST = {nn.Conv2d: Conv2d, nn.MaxPool2d: MaxPool2d, nn.GroupNorm: GroupNorm, 
 TRIAL = 0.3  # seconds of a step that engines are chosen by
 TOGETHER = 64  # nodes that a CUDA device asks at once
 WARM = 2  # calls before one is recorded: they load what it needs
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where one parameter lies in a row; convolution weights lie channels-last."""
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def size(self) -> int:
-        return torch.Size(self.shape).numel()
-
-    def view(self, rows: Tensor) -> Tensor:
-        """This parameter in ``rows`` [..., P], as a view [..., *shape]."""
-        return self.shaped(rows[..., self.offset : self.offset + self.size])
-
-    def shaped(self, flat: Tensor) -> Tensor:
-        """Its columns [..., size] as a view [..., *shape]."""
-        if len(self.shape) == 4:
-            out, into, *kernel = self.shape
-            return flat.unflatten(-1, (out, *kernel, into)).movedim(-1, -3)
-        return flat.unflatten(-1, self.shape) if self.shape else flat[..., 0]
-
-    def copy(self, rows: Tensor) -> Tensor:
-        """The same apart from the rows."""
-        return self.shaped(rows[..., self.offset : self.offset + self.size].clone())
-
-    def flat(self, t: Tensor) -> Tensor:
-        """Its columns [..., size] of ``t`` [..., *shape]."""
-        if not self.shape:
-            return t[..., None]
-        return (t.movedim(-3, -1) if len(self.shape) == 4 else t).flatten(t.dim() - len(self.shape))
 
 
 class _Form(nn.Module):
@@ -342,7 +309,7 @@ class NodeStack:
         leaves = [(slot.copy if at else slot.view)(self.X[here]).detach().requires_grad_() for slot in self.layout]
 
         def forward(leaves: list[Tensor], buffers: list[Tensor], *batch: Tensor) -> Tensor:
-            with self._holding(module, leaves, buffers):
+            with holding(module, self._places, leaves + buffers):
                 return of(module, *batch)
 
         torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # what it runs node by node is slow, as `choose` finds out
@@ -370,21 +337,6 @@ class NodeStack:
                 raise UserError(f"run.engine: graph cannot record this network ({said}); use vmap or loop") from e
         self._recordings[key] = known + 1 if isinstance(known, int) else known
         return self._vmap(of, rows, *batch) if isinstance(known, int) else known(*batch)
-
-    @contextmanager
-    def _holding(self, module: NodeModule, parameters: list[Tensor], buffers: list[Tensor]) -> Iterator[None]:
-        """Inside, a node's module has these parameters and buffers, in the order of the layout."""
-        kept = []
-        for places, t in zip(self._places, parameters + buffers, strict=True):
-            for path, kind, leaf in places:
-                held = getattr(module.get_submodule(path), kind)
-                kept.append((held, leaf, held[leaf]))
-                held[leaf] = t
-        try:
-            yield
-        finally:
-            for held, leaf, t in kept:
-                held[leaf] = t
 
     @contextmanager
     def standing_on(self, X: Tensor) -> Iterator[None]:
@@ -487,7 +439,7 @@ class NodeStack:
         here, module, heads = slice(rows.start, rows.stop), self.modules[rows.start], []
 
         def forward(parameters: list[Tensor], buffers: list[Tensor], x: Tensor) -> list[Tensor]:
-            with self._holding(module, parameters, buffers):
+            with holding(module, self._places, parameters + buffers):
                 found = module.outputs(x)
             heads[:] = [name for name, part in module.named_modules() if part is found.head]
             return [found.logits] if found.features is None else [found.logits, found.features]
@@ -511,28 +463,6 @@ def run_network(module: NodeModule, batches: Iterable[Tensor]) -> Outputs:
     """Outputs of one node in evaluation mode over ``batches`` [B, C, H, W], concatenated in order."""
     with evaluating(module):
         return Outputs.cat([module.outputs(x) for x in batches])
-
-
-def places(module: nn.Module) -> list[list[tuple[str, str, str]]]:
-    """Where every parameter and then every buffer stands: submodule, kind and name there; shared ones in several places."""
-    found: dict[int, list] = {}
-    for kind in ("_parameters", "_buffers"):
-        for path, owner in module.named_modules():
-            for leaf, t in getattr(owner, kind).items():
-                if t is not None:
-                    found.setdefault(id(t), []).append((path, kind, leaf))
-    return [found[id(t)] for t in (*module.parameters(), *module.buffers())]
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Inside, in evaluation mode."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
 
 
 def mean_buffers(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
