@@ -327,7 +327,7 @@ class NodeStack:
 
     def _recorded(self, of: Callable[..., Tensor], rows: range, *batch: Tensor) -> Tensor:
         """The same as a CUDA graph, recorded when this is asked for the third time for such a batch."""
-        key = of, rows, torch.is_grad_enabled(), *((t.shape, t.dtype) for t in batch)
+        key = of, rows, self.autocast, torch.is_grad_enabled(), *((t.shape, t.dtype) for t in batch)
         known = self._recordings.setdefault(key, 0)
         if known == WARM:
             try:

@@ -118,7 +118,7 @@ def _norm(x, gamma, beta, v, shortcut, y, mean, rstd, of_node, w_node, eps, PIXE
     if ADD:
         found += tl.load(shortcut + at, there, 0.0).to(tl.float32)
     if RELU:
-        found = tl.maximum(found, 0.0)
+        found = tl.where(found < 0, 0.0, found)  # which keeps what is no number
     tl.store(y + at, found.to(y.dtype.element_ty), there)
     tl.store(mean + image * C + c, mu)
     tl.store(rstd + image * C + c, r)
@@ -135,7 +135,7 @@ def _norm_back(g, x, y, gamma, v, mean, rstd, dx, through, sums, of_node, w_node
     mu, r = tl.load(mean + image * C + c), tl.load(rstd + image * C + c)
     weight = tl.load(gamma + node * w_node + c)
     if RELU:
-        gs = tl.where(tl.load(y + at, there, 0.0) > 0, gs, 0.0)
+        gs = tl.where(tl.load(y + at, there, 0.0) <= 0, 0.0, gs)
     if ADD:
         tl.store(through + at, gs.to(through.dtype.element_ty), there)
     if EVO:
@@ -270,7 +270,9 @@ def _formula(groups: int, relu: bool, eps: float, x: Tensor, gamma: Tensor, beta
 
 
 def slice_of(pixels: int, channels: int, group: int) -> int:
-    """Channels of an image that a program of a norm takes, whole groups; 0 where one is too large."""
+    """Channels of an image that a program of a norm takes, whole groups; 0 where one is too large, or no power of 2."""
+    if group & (group - 1):
+        return 0
     pixels = triton.next_power_of_2(pixels)
     sizes = [group * 2**k for k in range(20) if group * 2**k * pixels <= VALUES and channels % (group * 2**k) == 0]
     return max(sizes, default=0)

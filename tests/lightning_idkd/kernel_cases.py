@@ -26,6 +26,7 @@ NORMS = {  # nodes, images, channels, side, groups, ReLU, shortcut, EvoNorm
     "group norm, one group, relu": (2, 2, 16, 5, 1, True, False, False),
     "evonorm": (2, 3, 32, 4, 8, False, False, True),
     "evonorm, a channel a group": (2, 2, 8, 5, 8, False, False, True),
+    "evonorm, few of many channels": (1, 1, 64, 20, 8, False, False, True),
 }
 
 
@@ -77,6 +78,12 @@ def main() -> None:
 
         more = [draw(n, channels)] * evo + [draw(n, b, channels, side, side)] * add
         compare(name, ours, theirs, [draw(n, b, channels, side, side), draw(n, channels), draw(n, channels), *more])
+    x = torch.zeros(1, 2, 16, 4, 4, device=DEVICE)
+    x[0, 1, 5, 1, 1] = torch.nan
+    one = torch.ones(1, 16, device=DEVICE)
+    y = kernels.Norm.apply(x, one, one, None, None, 8, True, 1e-5)
+    found["nan"] = [y[0, 1, 4:6].isnan().all().item(), y[0, 0].isfinite().all().item()]
+    found["slices"] = [kernels.slice_of(64, 24, 3), kernels.slice_of(2**20, 16, 2), kernels.slice_of(1024, 64, 8)]
     found["a node's step"] = step()
     print(json.dumps(found))
 

@@ -26,5 +26,14 @@ def test_results_and_gradients_are_those_of_torch(errors, case):
     assert max(errors[f"{case}, twice"]) < 2e-5, errors[f"{case}, twice"]
 
 
+def test_what_is_no_number_stays_none(errors):
+    assert errors["nan"] == [True, True]
+
+
+def test_norms_take_whole_groups_that_fit(errors):
+    """Groups of 3 channels and images of 1,024 x 1,024 are torch's."""
+    assert errors["slices"] == [0, 0, 16]
+
+
 def test_a_step_of_all_nodes_is_that_of_one_after_the_other(errors):
     assert max(errors["a node's step"]) < 1e-5
