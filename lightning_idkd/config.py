@@ -161,6 +161,8 @@ class RunConfig:
         require(self.checkpoint_every >= 1, "run.checkpoint_every", self.checkpoint_every, "1 or more")
         if self.threads is not None:
             require(self.threads >= 1, "run.threads", self.threads, "1 or more")
+        if self.autocast and self.precision == 64:
+            raise UserError("run.autocast: true changes nothing of 64 bits; allowed with run.precision 64: false")
         if self.resume and self.resume != "auto" and self.from_:
             raise UserError("run.resume: a folder and run.from exclude each other; allowed beside run.from: auto, or null")
 

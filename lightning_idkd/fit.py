@@ -244,7 +244,7 @@ def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator)
     on a machine for networks and batches of one shape.
 
     The threads are set. A resumed run keeps its own whatever is asked; a fork keeps its source's unless something else is
-    asked. Threads chosen for another number of processes are chosen anew.
+    asked. For another number of processes or kind of device both are chosen anew.
     """
     import torch
 
@@ -254,7 +254,8 @@ def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator)
     asked, cores = config.run, max(1, (os.cpu_count() or 1) // config.run.devices)
     engines = run.stack.engines() if asked.engine == "auto" else [asked.engine]
     threads = [asked.threads] if asked.threads else sorted({1, cores}) if run.fabric.device.type == "cpu" else [1]
-    if saved and saved["devices"] == asked.devices and (not fork or (asked.engine == "auto" and asked.threads is None)):
+    same = saved and (saved["devices"], saved.get("device", "cpu")) == (asked.devices, run.fabric.device.type)
+    if same and (not fork or (asked.engine == "auto" and asked.threads is None)):
         found, run.stack.abreast = (saved["engine"], saved["threads"]), saved.get("abreast") or run.stack.abreast
         if (before := saved.get("norms", fused.by())) != fused.by():
             run.say(report.part("note", f"norms by {before} so far, by {fused.by()} from here: last bits differ"))

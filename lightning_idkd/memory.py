@@ -46,7 +46,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, kept: 
     at_once = 1 if on_device else config.run.threads or torch.get_num_threads()
     if config.run.engine in ("vmap", "graph", "auto"):
         at_once = max(at_once, abreast(kept, rows, store.device))
-    full = graph.nodes if graph.mixing(0).dense else rows  # a product with the whole W has all rows in every process
+    full = graph.nodes if graph.mixing(0).dense or on_device else rows  # a product with the whole W has all rows in every process
     whole = full * parameters + (edges * parameters if rule.edge_buffers else 0)
     exchange = config.distillation is not None and store.public
     return {

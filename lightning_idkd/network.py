@@ -150,7 +150,7 @@ class Network:
 
     def _product(self, row: dict[int, Tensor], mixing: Mixing, T: Tensor) -> Tensor:
         """The same as one product of matrices, which is that of all nodes in every process: so its sums are the same."""
-        everyone = T
+        everyone = T.contiguous()
         if self.world > 1:
             everyone = T.new_zeros(len(mixing.W), T.shape[1])
             for j, known in row.items():

@@ -35,7 +35,7 @@ def code(purpose: str) -> int:
 
 def bits(seed: int | Tensor, purpose: str | int, *counters: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """64 hashed bits, as int64, for every combination of the broadcast counters; ``purpose``, or its :func:`code`."""
-    h = seed.to(device) if isinstance(seed, Tensor) else torch.full((), int(seed), dtype=torch.int64, device=device)
+    h = seed.to(device, torch.int64) if isinstance(seed, Tensor) else torch.full((), int(seed), dtype=torch.int64, device=device)
     for c in (code(purpose) if isinstance(purpose, str) else purpose, *counters):
         h = _mix((h + _GAMMA) ^ (c.to(device, torch.int64) if isinstance(c, Tensor) else int(c)))
     return h

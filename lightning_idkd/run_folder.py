@@ -150,7 +150,9 @@ class RunFolder:
         return self.path / "checkpoints" / "last.ckpt"
 
     def config(self) -> dict:
-        return yaml.safe_load(self.file("config.yaml").read_text())
+        found = yaml.safe_load(self.file("config.yaml").read_text())
+        found["run"].setdefault("autocast", False)  # runs are older than this key
+        return found
 
     def text(self, name: str, text: str) -> None:
         write(self.file(name), lambda part: part.write_text(text))

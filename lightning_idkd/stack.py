@@ -225,7 +225,7 @@ class NodeStack:
         Only a first step shows whether the network draws from the global generator, which workers would share.
         """
         count = 1
-        if self.engine == "vmap":
+        if self.engine in ("vmap", "graph"):
             count = math.ceil(len(rows) / self.abreast)
         elif self.splits and self._draws is False:
             count = min(torch.get_num_threads(), len(rows))
@@ -382,11 +382,13 @@ class NodeStack:
             return self.G.clone()
 
     def engines(self) -> list[Engine]:
-        """Those among which ``auto`` chooses: ``vmap`` of one node is a slower loop, and a loss of the user's may run code that a
-        recording would leave out."""
+        """Those among which ``auto`` chooses: ``vmap`` of one node is a slower loop, and a network or loss of the user's may run
+        code that a recording would leave out."""
         if self.device.type == "cpu":
             return ["loop", "parallel", *(["vmap"] if self.abreast > 1 else [])]
-        return ["loop", "vmap", *(["graph"] if type(self.modules[0]) is NodeModule else [])]
+        node = self.modules[0]
+        ours = type(node) is NodeModule and type(node.network).__module__.startswith("lightning_idkd.")
+        return ["loop", "vmap", *(["graph"] if ours else [])]
 
     def choose(self, x: Tensor, y: Tensor, engines: Sequence[str], threads: Sequence[int]) -> tuple[str, int]:
         """The engine and thread count that take least time for a step on this batch; rows, gradients and buffers stay.

@@ -30,6 +30,7 @@ def gather(run: Orchestrator) -> dict:
         "layout": run.stack.describe(),
         "images": store.describe(),
         "edges": torch.from_numpy(network.graph.mixing(0).edges),
+        "device": run.stack.device.type,
         "engine": run.stack.engine,
         "threads": torch.get_num_threads(),
         "abreast": run.stack.abreast if run.stack.engine in ("vmap", "graph") else None,

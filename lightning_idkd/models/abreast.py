@@ -51,9 +51,11 @@ def kernels_for(x: Tensor) -> ModuleType | None:
 @functools.cache
 def _kernels() -> ModuleType | None:
     try:
-        return import_module("lightning_idkd.models.kernels")
-    except ImportError:  # no Triton
+        found = import_module("lightning_idkd.models.kernels")
+        found.try_out()
+    except (ImportError, RuntimeError):  # no Triton, or no C compiler for what it makes besides
         return None
+    return found
 
 
 class _OfAll(torch.autograd.Function):

@@ -158,6 +158,20 @@ def _norm_back(g, x, y, gamma, v, mean, rstd, dx, through, sums, of_node, w_node
     tl.store(sums + (images + image) * C + c, tl.sum(gs, 0))
 
 
+@triton.jit
+def _one(x):
+    tl.store(x, 1.0)
+
+
+def try_out() -> None:
+    """See that kernels can be made here.
+
+    Raises:
+        RuntimeError: not so, such as without a C compiler.
+    """
+    _one[(1,)](torch.empty(1, device="cuda"))
+
+
 def _up(count: int, most: int) -> int:
     """The power of 2 from 16 to ``most`` that holds so many."""
     return min(most, max(16, triton.next_power_of_2(count)))

@@ -19,6 +19,7 @@ CONVOLUTIONS = {  # nodes, images, channels, to, side, kernel, stride, padding
     "1x1 stride 2": (2, 2, 16, 32, 8, 1, 2, 0),
     "many channels": (2, 2, 40, 72, 5, 3, 1, 1),
     "7x7": (2, 2, 3, 16, 9, 7, 2, 3),
+    "stride over kernel": (2, 2, 16, 16, 9, 1, 3, 0),
 }
 NORMS = {  # nodes, images, channels, side, groups, ReLU, shortcut, EvoNorm
     "group norm, shortcut, relu": (2, 3, 16, 8, 8, True, True, False),

@@ -145,6 +145,7 @@ class TestMistakes:
             (["--run.name", "../x"], ["run.name", "../x", "run.dir"]),
             (["--run.accelerator", "cuda"], ["run.accelerator", "cuda"]),
             (["--run.engine", "graph", "--run.accelerator", "cpu"], ["run.engine", "graph", "vmap"]),
+            (["--run.autocast", "true", "--run.precision", "64"], ["run.autocast", "run.precision 64"]),
             (["--run.devices", "5"], ["run.devices", "5", "4"]),
             (["--train.batch_size", "0"], ["train.batch_size"]),
             (["stray"], ["stray"]),

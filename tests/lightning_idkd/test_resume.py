@@ -59,6 +59,19 @@ class TestResume:
         assert a["abreast"] < 7
         assert same(a, b) is None
 
+    def test_a_run_of_another_kind_of_device_goes_on_with_an_engine_of_this_one(self, fit):
+        """Its config may be older than autocast, too."""
+        assert fit("--run.until", "1") == 0
+        run = latest(fit.runs)
+        saved = checkpoint(run) | {"device": "cuda", "engine": "graph"}
+        torch.save(saved, run / "checkpoints" / "last.ckpt")
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace("  autocast: false\n", ""))
+        assert fit("--run.resume", "auto", "--run.until", "2") == 0
+        assert len(list(fit.runs.glob("ring_digits/2*"))) == 1
+        assert checkpoint(run)["engine"] == "loop"
+        assert checkpoint(run)["epoch"] == 2
+
     def test_norms_by_another_are_told(self, fit, capsys, monkeypatch):
         assert fit("--run.until", "1") == 0
         monkeypatch.setattr(fused, "by", lambda: "another")
