@@ -18,6 +18,7 @@ from lightning_idkd.models.normalisation import again, evonorm_s0, group_norm
 
 PIXELS, CHANNELS = 128, 64  # of a convolution's tile, at most
 VALUES = 2**14  # of an image that a program of a norm holds, at most
+STAGE = 48 * 2**10  # bytes of shared memory that the largest tiles take, for each of those under way
 SPLITS = 1024  # programs that the gradient by weights is split over, about
 
 
@@ -182,6 +183,14 @@ def _last(x: Tensor) -> Tensor:
     return x.movedim(-3, -1).contiguous()
 
 
+@functools.cache
+def _stages() -> int:
+    """Tiles under way at once, as many as this device has shared memory for."""
+    if not torch.cuda.is_available():
+        return 1
+    return max(1, min(3, torch.cuda.get_device_properties("cuda").shared_memory_per_block_optin // STAGE))
+
+
 def _precision(x: Tensor) -> str:
     """Three products of tf32 parts are as exact as one of float32, and faster here."""
     return "tf32x3" if x.dtype == torch.float32 else "tf32"
@@ -194,7 +203,7 @@ def _convolved(x: Tensor, w: Tensor, shape: tuple[int, int], stride: int, paddin
     bi, bo = _up(inputs, CHANNELS), _up(outputs, CHANNELS)
     grid = triton.cdiv(b * shape[0] * shape[1], PIXELS), n, triton.cdiv(outputs, bo)
     _convolve[grid](x, w, y, b, height, width, *shape, inputs, outputs, k, stride, padding, back, PIXELS, bi, bo, _precision(x),
-                    num_warps=8 if max(bi, bo) == CHANNELS else 4)  # fmt: skip
+                    num_warps=8 if max(bi, bo) == CHANNELS else 4, num_stages=_stages())  # fmt: skip
     return y
 
 
@@ -230,7 +239,8 @@ class Convolution(torch.autograd.Function):
             part = triton.cdiv(b * high * wide, splits * bm) * bm
             sums = torch.empty(splits, *w.shape, dtype=torch.float32, device=x.device)
             _convolve_weight[tiles, n, splits](x, g, sums, b, part, height, width, high, wide, inputs, outputs, k,
-                                               ctx.stride, ctx.padding, bm, bj, bo, _precision(x))  # fmt: skip
+                                               ctx.stride, ctx.padding, bm, bj, bo, _precision(x),
+                                               num_stages=_stages())  # fmt: skip
             d_w = (sums.sum(0) if splits > 1 else sums[0]).movedim(-1, 2)
         return d_x, d_w, None, None
 
