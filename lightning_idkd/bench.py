@@ -34,7 +34,7 @@ from lightning_idkd.models import normalisation
 from lightning_idkd.models.normalisation import evonorm_s0
 from lightning_idkd.network import Network
 from lightning_idkd.orchestrator import Orchestrator
-from lightning_idkd.stack import NodeStack
+from lightning_idkd.stack import WARM, NodeStack
 from lightning_idkd.timing import machine
 
 CLASSES = 10
@@ -71,10 +71,10 @@ def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: in
     case = Case(config, channels, size, samples)
     fabric, n, b, cores = case.fabric, case.graph.nodes, config.train.batch_size, os.cpu_count() or 1
     counts = sorted({1, cores}) if fabric.device.type == "cpu" else [1]
-    choice = case.run("loop").stack.engines()
-    engines = [config.run.engine] if config.run.engine != "auto" else sorted({*choice, "vmap"})
+    trial = case.run("auto")
+    choice = trial.stack.engines() if config.run.engine == "auto" else [config.run.engine]
     forms: dict[str, Form] = {}
-    for engine in engines:
+    for engine in sorted({*choice, "vmap"}) if config.run.engine == "auto" else choice:
         run = case.run(engine)
         for threads in counts:
             if (engine, threads) != ("parallel", 1):
@@ -92,7 +92,7 @@ def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: in
         seconds |= apart(node_process, n, config, case.graph, channels, size, rounds)
     rates = {name: sorted(n * b / s for s in found) for name, found in seconds.items()}
     best = max((name for name, form in forms.items() if form.run), key=lambda name: statistics.median(rates[name]))
-    chosen = named(*case.run("auto").stack.choose(x, y, choice if config.run.engine == "auto" else engines, counts))
+    chosen = named(*trial.stack.choose(x, y, choice, counts))
     torch.set_num_threads(forms[best].threads)
     return {
         "nodes": n,
@@ -178,7 +178,8 @@ def in_turns(forms: dict[str, Form], rounds: int, device: torch.device) -> dict[
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     for form in forms.values():
         torch.set_num_threads(form.threads)
-        form.step()  # warms up
+        for _ in range(1 + WARM * (device.type == "cuda")):  # warms up
+            form.step()
     steps = dict.fromkeys(forms, 1)
     for turn in range(rounds + 1):
         for name, form in forms.items():

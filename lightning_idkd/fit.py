@@ -151,12 +151,13 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
     import torch
 
     from lightning_idkd.models import fused
+    from lightning_idkd.stack import BATCHED
 
     graph, store = run.network.graph, run.store
     engine = f"{run.stack.engine} on {run.fabric.device}, {run.network.world} x {torch.get_num_threads()} threads"
-    if run.stack.engine in ("vmap", "graph"):
+    if run.stack.engine in BATCHED:
         engine += f", {min(run.stack.abreast, run.stack.n)} nodes a call"
-    if run.fabric.device.type == "cpu" and fused.by() != "C":
+    if run.fabric.device.type == "cpu" and fused.by(run.fabric.device) != "C":
         engine += ", norms by torch (no C compiler)"
     public = {}
     if store.public:
@@ -254,17 +255,18 @@ def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator)
     asked, cores = config.run, max(1, (os.cpu_count() or 1) // config.run.devices)
     engines = run.stack.engines() if asked.engine == "auto" else [asked.engine]
     threads = [asked.threads] if asked.threads else sorted({1, cores}) if run.fabric.device.type == "cpu" else [1]
+    norms = fused.by(run.fabric.device)
     same = saved and (saved["devices"], saved.get("device", "cpu")) == (asked.devices, run.fabric.device.type)
     if same and (not fork or (asked.engine == "auto" and asked.threads is None)):
         found, run.stack.abreast = (saved["engine"], saved["threads"]), saved.get("abreast") or run.stack.abreast
-        if (before := saved.get("norms", fused.by())) != fused.by():
-            run.say(report.part("note", f"norms by {before} so far, by {fused.by()} from here: last bits differ"))
+        if (before := saved.get("norms", norms)) != norms:
+            run.say(report.part("note", f"norms by {before} so far, by {norms} from here: last bits differ"))
     elif len(engines) * len(threads) == 1:
         found = engines[0], threads[0]
     else:
         x, y, *_ = run.store.batch(run.store.order(0, 1), 0)
         shape = [*x.shape], str(x.dtype), run.store.nodes, asked.devices, run.fabric.device.type, engines, threads
-        key = timing.digest(config.resolved["node"], *shape, asked.autocast, fused.by())
+        key = timing.digest(config.resolved["node"], *shape, asked.autocast, norms)
         found = run.fabric.broadcast(timing.known().get(key))
         if found is None:
             run.say(report.part("timing", f"engines {', '.join(engines)}; threads {', '.join(map(str, threads))}"))

@@ -15,6 +15,7 @@ from lightning_idkd.graph import Graph
 from lightning_idkd.node import NodeModule
 from lightning_idkd.orchestrator import block
 from lightning_idkd.report import size
+from lightning_idkd.stack import BATCHED
 
 LATER = 120 * 2**20  # bytes of what is imported for pictures
 CACHE = 16 * 2**20  # bytes of activations for every thread beyond which more nodes in a call of vmap only wait for memory
@@ -44,7 +45,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, kept: 
     state = sum(rows * width(w) for w in rule.widths().values()) + sum(edges * width(w) for w in rule.edge_buffers.values())
     on_device = store.device.type != "cpu"
     at_once = 1 if on_device else config.run.threads or torch.get_num_threads()
-    if config.run.engine in ("vmap", "graph", "auto"):
+    if config.run.engine in (*BATCHED, "auto"):
         at_once = max(at_once, abreast(kept, rows, store.device))
     full = graph.nodes if graph.mixing(0).dense or on_device else rows  # a product with the whole W has all rows in every process
     whole = full * parameters + (edges * parameters if rule.edge_buffers else 0)

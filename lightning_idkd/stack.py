@@ -31,6 +31,8 @@ from lightning_idkd.node import NodeModule, Outputs
 
 S, T = TypeVar("S"), TypeVar("T")
 Engine = Literal["loop", "parallel", "vmap", "graph", "compile", "auto"]
+BATCHED = ("vmap", "graph")
+"""Engines that take many nodes in one call."""
 ABREAST = {nn.Conv2d: Conv2d, nn.MaxPool2d: MaxPool2d, nn.GroupNorm: GroupNorm, nn.BatchNorm2d: BatchNorm2d}
 """Layers of torch, and the same with what ``vmap`` needs to be fast."""
 TRIAL = 0.3  # seconds of a step that engines are chosen by
@@ -194,7 +196,7 @@ class NodeStack:
                 return self._vmap(of, here, *parts) if self.engine == "vmap" else self._loop(of, here, step, *parts)
 
         # the fused attentions would run node by node
-        with sdpa_kernel(SDPBackend.MATH) if self.engine in ("vmap", "graph") else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH) if self.engine in BATCHED else nullcontext():
             parts = self._split(rows)
             found = self._by_workers(work, parts) if self.splits and self.engine == "parallel" else [work(part) for part in parts]
         return torch.cat(found)
@@ -225,7 +227,7 @@ class NodeStack:
         Only a first step shows whether the network draws from the global generator, which workers would share.
         """
         count = 1
-        if self.engine in ("vmap", "graph"):
+        if self.engine in BATCHED:
             count = math.ceil(len(rows) / self.abreast)
         elif self.splits and self._draws is False:
             count = min(torch.get_num_threads(), len(rows))
@@ -406,7 +408,7 @@ class NodeStack:
             for self.engine, count in tried:
                 torch.set_num_threads(count)
                 try:
-                    for _ in range(WARM):
+                    for _ in range(WARM if self.engine == "graph" else 1):
                         self._seconds(rows, x, y)
                     seconds[self.engine, count] = min(self._seconds(rows, x, y) for _ in range(2))
                 except (UserError, RuntimeError):
@@ -430,7 +432,7 @@ class NodeStack:
 
     def answers(self, batches: Callable[[], Iterable[Tensor]], use: Callable[[Outputs], T]) -> list[T]:
         """``use`` of every node's outputs in evaluation mode over the same ``batches``, concatenated in order."""
-        if self.device.type == "cpu" or self.engine not in ("vmap", "graph"):
+        if self.device.type == "cpu" or self.engine not in BATCHED:
             return self.each(lambda i: use(run_network(self.modules[i], batches())))
         parts = [range(start, min(start + TOGETHER, self.n)) for start in range(0, self.n, TOGETHER)]
         return [use(outputs) for part in parts for outputs in self._outputs(part, batches())]

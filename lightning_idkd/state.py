@@ -11,6 +11,7 @@ from lightning_idkd.callback import Calibration, Distillation
 from lightning_idkd.errors import UserError
 from lightning_idkd.models import fused
 from lightning_idkd.network import Labels
+from lightning_idkd.stack import BATCHED
 
 if TYPE_CHECKING:
     from lightning_idkd.orchestrator import Orchestrator
@@ -33,8 +34,8 @@ def gather(run: Orchestrator) -> dict:
         "device": run.stack.device.type,
         "engine": run.stack.engine,
         "threads": torch.get_num_threads(),
-        "abreast": run.stack.abreast if run.stack.engine in ("vmap", "graph") else None,
-        "norms": fused.by(),
+        "abreast": run.stack.abreast if run.stack.engine in BATCHED else None,
+        "norms": fused.by(run.stack.device),
         "devices": network.world,
         "epoch": run.epoch,
         "step": run.step,

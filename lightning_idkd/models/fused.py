@@ -49,9 +49,9 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
-def by() -> str:
-    """Who computes the norms on a CPU: this library or torch."""
-    return "torch" if library() is None else "C"
+def by(device: torch.device) -> str:
+    """Who computes the norms: this library, on a CPU where it can be made, or torch."""
+    return "C" if device.type == "cpu" and library() is not None else "torch"
 
 
 def _make(compiler: list[str], threads: str | None, path: Path) -> None:

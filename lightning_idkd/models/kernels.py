@@ -7,6 +7,7 @@ images several times. Sums are in an order of their own, so a result is the same
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -245,6 +246,19 @@ class Convolution(torch.autograd.Function):
         return d_x, d_w, None, None
 
 
+class Tile(NamedTuple):
+    """What a program of a norm is made for: an image, its groups, the channels and (a power of 2) pixels it holds, the norm."""
+
+    pixels: int
+    channels: int
+    group: int
+    slice: int
+    rows: int
+    evo: bool
+    add: bool
+    relu: bool
+
+
 class Norm(torch.autograd.Function):
     """Of images [n, b, C, H, W] and parameters [n, C], all a row's apart: EvoNorm-S0 where there is ``v``, else GroupNorm, to
     which ``shortcut`` is added, and ReLU if ``relu``."""
@@ -260,9 +274,9 @@ class Norm(torch.autograd.Function):
         y, (mean, rstd) = torch.empty_like(x), torch.empty(2, n * b, channels, device=x.device)
         ctx.shape = b, gamma.stride(0)
         pixels, group = height * width, channels // groups
-        ctx.settings = (pixels, channels, group, slice_of(pixels, channels, group), triton.next_power_of_2(pixels),
-                        v is not None, shortcut is not None, relu)  # fmt: skip
-        _norm[n * b, channels // ctx.settings[3]](x, gamma, beta, v, shortcut, y, mean, rstd, *ctx.shape, eps, *ctx.settings)
+        tile = slice_of(pixels, channels, group), triton.next_power_of_2(pixels)
+        ctx.tile = Tile(pixels, channels, group, *tile, v is not None, shortcut is not None, relu)
+        _norm[n * b, channels // ctx.tile.slice](x, gamma, beta, v, shortcut, y, mean, rstd, *ctx.shape, eps, *ctx.tile)
         ctx.save_for_backward(*given, gamma, v, mean, rstd, y if relu else None)
         ctx.formula = groups, relu, eps
         return y.movedim(-1, -3)
@@ -272,13 +286,12 @@ class Norm(torch.autograd.Function):
         *given, gamma, v, mean, rstd, y = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *again(functools.partial(_formula, *ctx.formula), given, g), None, None, None
-        x, g = _last(given[0]), _last(g)
-        *_, channels = x.shape
-        d_x, through = torch.empty_like(x), torch.empty_like(x) if ctx.settings[6] else None
-        sums = torch.empty(2 + (v is not None), *mean.shape, device=x.device)
-        warps = 8 if ctx.settings[3] * ctx.settings[4] > VALUES // 2 else 4  # so that its values fit the registers
-        _norm_back[len(mean), channels // ctx.settings[3]](g, x, y, gamma, v, mean, rstd, d_x, through, sums, *ctx.shape,
-                                                           *ctx.settings, num_warps=warps)  # fmt: skip
+        x, g, tile = _last(given[0]), _last(g), ctx.tile
+        d_x, through = torch.empty_like(x), torch.empty_like(x) if tile.add else None
+        sums = torch.empty(2 + tile.evo, *mean.shape, device=x.device)
+        warps = 8 if tile.slice * tile.rows > VALUES // 2 else 4  # so that its values fit the registers
+        _norm_back[len(mean), tile.channels // tile.slice](g, x, y, gamma, v, mean, rstd, d_x, through, sums, *ctx.shape, *tile,
+                                                           num_warps=warps)  # fmt: skip
         d_gamma, d_beta, *d_v = sums.unflatten(1, x.shape[:2]).sum(2)
         through = None if through is None else through.movedim(-1, -3)
         return d_x.movedim(-1, -3), d_gamma, d_beta, *(d_v or [None]), through, None, None, None
