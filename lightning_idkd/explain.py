@@ -20,6 +20,8 @@ BASES: dict[str, type] = {
     "gossip.rule": callback.Gossip,
     "calibration": callback.Calibration,
     "calibration.score": callback.OodScore,
+    "calibration.score.score": callback.OodScore,
+    "calibration.score.scores": callback.OodScore,
     "distillation": callback.Distillation,
     "distillation.aggregation": callback.Aggregation,
     "distillation.teacher": callback.Teacher,
@@ -28,12 +30,14 @@ BASES: dict[str, type] = {
     "graph.topology": config.Topology,
     "graph.topology.base": config.Topology,
     "data.private": config.Source,
+    "data.private.parts": config.Source,
     "data.public": config.Source,
+    "data.public.parts": config.Source,
     "data.partition": config.Partition,
     "node.network": Architecture,
     "train.schedule": config.Schedule,
 }
-"""The keys that take a class, and of what kind."""
+"""The keys that take a class, or a list of them, and of what kind."""
 
 
 def classes(key: str) -> dict[str, type]:
@@ -90,11 +94,12 @@ def unknown(key: str, known: list[str]) -> str:
 
 def no_class(key: str, name: str, why: str = "there is no class '{}' of this kind") -> str:
     """Sentence for a class that ``key`` does not take."""
-    there = classes(key)
-    if not there:
+    if key not in BASES:
         return f"{key}: '{name}' is not allowed. Allowed: null, or single keys {key}.KEY; --help lists them"
-    return (f"{key}: {why.format(name)}.{did_you_mean(name.split('.')[-1], there)} Allowed: {', '.join(there)}, or the import "
-            "path of a subclass of your own")  # fmt: skip
+    there = classes(key)
+    own = "the import path of a subclass of your own"
+    allowed = f"{', '.join(there)}, or {own}" if there else own
+    return f"{key}: {why.format(name)}.{did_you_mean(name.split('.')[-1], there)} Allowed: {allowed}"
 
 
 def explain(message: str, known: list[str]) -> str:

@@ -4,6 +4,7 @@ from lightning_idkd.data.digits import Digits, Glyphs
 from lightning_idkd.data.folder import ImageFolder
 from lightning_idkd.data.huggingface import HuggingFace
 from lightning_idkd.data.lsun import LSUN
+from lightning_idkd.data.mixture import Mixture
 from lightning_idkd.data.noise import Noise
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet
 from lightning_idkd.data.skews import ClassesPerNode, FeatureSkew, FromFile, QuantitySkew, Shards
@@ -22,6 +23,7 @@ __all__ = [
     "HuggingFace",
     "ImageFolder",
     "Images",
+    "Mixture",
     "Noise",
     "Partition",
     "QGMDirichlet",

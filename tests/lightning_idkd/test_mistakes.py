@@ -170,6 +170,19 @@ class TestMistakes:
             ),
             (["--gossip.weight_decay", "-1"], ["gossip.weight_decay", "-1", "0 or more"]),
             (["--callbacks", "[QGDSGDm]"], ["callbacks", "QGDSGDm", "gossip"]),
+            (["--callbacks", "[Nois]"], ["callbacks", "no class 'Nois'", "import path"]),
+            (
+                ["--data.public", "{class_path: Mixture, init_args: {parts: [Nois]}}"],
+                ["data.public.parts", "no class 'Nois'", "'Noise'"],
+            ),
+            (
+                ["--data.public", "{class_path: Mixture, init_args: {parts: [{class_path: Noise, init_args: {sample: 3}}]}}"],
+                ["data.public.parts.sample", "'samples'"],
+            ),
+            (
+                ["--calibration.score", "{class_path: RankEnsemble, init_args: {scores: [MSP, Energi]}}"],
+                ["calibration.score.scores", "no class 'Energi'", "'Energy'"],
+            ),
             (["--calibration", "null"], ["calibration", "IDKD", "Youden"]),
             (["--calibration", "Fixed", "--calibration.threshold", ".nan"], ["calibration.threshold", "nan", "finite"]),
             (["--distillation.start", ".nan"], ["distillation.start", "nan"]),

@@ -1,0 +1,43 @@
+"""Several sets as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lightning_idkd.data.source import Images, Source
+from lightning_idkd.errors import UserError, require
+
+
+@dataclass
+class Mixture(Source):
+    """Several sets as one, such as a public set of which a part resembles the private data.
+
+    Classes of one name are one class; an image without a label keeps having none.
+
+    Args:
+        parts: the sets, whose images follow in this order; each may have a limit and classes of its own.
+    """
+
+    parts: list[Source]
+
+    def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
+        """As :meth:`Source.load`, by the parts' own caches; in colour where one part is."""
+        import torch
+
+        require(len(self.parts) > 0, f"{key}.parts", self.parts, "one set or more")
+        parts = [part.load(split, size, channels, key=f"{key}.parts[{i}]") for i, part in enumerate(self.parts)]
+        if len({part.size for part in parts}) > 1:
+            sizes = ", ".join(f"{part.size}x{part.size}" for part in parts)
+            raise UserError(f"{key}.parts: images differ in size ({sizes}); set data.image_size")
+        names = tuple(dict.fromkeys(name for part in parts for name in part.classes))
+        pixels, labels, colours = [], [], max(part.channels for part in parts)
+        for part in parts:
+            numbers = torch.tensor([*map(names.index, part.classes), -1])  # label -1 finds the last
+            pixels.append(part.pixels.expand(-1, colours, -1, -1))
+            labels.append(numbers[part.labels])
+        stored = ", ".join(dict.fromkeys(part.stored for part in parts))
+        return Images(torch.cat(pixels), torch.cat(labels), names, stored)
+
+    def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...] | None, Iterable[tuple]]:
+        raise NotImplementedError("each part reads its own files")
