@@ -159,6 +159,8 @@ def called(parameters: dict) -> str:
             given = value.get("init_args", {} if "class_path" in value else value) or {}
             parts = [str(value.get("class_path", "")).split(".")[-1], *(f"{k}{word(v)}" for k, v in given.items())]
             return "-".join(filter(None, parts))
+        if isinstance(value, list):
+            return "+".join(map(word, value)) or "none"
         return "".join(c if c.isalnum() or c in ".-+" else "_" for c in str(value).split("/")[-1])
 
     keys = list(parameters)

@@ -70,6 +70,15 @@ class TestCells:
         ]
         assert len(set(names)) == 6
 
+    def test_names_go_through_lists_of_classes_and_of_numbers(self):
+        parts = [
+            {"class_path": "HuggingFace", "init_args": {"path": "a/b", "limit": 5}},
+            {"class_path": "lightning_idkd.data.Noise"},
+        ]
+        mixture = {"class_path": "Mixture", "init_args": {"parts": parts}}
+        name = sweep.called({"data.public": mixture, "train.schedule.milestones": [0.6, 8], "callbacks": []})
+        assert name == "public=Mixture-partsHuggingFace-pathb-limit5+Noise,milestones=0.6+8,callbacks=none"
+
     def test_long_names_are_cut_and_stay_apart(self):
         names = [sweep.called({"a": "x" * 300 + end}) for end in "yz"]
         assert names[0] != names[1]
