@@ -21,9 +21,13 @@ from lightning_idkd.callback import (
     Teacher,
 )
 from lightning_idkd.config import Config
+from lightning_idkd.data.partition import Partition
+from lightning_idkd.data.source import Images, Source
 from lightning_idkd.errors import UserError
 from lightning_idkd.fit import fit
 from lightning_idkd.graph import Graph, Topology
+from lightning_idkd.models import Architecture
+from lightning_idkd.schedule import Schedule
 
 _WITH_TORCH = {
     "Labels": "network",
@@ -39,6 +43,7 @@ _WITH_TORCH = {
 __all__ = [
     "HOOKS",
     "Aggregation",
+    "Architecture",
     "Calibration",
     "Callback",
     "Compression",
@@ -49,8 +54,12 @@ __all__ = [
     "FineTuning",
     "Gossip",
     "Graph",
+    "Images",
     "OodScore",
+    "Partition",
+    "Schedule",
     "Selection",
+    "Source",
     "Teacher",
     "Topology",
     "UserError",

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from lightning_idkd.errors import UserError, did_you_mean, require
+from lightning_idkd.errors import UserError, did_you_mean, require, shaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -319,7 +319,11 @@ class Aggregation(ABC):
             at = torch.searchsorted(index, labels.index)
             probabilities[v, at] = labels.probabilities
             votes[v, at] = 1.0 if labels.weights is None else labels.weights.to(votes)
-        return Labels(index, self.combine(probabilities, votes, list(received)))
+        whose = f"distillation.aggregation: {type(self).__name__}.combine"
+        found = shaped(self.combine(probabilities, votes, list(received)), probabilities.shape[1:], f"{whose} returns")
+        if not (found >= 0).all():
+            raise UserError(f"{whose} returns labels that are negative or no numbers; allowed: probabilities")
+        return Labels(index, found)
 
 
 class Distillation(Callback, ABC):

@@ -88,7 +88,8 @@ def configure(arguments: list[str], command: str = "fit"):
     import yaml
 
     from lightning_idkd import config
-    from lightning_idkd.given import failing_modules, in_the_making, look_over, placed
+    from lightning_idkd.given import failing_modules, in_the_making, look_over, nulls, placed
+    from lightning_idkd.run_folder import at
 
     p = parser(command)
     arguments = look_over(arguments)
@@ -98,6 +99,9 @@ def configure(arguments: list[str], command: str = "fit"):
         failing_modules(arguments)
         raise
     resolved = yaml.safe_load(p.dump(cfg, skip_validation=True, skip_none=False))
+    for action in p._actions:
+        if action.dest in cfg and (of := getattr(action, "_typehint", None) or action.type):
+            nulls(at(resolved, action.dest), of, action.dest)
     try:
         made = p.instantiate(cfg)
     except Exception as e:  # a class refused its arguments; jsonargparse wraps that where the key may also be null
@@ -199,8 +203,9 @@ def partition(arguments: list[str]) -> int:
     config = configure(arguments, "partition")
     from lightning_idkd import pictures, preview, report
     from lightning_idkd.data.partition import partition
+    from lightning_idkd.fit import private_images
 
-    private = config.data.private.load("train", config.data.image_size, key="data.private")
+    private = private_images(config)
     split = partition(config.data.partition, private.labels.numpy(), config.graph.nodes, config.seed, config.data.validation)
     preview.table(split, private.classes)
     print("\n".join(report.part(*found) for found in preview.partition(split).items()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -14,6 +15,14 @@ def require(right: bool, key: str, value: object, allowed: str) -> None:
     """Refuse ``value`` of ``key`` unless ``right``, naming what is ``allowed``; comparisons with nan are False."""
     if not right:
         raise UserError(f"{key}: {value} given; allowed: {allowed}")
+
+
+def shaped(found: object, shape: Iterable[int], whose: str) -> Any:
+    """``found``, refused where it is no tensor of this ``shape``; ``whose`` says whose it is, after the config key."""
+    given = list(found.shape) if hasattr(found, "shape") else type(found).__name__
+    if given != list(shape):
+        raise UserError(f"{whose} {given}; allowed: a tensor of shape {list(shape)}")
+    return found
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:

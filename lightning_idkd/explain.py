@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import is_dataclass
+from importlib import import_module
 
 from jsonargparse import ArgumentParser
 
@@ -14,6 +16,7 @@ from lightning_idkd import callback, config
 from lightning_idkd.errors import UserError, did_you_mean
 from lightning_idkd.models import Architecture
 
+OURS = ("callbacks", "lightning_idkd")
 BASES: dict[str, type] = {
     "gossip": callback.Gossip,
     "gossip.compression": callback.Compression,
@@ -26,6 +29,7 @@ BASES: dict[str, type] = {
     "distillation.aggregation": callback.Aggregation,
     "distillation.teacher": callback.Teacher,
     "distillation.encoding": callback.Encoding,
+    "distillation.tuning": callback.FineTuning,
     "callbacks": callback.Callback,
     "graph.topology": config.Topology,
     "graph.topology.base": config.Topology,
@@ -40,13 +44,20 @@ BASES: dict[str, type] = {
 """The keys that take a class, or a list of them, and of what kind."""
 
 
+def kind(key: str) -> type | None:
+    """Of what kind the class at ``key`` is, however deep classes of a kind lie in one another; None where there is no class."""
+    outer = re.sub(r"\.(rule|base|parts)(?=\.|$)", "", key)
+    return BASES.get(re.sub(r"(\.scores?)+$", ".score", outer))
+
+
 def classes(key: str) -> dict[str, type]:
     """The classes that ``key`` takes, by short name; none where it takes no class."""
 
     def below(base: type) -> list[type]:
         return [c for sub in base.__subclasses__() for c in (sub, *below(sub))]
 
-    found = [c for c in below(BASES[key]) if not inspect.isabstract(c)] if key in BASES else []
+    base = kind(key)
+    found = [c for c in below(base) if not inspect.isabstract(c)] if base else []
     if key == "callbacks":  # those with a key of their own are no extras
         found = [c for c in found if not issubclass(c, (callback.Gossip, callback.Calibration, callback.Distillation))]
     return {c.__name__: c for c in found if c.__module__ != callback.__name__}
@@ -74,18 +85,21 @@ class Parser(ArgumentParser):
         raise UserError(explain(message, [a.dest for a in self._actions])) from ex
 
 
-def unknown(key: str, known: list[str]) -> str:
-    """Sentence for a key that does not exist."""
+def unknown(key: str, known: list[str], given: str = "") -> str:
+    """Sentence for a key that does not exist; ``given`` is the class whose argument it would be, where one is known."""
     parent, _, leaf = key.rpartition(".")
     there = {k[len(parent) + 1 if parent else 0 :].split(".")[0] for k in known if k.startswith(f"{parent}." if parent else "")}
     options = {name: parameters(c) for name, c in classes(parent).items()}
+    if (base := kind(parent)) and is_dataclass(base):
+        options[base.__name__] = parameters(base)
     if owners := [name for name, takes in options.items() if leaf in takes]:
         return f"{key}: this key needs {parent} to be {' or '.join(owners)}"
-    there |= {p for takes in options.values() for p in takes}
+    others = {p for takes in options.values() for p in takes}
+    there |= set(options.get(given, others))
     there -= {"help", "print_config", "print_shtab"}
     known = [k for k in known if not k.endswith(".help")]
     allowed = f" Allowed: {', '.join(sorted(there))}." if there and len(there) < 16 else ""
-    hint = did_you_mean(leaf, {*there, "class_path", "init_args"} if options else there)
+    hint = did_you_mean(leaf, {*there, "class_path", "init_args"} if options else there) or did_you_mean(leaf, others)
     if not hint:  # the right leaf elsewhere, or a misspelt group
         same = [k for k in known if k.split(".")[-1] == leaf]
         hint = did_you_mean(key, same or known)
@@ -94,12 +108,24 @@ def unknown(key: str, known: list[str]) -> str:
 
 def no_class(key: str, name: str, why: str = "there is no class '{}' of this kind") -> str:
     """Sentence for a class that ``key`` does not take."""
-    if key not in BASES:
+    if kind(key) is None:
         return f"{key}: '{name}' is not allowed. Allowed: null, or single keys {key}.KEY; --help lists them"
-    there = classes(key)
+    return f"{key}: {why.format(name)}.{did_you_mean(name.split('.')[-1], classes(key))} Allowed: {allowed(key)}"
+
+
+def allowed(key: str) -> str:
+    """The classes that ``key`` takes, in words."""
     own = "the import path of a subclass of your own"
-    allowed = f"{', '.join(there)}, or {own}" if there else own
-    return f"{key}: {why.format(name)}.{did_you_mean(name.split('.')[-1], there)} Allowed: {allowed}"
+    return f"{', '.join(there)}, or {own}" if (there := classes(key)) else own
+
+
+def abstract(key: str, path: str) -> str:
+    """Sentence for a class that lacks what others of its kind have."""
+    module, _, name = path.rpartition(".")
+    if module.split(".")[0] in OURS:
+        return f"{key}: '{name}' is only the base class. Allowed: {allowed(key)}"
+    missing = ", ".join(sorted(getattr(import_module(module), name).__abstractmethods__))
+    return f"{key}: '{path}' does not define {missing}, which its base class leaves to it"
 
 
 def explain(message: str, known: list[str]) -> str:
@@ -124,14 +150,18 @@ def explain(message: str, known: list[str]) -> str:
         key = ".".join(path)
         if m := re.match(r"Problem with given class_path '(.*)':", text):
             wanted = m[1]
-        if text.startswith("Unexpected config:"):
-            return "--config: a file holds no keys, only text or nothing"
         if m := re.match(r"Option '([^']+)' is not accepted", text):
-            return unknown(f"{key}.{m[1]}".lstrip("."), known)
+            return unknown(f"{key}.{m[1]}".lstrip("."), known, wanted.rpartition(".")[2])
+        if m := re.match(r"Not a valid subclass of \w+\. Got value: (.*)", text):
+            return f"{key}: {m[1].replace('None', 'null')} given; allowed: {allowed(key)}"
+        if m := re.match(r"With fail_untyped=True.* Parameter '(\w+)' from '(.*)\.__init__'", text):
+            return f"{key}: argument '{m[1]}' of {m[2]} has no default, so it needs a type, as in {m[1]}: float"
+        if m := re.match(r"Unable to load config '(.*)'", text):
+            return f"{key}: {m[1]} given; allowed: single keys {key}.KEY; --help lists them"
         if m := re.match(r"Expected a dot import path string: (\S+)|Expected a path but (\S+)|Import path (\S+) does not", text):
             return no_class(key, m[1] or m[2] or m[3])
         if m := re.match(r"Expected an instantiatable class, but (\S+) is abstract", text):
-            return no_class(key, m[1], "'{}' is a base class")
+            return abstract(key, m[1])
         if m := re.match(r"No module named '(.*)'", text):
             return no_class(key, wanted, f"'{{}}' cannot be imported (no module '{m[1]}')")
         if m := re.match(r"module '(.*)' has no attribute '(.*)'", text):
@@ -139,10 +169,10 @@ def explain(message: str, known: list[str]) -> str:
         if m := re.match(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", text):
             there = [v.strip("' ") for v in m[1].split(",")]
             return f"{key}: '{m[2]}' is not allowed.{did_you_mean(m[2], there)} Allowed: {', '.join(there)}"
-        if m := re.match(r"Expected a <class '(\w+)'>\. Got value: (.*)", text):
-            return f"{key}: '{m[2]}' is no {m[1]}"
-        if re.match(r"Expected a <class '\w+'>$", text) and given:
-            kinds = [k.replace("NoneType", "null") for k in re.findall(r"Expected a <class '(\w+)'>", message)]
+        if m := re.match(r"Expected a <class '(\w+)'>\. Got value:\s*(.*)", text):
+            return f"{key}: {'null' if m[2] == 'None' else repr(m[2])} is no {m[1]}"
+        if re.match(r"Expected (?:a )?<class '\w+'>$", text) and given:
+            kinds = [k.replace("NoneType", "null") for k in re.findall(r"Expected (?:a )?<class '(\w+)'>", message)]
             value = re.sub(r".*val='?([^')]*)'?\).*", r"\1", given[1])
             return f"{key}: '{value}' is none of {', '.join(dict.fromkeys(kinds))}"
         if m := re.match(r"the following arguments are required: (.*)", text):

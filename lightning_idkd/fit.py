@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from lightning.fabric import Fabric
 
+    from lightning_idkd.data.source import Images
     from lightning_idkd.node import NodeModule
     from lightning_idkd.orchestrator import Orchestrator
 
@@ -136,8 +137,13 @@ def node_maker(config: Config, channels: int, size: int, classes: int) -> Callab
     """What builds one node for images of this shape."""
     Module = module_class(config.node.module)
 
+    from torch import nn
+
     def make() -> NodeModule:
         network = config.node.network.build(channels, size, classes)
+        if not isinstance(network, nn.Module):
+            name = type(config.node.network).__name__
+            raise UserError(f"node.network: {name}.build returns {type(network).__name__}; allowed: a torch.nn.Module")
         try:
             return Module(network)
         except TypeError as e:
@@ -292,15 +298,22 @@ def check_epoch(config: Config, saved: dict, goes_on: bool) -> None:
                             f"{saved['epoch_step']} of it")  # fmt: skip
 
 
+def private_images(config: Config) -> Images:
+    """The private set's training part, all of its images with a label."""
+    private = config.data.private.load("train", config.data.image_size, key="data.private")
+    if len(private.classes) < 2:
+        has = f"only one class, '{private.classes[0]}'" if private.classes else "no labels"
+        raise UserError(f"data.private: this set has {has}; nodes need two classes or more (a public set does without)")
+    if bare := int((private.labels < 0).sum()):
+        raise UserError(f"data.private: {bare} of {len(private)} images have no label (a public set does without)")
+    return private
+
+
 def load(config: Config) -> tuple:
     """Private, test and public images (in the private set's shape) and the split."""
     from lightning_idkd.data.partition import partition
 
-    data = config.data
-    private = data.private.load("train", data.image_size, key="data.private")
-    if len(private.classes) < 2:
-        has = f"only one class, '{private.classes[0]}'" if private.classes else "no labels"
-        raise UserError(f"data.private: this set has {has}; nodes need two classes or more (a public set does without)")
+    data, private = config.data, private_images(config)
     test = data.private.load("test", private.size, private.channels, key="data.private")
     if test.classes != private.classes[: len(test.classes)]:
         raise UserError(

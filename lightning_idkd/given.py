@@ -8,17 +8,18 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from lightning_idkd.errors import UserError, did_you_mean
-from lightning_idkd.explain import BASES
+from lightning_idkd.explain import OURS, allowed, kind, parameters
 
-OURS = ("callbacks", "lightning_idkd")
+GROUPS = ("graph", "data", "node", "train", "run")
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 SHIPPED = Path(__file__).parents[1] / "configs"
 
@@ -34,6 +35,7 @@ def look_over(arguments: list[str]) -> list[str]:
         if option == "--config":
             file = shipped(text)
             arguments[at] = f"--config={file}" if arguments[at].startswith("--config=") else file
+            no_keys(content(file), file)
     for value, key in values(arguments):
         stray_arguments(value, key)
     return arguments
@@ -93,13 +95,74 @@ def value_of(text: str) -> Any:
         return text
 
 
+def no_keys(value: Any, file: str) -> None:
+    """Refuse a config, or a group in it, that holds no keys."""
+
+    def what(found: Any) -> str:
+        return "nothing" if found is None else "a list" if isinstance(found, list) else f"only '{found}'"
+
+    if not isinstance(value, dict):
+        raise UserError(f"--config: '{file}' holds {what(value)}; allowed: keys and their values")
+    for group in GROUPS:
+        if group in value and not isinstance(value[group], dict):
+            raise UserError(f"--config: '{file}' has {what(value[group])} below {group}; allowed: its keys and their values")
+
+
+def nulls(value: Any, type_: Any, key: str) -> None:
+    """Refuse null where a value of ``type_`` is needed, in ``value`` and the arguments of the classes it names.
+
+    jsonargparse takes null for "not given" wherever it stands.
+    """
+    if value is None and not (type_ in (None, Any) or {None, type(None)} & set(get_args(type_))):
+        raise UserError(f"{key}: null given; allowed: {instead(type_, key)}")
+    for v in value if isinstance(value, list) else ():
+        if isinstance(v, dict):
+            nulls(v, None, key)
+    if not isinstance(value, dict):
+        return
+    cls = next((t for t in (type_, *get_args(type_)) if is_dataclass(t)), None)
+    given = value
+    if isinstance(value.get("class_path"), str):
+        module, _, name = value["class_path"].rpartition(".")
+        cls, given = getattr(import_module(module), name), value.get("init_args") or {}
+    if cls is not None:
+        hints = types(cls)
+        for name, p in parameters(cls).items():
+            if name in given and p.default is not None:
+                nulls(given[name], hints.get(name), f"{key}.{name}")
+
+
+def instead(type_: Any, key: str) -> str:
+    """What a value of ``type_`` may be, in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list", tuple: "a list"}
+    kinds = get_args(type_)
+    if get_origin(type_) is Literal:
+        return ", ".join(map(str, kinds))
+    if get_origin(type_) in words:
+        return words[get_origin(type_)]
+    return allowed(key) if kind(key) else " or ".join(words.get(t, "a value") for t in kinds or (type_,))
+
+
+def types(cls: type) -> dict[str, Any]:
+    """The types of a class's arguments, of those that can be told without executing TYPE_CHECKING blocks."""
+    found: dict[str, Any] = {}
+    for base in reversed([c for c in cls.__mro__ if "__init__" in vars(c)]):
+        try:
+            found |= get_type_hints(base.__init__)
+        except (NameError, TypeError):
+            continue
+    return found
+
+
 def named(value: Any, key: str) -> Iterator[tuple[str, dict]]:
     """Every class that ``value`` names, as a mapping with class_path, and the dotted key it stands at."""
     if isinstance(value, list):
         for v in value:
             yield from named(v, key)
-    elif isinstance(value, str) and (key := key.removesuffix(".class_path")) in (*BASES, "node.module"):
-        yield key, {"class_path": value}
+    elif isinstance(value, str):
+        key = key.removesuffix(".class_path")
+        if kind(key) or key == "node.module":
+            yield key, {"class_path": value}
     elif isinstance(value, dict):
         if isinstance(value.get("class_path"), str):
             yield key, value

@@ -186,6 +186,8 @@ class Graph:
 
     def _build(self, step: int) -> Mixing:
         graph = self.topology.graph(self.nodes, step, self.seed)
+        if not isinstance(graph, nx.Graph):
+            raise UserError(f"graph.topology: {self.name}.graph returns {type(graph).__name__}; allowed: a networkx graph")
         if graph.is_directed() != self.topology.directed or graph.is_multigraph() or nx.number_of_selfloops(graph):
             kind = "directed" if self.topology.directed else "undirected"
             raise UserError(f"graph.topology: {self.name} must return {kind} graphs without self-loops or double edges")

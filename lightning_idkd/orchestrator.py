@@ -23,7 +23,7 @@ from lightning_idkd import loggers, randomness, report
 from lightning_idkd.callback import Calibration, Callback, Context, Distillation, Gossip, Selection
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
-from lightning_idkd.errors import UserError
+from lightning_idkd.errors import UserError, shaped
 from lightning_idkd.evaluation import Stopped, accuracies, homogeneity, measure
 from lightning_idkd.network import Labels, Network
 from lightning_idkd.node import Outputs
@@ -169,10 +169,11 @@ class Orchestrator:
         width, X = self.stack.parameters, self.stack.X[:, columns]
         held = {k: v[:, columns] if v.shape[1] == width else v for k, v in (self.buffers | self.edge_buffers).items()}
         state = SimpleNamespace(**held)
-        X.copy_(step(X, state))
+        rule = f"gossip: {type(self.rule).__name__}"
+        X.copy_(shaped(step(X, state), X.shape, f"{rule}.update returns"))
         for name, matrix in held.items():
             if getattr(state, name) is not matrix:
-                matrix.copy_(getattr(state, name))
+                matrix.copy_(shaped(getattr(state, name), matrix.shape, f"{rule} sets its buffer {name} to"))
 
     def context(self, step: int, lr: float, first: bool = True, batch: tuple[Tensor, ...] = ()) -> Context:
         edges = self.network.edges(step)

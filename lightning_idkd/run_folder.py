@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import json
@@ -9,7 +10,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ ONGOING = ("calibration", "distillation", "data.public", "data.augment_public")
 """What a fork must share besides, to go on with the distilled labels that it finds."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(folder: Path, taken: str) -> Iterator[None]:
     """Keep other processes away from ``folder``; a UserError that says ``taken`` where one is at work. The lock ends with the
     process at the latest."""
@@ -101,15 +101,12 @@ class RunFolder:
         """The newest run below ``parent`` that nobody works on, with a checkpoint, no summary, the same config and source."""
         for path in sorted(parent.glob("*/config.yaml"), reverse=True):
             folder = cls(path.parent)
-            if (
-                path.parent.name != "latest"
-                and not folder.file("summary.json").exists()
-                and folder.last.exists()
-                and difference(config, folder.config()) is None
-                and config["run"]["from"] == folder.config()["run"]["from"]
-                and folder.free()
-            ):
-                return folder
+            if path.parent.name == "latest" or folder.file("summary.json").exists() or not folder.last.exists():
+                continue
+            with contextlib.suppress(UserError):  # a damaged one
+                other = folder.config()
+                if difference(config, other) is None and config["run"]["from"] == other["run"]["from"] and folder.free():
+                    return folder
         return None
 
     @classmethod
@@ -126,7 +123,7 @@ class RunFolder:
 
     # ------------------------------------------------------------------ one process at a time
 
-    @contextmanager
+    @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes away; a UserError where one is at work."""
         with locked(self.path, f"run.resume: another process works on '{self.path}'; wait for it, or stop it"):
@@ -150,8 +147,12 @@ class RunFolder:
         return self.path / "checkpoints" / "last.ckpt"
 
     def config(self) -> dict:
-        found = yaml.safe_load(self.file("config.yaml").read_text())
-        found["run"].setdefault("autocast", False)  # runs are older than this key
+        path = self.file("config.yaml")
+        try:
+            found = yaml.safe_load(path.read_text())
+            found["run"].setdefault("autocast", False)  # runs are older than this key
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as e:
+            raise UserError(f"'{path}' is damaged, or of no run") from e
         return found
 
     def text(self, name: str, text: str) -> None:
@@ -188,7 +189,11 @@ class RunFolder:
 
     def partition_hash(self) -> str:
         """Which samples its nodes hold."""
-        return json.loads(self.file("partition.json").read_text())["hash"]
+        path = self.file("partition.json")
+        try:
+            return json.loads(path.read_text())["hash"]
+        except (OSError, ValueError, TypeError, KeyError) as e:
+            raise UserError(f"'{path}' is missing or damaged: which samples the run's nodes hold is not known") from e
 
     @staticmethod
     def load(path: Path) -> dict:

@@ -46,7 +46,7 @@ class Step(Schedule):
     """The factor falls by ``gamma`` at every milestone.
 
     Args:
-        milestones: Starts (a fraction of the epochs, or an epoch), ascending.
+        milestones: Starts (a fraction of the epochs, or an epoch).
         gamma: Factor at each milestone.
         warmup: Epochs of linear rise at the beginning.
         warmup_from: Factor that the rise begins with.

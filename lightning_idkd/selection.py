@@ -93,7 +93,12 @@ def threshold(run: Orchestrator, i: int, own: Tensor, public: Tensor, noise: Ten
     others = noise if calibration.against == "noise" else public
     if own.min() == own.max() == others.min() == others.max():
         tell(run, node, f"gives all samples the same {type(calibration.score).__name__}")
-    return calibration.threshold(own, others)
+    found = calibration.threshold(own, others)
+    if not isinstance(found, (int, float)) and getattr(found, "shape", None) != ():
+        raise UserError(f"calibration: {type(calibration).__name__}.threshold returns {type(found).__name__}; allowed: a number")
+    if math.isnan(found):
+        raise UserError(f"calibration: {type(calibration).__name__} gives node {node} a threshold that is no number")
+    return float(found)
 
 
 def measures(run: Orchestrator, i: int, selection: Selection, public: Outputs) -> dict[str, float]:

@@ -89,8 +89,15 @@ class Source(ABC):
         return cached(
             None if identity is None else f"{type(self).__name__}-{split}",
             (identity, size, channels),
-            lambda: decode(*self.read(split, size, key), split, size, channels, key),
+            lambda: self._decoded(split, size, channels, key),
         )
+
+    def _decoded(self, split: str, size: int | None, channels: int | None, key: str) -> Images:
+        found = self.read(split, size, key)
+        if not isinstance(found, tuple) or len(found) != 2:
+            said = f"{type(self).__name__}.read returns {type(found).__name__}"
+            raise UserError(f"{key}: {said}; allowed: class names or None, and (image, label) pairs")
+        return decode(*found, split, size, channels, key)
 
 
 @dataclass
@@ -150,6 +157,8 @@ def convert(image: Path | bytes | np.ndarray, size: int | None, channels: int | 
     """One image as uint8 [H, W] (grey) or [H, W, 3]; colour only where ``channels`` is 3 or the image has some."""
     from PIL import Image, ImageOps
 
+    if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+        raise ValueError(f"an array of {image.dtype}; allowed: uint8, 0 to 255")
     with opened(image) as picture:
         if not isinstance(image, np.ndarray):
             if picture.mode in DEEP:
@@ -179,11 +188,18 @@ def decode(
     import torch
 
     labels: list[int] = []
+    most = len(classes) if classes else np.inf
 
     def bare() -> Iterator[Path | bytes | np.ndarray]:
-        for image, label in samples:
-            labels.append(label)
-            yield image
+        for sample in samples:
+            pair = isinstance(sample, tuple) and len(sample) == 2
+            if not pair or not isinstance(sample[1], (int, np.integer)) or not -1 <= sample[1] < most:
+                given = f"one with label {sample[1]!r}" if pair else type(sample).__name__
+                numbers = f"0 to {most - 1}" if classes else "0 on"
+                said = f"sample {len(labels)} of split '{split}' is {given}; allowed: (image, label)"
+                raise UserError(f"{key}: {said} with a label from {numbers}, or -1 for none")
+            labels.append(int(sample[1]))
+            yield sample[0]
 
     def piece(first: int, images: list) -> list[np.ndarray]:
         arrays = []

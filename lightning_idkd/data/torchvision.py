@@ -45,7 +45,7 @@ class Torchvision(Subset):
     def __post_init__(self):
         if self.name not in SETS:
             raise UserError(
-                f"data: Torchvision has no set '{self.name}'.{did_you_mean(self.name, SETS)} Allowed names: {', '.join(SETS)}"
+                f"data.private.name: there is no set '{self.name}'.{did_you_mean(self.name, SETS)} Allowed: {', '.join(SETS)}"
             )
 
     def identity(self, split: str, size: int | None, key: str) -> tuple:

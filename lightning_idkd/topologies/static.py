@@ -71,7 +71,7 @@ class Torus(Topology):
     def __post_init__(self):
         if min(self.rows, self.cols) < 3:
             raise UserError(
-                f"graph.topology: the sides of a torus must be at least 3, given rows {self.rows} and cols {self.cols} "
+                f"graph.topology.rows: the sides of a torus must be at least 3, given rows {self.rows} and cols {self.cols} "
                 "(with a side of 1 it is a Ring, with a side of 2 edges coincide)"
             )
 
@@ -102,7 +102,7 @@ class Grid(Topology):
     def __post_init__(self):
         if min(self.rows, self.cols) < 2:
             raise UserError(
-                f"graph.topology: the sides of a grid must be at least 2, given rows {self.rows} and cols {self.cols} "
+                f"graph.topology.rows: the sides of a grid must be at least 2, given rows {self.rows} and cols {self.cols} "
                 "(with a side of 1 it is a Chain)"
             )
 

@@ -18,7 +18,7 @@ SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "3", "--dat
 
 
 def test_there_is_one_for_each_heading():
-    assert len(EXAMPLES) == README.count("```python") == README.count("```yaml") == 4
+    assert len(EXAMPLES) == README.count("```python") == README.count("```yaml") == 6
 
 
 @pytest.fixture(scope="module")

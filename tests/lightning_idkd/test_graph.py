@@ -266,7 +266,7 @@ def test_periodic_graphs_may_be_disconnected_at_a_step_but_not_over_a_period():
         ),
         (
             lambda: Torus(2, 8),
-            "graph.topology: the sides of a torus must be at least 3, given rows 2 and cols 8 "
+            "graph.topology.rows: the sides of a torus must be at least 3, given rows 2 and cols 8 "
             "(with a side of 1 it is a Ring, with a side of 2 edges coincide)",
         ),
         (

@@ -170,6 +170,36 @@ class TestMistakes:
             ),
             (["--gossip.weight_decay", "-1"], ["gossip.weight_decay", "-1", "0 or more"]),
             (["--callbacks", "[QGDSGDm]"], ["callbacks", "QGDSGDm", "gossip"]),
+            (["--callbacks", "[null]"], ["callbacks: null given", "import path"]),
+            (["--gossip", "null"], ["gossip: null given", "DSGD"]),
+            (["--gossip.momentum", "null"], ["gossip.momentum: null given", "a number"]),
+            (["--gossip.nesterov", "null"], ["gossip.nesterov: null given", "true or false"]),
+            (["--gossip", "LocalOptimizer", "--gossip.optimizer", "null"], ["gossip.optimizer: null given", "text"]),
+            (["--distillation.start", "null"], ["distillation.start: null given", "a number"]),
+            (["--distillation.labels", "null"], ["distillation.labels: null given", "fresh, relayed, accumulated"]),
+            (["--logger", "{kind: null}"], ["logger.kind: null given", "wandb, tensorboard, csv"]),
+            (
+                ["--graph.topology", "RandomMatchings", "--graph.topology.base", "null"],
+                ["graph.topology.base: null given", "Torus"],
+            ),
+            (["--graph", "3"], ["graph: 3 given", "graph.KEY"]),
+            (["--train.lr="], ["train.lr: '' is no float"]),
+            (["--train.schedule.milestones", "[a]"], ["train.schedule.milestones: 'a'", "float"]),
+            (["--distillation.tuning.balanse", "cap"], ["distillation.tuning.balanse", "'balance'"]),
+            (["--calibration.score", "ReAct", "--calibration.score.percentil", "1"], ["'percentile'", "percentile, score."]),
+            (
+                ["--gossip", "LocalSteps", "--gossip.rule", "LocalSteps", "--gossip.rule.rule", "DSDG"],
+                ["gossip.rule.rule", "no class 'DSDG'", "'DSGD'"],
+            ),
+            (
+                [
+                    "--calibration.score",
+                    "{class_path: RankEnsemble, init_args: {scores: [{class_path: ReAct, init_args: {score: MPS}}]}}",
+                ],
+                ["calibration.score.scores.score", "no class 'MPS'", "'MSP'"],
+            ),
+            (["--graph.topology", "Torus", "--graph.topology.rows", "2", "--graph.topology.cols", "2"], ["graph.topology.rows"]),
+            (["--data.public", "Torchvision", "--data.public.name", "cifar11"], ["data.public.name", "'cifar11'", "'cifar10'"]),
             (["--callbacks", "[Nois]"], ["callbacks", "no class 'Nois'", "import path"]),
             (
                 ["--data.public", "{class_path: Mixture, init_args: {parts: [Nois]}}"],
@@ -216,6 +246,11 @@ class TestMistakes:
             (b"run: {name: M\xfcller}", ["bad.yaml", "no UTF-8 text", "0xfc"]),
             (b"seed: 1\n train: {lr: 3}", ["bad.yaml', line 2", "mapping values are not allowed here"]),
             (b"seed: 1\ngossip: {class_path: DSGD, init_args: {momentum: 0.9}\n", ["bad.yaml', line 3", "flow mapping"]),
+            (b"train:\n", ["bad.yaml' has nothing below train"]),
+            (b"seed: 1\ngraph: 3\n", ["bad.yaml' has only '3' below graph"]),
+            (b"- seed: 1\n", ["bad.yaml' holds a list"]),
+            (b"callbacks: null\n", ["callbacks: null given; allowed: a list"]),
+            (b"run: {name: }\n", ["run.name: null given; allowed: text"]),
             (b"data:\n  public: {class_path: ImageFolder, path: x}", ["data.public.path", "init_args: {path: x}"]),
             (
                 b"calibration:\n  class_path: Youden\n  init_args: {score: {class_path: Energy, temperature: 2}}",
@@ -363,3 +398,30 @@ class TestMistakes:
             probe = f"import sys; from lightning_idkd.cli import main; main({arguments!r}); print('torch' in sys.modules)"
             said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
             assert said.splitlines()[-1] == "False"
+
+
+class TestDamagedRuns:
+    """Runs whose files somebody cut or lost."""
+
+    @pytest.mark.parametrize("option", ["--run.resume", "--run.from"])
+    @pytest.mark.parametrize(("name", "content"), [("config.yaml", "gossip: ["), ("config.yaml", ""), ("partition.json", "{")])
+    def test_the_file_is_named(self, fit, capsys, option, name, content):
+        assert fit("--run.until", "1") == 0
+        folder = latest(fit.runs)
+        (folder / name).write_text(content)
+        capsys.readouterr()
+        assert fit(option, str(folder)) == 2
+        said = capsys.readouterr().err
+        assert f"{name}' is" in said
+        assert "damaged" in said
+        assert said.count("\n") == 1
+
+    def test_one_of_them_does_not_keep_auto_from_finding_another(self, fit, capsys):
+        assert fit("--run.until", "1") == 0
+        good = latest(fit.runs).resolve()
+        assert fit("--run.until", "1") == 0
+        bad = latest(fit.runs).resolve()
+        assert bad != good
+        (bad / "config.yaml").write_text("gossip: [")
+        assert fit("--run.resume", "auto") == 0
+        assert checkpoint(good)["epoch"] > 1

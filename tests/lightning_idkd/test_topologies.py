@@ -448,7 +448,8 @@ class Apart(topologies.Topology):
         (lambda: Graph(BaseGraph(0), 16), "graph.topology.k: 0 given; allowed: 1 to 15, graph.nodes - 1"),
         (
             lambda: Grid(1, 9),
-            "graph.topology: the sides of a grid must be at least 2, given rows 1 and cols 9 (with a side of 1 it is a Chain)",
+            "graph.topology.rows: the sides of a grid must be at least 2, given rows 1 and cols 9 "
+            "(with a side of 1 it is a Chain)",
         ),
         (
             lambda: Graph(Grid(3, 4), 10),

@@ -197,7 +197,7 @@ def test_a_broken_file_is_named(name, tmp_path, monkeypatch):
 
 
 def test_a_wrong_name_is_told_with_the_nearest():
-    with pytest.raises(UserError, match=r"no set 'cifar-100'\. Did you mean 'cifar100'\? Allowed names: cifar10, .*, places365"):
+    with pytest.raises(UserError, match=r"no set 'cifar-100'\. Did you mean 'cifar100'\? Allowed: cifar10, .*, places365"):
         Torchvision("cifar-100")
 
 
