@@ -341,6 +341,8 @@ def module_class(path: str) -> type:
     from lightning_idkd.node import NodeModule
 
     name, _, attribute = path.rpartition(".")
+    if not name:
+        raise UserError(f"node.module: '{path}' is no import path; allowed: one such as package.module.Class")
     try:
         module = import_module(name)
     except (ImportError, ValueError) as e:

@@ -26,6 +26,7 @@ import yaml
 from lightning_idkd import randomness
 from lightning_idkd.config import Config
 from lightning_idkd.errors import UserError, did_you_mean, require
+from lightning_idkd.given import SHIPPED
 from lightning_idkd.run_folder import RESULT, SAME, RunFolder, at, difference, locked, write
 from lightning_idkd.schedule import epoch_of
 
@@ -86,7 +87,9 @@ def read(path: Path) -> dict:
     try:
         sweep = yaml.safe_load(path.read_text())
     except FileNotFoundError as e:
-        raise UserError(f"there is no sweep file {path}") from e
+        known = [f"{at}/{file.stem}{end}" for file in (SHIPPED / "sweeps").glob("*.yaml")
+                 for at, end in (("configs/sweeps", ".yaml"), ("sweeps", ""))]  # fmt: skip
+        raise UserError(f"there is no sweep file {path}.{did_you_mean(str(path), known)}") from e
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path} is no sweep file ({getattr(e, 'strerror', None) or 'not a text'})") from e
     except yaml.YAMLError as e:
@@ -107,7 +110,10 @@ def read(path: Path) -> dict:
         if not isinstance(entry, dict) or not entry:
             raise UserError(f"{path.name}: parameters.{key} has no values; allowed: {', '.join(ENTRIES)}")
         for k in entry:
-            require(k in ENTRIES, f"{path.name}: parameters.{key}: key", f"'{k}'", ", ".join(ENTRIES))
+            known = f"{', '.join(ENTRIES)}.{did_you_mean(str(k), ENTRIES)}"
+            require(k in ENTRIES, f"{path.name}: parameters.{key}: key", f"'{k}'", known)
+        ways = [way for way in ("value", "values", "min") if way in entry]
+        require(len(ways) < 2, f"{path.name}: parameters.{key}", " and ".join(ways), "one of value, values, or min and max")
         values = entry.get("values", [0])
         require(isinstance(values, list) and values, f"{path.name}: parameters.{key}.values", values, "a list of one or more")
         for k in ("min", "max"):

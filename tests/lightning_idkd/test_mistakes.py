@@ -224,6 +224,7 @@ class TestMistakes:
             (["--data.private", f"{__name__}.Renamed"], ["data.private", "9, 8, 7, 6, 5, ...", "0, 1, 2, 3, 4, ..."]),
             (["--data.image_size", "1"], ["data.image_size", "1", "2 or more"]),
             (["--gossip", f"{__name__}.Fussy"], ["gossip.taste: this is not to it"]),
+            (["--node.module", "Needy"], ["node.module: 'Needy' is no import path"]),
             (["--node.module", f"{__name__}.Needy"], ["node.module", "Needy", "weight"]),
         ],
     )

@@ -158,6 +158,9 @@ class TestMistakes:
             ({"parameters": None}, ["parameters", "missing"]),
             ({"command": ["python"]}, ["command", "${args_json_file}"]),
             ({"parameters": {"train.lr": {"vals": [1]}}}, ["parameters.train.lr", "vals", "values"]),
+            ({"parameters": {"seed": {"valeus": [1]}}}, ["parameters.seed", "valeus", "'values'"]),
+            ({"parameters": {"seed": {"value": 0, "values": [1]}}}, ["parameters.seed: value and values given", "one of"]),
+            ({"parameters": {"callbacks": {"values": [None]}}}, ["callbacks: null given", "a list"]),
             ({"parameters": {"train.lr": {"min": 0.1, "max": 1}}}, ["train.lr", "grid needs values"]),
             ({"method": "random"}, ["run_cap"]),
             ({"parameters": ["seed"]}, ["parameters", "seed"]),
@@ -183,6 +186,11 @@ class TestMistakes:
         for path in ("nowhere.yaml", str(tmp_path)):
             assert main(["sweep", path]) == 2
             assert path in capsys.readouterr().err
+
+    def test_a_misspelt_file(self, capsys):
+        for path, right in (("sweeps/ood_score", "'sweeps/ood_scores'"), ("configs/sweeps/od_scores.yaml", "/ood_scores.yaml'")):
+            assert main(["sweep", path]) == 2
+            assert right in capsys.readouterr().err
 
     def test_a_file_in_the_place_of_the_folder(self, file, tmp_path, capsys):
         (tmp_path / "runs").write_text("")
