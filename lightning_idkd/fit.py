@@ -46,6 +46,7 @@ def fit(config: Config) -> dict | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # import-time notices of the stack below, none of which a user can act on
         from lightning_idkd.launch import launch
+        from lightning_idkd.selection import rehearse
     fabric = launch(config.run)
     run = build(config, fabric)
     if source and (there := source.partition_hash()) != run.store.split.hash:
@@ -55,6 +56,8 @@ def fit(config: Config) -> dict | None:
         )
     run.stack.engine, threads = execution(config, saved, fork, run)
     config.resolved["run"] |= {"engine": run.stack.engine, "threads": threads}
+    if config.distillation is not None and config.distillation.calibrated:
+        rehearse(run)
     if folder is None:
         made = RunFolder.create(config.folder(), config.seed).path if fabric.is_global_zero else None
         run.folder = RunFolder(Path(fabric.broadcast(made)))

@@ -21,6 +21,7 @@ from lightning_idkd.graph import Graph
 from lightning_idkd.node import NodeModule, Outputs
 from lightning_idkd.randomness import permutation
 from lightning_idkd.run_folder import RunFolder, difference, write
+from lightning_idkd.selection import fitting
 from lightning_idkd.stack import NodeStack, mean_buffers, run_network
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def judged(run: Run, module: NodeModule, test: Images, public: Images | None, sc
     }
     if public is not None and score is not None:
         others = run.outputs(module, public)
-        found["ood_auroc"] = metrics.auroc(*score(Outputs.cat([outputs, others])).split([len(outputs), len(others)]))
+        found["ood_auroc"] = metrics.auroc(*fitting(score, Outputs.cat([outputs, others])).split([len(outputs), len(others)]))
     return found
 
 

@@ -46,6 +46,17 @@ def calibrate(run: Orchestrator, public: list[Outputs]) -> list[Selection]:
     return selections
 
 
+def rehearse(run: Orchestrator) -> None:
+    """Let the score look at a batch by the untrained node of fewest samples: what it cannot do is told before training is spent."""
+    score, store = run.calibration.score, run.store
+    own, module = min(zip(store.own, run.stack.modules, strict=True), key=lambda of: len(of[0]))
+    with torch.random.fork_rng(devices=[store.device] if store.device.type == "cuda" else []):
+        if score.fitted:
+            score.fit(run_network(module, store.private_batches(own.cpu())), store.labels[own.cpu()])
+        batch = score.perturb(module, next(iter(store.public_batches()))[:64])
+        fitting(score, run_network(module, [batch]))
+
+
 def scores(run: Orchestrator, i: int, public: Outputs) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of row ``i``'s held-out samples (of its training samples where it has none), of the public set and of noise."""
     score, store, module = run.calibration.score, run.store, run.stack.modules[i]
@@ -73,14 +84,20 @@ def sound(outputs: Outputs, node: int) -> Outputs:
 
 def judge(score: OodScore, outputs: Outputs, whose: str = "") -> Tensor:
     """``score`` of ``outputs``, float32 [N], refused where it is not that."""
-    found, n, name = score(outputs), len(outputs), type(score).__name__
-    if not isinstance(found, Tensor) or found.shape != (n,):
-        given = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise UserError(f"calibration.score: {name} returns {given} for {n} samples; a score has shape [{n}]")
+    found = fitting(score, outputs)
     if not found.isfinite().all():
         bad = int((~found.isfinite()).sum())
-        raise UserError(f"calibration.score: {name} is not finite for {bad} of {n} samples{whose}")
+        raise UserError(f"calibration.score: {type(score).__name__} is not finite for {bad} of {len(found)} samples{whose}")
     return found.float()
+
+
+def fitting(score: OodScore, outputs: Outputs) -> Tensor:
+    """``score`` of ``outputs``, refused where it is no tensor with a number for each."""
+    found, n = score(outputs), len(outputs)
+    if not isinstance(found, Tensor) or found.shape != (n,):
+        given = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(f"calibration.score: {type(score).__name__} returns {given} for {n} samples; a score has shape [{n}]")
+    return found
 
 
 def threshold(run: Orchestrator, i: int, own: Tensor, public: Tensor, noise: Tensor) -> float:

@@ -75,6 +75,19 @@ class Unscored(OodScore):
         return outputs.logits.amax(1)
 
 
+class Square(OodScore):
+    def __call__(self, outputs):
+        return outputs.logits
+
+
+class Learner(Square):
+    def fit(self, outputs, labels):
+        self.mean = outputs.features.mean(0)
+
+    def __call__(self, outputs):
+        return (outputs.features - self.mean).norm(dim=1).tolist()
+
+
 class Untyped(OodScore):
     def __init__(self, a):
         self.a = a
@@ -103,6 +116,14 @@ def test_the_class_is_named_with_what_it_should_have_returned(fit, capsys, argum
     captured = capsys.readouterr().err
     assert captured.count("\n") <= 2
     assert re.match(f"error: {said}", captured)
+
+
+@pytest.mark.parametrize(("name", "given"), [("Square", r"\[64, 10\]"), ("Learner", "list")])
+def test_a_score_that_cannot_do_is_told_before_there_is_a_run(fit, capsys, name, given):
+    assert fit("--calibration.score", f"{__name__}.{name}") == 2
+    said = capsys.readouterr().err
+    assert re.match(rf"error: calibration\.score: {name} returns {given} for 64 samples; a score has shape \[64\]\n$", said)
+    assert not fit.runs.exists()
 
 
 class Given(Source):
