@@ -47,7 +47,7 @@ def calibrate(run: Orchestrator, public: list[Outputs]) -> list[Selection]:
 
 
 def rehearse(run: Orchestrator) -> None:
-    """Let the score look at a batch by the untrained node of fewest samples: what it cannot do is told before training is spent."""
+    """Let the score look at a batch by the untrained node of fewest samples, to be told before training what it cannot do."""
     score, store = run.calibration.score, run.store
     own, module = min(zip(store.own, run.stack.modules, strict=True), key=lambda of: len(of[0]))
     with torch.random.fork_rng(devices=[store.device] if store.device.type == "cuda" else []):
