@@ -53,8 +53,8 @@ def rehearse(run: Orchestrator) -> None:
     with torch.random.fork_rng(devices=[store.device] if store.device.type == "cuda" else []):
         if score.fitted:
             score.fit(run_network(module, store.private_batches(own.cpu())), store.labels[own.cpu()])
-        batch = score.perturb(module, next(iter(store.public_batches()))[:64])
-        fitting(score, run_network(module, [batch]))
+        batch = next(iter(store.public_batches()))[:64]
+        fitting(score, run_network(module, map(functools.partial(score.perturb, module), [batch])))
 
 
 def scores(run: Orchestrator, i: int, public: Outputs) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,10 +1,10 @@
 """Data: image sources, and partitions that deal their samples out to nodes."""
 
+from lightning_idkd.data.concat import Concat
 from lightning_idkd.data.digits import Digits, Glyphs
 from lightning_idkd.data.folder import ImageFolder
 from lightning_idkd.data.huggingface import HuggingFace
 from lightning_idkd.data.lsun import LSUN
-from lightning_idkd.data.mixture import Mixture
 from lightning_idkd.data.noise import Noise
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet
 from lightning_idkd.data.skews import ClassesPerNode, FeatureSkew, FromFile, QuantitySkew, Shards
@@ -15,6 +15,7 @@ __all__ = [
     "IID",
     "LSUN",
     "ClassesPerNode",
+    "Concat",
     "Digits",
     "Dirichlet",
     "FeatureSkew",
@@ -23,7 +24,6 @@ __all__ = [
     "HuggingFace",
     "ImageFolder",
     "Images",
-    "Mixture",
     "Noise",
     "Partition",
     "QGMDirichlet",

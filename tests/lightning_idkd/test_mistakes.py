@@ -202,11 +202,11 @@ class TestMistakes:
             (["--data.public", "Torchvision", "--data.public.name", "cifar11"], ["data.public.name", "'cifar11'", "'cifar10'"]),
             (["--callbacks", "[Nois]"], ["callbacks", "no class 'Nois'", "import path"]),
             (
-                ["--data.public", "{class_path: Mixture, init_args: {parts: [Nois]}}"],
+                ["--data.public", "{class_path: Concat, init_args: {parts: [Nois]}}"],
                 ["data.public.parts", "no class 'Nois'", "'Noise'"],
             ),
             (
-                ["--data.public", "{class_path: Mixture, init_args: {parts: [{class_path: Noise, init_args: {sample: 3}}]}}"],
+                ["--data.public", "{class_path: Concat, init_args: {parts: [{class_path: Noise, init_args: {sample: 3}}]}}"],
                 ["data.public.parts.sample", "'samples'"],
             ),
             (

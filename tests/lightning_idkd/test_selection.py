@@ -33,7 +33,7 @@ from lightning_idkd.graph import Chain, Graph
 from lightning_idkd.launch import launch
 from lightning_idkd.network import Network
 from lightning_idkd.node import Outputs
-from lightning_idkd.selection import MEASURES, calibrate
+from lightning_idkd.selection import MEASURES, calibrate, rehearse
 from lightning_idkd.stack import run_network
 
 
@@ -419,3 +419,15 @@ def test_training_goes_on_whether_none_or_all_are_kept(threshold, kept, said, co
     for node in range(4):
         assert printed.count(f"node {node} keeps {said} public samples") == 1
     assert f"kept {kept} of the public set" in printed
+
+
+def test_the_rehearsal_leaves_rows_buffers_and_the_random_numbers_as_they_are():
+    """With batch norm, whose statistics a pass in training mode would move, and a score that changes the images."""
+    config = configure(["--data.private", "Digits", "--data.public", "Glyphs", "--graph.nodes", "3", "--distillation", "IDKD",
+                        "--calibration.score", "ODIN", "--node.network", "ResNet", "--node.network.norm", "batch",
+                        "--node.network.depth", "8", "--node.network.width", "4"])  # fmt: skip
+    run = build(config, launch(config.run))
+    before = [run.stack.X.clone(), *(b.clone() for b in run.stack.buffers.values()), torch.get_rng_state()]
+    rehearse(run)
+    after = [run.stack.X, *run.stack.buffers.values(), torch.get_rng_state()]
+    assert all(map(torch.equal, before, after))

@@ -75,9 +75,9 @@ class TestCells:
             {"class_path": "HuggingFace", "init_args": {"path": "a/b", "limit": 5}},
             {"class_path": "lightning_idkd.data.Noise"},
         ]
-        mixture = {"class_path": "Mixture", "init_args": {"parts": parts}}
-        name = sweep.called({"data.public": mixture, "train.schedule.milestones": [0.6, 8], "callbacks": []})
-        assert name == "public=Mixture-partsHuggingFace-pathb-limit5+Noise,milestones=0.6+8,callbacks=none"
+        both = {"class_path": "Concat", "init_args": {"parts": parts}}
+        name = sweep.called({"data.public": both, "train.schedule.milestones": [0.6, 8], "callbacks": []})
+        assert name == "public=Concat-partsHuggingFace-pathb-limit5+Noise,milestones=0.6+8,callbacks=none"
 
     def test_long_names_are_cut_and_stay_apart(self):
         names = [sweep.called({"a": "x" * 300 + end}) for end in "yz"]

@@ -10,7 +10,7 @@ from lightning_idkd.errors import UserError, require
 
 
 @dataclass
-class Mixture(Source):
+class Concat(Source):
     """Several sets as one, such as a public set of which a part resembles the private data.
 
     Classes of one name are one class; an image without a label keeps having none.

@@ -1,4 +1,4 @@
-"""Mixture: images, labels and class names of its parts, in their order."""
+"""Concat: images, labels and class names of its parts, in their order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from lightning_idkd.cli import configure
-from lightning_idkd.data import Digits, Glyphs, Mixture, Noise, Source
+from lightning_idkd.data import Concat, Digits, Glyphs, Noise, Source
 from lightning_idkd.errors import UserError
 
 
@@ -29,27 +29,27 @@ class Plain(Source):
 
 
 def load(*parts, split="train", size=None, channels=None):
-    return Mixture(list(parts)).load(split, size, channels, key="data.public")
+    return Concat(list(parts)).load(split, size, channels, key="data.public")
 
 
 def test_images_are_those_of_the_parts_in_their_order():
     parts = Glyphs(20), Noise("gaussian", 7), Digits(limit=5)
-    mixed, alone = load(*parts, size=8, channels=1), [part.load("train", 8, 1) for part in parts]
-    assert torch.equal(mixed.pixels, torch.cat([images.pixels for images in alone]))
-    assert mixed.pixels.shape == (32, 1, 8, 8)
-    assert mixed.stored == ", ".join(dict.fromkeys(images.stored for images in alone))
+    joined, alone = load(*parts, size=8, channels=1), [part.load("train", 8, 1) for part in parts]
+    assert torch.equal(joined.pixels, torch.cat([images.pixels for images in alone]))
+    assert joined.pixels.shape == (32, 1, 8, 8)
+    assert joined.stored == ", ".join(dict.fromkeys(images.stored for images in alone))
 
 
 def test_classes_of_one_name_are_one_class_and_no_label_stays_none():
-    mixed = load(Plain(("cat", "dog"), (1, 0)), Plain((), (-1,)), Plain(("frog", "dog", "cat"), (0, 1, 2, -1)))
-    assert mixed.classes == ("cat", "dog", "frog")
-    assert mixed.labels.tolist() == [1, 0, -1, 2, 1, 0, -1]
+    joined = load(Plain(("cat", "dog"), (1, 0)), Plain((), (-1,)), Plain(("frog", "dog", "cat"), (0, 1, 2, -1)))
+    assert joined.classes == ("cat", "dog", "frog")
+    assert joined.labels.tolist() == [1, 0, -1, 2, 1, 0, -1]
 
 
 def test_grey_images_beside_coloured_ones_have_three_equal_channels():
-    mixed = load(Plain(("a",), (0,)), Plain(("a", "b"), (1,), colour=True))
-    assert mixed.pixels.shape == (2, 3, 4, 4)
-    assert mixed.pixels[:, :, 0, 0].tolist() == [[0] * 3, [101] * 3]
+    joined = load(Plain(("a",), (0,)), Plain(("a", "b"), (1,), colour=True))
+    assert joined.pixels.shape == (2, 3, 4, 4)
+    assert joined.pixels[:, :, 0, 0].tolist() == [[0] * 3, [101] * 3]
     assert load(Plain(("a",), (0,)), Plain(("a",), (0,))).channels == 1
 
 
@@ -71,8 +71,8 @@ def test_what_does_not_go_together_is_refused(parts, said):
 
 def test_parts_are_named_in_a_config(tmp_path):
     parts = [{"class_path": "Glyphs", "init_args": {"samples": 9}}, {"class_path": "Noise"}]
-    (tmp_path / "mixed.yaml").write_text(
-        yaml.safe_dump({"data": {"public": {"class_path": "Mixture", "init_args": {"parts": parts}}}})
+    (tmp_path / "joined.yaml").write_text(
+        yaml.safe_dump({"data": {"public": {"class_path": "Concat", "init_args": {"parts": parts}}}})
     )
-    config = configure(["--data.private", "Digits", "--config", str(tmp_path / "mixed.yaml")])
-    assert config.data.public == Mixture([Glyphs(9), Noise()])
+    config = configure(["--data.private", "Digits", "--config", str(tmp_path / "joined.yaml")])
+    assert config.data.public == Concat([Glyphs(9), Noise()])
