@@ -35,7 +35,6 @@ def look_over(arguments: list[str]) -> list[str]:
         if option == "--config":
             file = shipped(text)
             arguments[at] = f"--config={file}" if arguments[at].startswith("--config=") else file
-            no_keys(content(file), file)
     for value, key in values(arguments):
         stray_arguments(value, key)
     return arguments
@@ -54,7 +53,9 @@ def values(arguments: list[str]) -> Iterator[tuple[Any, str]]:
     """What every option means, of a config all that it holds, and the dotted key it stands at."""
     for _, option, text in options(arguments):
         if option == "--config":
-            yield content(text), ""
+            found = content(text)
+            no_keys(found, text)
+            yield found, ""
         else:
             yield value_of(text), option.lstrip("-").removesuffix("+")
 

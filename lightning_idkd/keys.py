@@ -8,7 +8,7 @@ from importlib import import_module
 
 from lightning_idkd import callback, config
 from lightning_idkd.cli import PLUGINS
-from lightning_idkd.explain import BASES, classes, parameters
+from lightning_idkd.explain import BASES, OURS, classes, parameters
 
 HEAD = """# Configs
 
@@ -84,7 +84,7 @@ def text() -> str:
     lines += ["## Classes", ""]
     for key, base in BASES.items():
         same = [k for k, b in BASES.items() if b is base]
-        ours = ("callbacks",) if key == "callbacks" else ("callbacks", "lightning_idkd")  # the core's callbacks are always there
+        ours = ("callbacks",) if key == "callbacks" else OURS  # the core's callbacks are always there
         there = {name: c for name, c in classes(key).items() if c.__module__.split(".")[0] in ours}
         if key != same[0] or not there:
             continue
