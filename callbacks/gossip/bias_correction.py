@@ -11,7 +11,8 @@ class D2(LocalStep):
     """X+ <- W (2 X - X_old - lr D + lr_old D_old), D2 (Tang et al., ICML 2018, Alg. 1), written as exact diffusion (Yuan et al.,
     2019): Psi = X - lr D, X+ = W (Psi + X - Psi_old), so that a momentum goes into Psi (as in Vogels et al., NeurIPS 2021).
 
-    What is taken back belongs to the learning rate of the step before, so nodes are thrown apart for some steps where it drops.
+    What is taken back has the learning rate of the step before, as in RelaySGD's code, so nodes are thrown apart for some steps
+    where it drops.
 
     Args:
         momentum: Factor of the local momentum; 0 for none.

@@ -14,7 +14,8 @@ class NGC(LocalStep):
     gradients, over a node and its neighbours, of the node's model on their data (share ``alpha``, sent back by them) and of
     their models on its data (computed here).
 
-    Takes a further gradient for each neighbour, and sends gradients besides parameters.
+    Takes a further gradient for each neighbour, and sends gradients besides parameters. A node's own gradient is taken at its x,
+    as in Alg. 1; the authors' code takes it at W x.
 
     Args:
         alpha: Share of the gradients on the neighbours' data, 0 to 1; at 0 none are sent.

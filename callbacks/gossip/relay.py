@@ -14,6 +14,9 @@ class RelaySGD(DSGD):
     Each node sends over every edge the sum of its own model and of what came over its other edges, and divides what it
     has by the number of models in it; once messages have crossed the tree that is the (delayed) average of all nodes.
 
+    Until then the authors' code, where it is not told to divide by counts, divides by n, with the common start for models that
+    have not come yet.
+
     Args:
         momentum: Factor of the local momentum; 0 for none.
         nesterov: Step along D + momentum * M instead of M.

@@ -11,6 +11,9 @@ class GradientTracking(LocalStep):
     """Y <- W Y + D - D_old; X <- W (X - lr Y): the mean of Y is that of the gradients (Di Lorenzo and Scutari,
     2016). Momentum accumulates Y. Two messages an edge and step.
 
+    Adapts, then combines, as in RelaySGD's code. Y is without the learning rate; there the steps themselves are tracked, which
+    differs only after lr has changed. :class:`MomentumTracking` combines first.
+
     Args:
         momentum: Factor of the local momentum; 0 for none.
         nesterov: Step along Y + momentum * M instead of M.
@@ -31,8 +34,8 @@ class GradientTracking(LocalStep):
 class MomentumTracking(LocalStep):
     """Momentum tracking (Takezawa et al., TMLR 2023, Alg. 1): M <- momentum M + D; X <- W X - lr (M - C); C <- W (C - M) + M.
 
-    Starts from M = C = 0; the authors' code starts from D less its mean over all nodes, for which they need an all-reduce, and
-    then follows the same lines. Two messages an edge and step.
+    Starts from M = C = 0; the authors' code starts both from D less its mean over all nodes, divided by 1 - momentum, for which
+    it needs an all-reduce, and then follows the same lines. Two messages an edge and step.
 
     Args:
         momentum: Factor of the momentum; 0 gives gradient tracking that combines first.
@@ -79,8 +82,8 @@ class GUT(LocalStep):
 
     Of x, the rows before mixing, a node tracks Delta = D - (W x - x) / lr. Its neighbours' models tell it their steps, so that
     Y = Delta + scaling (W Y_old - (W x_old - x_old) / lr - Delta_old), and x <- x - lr Y. Momentum (heavy ball or Nesterov) runs
-    over Y, which holds the gossip, and is taken off the neighbours' steps again, as in the authors' code; weights are
-    those of the graph, where that code has a ring's.
+    over Y, which holds the gossip, and is taken off the neighbours' steps again, as in the authors' code. Unlike there, the
+    gossip of Delta is divided by the lr of this step, not of the one before, and weights are those of the graph, not a ring's.
 
     Args:
         scaling: The paper's mu, how much of the tracked difference is added: 0 gives DSGD, whose bias shrinks by 1 - scaling;

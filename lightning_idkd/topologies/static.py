@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import networkx as nx
 import numpy as np
 
-from lightning_idkd.errors import UserError
+from lightning_idkd.errors import UserError, require
 from lightning_idkd.topologies.base import OfAnother, OnCircle, Topology, circle, dimensions, exactly, numbered
 
 
@@ -172,6 +173,17 @@ class Margulis(OnCircle):
         return graph
 
 
+Numbering = Literal["relaysgd"]
+
+
+def binary_tree(nodes: int, numbering: Numbering | None) -> nx.Graph:
+    """Node i below node (i - 1) // 2, or below i // 2 as in RelaySGD's code."""
+    require(numbering in (None, *get_args(Numbering)), "graph.topology.numbering", f"'{numbering}'", "relaysgd, or null")
+    graph, first = nx.empty_graph(nodes), numbering is None
+    graph.add_edges_from(((i - first) // 2, i) for i in range(1, nodes))
+    return graph
+
+
 def levels(nodes: int) -> np.ndarray:
     """Positions [nodes, 2] of a binary tree, its root at the top."""
     depth = np.array([(i + 1).bit_length() - 1 for i in range(nodes)])
@@ -181,13 +193,22 @@ def levels(nodes: int) -> np.ndarray:
 
 @dataclass
 class BinaryTree(Topology):
-    """A binary tree with node 0 as root: node i is joined to 2i + 1 and 2i + 2. RelaySGD takes it."""
+    """A binary tree. RelaySGD takes it.
+
+    Args:
+        numbering: null: node 0 is the root, node i is joined to 2i + 1 and 2i + 2. relaysgd, as in that rule's code: node 1 is
+            the root, node i is joined to 2i and 2i + 1, and node 0 to the root alone; 16 nodes have a diameter of 6, not 7.
+    """
+
+    numbering: Numbering | None = None
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        return nx.full_rary_tree(2, nodes)
+        return binary_tree(nodes, self.numbering)
 
     def positions(self, nodes: int) -> np.ndarray:
-        return levels(nodes)
+        if self.numbering is None or nodes < 2:
+            return levels(nodes)
+        return np.concatenate([[[0.5, 0.5]], levels(nodes - 1)])
 
 
 @dataclass
@@ -208,14 +229,19 @@ class SpanningTree(OfAnother):
 
 @dataclass
 class DoubleBinaryTrees(OnCircle):
-    """A binary tree and its mirror image (node i as n - 1 - i) together: what is a leaf in one is an inner node in the other.
+    """A binary tree and its mirror image (node i as n - 1 - i) together, so that inner nodes of one are leaves in the other.
 
-    It is no tree itself, so RelaySGD does not take it, but `BinaryTree`. Source: Sanders, Speck and Träff, Parallel
-    Computing 2009; as used by Vogels et al., NeurIPS 2021.
+    It is no tree itself, so RelaySGD does not take it, but `BinaryTree`. RelaySGD's code sends every second parameter over one
+    tree and the rest over the other; here all go over all edges. Source: Sanders, Speck and Träff, Parallel Computing 2009.
+
+    Args:
+        numbering: of the tree, as for `BinaryTree`.
     """
 
+    numbering: Numbering | None = None
+
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        tree = nx.full_rary_tree(2, nodes)
+        tree = binary_tree(nodes, self.numbering)
         return nx.compose(tree, nx.relabel_nodes(tree, {i: nodes - 1 - i for i in tree}))
 
 

@@ -9,6 +9,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import yaml
+from scipy.optimize import minimize
 
 from lightning_idkd import topologies
 from lightning_idkd.cli import configure, main
@@ -38,6 +39,7 @@ from lightning_idkd.topologies import (
     RandomMatchings,
     RandomRegular,
     Social15,
+    Social32,
     SpanningTree,
     Star,
     WattsStrogatz,
@@ -52,6 +54,8 @@ STATIC = [
     (Margulis(), 25),
     (BinaryTree(), 13),
     (DoubleBinaryTrees(), 13),
+    (BinaryTree("relaysgd"), 13),
+    (DoubleBinaryTrees("relaysgd"), 13),
     (SpanningTree(Margulis()), 16),
     (Karate34(), 34),
     (Petersen10(), 10),
@@ -219,6 +223,23 @@ def test_no_node_is_a_leaf_in_both_binary_trees():
     assert double.degree(0) <= 4
 
 
+def test_trees_may_be_numbered_as_in_the_code_of_relaysgd():
+    """There node i has the parent i // 2 and the children 2i and 2i + 1, node 0 the neighbour 1; reversed, n - 1 - i does."""
+    n = 16
+    near = {0: {1}} | {i: {i // 2} | {c for c in (2 * i, 2 * i + 1) if c < n} for i in range(1, n)}
+    theirs = nx.Graph([(i, j) for i, there in near.items() for j in there])
+    reverse = nx.relabel_nodes(theirs, {i: n - 1 - i for i in theirs})
+    tree, double = BinaryTree("relaysgd"), DoubleBinaryTrees("relaysgd")
+    assert nx.utils.edges_equal(family(Graph(tree, n)).edges, theirs.edges)
+    assert nx.utils.edges_equal(family(Graph(double, n)).edges, nx.compose(theirs, reverse).edges)
+    made = [tree, double, BinaryTree(), DoubleBinaryTrees()]
+    assert [nx.diameter(topology.graph(n, 0, 0)) for topology in made] == [6, 4, 7, 4]
+    assert len(set(map(tuple, tree.positions(n)))) == n
+    assert [Graph(tree, count).diameter for count in (1, 2, 3)] == [0, 1, 2]
+    with pytest.raises(UserError, match=r"graph\.topology\.numbering: 'relay' given; allowed: relaysgd, or null"):
+        Graph(BinaryTree("relay"), n)
+
+
 def test_named_graphs_have_their_spectra():
     assert spectrum(Graph(Petersen10(), 10)) == [(-2, 4), (1, 5), (3, 1)]
     five = round(float(np.sqrt(5)), 9)
@@ -351,13 +372,74 @@ def test_matchings_that_hold_the_graph_together_are_active_most():
     laplacians = np.array([laplacian(6, part) for part in parts])
     found = probabilities(laplacians, 0.5)
     assert found.mean() == pytest.approx(0.5)
-
-    def connectivity(p):
-        return np.linalg.eigvalsh(np.tensordot(p, laplacians, 1))[1]
-
     grid = [p for p in itertools.product(np.linspace(0, 1, 21), repeat=len(parts)) if abs(np.mean(p) - 0.5) < 1e-9]
-    assert connectivity(found) >= 0.99 * max(map(connectivity, grid))
-    assert connectivity(found) > 1.05 * connectivity(np.full(len(parts), 0.5))
+    assert connectivity(laplacians, found) >= 0.99 * max(connectivity(laplacians, p) for p in grid)
+    assert connectivity(laplacians, found) > 1.05 * connectivity(laplacians, np.full(len(parts), 0.5))
+
+
+def split(topology, nodes):
+    """Laplacians of a graph's matchings."""
+    edges = sorted(tuple(sorted(edge)) for edge in topology.graph(nodes, 0, 0).edges)
+    return np.array([laplacian(nodes, part) for part in matchings(edges)])
+
+
+def connectivity(laplacians, p):
+    """lambda_2 of the expected graph."""
+    return np.linalg.eigvalsh(np.tensordot(p, laplacians, 1))[1]
+
+
+def ascended(laplacians, budget, sharpness):
+    """The best lambda_2 of several ascents of its soft minimum, -log(sum of exp(-s lambda)) / s over all but the constant vector,
+    by scipy's SLSQP."""
+    count, nodes = laplacians.shape[:2]
+
+    def falling(p):
+        values, vectors = np.linalg.eigh(np.tensordot(p, laplacians, 1) + 1e3 * np.ones((nodes, nodes)) / nodes)
+        weights = np.exp(-sharpness * (values - values[0]))
+        slopes = np.einsum("ik,jil,lk->jk", vectors, laplacians, vectors, optimize=True)
+        return np.log(weights.sum()) / sharpness - values[0], -slopes @ weights / weights.sum()
+
+    sums = {"type": "eq", "fun": lambda p: p.mean() - budget, "jac": lambda p: np.full(count, 1 / count)}
+    rng, found = np.random.default_rng(0), []
+    for start in [np.full(count, budget), *rng.uniform(0, 1, (3, count))]:
+        made = minimize(falling, start, jac=True, method="SLSQP", bounds=[(0, 1)] * count, constraints=sums)
+        p = made.x.clip(0, 1)
+        found.append(connectivity(laplacians, p * min(1, budget / p.mean())))
+    return max(found)
+
+
+@pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize(
+    ("topology", "nodes"),
+    [(Social15(), 15), (Social32(), 32), (Karate34(), 34), (SpanningTree(Social15()), 15), (Grid(3, 5), 15), (BinaryTree(), 15),
+     (Petersen10(), 10), (ErdosRenyi(0.25), 16), (Star(), 9)],
+    ids=lambda v: str(v)[:40],
+)  # fmt: skip
+def test_probabilities_of_matchings_are_within_one_percent_of_an_ascent(topology, nodes, budget):
+    laplacians = split(topology, nodes)
+    p = probabilities(laplacians, budget)
+    assert p.mean() == pytest.approx(budget)
+    assert ((p >= 0) & (p <= 1)).all()
+    assert connectivity(laplacians, p) >= 0.99 * ascended(laplacians, budget, 400)
+
+
+def test_probabilities_of_matchings_pass_over_those_that_leave_the_graph_in_parts():
+    """Which some iterate does here; lambda_2 as reached by hand."""
+    assert connectivity(split(Social15(), 15), probabilities(split(Social15(), 15), 0.75)) == pytest.approx(0.304, rel=0.01)
+
+
+@pytest.mark.parametrize(("topology", "nodes", "second"), [
+    (Ring(), 16, 2 - 2 * np.cos(2 * np.pi / 16)),
+    (Chain(), 16, 2 - 2 * np.cos(np.pi / 16)),
+    (Torus(4, 4), 16, 2),
+    (Hypercube(), 16, 2),
+    (Complete(), 16, 16),
+    (Dyck32(), 32, 3 - np.sqrt(5)),
+])  # fmt: skip
+def test_matchings_of_graphs_that_are_alike_everywhere_are_equally_probable(topology, nodes, second):
+    """lambda_2 of the whole graph, times the budget, which no choice exceeds there."""
+    laplacians = split(topology, nodes)
+    assert connectivity(laplacians, probabilities(laplacians, 0.5)) == pytest.approx(second / 2, rel=0.01)
 
 
 def test_the_step_size_of_random_matchings_contracts_most_in_the_mean():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from quadratics import GRAPHS, LOCAL, LR, N, Quadratics, average, same_as_the_paper, same_in_blocks, sgd, trajectory
+from quadratics import GRAPHS, LOCAL, LR, N, Quadratics, average, neighbours, same_as_the_paper, same_in_blocks, sgd, trajectory
 
 from callbacks import D2, DSGD, EDM, GUT, AllReduce, DecentLaM, GradientTracking, MomentumTracking
 from lightning_idkd.errors import UserError
@@ -125,6 +125,19 @@ def gut(f, lrs, near, scaling=0.9, momentum=0.0, nesterov=False, weight_decay=0.
         yield np.array([x[i] + gossip(known, x, i) if mixed else x[i] for i in range(n)])
 
 
+def tracked_steps(f, lrs, near, momentum=0.0, nesterov=False):
+    """Gradient tracking as RelaySGD's code has it: c makes up for what the mean of all local steps is ahead of a node's own."""
+    n = len(near)
+    x, c, m = list(f.x0), [np.zeros_like(f.x0[0])] * n, [0.0] * n
+    yield np.array(x)
+    for lr in lrs:
+        g = gradients(f, x, 0.0)
+        u = [sgd(i, x[i], g[i], m, lr, momentum, nesterov, 0.0) - x[i] for i in range(n)]
+        moved, told = [x[i] + u[i] + c[i] for i in range(n)], [c[i] + u[i] for i in range(n)]
+        x, c = [average(moved, near, i) for i in range(n)], [average(told, near, i) - u[i] for i in range(n)]
+        yield np.array(x)
+
+
 DAMPED = [{"momentum": 0.0}, {"momentum": 0.8}]
 CASES = [
     (D2, d2, {}),
@@ -142,6 +155,14 @@ CASES = [
 @pytest.mark.parametrize(("rule", "paper", "options"), CASES)
 def test_a_rule_is_its_papers_algorithm_also_where_the_learning_rate_drops(rule, paper, options, graph, weight_decay):
     same_as_the_paper(rule, paper, options | {"weight_decay": weight_decay}, ON[graph])
+
+
+@pytest.mark.parametrize("options", LOCAL)
+def test_gradients_tracked_are_the_steps_tracked_until_the_learning_rate_drops(options):
+    theirs = np.array(list(tracked_steps(Quadratics(), LR, neighbours(GRAPHS["joined"]), **options)))
+    ours = trajectory(GradientTracking(**options), GRAPHS["joined"], Quadratics())
+    np.testing.assert_allclose(ours[:11], theirs[:11], rtol=1e-9, atol=1e-9)
+    assert np.abs(ours[12] - theirs[12]).max() > 1e-3
 
 
 EVERY = [D2(0.5), EDM(), GradientTracking(0.9), MomentumTracking(), DecentLaM(), GUT(0.3, 0.5), GUT(mixed=False)]
