@@ -41,24 +41,28 @@ class KNN(OodScore):
         return chunked(lambda x: -torch.cdist(x, self.own).kthvalue(k, dim=1).values, samples).float()
 
 
-def gaussian(centred, shrinkage: float | None):
+def ledoit_wolf(centred) -> float:
+    """Ledoit and Wolf's share of the identity in the covariance of ``centred`` [N, F]; 1 where nothing varies."""
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    if not centred.any():
+        return 1.0
+    return float(ledoit_wolf_shrinkage(centred.cpu().numpy(), assume_centered=True))
+
+
+def gaussian(centred, shrinkage: float):
     """Inverse covariance [F, F] of ``centred`` [N, F], shrunk towards a multiple of the identity, in float64.
 
-    ``shrinkage`` None is Ledoit and Wolf's. The identity where nothing varies, as with one sample a class.
+    The identity where nothing varies, as with one sample a class.
     """
     import torch
 
+    identity = torch.eye(centred.shape[1], dtype=centred.dtype, device=centred.device)
     if not centred.any():
-        return torch.eye(centred.shape[1], dtype=centred.dtype, device=centred.device)
-    if shrinkage is None:
-        from sklearn.covariance import ledoit_wolf_shrinkage
-
-        shrinkage = ledoit_wolf_shrinkage(centred.cpu().numpy(), assume_centered=True)
+        return identity
     covariance = centred.T @ centred / len(centred)
-    size = covariance.shape[0]
     mean = covariance.diagonal().mean().clamp_min(1e-12)
-    shrunk = (1 - shrinkage) * covariance + shrinkage * mean * torch.eye(size, dtype=covariance.dtype, device=covariance.device)
-    return torch.linalg.pinv(shrunk, hermitian=True)
+    return torch.linalg.pinv((1 - shrinkage) * covariance + shrinkage * mean * identity, hermitian=True)
 
 
 def squared(x, mean, inverse):
@@ -86,7 +90,9 @@ class Mahalanobis(OodScore):
         x, labels = self.features(outputs).double(), labels.to(outputs.logits.device)
         held, at = labels.unique(return_inverse=True)
         self.means = torch.stack([x[at == c].mean(0) for c in range(len(held))])
-        self.inverse = gaussian(x - self.means[at], self.shrinkage)
+        centred = x - self.means[at]
+        self.shrunk = ledoit_wolf(centred) if self.shrinkage is None else self.shrinkage
+        self.inverse = gaussian(centred, self.shrunk)
 
     def distances(self, x):
         """[N, classes held] of features ``x`` [N, F] in float64."""
@@ -101,15 +107,17 @@ class Mahalanobis(OodScore):
 class RMD(Mahalanobis):
     """Relative Mahalanobis distance: that to the nearest class, less that to all own samples as one (Ren et al., 2021).
 
+    Both covariances are shrunk alike, or their difference would measure the shrinkage.
+
     Args:
-        shrinkage: Share of the identity in the covariances, 0 to 1; null for Ledoit and Wolf's.
+        shrinkage: Share of the identity in the covariances, 0 to 1; null for Ledoit and Wolf's of the classes' covariance.
     """
 
     def fit(self, outputs, labels):
         super().fit(outputs, labels)
         x = self.features(outputs).double()
         self.centre = x.mean(0)
-        self.background = gaussian(x - self.centre, self.shrinkage)
+        self.background = gaussian(x - self.centre, self.shrunk)
 
     def __call__(self, outputs):
         x = self.features(outputs).double()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist, pdist
 from scipy.stats import rankdata
-from sklearn.covariance import LedoitWolf
+from sklearn.covariance import LedoitWolf, shrunk_covariance
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -362,20 +362,38 @@ def test_mahalanobis_distances_are_numpys(kind, shrinkage):
     score = kind(shrinkage)
     score.fit(outputs(x), y)
 
-    def precision(centred):
-        if shrinkage is None:
-            return LedoitWolf(assume_centered=True).fit(centred).precision_
-        covariance = centred.T @ centred / len(centred)
-        mean = np.trace(covariance) / FEATURES
-        return np.linalg.inv((1 - shrinkage) * covariance + shrinkage * mean * np.eye(FEATURES))
-
     judged, x, y = strangers(40), x.double().numpy(), y.numpy()
     means = np.stack([x[y == c].mean(0) for c in range(4)])
+    share = LedoitWolf(assume_centered=True).fit(x - means[y]).shrinkage_ if shrinkage is None else shrinkage
+
+    def precision(centred):
+        return np.linalg.inv(shrunk_covariance(centred.T @ centred / len(centred), share))
+
     np.testing.assert_allclose(score.inverse, precision(x - means[y]), rtol=1e-6, atol=1e-9)
     squared = cdist(judged, means, "mahalanobis", VI=precision(x - means[y])).min(1) ** 2
     if kind is RMD:
         squared -= cdist(judged, x.mean(0)[None], "mahalanobis", VI=precision(x - x.mean(0)))[:, 0] ** 2
     np.testing.assert_allclose(score(outputs(judged)), -squared, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rmd_shrinks_both_covariances_alike_so_that_nearly_isotropic_features_are_told_apart(seed):
+    """100 own samples of three classes whose covariance is the identity; public ones of other classes. Of Ledoit and Wolf's two
+    shares one is near 1 and the other is not: with a share each the distances are of two kinds."""
+    rng, size = np.random.default_rng(seed), 64
+    means, others = 0.7 * rng.standard_normal((2, 3, size))
+    y, here = np.arange(100) % 3, np.arange(300) % 3
+    x, own, public = means[y], means[here], others[here]
+    x, own, public = (centres + rng.standard_normal(centres.shape) for centres in (x, own, public))
+    score = RMD()
+    score.fit(Outputs(torch.zeros(100, 3), torch.tensor(x).float()), torch.tensor(y))
+    assert score.shrunk == pytest.approx(LedoitWolf(assume_centered=True).fit(x - score.means.numpy()[y]).shrinkage_, rel=1e-3)
+    assert score.shrunk > 0.9 > 0.5 > LedoitWolf().fit(x).shrinkage_
+
+    def judged(features):
+        return score(Outputs(torch.zeros(300, 3), torch.tensor(features).float())).numpy()
+
+    assert roc_auc_score(np.repeat([1, 0], 300), np.concatenate([judged(own), judged(public)])) > 0.98
 
 
 @pytest.mark.parametrize("shrinkage", [None, 0.0, 0.5])
