@@ -108,11 +108,12 @@ class LoggerConfig:
     kind: Literal["wandb", "tensorboard", "csv"] = "wandb"
     """Weights & Biases, TensorBoard (pip install tensorboard), or a CSV file; numbers go to all, pictures and tables to W&B."""
     project: str = "lightning-idkd"
-    """W&B project."""
+    """W&B project; the default gives way to WANDB_PROJECT."""
     group: str | None = None
     """Group within the project."""
     offline: bool | None = None
-    """Keep W&B's files in the run folder only; null: where there is no login."""
+    """Keep W&B's files in the run folder only; null: where there is no login, or WANDB_MODE says so. WANDB_MODE=disabled: no
+    W&B at all."""
 
 
 @dataclass

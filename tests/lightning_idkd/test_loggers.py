@@ -5,22 +5,32 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
+import time
+from unittest.mock import MagicMock
 from urllib.parse import urlsplit
 
 import pytest
 
-from lightning_idkd.cli import main
+from lightning_idkd import loggers
+from lightning_idkd.cli import configure, main
 from lightning_idkd.loggers import logged_in
+from lightning_idkd.run_folder import RunFolder
 
 SHORT = ["--graph.nodes", "4", "--train.epochs", "4", "--train.evaluate_every", "2", "--distillation.start", "2",
          "--distillation.every", "1", "--data.public.samples", "200", "--run.engine", "loop", "--run.threads", "1"]  # fmt: skip
 
 
 def records(path):
-    """The protobuf records of a .wandb file: blocks of 32 kB after a header of 7 bytes, chunks of (crc, length, type)."""
+    """The protobuf records of a .wandb file."""
+    return [record for _, record in positions(path)]
+
+
+def positions(path):
+    """The protobuf records and where they end: blocks of 32 kB after a header of 7 bytes, chunks of (crc, length, type)."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, at, parts = path.read_bytes(), 7, b""
@@ -31,9 +41,17 @@ def records(path):
         _, length, kind = struct.unpack("<IHB", content[at : at + 7])
         parts += content[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            yield Record.FromString(parts)
+        if kind in (1, 4) and at <= len(content):  # whole, or the last piece
+            yield at, Record.FromString(parts)
             parts = b""
+
+
+def wait_until_still(path):
+    """Until nothing more is appended to a file."""
+    size = -1
+    while size != path.stat().st_size:
+        size = path.stat().st_size
+        time.sleep(0.5)
 
 
 def history(path):
@@ -51,11 +69,16 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
     """Without a login nothing is asked. In processes of their own: wandb leaves threads and sockets behind."""
     command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT]
     command += ["--run.dir", str(tmp_path), "--run.resume", "auto"]
-    alone = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"HOME": str(tmp_path / "home")}  # no login
-    for more in (["--run.until", "3"], []):
-        done = subprocess.run([*command, *more], capture_output=True, text=True, env=alone)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "file").touch()  # as a home it cannot be written to, by root neither
+    alone = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}  # no login
+    alone |= {"MPLCONFIGDIR": str(tmp_path / "matplotlib")}
+    for home, more in (("home", ["--run.until", "3"]), ("file", [])):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, env=alone | {"HOME": str(tmp_path / home)})
         assert done.returncode == 0, done.stderr[-2000:]
-        assert "deprecated" not in done.stderr
+        for word in ("deprecated", "anonymous", "wandb:", "ERROR"):
+            assert word not in done.stderr + done.stdout
+    assert list((tmp_path / "home").iterdir()) == []
     run = tmp_path / "ring_digits" / "latest"
     assert len(list((tmp_path / "ring_digits").glob("2*"))) == 1
     files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
@@ -64,12 +87,16 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
 
     first, second = map(history, files)
     assert [line["epoch"] for line in first + second] == [2, 4]  # one log an evaluation
+    assert [line["_step"] for line in first + second] == [line["step"] for line in first + second]
     written = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line, logged in zip(written, first + second, strict=True):
         for key, value in line.items():
             if isinstance(value, (int, float)):
                 assert logged[key] == pytest.approx(value), key
         assert logged["per_node/_type"] == "incremental-table-file"
+    assert {f.name.split("_")[2] for f in run.glob("wandb/offline-run-*/files/media/table/*.json")} == {
+        str(line["step"]) for line in written
+    }
     pictures = {key for key, value in second[-1].items() if value == "image-file"}
     assert pictures == {f"pictures/{name}/_type" for name in ("accuracy", "graph", "labels", "scores", "roc")}
 
@@ -91,6 +118,90 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
     listed = subprocess.run([sys.executable, "-m", "wandb", "sync", "--dry-run", *(str(f.parent) for f in files)],
                             capture_output=True, text=True, env=alone)  # fmt: skip
     assert "Would sync" in listed.stdout + listed.stderr
+
+
+@pytest.mark.slow
+def test_wandb_offline_has_every_evaluation_once_after_a_kill(configs, tmp_path):
+    """W&B's process is killed too and its file ends within a record, as when a machine goes down."""
+    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT]
+    command += ["--train.evaluate_every", "1", "--run.pictures", "false", "--run.dir", str(tmp_path), "--run.resume", "auto"]
+    run = tmp_path / "ring_digits" / "latest"
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    while len(RunFolder(run).metrics()) < 3:
+        assert first.poll() is None
+        time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    wait_until_still(file)  # in a session of its own, W&B's process has written what it had
+    ends = [at for at, record in positions(file) if record.WhichOneof("record_type") == "history"]
+    os.truncate(file, ends[-1] - 20 if ends else file.stat().st_size)
+
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    written = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
+    first, second = map(history, files)
+    assert [line["_step"] for line in first + second] == [line["step"] for line in written]
+    assert len(first) == max(0, len(ends) - 1)
+    for line, logged in zip(written, first + second, strict=True):
+        assert logged["accuracy/node_mean"] == pytest.approx(line["accuracy/node_mean"])
+    tables = [json.loads(f.read_text()) for f in files[1].parent.glob("files/media/table/*.json")]
+    assert {epoch for t in tables for epoch, *_ in t["data"]} == {line["epoch"] for line in second}
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "expected"),
+    [
+        ({}, [], {"project": "lightning-idkd", "mode": "offline"}),
+        ({"WANDB_PROJECT": "theirs", "WANDB_NAME": "mine"}, [], {"project": "theirs", "name": "mine"}),
+        ({"WANDB_PROJECT": "theirs"}, ["--logger.project", "here"], {"project": "here"}),
+        ({"WANDB_API_KEY": "0" * 40}, [], {"mode": None}),
+        ({"WANDB_API_KEY": "0" * 40}, ["--logger.offline", "true"], {"mode": "offline"}),
+        ({"WANDB_DIR": "/nowhere", "WANDB_RUN_ID": "abc"}, [], {"dir": "RUN", "id": "abc", "resume": "allow"}),
+        ({"WANDB_MODE": "disabled"}, [], None),
+    ],
+)
+def test_wandb_follows_its_environment_where_the_config_says_nothing(given, arguments, expected, tmp_path, monkeypatch):
+    import wandb
+
+    for variable in [v for v in os.environ if v.startswith("WANDB")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, value)
+    asked = {}
+    monkeypatch.setattr(wandb, "init", lambda **arguments: asked.update(arguments) or MagicMock(offline=True))
+    config = configure(["--data.private", "Digits", "--run.dir", str(tmp_path), *arguments])
+    folder = RunFolder.create(config.folder(), 0)
+    loggers.finish(loggers.make(config, folder), None)
+    assert bool(asked) == (expected is not None)
+    for key, value in (expected or {}).items():
+        assert asked[key] == (str(folder.path) if value == "RUN" else value)
+    assert not {"WANDB_DATA_DIR", "WANDB_CACHE_DIR"} & set(os.environ)
+
+
+def test_wandb_steps_are_those_of_training_and_rise_with_every_line():
+    assert loggers.steps([{"step": s} for s in (0, 18, 18, 19, 40)]) == [0, 18, 19, 20, 40]
+
+
+@pytest.mark.parametrize("length", [0, 1, 32754, 32755, 32756, 32761, 65515, 100_000])
+def test_records_are_cut_into_blocks_as_leveldb_cuts_them(length, tmp_path):
+    """A block of 32768 bytes has pieces with heads of 7 bytes, the first one 7 bytes of the file's own before."""
+    whole = [b"first", b"x" * length, b"last"]
+    content = bytearray(7)
+    for record in whole:
+        rest, kinds = record, []
+        while True:
+            if (left := 32768 - len(content) % 32768) < 7:
+                content += bytes(left)
+                left = 32768
+            piece, rest = rest[: left - 7], rest[left - 7 :]
+            kinds.append(1 if not rest and not kinds else 2 if not kinds else 3 if rest else 4)
+            content += struct.pack("<IHB", 0, len(piece), kinds[-1]) + piece
+            if not rest:
+                break
+    assert list(loggers.records(bytes(content))) == whole
+    assert list(loggers.records(bytes(content[:-1]))) == whole[:2]
 
 
 def tensorboard_values(folder):
