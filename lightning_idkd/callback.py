@@ -209,7 +209,7 @@ class Calibration(Callback, ABC):
     """Fixes every node's threshold from the scores of its held-out data and of samples that are not its own.
 
     Args:
-        score: The out-of-distribution score.
+        score: The out-of-distribution score; null in a config for MSP.
         against: What is not a node's own: the ``public`` set, or uniform ``noise`` images.
         pooled: Average the threshold with those of the neighbours, which are told it.
     """
@@ -217,7 +217,9 @@ class Calibration(Callback, ABC):
     fallback_below = 8
     """With fewer held-out samples than this, which do not carry a threshold, it is the 5 % quantile of their scores."""
 
-    def __init__(self, score: OodScore, against: str = "public", pooled: bool = False):
+    def __init__(self, score: OodScore | None = None, against: str = "public", pooled: bool = False):
+        if score is None:
+            raise UserError("calibration.score: none given; allowed: a score, such as MSP()")
         if against not in ("public", "noise"):
             hint = did_you_mean(against, ("public", "noise"))
             raise UserError(f"calibration.against: '{against}' is neither public nor noise.{hint}")

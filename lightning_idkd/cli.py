@@ -19,6 +19,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 PLUGINS = ("callbacks", "lightning_idkd.data", "lightning_idkd.models")
 """Packages whose classes may be named without their path; importing them is all that takes."""
+SCORE = "callbacks.MSP"
+"""The score of a calibration that names none."""
 
 COMMANDS = {
     "fit": "train the nodes of an experiment",
@@ -35,12 +37,16 @@ COMMANDS = {
 
 def parser(command: str = "fit"):
     """The parser of ``idkd COMMAND``: one key for every field of :class:`~lightning_idkd.config.Config`."""
+    import yaml
     from docstring_parser import parse_from_object
-    from jsonargparse import set_parsing_settings
+    from jsonargparse import set_dumper, set_loader, set_parsing_settings
 
-    from lightning_idkd import config
+    from lightning_idkd import class_defaults, config, config_file
     from lightning_idkd.explain import Parser
 
+    class_defaults.apply()
+    set_loader("yaml", config_file.read_value, (yaml.YAMLError,))
+    set_dumper("yaml", config_file.write)
     for plugin in PLUGINS:
         if not hasattr(found := import_module(plugin), "__all__"):
             raise UserError(
@@ -67,8 +73,8 @@ def parser(command: str = "fit"):
         p.add_argument(f"--run.{f.name.rstrip('_')}", type=types[f.name], default=default, help=said.get(f.name))
     p.set_defaults(
         {
-            "gossip": {"class_path": "callbacks.gossip.QGDSGDm"},
-            "calibration": {"class_path": "callbacks.ood.Youden", "init_args": {"score": {"class_path": "callbacks.ood.MSP"}}},
+            "gossip": {"class_path": "callbacks.QGDSGDm"},
+            "calibration": {"class_path": "callbacks.Youden"},
             "distillation": None,
         }
     )
@@ -85,9 +91,9 @@ def parser(command: str = "fit"):
 
 def configure(arguments: list[str], command: str = "fit"):
     """The :class:`~lightning_idkd.config.Config` that the arguments of a command describe."""
-    import yaml
+    from jsonargparse import Namespace
 
-    from lightning_idkd import config
+    from lightning_idkd import config, config_file
     from lightning_idkd.given import failing_modules, in_the_making, look_over, nulls, placed
     from lightning_idkd.run_folder import at
 
@@ -98,7 +104,9 @@ def configure(arguments: list[str], command: str = "fit"):
     except (Exception, SystemExit):
         failing_modules(arguments)
         raise
-    resolved = yaml.safe_load(p.dump(cfg, skip_validation=True, skip_none=False))
+    if cfg.calibration and "score" in cfg.calibration.get("init_args", {}) and cfg.calibration.init_args.score is None:
+        cfg.calibration.init_args.score = Namespace(class_path=SCORE)
+    resolved = config_file.read(p.dump(cfg, skip_validation=True, skip_none=False))
     for action in p._actions:
         if action.dest in cfg and (of := getattr(action, "_typehint", None) or action.type):
             nulls(at(resolved, action.dest), of, action.dest)

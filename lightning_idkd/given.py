@@ -5,7 +5,6 @@ jsonargparse tells these mistakes without the file, the key or the line.
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Iterator
 from dataclasses import is_dataclass
@@ -16,8 +15,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from lightning_idkd import config_file
 from lightning_idkd.errors import UserError, did_you_mean
-from lightning_idkd.explain import OURS, allowed, kind, parameters
+from lightning_idkd.explain import OURS, allowed, classes, kind, parameters
 
 GROUPS = ("graph", "data", "node", "train", "run")
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -30,7 +30,7 @@ def look_over(arguments: list[str]) -> list[str]:
     Raises:
         UserError: a config cannot be read, or arguments of a class stand outside its init_args.
     """
-    arguments = list(arguments)
+    arguments = classes_first(arguments)
     for at, option, text in options(arguments):
         if option == "--config":
             file = shipped(text)
@@ -38,6 +38,27 @@ def look_over(arguments: list[str]) -> list[str]:
     for value, key in values(arguments):
         stray_arguments(value, key)
     return arguments
+
+
+def classes_first(arguments: list[str]) -> list[str]:
+    """Moves an option that names a class before options of its arguments, back to the last ``--config``: the parser reads options
+    in order, and a class that is named starts afresh. Arguments that the class does not take were meant for another one."""
+    groups: list[list[str]] = []  # an option and the words after it
+    for word in arguments:
+        if word.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(word)
+    keys = [group[0].partition("=")[0] for group in groups]
+    for i, key in enumerate(keys):
+        named = classes(key.lstrip("-")).get("=".join(groups[i]).partition("=")[2])
+        if named is None:
+            continue
+        since = max((j + 1 for j in range(i) if keys[j] in ("--config", key)), default=0)
+        takes = [f"{key}.{argument}" for argument in parameters(named)]
+        first = next((j for j in range(since, i) if any(f"{keys[j]}.".startswith(f"{t}.") for t in takes)), i)
+        groups.insert(first, groups.pop(i))
+        keys.insert(first, keys.pop(i))
+    return [word for group in groups for word in group]
 
 
 def options(arguments: list[str]) -> Iterator[tuple[int, str, str]]:
@@ -57,7 +78,8 @@ def values(arguments: list[str]) -> Iterator[tuple[Any, str]]:
             no_keys(found, text)
             yield found, ""
         else:
-            yield value_of(text), option.lstrip("-").removesuffix("+")
+            key = option.lstrip("-").removesuffix("+")
+            yield value_of(text, key), key
 
 
 def shipped(name: str) -> str:
@@ -77,21 +99,21 @@ def content(file: str) -> Any:
         known = [str(p.relative_to(SHIPPED).with_suffix("")) for p in SHIPPED.rglob("*.yaml")]
         raise UserError(f"--config: there is no file '{file}'.{did_you_mean(file, known)}") from e
     try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as e:  # the latter of what looks like a date and is none
+        return config_file.read(text)
+    except UserError as e:
+        raise UserError(f"--config: '{file}', {e}") from e
+    except (yaml.YAMLError, ValueError) as e:
         mark = getattr(e, "problem_mark", None)
         why = ", ".join(filter(None, (getattr(e, "context", ""), getattr(e, "problem", "")))) or str(e)
         raise UserError(f"--config: '{file}'{f', line {mark.line + 1}' if mark else ''}, is no YAML: {why}") from e
 
 
-def value_of(text: str) -> Any:
-    """What an option's text means."""
+def value_of(text: str, key: str) -> Any:
+    """What the text of option ``key`` means."""
     try:
-        return yaml.safe_load(text)
+        return config_file.read_value(text)
+    except UserError as e:
+        raise UserError(f"{key}: {e}") from e
     except (yaml.YAMLError, ValueError):
         return text
 

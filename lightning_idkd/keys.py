@@ -18,8 +18,9 @@ server). Each is found from any folder by its name, as in `--config presets/fedm
 line, as in `--train.lr 0.05`; of several `--config` files later ones win.
 
 A class is named by `class_path` (a built-in one by its short name, yours by its import path) with its arguments in
-`init_args`; on the command line `--gossip DSGD --gossip.momentum 0.9`. A class that takes the place of another one, of an earlier
-file, keeps those of its arguments that it has too: write down what must not stay.
+`init_args`; on the command line `--gossip DSGD --gossip.momentum 0.9`. A class that is named starts from its own defaults, which
+this page gives; arguments of an earlier file survive only where the same class is named again, or none is. A key given twice is
+an error.
 
 *This page is made from the docstrings: `python -m lightning_idkd.keys > configs/README.md`.*
 

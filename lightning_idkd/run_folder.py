@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from lightning_idkd import config_file
 from lightning_idkd.errors import UserError
 
 RESULT = ("seed", "graph", "data", "node", "train", "gossip", "calibration", "distillation", "callbacks", "run.precision",
@@ -149,20 +150,20 @@ class RunFolder:
     def config(self) -> dict:
         path = self.file("config.yaml")
         try:
-            found = yaml.safe_load(path.read_text())
+            found = config_file.read(path.read_text(encoding="utf-8"))
             found["run"].setdefault("autocast", False)  # runs are older than this key
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as e:
             raise UserError(f"'{path}' is damaged, or of no run") from e
         return found
 
     def text(self, name: str, text: str) -> None:
-        write(self.file(name), lambda part: part.write_text(text))
+        write(self.file(name), lambda part: part.write_text(text, encoding="utf-8"))
 
     def json(self, name: str, content: Any) -> None:
         self.text(name, json.dumps(plain(content), indent=1) + "\n")
 
     def yaml(self, name: str, content: dict) -> None:
-        self.text(name, yaml.safe_dump(content, sort_keys=False))
+        self.text(name, config_file.write(content))
 
     def metrics(self) -> list[dict]:
         """All lines of ``metrics.jsonl``."""

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 
 import yaml
 
-from lightning_idkd import randomness
+from lightning_idkd import config_file, randomness
 from lightning_idkd.config import Config
 from lightning_idkd.errors import UserError, did_you_mean, require
 from lightning_idkd.given import SHIPPED
@@ -85,13 +85,15 @@ class Cell:
 def read(path: Path) -> dict:
     """A sweep file, with its keys checked."""
     try:
-        sweep = yaml.safe_load(path.read_text())
+        sweep = config_file.read(path.read_text(encoding="utf-8"), yaml.SafeLoader)  # W&B's agents read YAML 1.1
     except FileNotFoundError as e:
         known = [f"{at}/{file.stem}{end}" for file in (SHIPPED / "sweeps").glob("*.yaml")
                  for at, end in (("configs/sweeps", ".yaml"), ("sweeps", ""))]  # fmt: skip
         raise UserError(f"there is no sweep file {path}.{did_you_mean(str(path), known)}") from e
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path} is no sweep file ({getattr(e, 'strerror', None) or 'not a text'})") from e
+    except UserError as e:
+        raise UserError(f"{path}, {e}") from e
     except yaml.YAMLError as e:
         raise UserError(f"{path} is no YAML: {' '.join(str(e).split())[:150]}") from e
     if not isinstance(sweep, dict):

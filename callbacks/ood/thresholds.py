@@ -13,12 +13,12 @@ class Youden(Calibration):
     """Largest true- minus false-positive rate of held-out private against other samples (Youden's J).
 
     Args:
-        score: The out-of-distribution score.
+        score: The out-of-distribution score; null in a config for MSP.
         against: What is not a node's own: the ``public`` set, or uniform ``noise`` images.
         pooled: Average the threshold with those of the neighbours, which are told it.
     """
 
-    def __init__(self, score: OodScore, against: Literal["public", "noise"] = "public", pooled: bool = False):
+    def __init__(self, score: OodScore | None = None, against: Literal["public", "noise"] = "public", pooled: bool = False):
         super().__init__(score, against, pooled)
 
     def threshold(self, private, others):
@@ -31,14 +31,14 @@ class IdQuantile(Calibration):
     """The ``q`` quantile of the held-out private scores: a share 1 - q of own data would be kept.
 
     Args:
-        score: The out-of-distribution score.
+        score: The out-of-distribution score; null in a config for MSP.
         q: Share of own data given up, at least 0 and below 1.
         pooled: Average the threshold with those of the neighbours, which are told it.
     """
 
     fallback_below = 0  # it is a quantile already
 
-    def __init__(self, score: OodScore, q: float = 0.05, pooled: bool = False):
+    def __init__(self, score: OodScore | None = None, q: float = 0.05, pooled: bool = False):
         super().__init__(score, pooled=pooled)
         require(0 <= q < 1, "calibration.q", q, "0 to below 1")
         self.q = q
@@ -53,14 +53,14 @@ class TargetKept(Calibration):
     """The threshold that keeps a given share of the public set: its largest scores, and those equal to the last of them.
 
     Args:
-        score: The out-of-distribution score.
+        score: The out-of-distribution score; null in a config for MSP.
         fraction: The share, above 0, to 1; with ``pooled`` that of a node's own threshold.
         pooled: Average the threshold with those of the neighbours, which are told it.
     """
 
     fallback_below = 0
 
-    def __init__(self, score: OodScore, fraction: float = 0.5, pooled: bool = False):
+    def __init__(self, score: OodScore | None = None, fraction: float = 0.5, pooled: bool = False):
         super().__init__(score, pooled=pooled)
         require(0 < fraction <= 1, "calibration.fraction", fraction, "above 0 to 1")
         self.fraction = fraction
@@ -76,13 +76,13 @@ class Mixture(Calibration):
     The upper one is taken for samples like a node's own. Where they do not cross between their means, the middle of these.
 
     Args:
-        score: The out-of-distribution score.
+        score: The out-of-distribution score; null in a config for MSP.
         pooled: Average the threshold with those of the neighbours, which are told it.
     """
 
     fallback_below = 0
 
-    def __init__(self, score: OodScore, pooled: bool = False):
+    def __init__(self, score: OodScore | None = None, pooled: bool = False):
         super().__init__(score, pooled=pooled)
 
     def threshold(self, private, others):
@@ -106,14 +106,14 @@ class Fixed(Calibration):
     """The same threshold for all nodes, as in the authors' code (probability 0.98).
 
     Args:
-        score: The out-of-distribution score.
+        score: The out-of-distribution score; null in a config for MSP.
         probability: For MSP: keep samples whose top class has at least this probability.
         threshold: In the score's own unit, instead of a probability.
     """
 
     fallback_below = 0  # nothing is estimated
 
-    def __init__(self, score: OodScore, probability: float | None = None, threshold: float | None = None):
+    def __init__(self, score: OodScore | None = None, probability: float | None = None, threshold: float | None = None):
         super().__init__(score)
         if (probability is None) == (threshold is None):
             raise UserError("calibration: Fixed takes either calibration.probability or calibration.threshold")
