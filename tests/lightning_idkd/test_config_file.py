@@ -44,7 +44,7 @@ def test_every_number_reads_back_equal(number):
 
 
 def test_every_config_that_a_run_writes_reads_back_equal(tmp_path):
-    for i, text in enumerate(TEXTS):
+    for text in ("12e3", "0.1e5", "1_000", "014", "0o14", "2024-01-01", "yes", "~", "a: b", " lead", "#1", "😀", ""):
         name = text if text.strip() and not text.startswith("/") else f"x{text}"
         given = {
             "data": {
@@ -66,7 +66,7 @@ def test_every_config_that_a_run_writes_reads_back_equal(tmp_path):
         folder.yaml("config.yaml", written)
         assert folder.config() == written, text
         again = configure(["--config", str(folder.file("config.yaml"))]).resolved
-        assert {**again, "config": None} == {**written, "config": None}, (i, text)
+        assert {**again, "config": None} == {**written, "config": None}, text
 
 
 @pytest.mark.parametrize("name", ["12e3", "1234e56", "0.1e5", "2024-01-01", "yes", "#1", "1_000"])
