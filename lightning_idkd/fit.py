@@ -132,7 +132,12 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
         config.run.keep,
         config.run.until,
         config.seed,
-        {"partition_hash": split.hash, "parameters": stack.parameters, "predicted_memory_bytes": sum(needs.values())},
+        {
+            "partition_hash": split.hash,
+            "parameters": stack.parameters + stack.frozen_parameters,
+            "frozen_parameters": stack.frozen_parameters,
+            "predicted_memory_bytes": sum(needs.values()),
+        },
     )
 
 
@@ -177,6 +182,7 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
     told = [run.rule.shares]
     if run.distillation is not None:
         told += [run.distillation.shares, run.calibration.shares if run.distillation.calibrated else ""]
+    still = f", {run.stack.frozen_parameters:,} of them frozen" * (run.stack.frozen_parameters > 0)
     shares = {"shares": ", ".join(filter(None, told))} if any(told) else {}
     return {
         "run": "",
@@ -184,8 +190,8 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
         "data": f"{store.samples:,} training samples, {len(store.test):,} test, "
         f"{store.channels}x{store.size}x{store.size}, {store.k} classes, partition {store.split.hash}",
         **public,
-        "node": f"{type(config.node.network).__name__}, {run.stack.parameters:,} parameters; {type(config.gossip).__name__}; "
-        f"{run.steps} steps an epoch",
+        "node": f"{type(config.node.network).__name__}, {run.header['parameters']:,} parameters{still}; "
+        f"{type(config.gossip).__name__}; {run.steps} steps an epoch",
         "engine": engine,
         "memory": f"about {report.size(run.header['predicted_memory_bytes'])}{' a process' * (run.network.world > 1)}",
         **shares,

@@ -44,15 +44,20 @@ class Slot:
         return (t.movedim(-3, -1) if len(self.shape) == 4 else t).flatten(t.dim() - len(self.shape))
 
 
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a row holds, by name: those that are not frozen (``requires_grad = False``)."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
 def places(module: nn.Module) -> list[list[tuple[str, str, str]]]:
-    """Where every parameter and then every buffer stands: submodule, kind and name there; shared ones in several places."""
+    """Where every trained parameter and then every buffer stands: submodule, kind and name there; shared ones in several."""
     found: dict[int, list] = {}
     for kind in ("_parameters", "_buffers"):
         for path, owner in module.named_modules():
             for leaf, t in getattr(owner, kind).items():
                 if t is not None:
                     found.setdefault(id(t), []).append((path, kind, leaf))
-    return [found[id(t)] for t in (*module.parameters(), *module.buffers())]
+    return [found[id(t)] for t in (*trained(module).values(), *module.buffers())]
 
 
 @contextmanager
@@ -73,10 +78,23 @@ def holding(module: nn.Module, places: list[list[tuple[str, str, str]]], tensors
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Inside, in evaluation mode."""
-    training = module.training
+    """Inside, in evaluation mode; afterwards every part is in its own again."""
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        module.train(training)
+        for part, training in modes:
+            part.training = training
+
+
+def begin_training(module: nn.Module) -> None:
+    """Set training mode, but leave parts of frozen parameters alone in the mode they were built in."""
+    kept = {}
+    for part in module.modules():
+        own = list(part.parameters())
+        if own and not any(p.requires_grad for p in own):
+            kept |= {below: below.training for below in part.modules()}
+    module.train()
+    for part, training in kept.items():
+        part.training = training

@@ -49,7 +49,8 @@ class Run:
     """Epochs that the nodes have trained."""
 
     def __repr__(self) -> str:
-        return f"Run('{self.folder.path}': {self.stack.n} nodes of {self.stack.parameters:,} parameters, {self.epoch} epochs)"
+        count = self.stack.parameters + self.stack.frozen_parameters
+        return f"Run('{self.folder.path}': {self.stack.n} nodes of {count:,} parameters, {self.epoch} epochs)"
 
     def consensus(self) -> NodeModule:
         """The mean of all nodes, in evaluation mode."""
@@ -109,9 +110,7 @@ def load(path: str | Path, checkpoint: str | None = None) -> Run:
         config.seed,
         dtype=torch.float64 if config.run.precision == 64 else torch.float32,
     )
-    stack.X.copy_(state["X"])
-    for k, buffer in stack.buffers.items():
-        buffer.copy_(state["buffers"][k])
+    stack.restore(state)
     for module in stack.modules:
         module.eval()
     return Run(folder, config, stack, graph, folder.metrics(), folder.summary(), images, state["epoch"])

@@ -12,6 +12,7 @@ from lightning_idkd.config import Config
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph
+from lightning_idkd.layout import trained
 from lightning_idkd.node import NodeModule
 from lightning_idkd.orchestrator import block
 from lightning_idkd.report import size
@@ -33,12 +34,13 @@ KNOBS = {
 
 def abreast(kept: int, rows: int, device: torch.device) -> int:
     """How many nodes with so many bytes of activations ``vmap`` shall take at once."""
-    return rows if device.type != "cpu" else max(1, min(rows, torch.get_num_threads() * CACHE // kept))
+    return rows if device.type != "cpu" else max(1, min(rows, torch.get_num_threads() * CACHE // max(kept, 1)))
 
 
 def predict(config: Config, node: NodeModule, store: Store, graph: Graph, kept: int, processes: int = 1) -> dict[str, int]:
     """Bytes of every part at the peak, in the process with most rows; ``kept`` are those of a node's activations."""
-    parameters, rows = sum(p.numel() for p in node.parameters()), -(-graph.nodes // processes)
+    parameters, rows = sum(p.numel() for p in trained(node).values()), -(-graph.nodes // processes)
+    frozen = sum(p.numel() for p in node.parameters()) - parameters
     item, rule = (8 if config.run.precision == 64 else 4), config.gossip
     matrix, width = rows * parameters * item, lambda w: w or parameters
     edges = -(-len(graph.mixing(0).edges) // processes)
@@ -52,7 +54,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, kept: 
     exchange = config.distillation is not None and store.public
     return {
         "program and data": store.pool.nbytes + store.test.nbytes if on_device else resident(),
-        "rows and gradients": 2 * matrix + rows * OBJECT * sum(1 for _ in (*node.modules(), *node.parameters())),
+        "rows and gradients": 2 * matrix + frozen * item + rows * OBJECT * sum(1 for _ in (*node.modules(), *node.parameters())),
         "state of the rule": state * item,
         "algebra of the rule": TEMPORARY * (full * block(graph.nodes, store.device) if rule.in_blocks else whole) * item,
         "activations": at_once * kept,
@@ -63,14 +65,21 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, kept: 
 
 
 def activations(node: NodeModule, store: Store, autocast: bool = False) -> int:
-    """Bytes that one node keeps from the forward to the backward pass on a batch, and of their gradients the largest; it is
-    spent on a trial."""
+    """Bytes that one node keeps from the forward to the backward pass on a batch, and of their gradients the largest, or of what
+    frozen layers pass on the largest; it is spent on a trial."""
     kept: dict[int, int] = {}
+    passed: list[int] = []
 
     def note(t: torch.Tensor) -> torch.Tensor:
         kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
+    def see(layer: torch.nn.Module, inputs: tuple, output: object) -> None:
+        passed.extend(t.nbytes for t in [output] if isinstance(t, torch.Tensor))
+
+    if any(not p.requires_grad for p in node.parameters()):
+        for layer in node.modules():
+            layer.register_forward_hook(see)
     x = torch.zeros(store.batch_size, store.channels, store.size, store.size, dtype=next(node.parameters()).dtype)
     x = x.to(store.device, memory_format=torch.channels_last)
     cast = torch.autocast(store.device.type, torch.bfloat16, autocast, cache_enabled=False)
@@ -78,7 +87,7 @@ def activations(node: NodeModule, store: Store, autocast: bool = False) -> int:
         node.training_step((x, torch.full((len(x), store.k), 1 / store.k, dtype=x.dtype, device=x.device)), 0)
     own = {p.untyped_storage().data_ptr() for p in node.parameters()}
     sizes = [nbytes for place, nbytes in kept.items() if place not in own]
-    return sum(sizes) + 3 * max(sizes, default=0)
+    return sum(sizes) + 3 * max([*sizes, *passed], default=0)
 
 
 def features(node: NodeModule) -> int:

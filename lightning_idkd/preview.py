@@ -23,12 +23,15 @@ def image_shape(config: Config) -> tuple[int, int]:
 
 
 def parameters(config: Config) -> tuple[int, str]:
-    """Number of parameters of a node for 10 classes of such images, and what was counted in words."""
+    """Number of trained parameters of a node for 10 classes of such images, and what was counted in words."""
     from lightning_idkd.fit import node_maker
+    from lightning_idkd.layout import trained
 
     channels, side = image_shape(config)
-    count = sum(p.numel() for p in node_maker(config, channels, side, 10)().parameters())
-    return count, f"{count:,} parameters of {type(config.node.network).__name__} for {channels}x{side}x{side}, 10 classes"
+    node = node_maker(config, channels, side, 10)()
+    count = sum(p.numel() for p in trained(node).values())
+    kind = "parameters" if all(p.requires_grad for p in node.parameters()) else "trained parameters"
+    return count, f"{count:,} {kind} of {type(config.node.network).__name__} for {channels}x{side}x{side}, 10 classes"
 
 
 def topology(config: Config, graph: Graph) -> dict[str, str]:

@@ -106,5 +106,6 @@ def replace_dropout(module: nn.Module) -> nn.Module:
     """Swap every ``torch.nn.Dropout`` in ``module`` for :class:`Dropout`, in place; returns the module."""
     layers = [(parent, name) for parent in module.modules() for name, m in parent.named_children() if type(m) is nn.Dropout]
     for layer, (parent, name) in enumerate(layers):
-        setattr(parent, name, Dropout(getattr(parent, name).p, layer))
+        before = getattr(parent, name)
+        setattr(parent, name, Dropout(before.p, layer).train(before.training))
     return module

@@ -3,6 +3,9 @@
 ``X`` [n, P] holds the parameters and ``G`` [n, P] the gradients of the nodes that live in this process; every node's
 ``NodeModule`` is a set of views into its row, so a rule may rewrite ``X`` in place and the networks follow. Norm buffers
 lie stacked the same way. Views are cut silently by ``.to()``, ``.double()`` and the like: never call these on a node.
+
+Parameters that are frozen (``requires_grad = False`` when the nodes are made) lie outside the rows, one copy for all nodes. So no
+rule moves them, and no message carries them.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_idkd import randomness
 from lightning_idkd.errors import UserError
-from lightning_idkd.layout import Slot, evaluating, holding, places
+from lightning_idkd.layout import Slot, begin_training, evaluating, holding, places, trained
 from lightning_idkd.models.abreast import BatchNorm2d, Conv2d, MaxPool2d
 from lightning_idkd.models.normalisation import GroupNorm
 from lightning_idkd.node import NodeModule, Outputs
@@ -61,6 +64,13 @@ def _features(node: NodeModule, x: Tensor) -> Tensor:
 
 def _along(node: NodeModule, x: Tensor, V: Tensor) -> Tensor:
     return (V * node.network.features(x)).sum()
+
+
+def _descends(of: Callable[..., Tensor], out: Tensor) -> bool:
+    """Whether ``out`` has gradients to take: not where they are disabled, or features come from frozen parameters alone."""
+    if of is _loss and torch.is_grad_enabled() and not out.requires_grad:
+        raise UserError("node.module: the loss depends on no trained parameter; allowed: one that does")
+    return out.requires_grad
 
 
 def _compute_alone() -> None:
@@ -100,9 +110,11 @@ class NodeStack:
     """
 
     X: Tensor
-    """Parameters [n, P]."""
+    """Trained parameters [n, P]."""
     G: Tensor
     """Gradients [n, P] of the last :meth:`step`."""
+    frozen: dict[str, Tensor]
+    """Frozen parameters by name, the same for all nodes."""
 
     def __init__(self, make: Callable[[], NodeModule], nodes: Sequence[int], seed: int = 0,
                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, engine: Engine = "loop",
@@ -112,20 +124,28 @@ class NodeStack:
             first = randomness.replace_dropout(make()).to(self.device, dtype)
         for layer in first.modules():
             layer.__class__ = ABREAST.get(type(layer), type(layer))
+        begin_training(first)
         self.layout, offset = [], 0
-        for name, p in first.named_parameters():
+        for name, p in trained(first).items():
             self.layout.append(Slot(name, tuple(p.shape), offset))
             offset += p.numel()
+        if not offset:
+            count = sum(p.numel() for p in first.parameters())
+            raise UserError(f"node.network: all {count:,} parameters are frozen (requires_grad is False); leave some to train")
         row = torch.empty(offset, dtype=dtype, device=self.device)
-        for slot, p in zip(self.layout, first.parameters(), strict=True):
+        for slot, p in zip(self.layout, trained(first).values(), strict=True):
             slot.view(row).copy_(p.detach())
+        still = {k: p for k, p in first.named_parameters() if not p.requires_grad}
+        for p in still.values():  # as rows have them
+            p.data = p.data.contiguous(memory_format=torch.channels_last) if p.dim() == 4 else p.data
+        self.frozen = {k: p.detach() for k, p in still.items()}
         self.X = row.expand(len(self.nodes), -1).clone()
         self.G = torch.zeros_like(self.X)
         self.buffers = {k: torch.stack([b] * len(self.nodes)) for k, b in first.named_buffers()}
-        self.modules = [first, *(copy.deepcopy(first) for _ in self.nodes[1:])]
+        shared = ({id(p): nn.Parameter(p.detach(), requires_grad=False) for p in still.values()} for _ in self.nodes[1:])
+        self.modules = [first, *(copy.deepcopy(first, memo) for memo in shared)]
         for i, module in enumerate(self.modules):
             self._bind(module, self.X[i], {k: b[i] for k, b in self.buffers.items()}, self.G[i])
-            module.train()
         self.abreast, self.autocast = abreast or len(self.nodes), autocast
         self._places = places(first)
         self._workers: ThreadPoolExecutor | None = None
@@ -141,15 +161,37 @@ class NodeStack:
 
     @property
     def parameters(self) -> int:
-        """P, parameters a node."""
+        """P, trained parameters a node."""
         return self.X.shape[1]
+
+    @property
+    def frozen_parameters(self) -> int:
+        """Frozen parameters a node."""
+        return sum(t.numel() for t in self.frozen.values())
 
     def describe(self) -> list[dict]:
         """The row layout (name, shape, offset) for the checkpoint."""
         return [asdict(slot) | {"shape": list(slot.shape)} for slot in self.layout]
 
+    def restore(self, state: dict, rows: slice = slice(None)) -> None:
+        """Take rows, norm buffers and frozen parameters from a checkpoint, of which these nodes are the ``rows``.
+
+        Raises:
+            UserError: it is of another network.
+        """
+        frozen = state.get("frozen", {})
+        shapes = [{k: t.shape for k, t in values.items()} for values in (frozen, self.frozen)]
+        if state["layout"] != self.describe() or shapes[0] != shapes[1]:
+            raise UserError("the checkpoint holds another network: parameters have other names or shapes, or others are frozen")
+        self.X.copy_(state["X"][rows])
+        for k, buffer in self.buffers.items():
+            buffer.copy_(state["buffers"][k][rows])
+        for k, t in self.frozen.items():
+            t.copy_(frozen[k])
+
     def _bind(self, module: NodeModule, row: Tensor, buffers: dict[str, Tensor], grad: Tensor | None = None) -> NodeModule:
-        for slot, p in zip(self.layout, module.parameters(), strict=True):
+        for slot in self.layout:
+            p = module.get_parameter(slot.name)
             p.data = slot.view(row)
             p.grad = None if grad is None else slot.view(grad)
         for name, b in buffers.items():
@@ -158,11 +200,14 @@ class NodeStack:
         return module
 
     def views_intact(self) -> bool:
-        """Whether every parameter and buffer of every node still lies in its row."""
+        """Whether every parameter and buffer of every node still lies in its row, and frozen ones in their one copy."""
         return all(
-            p.data_ptr() == slot.view(self.X[i]).data_ptr() and p.stride() == slot.view(self.X[i]).stride()
+            p.data_ptr() == t.data_ptr() and p.stride() == t.stride()
             for i, module in enumerate(self.modules)
-            for slot, p in zip(self.layout, module.parameters(), strict=True)
+            for p, t in [
+                *((module.get_parameter(slot.name), slot.view(self.X[i])) for slot in self.layout),
+                *((module.get_parameter(name), t) for name, t in self.frozen.items()),
+            ]
         ) and all(
             b.data_ptr() == self.buffers[k][i].data_ptr()
             for i, module in enumerate(self.modules)
@@ -269,7 +314,7 @@ class NodeStack:
 
     def _eager(self, of: Callable[..., Tensor], i: int, *batch: Tensor) -> Tensor:
         out = of(self.modules[i], *batch)
-        if torch.is_grad_enabled():
+        if _descends(of, out):
             out.backward()
         return out.detach()
 
@@ -283,7 +328,7 @@ class NodeStack:
             if not type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
             raise UserError(f"run.engine: torch.compile fails for this network or machine ({str(e).splitlines()[0]})") from e
-        if torch.is_grad_enabled():
+        if _descends(of, out):
             self._take(i, leaves, out)
         return out.detach()
 
@@ -323,8 +368,10 @@ class NodeStack:
                 raise
             raise UserError("run.engine: vmap cannot run a network that draws from the global generator; "
                             "use torch.nn.Dropout (which it can) or run.engine: loop") from e  # fmt: skip
-        if torch.is_grad_enabled():
+        if _descends(of, found):
             self._take(here, leaves, found.sum())  # rows do not meet in the loss: the gradient of the sum is every node's own
+        elif torch.is_grad_enabled():
+            self.G[here] = 0
         return found.detach()
 
     def _recorded(self, of: Callable[..., Tensor], rows: range, *batch: Tensor) -> Tensor:
@@ -458,8 +505,7 @@ class NodeStack:
 
     def model(self, row: Tensor, buffers: dict[str, Tensor]) -> NodeModule:
         """A separate node that stands on ``row`` [P] and ``buffers``, e.g. the consensus model."""
-        module = copy.deepcopy(self.modules[0])
-        return self._bind(module, row, buffers).eval()
+        return self._bind(copy.deepcopy(self.modules[0]), row, buffers).eval()
 
 
 @torch.no_grad()

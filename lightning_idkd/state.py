@@ -48,6 +48,7 @@ def gather(run: Orchestrator) -> dict:
         "best": run.best,
         "last_lr": run.last_lr,
         "X": network.report(run.stack.X),
+        "frozen": run.stack.frozen,
         "buffers": {k: network.report(b) for k, b in run.stack.buffers.items()},
         "rule": {k: network.report(b) for k, b in run.buffers.items()},
         "rule_edges": per_edge,
@@ -74,16 +75,13 @@ def restore(run: Orchestrator, state: dict, lines: list[dict], distillation: boo
         UserError: the checkpoint is of another network or graph.
     """
     network, stack = run.network, run.stack
-    if state["layout"] != stack.describe():
-        raise UserError("the checkpoint holds another network: its parameters have other names or shapes")
     edges = torch.from_numpy(network.graph.mixing(0).edges)
     if not torch.equal(state.get("edges", edges), edges):
         raise UserError("graph.topology: the checkpoint is of a graph with other edges: a file has changed")
     mine = slice(network.rows.start, network.rows.stop)
-    stack.X.copy_(state["X"][mine])
-    for held, saved in ((stack.buffers, state["buffers"]), (run.buffers, state["rule"])):
-        for k, matrix in held.items():
-            matrix.copy_(saved[k][mine])
+    stack.restore(state, mine)
+    for k, matrix in run.buffers.items():
+        matrix.copy_(state["rule"][k][mine])
     here = [int(e[0]) in network.rows for e in network.graph.mixing(0).edges]
     for k, matrix in run.edge_buffers.items():
         matrix.copy_(state["rule_edges"][k][here])

@@ -3,6 +3,7 @@
 # No ``from __future__ import annotations`` here: to read postponed annotations jsonargparse executes the TYPE_CHECKING
 # block, and importing torch would cost ``--help`` seconds.
 
+import fnmatch
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
@@ -200,6 +201,10 @@ class TorchModule(Architecture):
     """Keyword arguments of the call. ``channels``, ``size`` and ``classes`` are added where the signature names them;
     ``torchvision.models`` get ``num_classes`` instead."""
 
+    frozen: list[str] | None = None
+    """Patterns of parameter names that are not trained, such as ``[conv1.*, bn1.*, layer*]`` for all but the classifier of
+    ``resnet18``; null: none. Their norms and dropout work as in training."""
+
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         import torch
         from torch import nn
@@ -220,7 +225,9 @@ class TorchModule(Architecture):
             ) from error
         if not isinstance(module, nn.Module):
             raise UserError(f"node.network.path: {self.path} makes a {type(module).__name__}, not a torch.nn.Module.")
+        self._freeze(module)
 
+        modes = {part: part.training for part in module.modules()}
         module.eval()
         images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
@@ -240,7 +247,20 @@ class TorchModule(Architecture):
                         f"node.network.path: {self.path} does not end in an nn.Linear with {classes} outputs; give it a"
                         " features(x) -> [B, F] and a head = nn.Linear with forward(x) = head(features(x))."
                     )
-        return module.train()
+        for part, training in modes.items():
+            part.training = training
+        return module
+
+    def _freeze(self, module: "nn.Module") -> None:
+        """Leave the parameters that ``frozen`` names as they are."""
+        named = dict(module.named_parameters())
+        for pattern in self.frozen or []:
+            found = fnmatch.filter(named, pattern)
+            if not found:
+                parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in named))
+                raise UserError(f"node.network.frozen: no parameter of {self.path} is named '{pattern}'; its parts are {parts}.")
+            for name in found:
+                named[name].requires_grad_(False)
 
 
 def _is_head_of_features(module: "nn.Module", images: "Tensor", logits: "Tensor") -> bool:

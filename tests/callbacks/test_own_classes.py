@@ -1,4 +1,4 @@
-"""Every class in callbacks/README.md runs as it stands there, by the YAML line under it."""
+"""Every class and network in callbacks/README.md runs as it stands there, by the YAML line under it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "3", "--dat
 
 
 def test_there_is_one_for_each_heading():
-    assert len(EXAMPLES) == README.count("```python") == README.count("```yaml") == 6
+    assert len(EXAMPLES) == README.count("```python") == README.count("```yaml") == 7
 
 
 @pytest.fixture(scope="module")
@@ -42,4 +42,4 @@ def test_it_runs_and_is_short(name, code, runs):
     assert len([written for written in code.splitlines() if written.strip()]) < 20
     summary = json.loads((runs / name / "latest" / "summary.json").read_text())
     assert 0 < summary["ood"]["kept_fraction"] <= 1
-    assert re.search(r"class (\w+)", code)[1] in (runs / name / "latest" / "config.yaml").read_text()
+    assert re.search(r"(?:class|def) (\w+)", code)[1] in (runs / name / "latest" / "config.yaml").read_text()

@@ -107,11 +107,17 @@ def step() -> list[float]:
     x = torch.randn(2, 2, 8, 8, 3, generator=g, dtype=torch.float64).movedim(-1, -3)
     y = torch.randn(2, 2, 5, generator=g, dtype=torch.float64).softmax(-1)
     errors = []
-    for norm in ("group", "evonorm"):
+    for norm, frozen in (("group", ""), ("evonorm", ""), ("evonorm", "blocks.1")):
+
+        def make(norm=norm, frozen=frozen):
+            network = ResNet(8, width=8, norm=norm).build(3, 8, 5)
+            if frozen:
+                network.get_submodule(frozen).requires_grad_(False)
+            return NodeModule(network)
+
         results = []
         for engine, dtype in (("vmap", torch.float32), ("loop", torch.float64)):
-            network = ResNet(8, width=8, norm=norm)
-            s = NodeStack(lambda network=network: NodeModule(network.build(3, 8, 5)), range(2), 0, DEVICE, dtype, engine)
+            s = NodeStack(make, range(2), 0, DEVICE, dtype, engine)
             if results:
                 s.X.copy_(results[0][0])
             else:

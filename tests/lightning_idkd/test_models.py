@@ -498,7 +498,7 @@ parser = ArgumentParser()
 parser.add_argument("--network", type=Architecture)
 for made in (ResNet(8, 8, "evonorm_batch", 2), CNN(4, 0.5), LeNet(), VGG("group"), MobileNetV2("batch"), ViT(8, 1, 16, 2),
              TorchModule("a.B", {"x": 1})):
-    arguments = [f"--network.{key}={value}" for key, value in vars(made).items()]
+    arguments = [f"--network.{key}={'null' if value is None else value}" for key, value in vars(made).items()]
     parsed = parser.parse_args([f"--network={type(made).__name__}", *arguments])
     assert parser.instantiate(parsed).network == made
 assert "torch" not in sys.modules
