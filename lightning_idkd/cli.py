@@ -252,7 +252,7 @@ def sweep(arguments: list[str]) -> int:
     p = options("sweep")
     p.add_argument("file", help="Sweep file, such as configs/sweeps/ood_scores.yaml.")
     p.add_argument("--jobs", type=int, default=1, help="Cells at the same time.")
-    p.add_argument("--dir", type=str, default="runs", help="Folder of all runs; the sweep's lie in a folder of its name.")
+    p.add_argument("--dir", type=str, default="runs", help="Folder of all runs; a sweep's lie below its name, else its file's.")
     given = p.parse_args(arguments)
     return 0 if run(Path(shipped(given.file)), given.jobs, given.dir) else 1
 

@@ -5,6 +5,9 @@ jsonargparse tells these mistakes without the file, the key or the line.
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import json
 import traceback
 from collections.abc import Iterator
 from dataclasses import is_dataclass
@@ -25,19 +28,47 @@ SHIPPED = Path(__file__).parents[1] / "configs"
 
 
 def look_over(arguments: list[str]) -> list[str]:
-    """The arguments, a config that comes with the project by its path instead of its name.
+    """The arguments, a config that comes with the project by its path instead of its name, values in Python's spelling as JSON.
 
     Raises:
         UserError: a config cannot be read, or arguments of a class stand outside its init_args.
     """
-    arguments = classes_first(arguments)
+    arguments = classes_first(list(spread(arguments)))
     for at, option, text in options(arguments):
         if option == "--config":
             file = shipped(text)
             arguments[at] = f"--config={file}" if arguments[at].startswith("--config=") else file
+        elif (json_text := from_python(text)) != text:
+            arguments[at] = f"{option}={json_text}" if arguments[at].startswith(f"{option}=") else json_text
     for value, key in values(arguments):
         stray_arguments(value, key)
     return arguments
+
+
+def from_python(text: str) -> str:
+    """A value that YAML reads otherwise than Python, as agents of W&B write it, in JSON: None, or lists and dicts with True and
+    None in them."""
+    if text == "None" or text.startswith(("[", "{")):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError):  # others are YAML
+            value = ast.literal_eval(text)
+            return text if value_of(text, "") == value else json.dumps(value, ensure_ascii=False)
+    return text
+
+
+def spread(arguments: list[str]) -> Iterator[str]:
+    """The arguments, those that give keys of ``run`` together split into one a key, as the parser has them."""
+    words = iter(arguments)
+    for word in words:
+        option, equals, text = word.partition("=")
+        if option != "--run":
+            yield word
+            continue
+        text = text if equals else next(words, "")
+        keys = value_of(from_python(text), "run")
+        if isinstance(keys, dict):
+            yield from (f"--run.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in keys.items())
+        else:
+            yield f"--run={text}"
 
 
 def classes_first(arguments: list[str]) -> list[str]:

@@ -5,11 +5,11 @@ Cells that differ only in what follows the initial training share it: it is trai
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -21,17 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
-
-from lightning_idkd import config_file, randomness
+from lightning_idkd import randomness
 from lightning_idkd.config import Config
-from lightning_idkd.errors import UserError, did_you_mean, require
-from lightning_idkd.given import SHIPPED
+from lightning_idkd.errors import UserError, require
 from lightning_idkd.run_folder import RESULT, SAME, RunFolder, at, difference, locked, write
 from lightning_idkd.schedule import epoch_of
+from lightning_idkd.sweep_file import SERVER, combinations, expand, leaves, read, word
 
-KEYS = ("program", "method", "name", "description", "project", "entity", "metric", "parameters", "command", "run_cap")
-ENTRIES = ("value", "values", "min", "max", "distribution")
 SHARED = (*SAME, "train.batch_size", "callbacks")  # what cells with one initial training have in common, besides learning rates
 LONGEST = 150  # characters of a cell's name
 
@@ -82,99 +78,22 @@ class Cell:
         return self.folder.file(f"checkpoints/epoch_{epoch or self.until}.ckpt")
 
 
-def read(path: Path) -> dict:
-    """A sweep file, with its keys checked."""
-    try:
-        sweep = config_file.read(path.read_text(encoding="utf-8"), yaml.SafeLoader)  # W&B's agents read YAML 1.1
-    except FileNotFoundError as e:
-        known = [f"{at}/{file.stem}{end}" for file in (SHIPPED / "sweeps").glob("*.yaml")
-                 for at, end in (("configs/sweeps", ".yaml"), ("sweeps", ""))]  # fmt: skip
-        raise UserError(f"there is no sweep file {path}.{did_you_mean(str(path), known)}") from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is no sweep file ({getattr(e, 'strerror', None) or 'not a text'})") from e
-    except UserError as e:
-        raise UserError(f"{path}, {e}") from e
-    except yaml.YAMLError as e:
-        raise UserError(f"{path} is no YAML: {' '.join(str(e).split())[:150]}") from e
-    if not isinstance(sweep, dict):
-        raise UserError(f"{path} holds no keys; a sweep file has {', '.join(KEYS)}")
-    for key in sweep:
-        require(key in KEYS, f"{path.name}: key", f"'{key}'", f"{', '.join(KEYS)}.{did_you_mean(str(key), KEYS)}")
-    for key in ("method", "parameters", "command"):
-        if key not in sweep:
-            raise UserError(f"{path.name}: the key '{key}' is missing")
-    method, cap = sweep["method"], sweep.get("run_cap")
-    require(method in ("grid", "random"), f"{path.name}: method", method, "grid, random (bayes needs W&B's server)")
-    require(cap is None or (type(cap) is int and cap >= 1), f"{path.name}: run_cap", cap, "a number of cells, 1 or more")
-    require(isinstance(sweep["command"], list), f"{path.name}: command", sweep["command"], "a list of words")
-    require(isinstance(sweep["parameters"], dict), f"{path.name}: parameters", sweep["parameters"], "keys with their values")
-    for key, entry in sweep["parameters"].items():
-        if not isinstance(entry, dict) or not entry:
-            raise UserError(f"{path.name}: parameters.{key} has no values; allowed: {', '.join(ENTRIES)}")
-        for k in entry:
-            known = f"{', '.join(ENTRIES)}.{did_you_mean(str(k), ENTRIES)}"
-            require(k in ENTRIES, f"{path.name}: parameters.{key}: key", f"'{k}'", known)
-        ways = [way for way in ("value", "values", "min") if way in entry]
-        require(len(ways) < 2, f"{path.name}: parameters.{key}", " and ".join(ways), "one of value, values, or min and max")
-        values = entry.get("values", [0])
-        require(isinstance(values, list) and values, f"{path.name}: parameters.{key}.values", values, "a list of one or more")
-        for k in ("min", "max"):
-            number = entry.get(k, 0)
-            hint = " (YAML wants 1.0e-3, not 1e-3)" if isinstance(number, str) else ""
-            require(type(number) in (int, float), f"{path.name}: parameters.{key}.{k}", repr(number), f"a number{hint}")
-    return sweep
-
-
-def combinations(sweep: dict) -> list[dict]:
-    """All cells of a grid, in the order of the file, or ``run_cap`` draws, the same every time."""
-    entries = {k: [e["value"]] if "value" in e else e.get("values") for k, e in sweep["parameters"].items()}
-    if sweep["method"] == "grid":
-        for key, values in entries.items():
-            if values is None:
-                raise UserError(f"parameters.{key}: a grid needs values")
-        return [dict(zip(entries, point, strict=True)) for point in itertools.product(*entries.values())]
-    if "run_cap" not in sweep:
-        raise UserError("run_cap is missing: how many random cells?")
-    rng = random.Random(0)
-    return [
-        {k: rng.choice(values) if values else draw(k, sweep["parameters"][k], rng) for k, values in entries.items()}
-        for _ in range(sweep["run_cap"])
-    ]
-
-
-def draw(key: str, entry: dict, rng: random.Random) -> float:
-    """A number from the distribution of a parameter with min and max."""
-    if "min" not in entry or "max" not in entry:
-        raise UserError(f"parameters.{key}: give value, values, or min and max")
-    low, high = entry["min"], entry["max"]
-    require(low <= high, f"parameters.{key}.min", low, f"at most max, {high}")
-    kind = entry.get("distribution", "int_uniform" if isinstance(low, int) and isinstance(high, int) else "uniform")
-    if kind == "int_uniform":
-        return rng.randint(low, high)
-    if kind == "uniform":
-        return rng.uniform(low, high)
-    if kind == "log_uniform_values":
-        require(low > 0, f"parameters.{key}.min", low, "above 0 for log_uniform_values")
-        return math.exp(rng.uniform(math.log(low), math.log(high)))
-    raise UserError(f"parameters.{key}.distribution: {kind} given; allowed: int_uniform, uniform, log_uniform_values")
-
-
 def called(parameters: dict) -> str:
     """A folder name for a cell, such as seed=0,alpha=0.05,distillation=IDKD-start24-priorNone."""
 
-    def word(value: object) -> str:
+    def part(value: object) -> str:
         if isinstance(value, dict):
             given = value.get("init_args", {} if "class_path" in value else value) or {}
-            parts = [str(value.get("class_path", "")).split(".")[-1], *(f"{k}{word(v)}" for k, v in given.items())]
+            parts = [str(value.get("class_path", "")).split(".")[-1], *(f"{k}{part(v)}" for k, v in given.items())]
             return "-".join(filter(None, parts))
         if isinstance(value, list):
-            return "+".join(map(word, value)) or "none"
-        return "".join(c if c.isalnum() or c in ".-+" else "_" for c in str(value).split("/")[-1])
+            return "+".join(map(part, value)) or "none"
+        return word(str(value).split("/")[-1])
 
     keys = list(parameters)
     short = {k: k.rsplit(".", 1)[-1] for k in keys}
     short = {k: s if list(short.values()).count(s) == 1 else k for k, s in short.items()}
-    name = ",".join(f"{short[k]}={word(v)}" for k, v in parameters.items())
+    name = ",".join(f"{short[k]}={part(v)}" for k, v in parameters.items())
     return name if len(name) <= LONGEST else f"{name[:LONGEST]}~{digest(parameters)}"
 
 
@@ -183,29 +102,26 @@ def digest(value: object) -> str:
     return f"{randomness.seed_of(0, json.dumps(value, sort_keys=True)) % 16**8:08x}"
 
 
+def folder(sweep: dict, path: Path, runs: str) -> Path:
+    """The folder of a sweep's cells: its name, else the file's, below ``runs``."""
+    return Path(runs) / word(sweep.get("name", path.stem)).strip("._")
+
+
 def cells(path: Path, runs: str) -> list[Cell]:
     """Every cell of a sweep file, parsed as the agent would have it; mistakes are told before anything is written."""
     from lightning_idkd.cli import configure
 
     sweep = read(path)
-    command = [str(part) for part in sweep["command"]]
-    if "fit" not in command or not {"${args}", "${args_json_file}"} & set(command):
-        raise UserError(
-            f"{path.name}: command must hold fit and ${{args_json_file}} or ${{args}}, as in the sweeps that come with this"
-        )
-    points, found, names = combinations(sweep), [], []
-    varied = [k for k in sweep["parameters"] if len({json.dumps(p[k], sort_keys=True) for p in points}) > 1]
+    points, found = combinations(sweep), []
     with TemporaryDirectory() as drafts:
-        for point in points:
-            name = called({k: point[k] for k in varied}) or "cell"
-            names.append(name)
-            name += f",{names.count(name)}" * (names.count(name) > 1)
-            file, draft = Path(runs) / path.stem / name / "cell.json", Path(drafts) / f"{len(found)}.json"
+        for name, point in zip(names(sweep, points), points, strict=True):
+            file, draft = folder(sweep, path, runs) / name / "cell.json", Path(drafts) / f"{len(found)}.json"
             draft.write_text(json.dumps(point))
+            ordered = dict(sorted(point.items(), key=lambda item: item[0] != "config"))  # the others lie over a config
             place = ["--run.dir", str(file.parent.parent), "--run.name", name]
-            words = command[command.index("fit") + 1 :]
             arguments, tried = (
-                [w for word in words for w in expanded(word, point, parameters)] + place for parameters in (file, draft)
+                expand(sweep["command"][sweep["command"].index("fit") + 1 :], ordered, parameters) + place
+                for parameters in (file, draft)
             )
             try:
                 config = configure(tried)
@@ -224,12 +140,22 @@ def cells(path: Path, runs: str) -> list[Cell]:
     return found
 
 
-def expanded(word: str, parameters: dict, file: Path) -> list[str]:
-    """A word of the command as an agent of W&B has it: a cell's parameters as options, a config first, or in a file."""
-    if word == "${args}":
-        ordered = sorted(parameters.items(), key=lambda item: item[0] != "config")
-        return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in ordered]
-    return [str(file) if word == "${args_json_file}" else word]
+def names(sweep: dict, points: list[dict]) -> list[str]:
+    """The cells' folder names: the run.name that a parameter or the command gives, and what varies, where that is needed to tell
+    cells apart."""
+    paths = [path for path, _ in leaves(sweep["parameters"])]
+    flat = [{".".join(path): functools.reduce(lambda value, k: value[k], path, point) for path in paths} for point in points]
+    varied = [k for k in flat[0] if k != "run.name" and len({json.dumps(values[k], sort_keys=True) for values in flat}) > 1]
+    words = [w for part in sweep["command"] for w in str(part).split("=", 1)]
+    given = next((value for option, value in itertools.pairwise(words) if option == "--run.name"), None)
+    asked, found = [values.get("run.name", given) for values in flat], []
+    for name, values in zip(asked, flat, strict=True):
+        described = called({k: values[k] for k in varied})
+        whole = str(name) if name is not None else described
+        if name is not None and asked.count(name) > 1 and described:
+            whole += f",{described}"
+        found.append(whole or "cell")
+    return [f"{name},{i}" if (i := found[: at + 1].count(name)) > 1 else name for at, name in enumerate(found)]
 
 
 def share(found: list[Cell], runs: str) -> list[Cell]:
@@ -269,8 +195,8 @@ def initial(group: list[Cell], runs: str) -> Cell:
 class Runner:
     """Runs cells in processes of their own, ``jobs`` at a time."""
 
-    def __init__(self, runs: list[Cell], jobs: int):
-        self.runs, self.jobs = runs, jobs
+    def __init__(self, runs: list[Cell], jobs: int, title: str = "sweep"):
+        self.runs, self.jobs, self.title = runs, jobs, title
         self.processes: set[subprocess.Popen] = set()
         self.stopping = False
         self.starting = threading.Lock()  # so that `stop` finds every process that was begun before it
@@ -368,7 +294,9 @@ class Runner:
         from rich.table import Table
 
         count = sum(c.state == "done" for c in self.runs)
-        table = Table("cell", "state", "epoch", "node mean", "consensus", title=f"{count} of {len(self.runs)} done")
+        table = Table(
+            "cell", "state", "epoch", "node mean", "consensus", title=f"{escape(self.title)}: {count} of {len(self.runs)} done"
+        )
         for cell in self.runs:
             lines = cell.folder.metrics() if cell.folder.path.exists() and cell.state != "waiting" else []
             last = lines[-1] if lines else None
@@ -384,12 +312,16 @@ class Runner:
 def run(path: Path, jobs: int, runs: str) -> bool:
     """Run a sweep file here; returns whether every cell came to its end."""
     require(jobs >= 1, "jobs", jobs, "1 or more")
-    found, folder = cells(path, runs), Path(runs) / path.stem
-    with locked(folder, f"another process runs this sweep in '{folder}'; wait for it, or stop it"):
+    sweep, found = read(path), cells(path, runs)
+    place = folder(sweep, path, runs)
+    if unused := [key for key in SERVER if key in sweep]:
+        print(f"without a server {', '.join(unused)} do{'es' * (len(unused) == 1)} nothing: all cells run here to their end")
+    with locked(place, f"another process runs this sweep in '{place}'; wait for it, or stop it"):
         # a queue's end comes as Ctrl-C, which a shell lets its background jobs ignore
         before = {s: signal.signal(s, signal.default_int_handler) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
-            return Runner(share(found, runs), jobs).run()
+            return Runner(share(found, runs), jobs, str(sweep.get("name", path.stem))).run()
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
+            print(f"runs: {place} (a table: idkd compare {place})", flush=True)

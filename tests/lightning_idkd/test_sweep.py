@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import random
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import yaml
+from scipy import stats
 
-from lightning_idkd import sweep
+from lightning_idkd import sweep, sweep_file
 from lightning_idkd.cli import configure, main
-from lightning_idkd.errors import UserError
 
 SWEEPS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
 QUICK = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "4", "--data.public.samples", "200", "--run.engine", "loop",
@@ -25,11 +29,11 @@ QUICK = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "4", "--dat
 def file(tmp_path, configs):
     """Writes a sweep file over ring_digits."""
 
-    def write(parameters, name="some", **others):
+    def write(parameters, file_name="some", **others):
         command = ["${env}", "python", "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *QUICK,
                    "--config", "${args_json_file}"]  # fmt: skip
         content = {"program": "lightning_idkd", "method": "grid", "parameters": parameters, "command": command} | others
-        path = tmp_path / f"{name}.yaml"
+        path = tmp_path / f"{file_name}.yaml"
         path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}, sort_keys=False))
         return path
 
@@ -123,6 +127,178 @@ class TestCells:
             for c in sweep.share(sweep.cells(file({"train.lr": {"values": [0.1, 0.2]}}), str(tmp_path / "runs")), str(tmp_path))
         )
 
+    def test_a_grid_is_cut_at_run_cap(self):
+        assert sweep.combinations({"method": "grid", "run_cap": 2, "parameters": {"a": {"values": [1, 2, 3]}}}) == [
+            {"a": 1},
+            {"a": 2},
+        ]
+
+    def test_a_grid_takes_whole_numbers_and_multiples_between_bounds(self):
+        entries = {"a": {"min": 2, "max": 4}, "b": {"distribution": "q_uniform", "min": 0.1, "max": 0.7, "q": 0.2}}
+        points = sweep.combinations({"method": "grid", "parameters": entries})
+        expected = np.arange(0.1, 0.7, 0.2)  # as W&B's controller has it
+        assert [p["a"] for p in points[::3]] == [2, 3, 4]
+        assert [p["b"] for p in points[:3]] == pytest.approx(expected)
+
+    def test_nested_parameters_are_given_nested_and_named_by_their_dotted_keys(self, file, tmp_path):
+        entries = {"seed": {"value": 3}, "train": {"parameters": {"lr": {"values": [0.1, 0.2]}, "epochs": {"value": 4}}}}
+        found = sweep.cells(file(entries), str(tmp_path / "runs"))
+        assert [c.name for c in found] == ["lr=0.1", "lr=0.2"]
+        assert [c.parameters for c in found] == [{"seed": 3, "train": {"lr": lr, "epochs": 4}} for lr in (0.1, 0.2)]
+        assert [(c.config.seed, c.config.train.lr, c.config.train.epochs) for c in found] == [(3, 0.1, 4), (3, 0.2, 4)]
+
+    def test_the_name_of_the_sweep_names_its_folder_else_the_file_does(self, file, tmp_path):
+        for name, folder in ((None, "some"), ("OoD scores / 2", "OoD_scores___2")):
+            (cell,) = sweep.cells(file({"seed": {"value": 0}}, name=name), str(tmp_path / "runs"))
+            assert cell.folder.path == tmp_path / "runs" / folder / "cell" / "latest"
+
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [
+            (["a", "b"], ["a,seed=0", "a,seed=1", "b,seed=0", "b,seed=1"]),
+            (["a"], ["a,seed=0", "a,seed=1"]),
+        ],
+    )
+    def test_a_run_name_among_the_parameters_begins_the_names(self, file, tmp_path, values, expected):
+        path = file({"run.name": {"values": values}, "seed": {"values": [0, 1]}})
+        found = sweep.cells(path, str(tmp_path / "runs"))
+        assert [c.name for c in found] == expected
+        assert [c.config.run.name for c in found] == expected
+
+    def test_a_run_name_of_one_cell_is_its_name(self, file, tmp_path):
+        path = file({"run.name": {"values": ["a", "b"]}})
+        assert [c.name for c in sweep.cells(path, str(tmp_path / "runs"))] == ["a", "b"]
+        content = yaml.safe_load(path.read_text())
+        content["command"] += ["--run.name", "mine"]
+        content["parameters"] = {"seed": {"values": [0, 1]}}
+        path.write_text(yaml.safe_dump(content))
+        assert [c.name for c in sweep.cells(path, str(tmp_path / "runs"))] == ["mine,seed=0", "mine,seed=1"]
+
+
+CASES = {
+    "uniform": ({"min": 2.0, "max": 3.0}, stats.uniform(2, 1)),
+    "log_uniform": ({"min": -2, "max": 1}, stats.loguniform(np.exp(-2), np.exp(1))),
+    "inv_log_uniform": ({"min": -2, "max": 1}, stats.loguniform(np.exp(-1), np.exp(2))),
+    "log_uniform_values": ({"min": 0.01, "max": 10}, stats.loguniform(0.01, 10)),
+    "inv_log_uniform_values": ({"min": 0.01, "max": 10}, stats.loguniform(0.01, 10)),
+    "normal": ({"mu": 1, "sigma": 2}, stats.norm(1, 2)),
+    "log_normal": ({"mu": 1, "sigma": 0.5}, stats.lognorm(0.5, scale=np.exp(1))),
+    "beta": ({"a": 2, "b": 3}, stats.beta(2, 3)),
+}
+
+
+class TestDistributions:
+    """Draws follow the distributions that scipy has by these names, as in W&B's controller."""
+
+    def drawn(self, entry, count=2000):
+        points = sweep.combinations({"method": "random", "run_cap": count, "parameters": {"a": entry}})
+        return [p["a"] for p in points]
+
+    @pytest.mark.parametrize("kind", CASES)
+    def test_continuous(self, kind):
+        keys, right = CASES[kind]
+        values = self.drawn({"distribution": kind} | keys)
+        assert stats.kstest(values, right.cdf).statistic < 0.04
+
+    @pytest.mark.parametrize("kind", [k for k in CASES if not k.startswith("inv")])
+    @pytest.mark.parametrize("q", [1, 0.25])
+    def test_rounded_to_multiples(self, kind, q):
+        keys, right = CASES[kind]
+        values = self.drawn({"distribution": f"q_{kind}", "q": q} | keys)
+        assert {type(v) for v in values} == {type(q)}
+        multiples, counts = np.unique(np.array(values) / q, return_counts=True)
+        assert multiples == pytest.approx(multiples.round())
+        assert counts.cumsum() / len(values) == pytest.approx(right.cdf((multiples + 0.5) * q), abs=0.04)
+
+    def test_defaults_are_those_of_the_schema(self):
+        for kind, right in (("normal", stats.norm), ("log_normal", stats.lognorm(1)), ("beta", stats.uniform)):
+            assert stats.kstest(self.drawn({"distribution": kind}), right.cdf).statistic < 0.04
+        assert {v == int(v) for v in self.drawn({"distribution": "q_normal"}, 50)} == {True}
+
+    def test_categories_with_probabilities(self):
+        values = self.drawn({"values": [None, "a", [1]], "probabilities": [0.5, 0.5, 0]})
+        assert values.count(None) + values.count("a") == len(values)
+        assert values.count(None) == pytest.approx(1000, abs=100)
+
+    def test_constants_and_whole_numbers(self):
+        assert set(self.drawn({"value": 3, "distribution": "constant"}, 5)) == {3}
+        assert set(self.drawn({"distribution": "int_uniform", "min": 1, "max": 3}, 100)) == {1, 2, 3}
+
+    def test_draws_of_earlier_sweeps_stay(self):
+        """Cells are found again by their values."""
+        entries = {
+            "lr": {"min": 0.001, "max": 0.1, "distribution": "log_uniform_values"},
+            "s": {"value": 1},
+            "n": {"min": 2, "max": 5},
+        }
+        rng, expected = random.Random(0), []
+        for _ in range(5):
+            lr = math.exp(rng.uniform(math.log(0.001), math.log(0.1)))
+            expected.append({"lr": lr, "s": rng.choice([1]), "n": rng.randint(2, 5)})
+        assert sweep.combinations({"method": "random", "run_cap": 5, "parameters": entries}) == expected
+
+
+AWKWARD = {
+    "seed": 3,
+    "distillation": None,
+    "data.augment_public": True,
+    "data.private": {"class_path": "Digits", "init_args": {"classes": ["it's", 'a "b"', "None"], "limit": None}},
+    "logger.group": "two words",
+    "train": {
+        "lr": 1e-05,
+        "epochs": 4,
+        "final_merge": True,
+        "schedule": {"class_path": "Step", "init_args": {"milestones": [0.5]}},
+    },
+    "run": {"threads": None, "keep": [1, 2], "pictures": False},
+}
+
+
+COMMAND = ["${env}", "${interpreter}", "-m", "${program}", "fit", "--run.dir=${envvar:IDKD_PLACE}/x", "--a=${envvar:NO_PLACE}", 7,
+           "${args}", "${args_no_equals}", "${args_no_hyphens}", "${args_no_boolean_flags}", "${args_json}",
+           "${args_append_hydra}", "${args_override_hydra}", "--config", "${args_json_file}", "a${args}"]  # fmt: skip
+
+
+class TestAgent:
+    """What W&B's own agent makes of a command."""
+
+    @pytest.fixture
+    def started(self, tmp_path, monkeypatch):
+        """The command that an agent starts for these parameters."""
+        from wandb import wandb_agent
+
+        monkeypatch.chdir(tmp_path)
+        for variable in ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_SWEEP_ID"):
+            monkeypatch.setenv(variable, "")
+        monkeypatch.setenv("IDKD_PLACE", "/there")
+
+        def start(command, parameters):
+            agent, begun = object.__new__(wandb_agent.Agent), {}
+            monkeypatch.setattr(wandb_agent, "AgentProcess", lambda **given: begun.update(given) or MagicMock())
+            agent._sweep_command, agent._run_processes = list(command), {}
+            agent._function = agent._in_jupyter = agent._forward_signals = None
+            args = {k: {"value": v} for k, v in parameters.items()}
+            agent._command_run({"type": "run", "run_id": "abc", "program": "lightning_idkd", "args": args})
+            return begun["command"]
+
+        return start
+
+    def test_every_macro_is_expanded_alike(self, started):
+        theirs = started(COMMAND, AWKWARD)
+        file = next(w for w in theirs if w.endswith("config-abc.json"))
+        assert sweep_file.expand(COMMAND, AWKWARD, file, "lightning_idkd") == theirs
+        assert json.loads(Path(file).read_text()) == AWKWARD
+
+    def test_fit_reads_every_spelling_alike(self, started, configs):
+        spellings = (["${args}"], ["${args_no_equals}"], ["--config", "${args_json_file}"])
+        words = [started(["--config", str(configs / "ring_digits.yaml"), *command], AWKWARD) for command in spellings]
+        first, *others = (configure(found).resolved for found in words)
+        assert others == [first, first]
+        assert (first["distillation"], first["data"]["augment_public"], first["run"]["pictures"]) == (None, True, False)
+        assert (first["train"]["lr"], first["train"]["epochs"], first["run"]["keep"]) == (1e-05, 4, [1, 2])
+        assert first["data"]["private"]["init_args"] == AWKWARD["data.private"]["init_args"]
+        assert (first["logger"]["group"], first["train"]["final_merge"], first["run"]["threads"]) == ("two words", True, None)
+
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
 def test_every_sweep_is_expanded_as_the_agent_does_and_parses(path, tmp_path, configs, monkeypatch):
@@ -134,7 +310,7 @@ def test_every_sweep_is_expanded_as_the_agent_does_and_parses(path, tmp_path, co
         (tmp_path / f"{i}.json").write_text(json.dumps(point))
         env, python, flag, module, command, *arguments = content["command"]
         assert (env, python, flag, module, command) == ("${env}", "python", "-m", "lightning_idkd", "fit")
-        options = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in point.items()]
+        options = [f"--{k}={v}" for k, v in sorted(point.items(), key=lambda item: item[0] != "config")]
         given = {"${args_json_file}": [str(tmp_path / f"{i}.json")], "${args}": options}
         config = configure([word for a in arguments for word in given.get(a, [a])])
         config.check()
@@ -144,9 +320,15 @@ def test_every_sweep_is_expanded_as_the_agent_does_and_parses(path, tmp_path, co
     assert len(sweep.cells(path, str(tmp_path))) == len(points)
 
 
-def test_a_config_among_the_parameters_comes_first_and_the_other_ones_lie_over_it():
-    given = sweep.expanded("${args}", {"train.lr": 0.3, "config": "a.yaml", "distillation": None}, None)
-    assert given == ["--config=a.yaml", "--train.lr=0.3", "--distillation=null"]
+def test_a_config_among_the_parameters_lies_below_the_others(file, tmp_path):
+    config = tmp_path / "a.yaml"
+    config.write_text("train: {lr: 0.1, epochs: 3}")
+    path = file({"train.lr": {"value": 0.3}, "config": {"value": str(config)}})
+    content = yaml.safe_load(path.read_text())
+    for macro in ("${args}", "${args_no_equals}"):
+        path.write_text(yaml.safe_dump(content | {"command": [*content["command"][:-2], macro]}))
+        (cell,) = sweep.cells(path, str(tmp_path / "runs"))
+        assert (cell.config.train.lr, cell.config.train.epochs) == (0.3, 3)
 
 
 class TestMistakes:
@@ -170,6 +352,21 @@ class TestMistakes:
             ({"method": "random", "run_cap": "many"}, ["run_cap", "many"]),
             ({"method": "random", "run_cap": 1, "parameters": {"train.lr": {"min": 2, "max": 1}}}, ["train.lr.min", "at most"]),
             ({"command": "fit"}, ["command", "list of words"]),
+            ({"command": ["idkd", "fit", "${arg}"]}, ["command: ${arg}", "'args'"]),
+            ({"name": 3}, ["name: 3", "a text"]),
+            ({"earlyterminate": {}}, ["earlyterminate", "'early_terminate'"]),
+            ({"parameters": {"train": {"parameters": {"lr": {"valeus": [1]}}}}}, ["parameters.train.parameters.lr", "'values'"]),
+            (
+                {"parameters": {"train.lr": {"value": 0.1}, "train": {"parameters": {"epochs": {"value": 3}}}}},
+                ["parameters.train", "beside train.lr", "one way"],
+            ),
+            ({"parameters": {"train.lr": {"distribution": "normale", "mu": 1}}}, ["train.lr.distribution: normale", "'normal'"]),
+            ({"parameters": {"train.lr": {"distribution": "normal", "max": 1}}}, ["train.lr: key: 'max'", "normal: mu, sigma"]),
+            ({"parameters": {"train.lr": {"max": 1.0}}}, ["train.lr: min missing", "uniform"]),
+            ({"parameters": {"train.lr": {"distribution": "log_uniform_values", "min": 0, "max": 1}}}, ["min: 0", "above 0"]),
+            ({"parameters": {"seed": {"values": [0, 1], "probabilities": [1]}}}, ["seed.probabilities: [1]", "every value"]),
+            ({"parameters": {"train.lr": {"distribution": "q_normal", "q": 0}}}, ["train.lr.q: 0", "above 0"]),
+            ({"parameters": {"train.lr": {"distribution": "beta"}}}, ["train.lr: a grid needs values", "beta"]),
             ({"parameters": {"train.lrr": {"values": [0.1]}}}, ["cell", "train.lrr", "'lr'"]),
             ({"parameters": {"train.lr": {"values": [0.1, 0]}}}, ["lr=0", "train.lr", "above 0"]),
         ],
@@ -196,12 +393,6 @@ class TestMistakes:
         (tmp_path / "runs").write_text("")
         assert main(["sweep", str(file({"seed": {"values": [0]}})), "--dir", str(tmp_path / "runs")]) == 2
         assert "--dir" in capsys.readouterr().err
-
-    def test_a_distribution_that_is_not_known(self):
-        with pytest.raises(UserError, match=r"distribution: q_normal given; allowed: int_uniform, uniform, log_uniform_values"):
-            sweep.combinations(
-                {"method": "random", "run_cap": 1, "parameters": {"a": {"min": 0, "max": 1, "distribution": "q_normal"}}}
-            )
 
 
 @pytest.mark.slow
@@ -248,6 +439,17 @@ def test_what_a_cell_says_is_shown_as_it_is(tmp_path):
     shown = console.export_text()
     assert "a[cpu]b" in shown
     assert "[/data/x]" in shown
+
+
+def test_keys_for_the_server_are_named_in_one_line_and_the_folder_at_the_end(file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep.Runner, "run", lambda self: bool(print(self.title)) or True)
+    path = file({"seed": {"value": 0}}, name="A sweep", project="p", early_terminate={"type": "hyperband"}, description="d",
+                metric={"name": "accuracy/node_mean"})  # fmt: skip
+    assert main(["sweep", str(path), "--dir", str(tmp_path / "runs")]) == 0
+    first, title, last = capsys.readouterr().out.splitlines()
+    assert first == "without a server project, early_terminate do nothing: all cells run here to their end"
+    assert title == "A sweep"
+    assert last == f"runs: {tmp_path}/runs/A_sweep (a table: idkd compare {tmp_path}/runs/A_sweep)"
 
 
 def test_processes_of_a_cell_share_the_cores(file, tmp_path, monkeypatch):
