@@ -147,8 +147,25 @@ class Compression(ABC):
         """Bytes of the message for one row of ``T``."""
 
 
+def chance(p: float) -> str:
+    """A probability in three digits; in words where these would be 0 or 1."""
+    if p < 0.0005:
+        return "below 0.001"
+    return "above 0.999" if p >= 0.9995 else f"{p:.3f}"
+
+
 class OodScore(ABC):
-    """How much a sample resembles a node's own data: larger = more in-distribution."""
+    """How much a sample resembles a node's own data: larger = more in-distribution.
+
+    ``unit`` says what its numbers are, for tables and pictures, such as ``log-odds``.
+    """
+
+    unit: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name and unit, as pictures show them."""
+        return type(self).__name__ + (f", {self.unit}" if self.unit else "")
 
     @property
     def fitted(self) -> bool:
@@ -174,6 +191,15 @@ class OodScore(ABC):
         raise UserError(
             f"calibration.probability: {type(self).__name__} is no function of a probability; give calibration.threshold"
         )
+
+    def probability(self, score: float) -> float | None:
+        """The probability of the top class at a score, the reverse of :meth:`from_probability`; None where there is none."""
+        return None
+
+    def written(self, threshold: float) -> str:
+        """A threshold for people: in the score's unit and, where there is one, as a probability."""
+        p = self.probability(threshold)
+        return f"threshold {threshold:.4g}" + ("" if p is None else f", probability {chance(p)}")
 
     def features(self, outputs: "Outputs") -> "Tensor":
         """``outputs.features`` [N, F], or a UserError where the network offers none."""

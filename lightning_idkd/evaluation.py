@@ -1,4 +1,4 @@
-"""What is measured of the nodes: accuracy of each and of their mean, distance between them, likeness of their data."""
+"""What is measured of the nodes: accuracy of each and of their mean, distance between them, heterogeneity of their data."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def measure(stack: NodeStack, network: Network, store: Store, samples: int | Non
     return found, nodes.tolist()
 
 
-def homogeneity(network: Network, store: Store) -> dict[str, float]:
-    """How alike the nodes' label masses are to that of all private training samples; see :func:`metrics.homogeneity`."""
+def heterogeneity(network: Network, store: Store) -> dict[str, float]:
+    """How far the nodes' label masses are from that of all private training samples; see :func:`metrics.heterogeneity`."""
     reference = store.labels[torch.cat([torch.from_numpy(t) for t in store.split.train]).to(store.device)]
-    return metrics.homogeneity(network.report(store.mass()), reference.bincount(minlength=store.k).cpu())
+    return metrics.heterogeneity(network.report(store.mass()), reference.bincount(minlength=store.k).cpu())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import networkx as nx
 import numpy as np
 
+from lightning_idkd import colours
 from lightning_idkd.errors import UserError, did_you_mean
 from lightning_idkd.topologies import Chain, Complete, Ring, Social15, Social32, Topology, Torus
 from lightning_idkd.topologies.base import circle
@@ -255,50 +256,63 @@ class Graph:
         connected = nx.is_strongly_connected if self.topology.directed else nx.is_connected
         return nx.diameter(union) if connected(union) else None
 
-    def _union(self) -> nx.Graph:
+    def _union(self, step: int | None = None) -> nx.Graph:
+        """The edges of a step (None: of all steps of a period, or of the first one)."""
         union = nx.DiGraph() if self.topology.directed else nx.Graph()
         union.add_nodes_from(range(self.nodes))
-        for step in range(self.period or 1):
-            union.add_edges_from(self.mixing(step).edges.tolist())
+        for drawn in range(self.period or 1) if step is None else (step,):
+            union.add_edges_from(self.mixing(drawn).edges.tolist())
         return union
 
     def draw(
         self,
         target: "Axes | str | PathLike",
         values: "Sequence[float] | None" = None,
+        meaning: str = "",
         labels: "Sequence[str] | None" = None,
+        scale: tuple[float, float] | None = None,
+        step: int | None = None,
     ) -> None:
-        """Draw the graph, all steps of a period together (step 0 where nothing repeats), on an axes or into an image file.
+        """Draw the graph on an axes or into an image file.
 
-        ``values`` [nodes] colours the nodes and adds a colour bar; ``labels`` [nodes] replaces the node numbers.
+        Args:
+            target: axes, or the file.
+            values: [nodes]; colours the nodes and adds a colour bar.
+            meaning: what the values are, beside the colour bar.
+            labels: [nodes]; replaces the node numbers.
+            scale: values of the first and the last colour; None: 0 (or the smallest below it) and the largest value.
+            step: the edges of that step; None: of all steps of a period together, of step 0 where nothing repeats. A graph that
+                changes is titled with the steps that are drawn.
         """
         if isinstance(target, (str, PathLike)):
             from matplotlib.figure import Figure
 
             figure = Figure(figsize=(6 if values is not None else 5, 5), layout="constrained")
-            self.draw(figure.add_subplot(), values, labels)
+            self.draw(figure.add_subplot(), values, meaning, labels, scale, step)
             figure.savefig(target, dpi=150)
             return
-        union, size = self._union(), min(420, 9000 / self.nodes)
+        union, size = self._union(step), min(420, 9000 / self.nodes)
         given, start = self.topology.positions(self.nodes), dict(enumerate(circle(self.nodes)))
         if given is not None:
             positions = dict(enumerate(given))
-        elif self.nodes <= SMALL and self.diameter is not None:
+        elif self.nodes <= SMALL and nx.is_connected(nx.Graph(union)):
             positions = nx.kamada_kawai_layout(nx.Graph(union), pos=start)
         else:  # without a seed networkx would draw from the global generator
             positions = nx.spring_layout(union, pos=start, iterations=300, seed=0)
         nx.draw_networkx_edges(union, positions, ax=target, edge_color="0.6", node_size=size)
         style = {"ax": target, "node_size": size, "edgecolors": "0.3", "linewidths": 0.8}
-        dark = np.zeros(self.nodes, bool)
+        ink = ["black"] * self.nodes
         if values is None:
             nx.draw_networkx_nodes(union, positions, node_color="#c6dbef", **style)
         else:
             colour = np.asarray(values, dtype=float)
+            low, high = scale or (min(0.0, np.nanmin(colour)), np.nanmax(colour))
             drawn = nx.draw_networkx_nodes(
-                union, positions, nodelist=range(self.nodes), node_color=colour, cmap="YlGnBu", **style
-            )
-            target.figure.colorbar(drawn, ax=target, shrink=0.8, label="test accuracy (%)")
-            dark = drawn.norm(colour) > 0.55  # the colour map runs from pale yellow to dark blue
+                union, positions, nodelist=range(self.nodes), node_color=colour, cmap=colours.shades(), vmin=low,
+                vmax=high if high > low else low + 1, **style
+            )  # fmt: skip
+            target.figure.colorbar(drawn, ax=target, shrink=0.8, label=meaning)
+            ink = [colours.on(rgb) for rgb in drawn.cmap(drawn.norm(colour))]
         for node in range(self.nodes):
             target.annotate(
                 str(node if labels is None else labels[node]),
@@ -306,7 +320,11 @@ class Graph:
                 ha="center",
                 va="center",
                 fontsize=max(5, 0.42 * math.sqrt(size)),
-                color="white" if dark[node] else "black",
+                color=ink[node],
             )
         target.set_aspect("equal")
         target.set_axis_off()
+        if self.period != 1:
+            after = "never repeats" if self.period is None else f"repeats after {self.period}"
+            which = f"step {step or 0}" if self.period is None or step is not None else f"all {self.period} steps"
+            target.set_title(f"{which} of a graph that {after}" + (" steps" if self.period else ""), fontsize="medium")

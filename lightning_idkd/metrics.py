@@ -51,8 +51,8 @@ def confidence(p: Tensor) -> Tensor:
     return (1 - entropy(p) / math.log(p.shape[-1])).clamp(0, 1)
 
 
-def homogeneity(mass: Tensor, reference: Tensor) -> dict[str, float]:
-    """How alike the nodes' label masses [n, k] are, as means over nodes.
+def heterogeneity(mass: Tensor, reference: Tensor) -> dict[str, float]:
+    """How different the nodes' label masses [n, k] are, as means over nodes; files have it under the name homogeneity.
 
     ``tv``: total variation between a node's distribution and that of ``reference`` [k], 0 = alike; ``js``: Jensen-Shannon
     divergence between them, in bits, 0 = alike; ``classes``: effective number of classes, exp(entropy), k = all alike.

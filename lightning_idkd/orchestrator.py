@@ -24,7 +24,7 @@ from lightning_idkd.callback import Calibration, Callback, Context, Distillation
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError, shaped
-from lightning_idkd.evaluation import Stopped, accuracies, homogeneity, measure
+from lightning_idkd.evaluation import Stopped, accuracies, heterogeneity, measure
 from lightning_idkd.network import Labels, Network
 from lightning_idkd.node import Outputs
 from lightning_idkd.run_folder import RunFolder
@@ -87,12 +87,12 @@ class Orchestrator:
         self.samples, self.seconds, self.train_seconds, self.last_lr = 0, 0.0, 0.0, train.lr
         self.loss, self.loss_steps = torch.zeros(stack.n, dtype=torch.float64), 0
         self.first_bad = torch.full((stack.n,), -1, device=stack.device)
-        self.ood: dict[str, float | None] = dict.fromkeys(MEASURES)
-        self.told: list = []  # what was said once of a node
+        self.ood: dict[str, float | None] = dict.fromkeys((*MEASURES, "threshold_probability"))
+        self.told: set[tuple[int, str]] = set()  # remarks that were printed, by node
         self.exchange_bytes = 0
-        self.exchanges: list[dict] = []  # of each: sizes of the distilled sets, homogeneity before and after, measures per node
+        self.exchanges: list[dict] = []  # of each: sizes of the distilled sets, heterogeneity before and after, measures per node
         self.per_node: dict[str, list] = {}  # the last measured accuracy, threshold, ... of every node
-        self.before = homogeneity(network, store)
+        self.before = heterogeneity(network, store)
         self.lines: list[dict] = []
         self.loggers: list = []
         self.pictures: dict[str, Path] = {}  # new ones, for the next line of metrics
@@ -291,6 +291,8 @@ class Orchestrator:
         values = torch.tensor([[s.measures[k] for k in MEASURES] for s in selections], dtype=torch.float64)
         values = self.network.report(values)
         self.ood = {k: None if math.isnan(v) else v for k, v in zip(MEASURES, values.nanmean(0).tolist(), strict=True)}
+        limit = self.ood["threshold"]
+        self.ood["threshold_probability"] = None if limit is None else self.calibration.score.probability(limit)
         self.per_node |= {k: values[:, j].tolist() for j, k in enumerate(MEASURES)}
         self.call("on_calibration_end", epoch=self.epoch, selections=selections)
         return selections
@@ -300,9 +302,9 @@ class Orchestrator:
         self.phase = "distil"
         if self.ood["kept_fraction"] is None:
             self.ood["kept_fraction"] = 1.0
-        before = homogeneity(self.network, self.store)["tv"]
+        before = heterogeneity(self.network, self.store)["tv"]
         self.store.distil(labels, self.step)
-        after = homogeneity(self.network, self.store)["tv"]
+        after = heterogeneity(self.network, self.store)["tv"]
         sizes = self.network.report(torch.tensor([[len(found)] for found in labels]))[:, 0].tolist()
         if self.distillation.steps == "grow":
             ours = torch.tensor(self.store.sizes, dtype=torch.float64)[:, None]
@@ -311,7 +313,7 @@ class Orchestrator:
         self.exchanges.append({"epoch": self.epoch, "distilled": sizes, "homogeneity": [before, after], **measured})
         self.say(
             f"exchange before epoch {self.epoch + 1}: kept {self.ood['kept_fraction']:.1%} of the public set, "
-            f"{sum(sizes) / len(sizes):,.0f} distilled samples a node, homogeneity {before:.3f} -> {after:.3f}"
+            f"{sum(sizes) / len(sizes):,.0f} distilled samples a node, heterogeneity {before:.3f} -> {after:.3f}"
         )
         if empty := [str(node) for node, size in enumerate(sizes) if not size]:
             self.say(f"no distilled samples for {len(empty)} nodes: {', '.join(empty)}")
@@ -331,7 +333,7 @@ class Orchestrator:
         line |= found | extra
         line |= {f"communication/{k}": v for k, v in self.network.counts().items()}
         line |= {f"ood/{k}": v for k, v in self.ood.items() if v is not None}
-        for when, found in (("before", self.before), ("after", homogeneity(self.network, self.store))):
+        for when, found in (("before", self.before), ("after", heterogeneity(self.network, self.store))):
             line |= {f"homogeneity/{when}" if k == "tv" else f"homogeneity/{k}_{when}": v for k, v in found.items()}
         line |= {
             "throughput/samples_per_second": self.samples / max(self.train_seconds, 1e-9),
@@ -362,6 +364,7 @@ class Orchestrator:
                 summary |= {key: value} if not isinstance(below, dict) else {area: below | {name: value}}
             elif not name and key not in ("epoch", "step", "phase"):
                 summary.setdefault(key, value)  # such as a callback's, which comes last and hides none of ours
+        calibrated = self.ood["threshold"] is not None
         summary |= {
             "name": self.folder.path.parent.name,
             "seed": self.seed,
@@ -371,7 +374,7 @@ class Orchestrator:
             "final_gossip": self.train.final_gossip,
             "final_merge": self.train.final_merge,
             "engine": self.stack.engine,
-            "ood": summary.get("ood", {}) | self.ood,
+            "ood": summary.get("ood", {}) | self.ood | {"score": self.calibration.score.title if calibrated else None},
             "peak_memory_bytes": self.peak_memory(),
         }
         summary["throughput"]["seconds"] = self.elapsed()
@@ -404,7 +407,7 @@ class Orchestrator:
             return torch.cuda.max_memory_allocated(self.stack.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    def say(self, text: str, anywhere: bool = False) -> None:
-        """Print from the first process, or from the one that knows."""
-        if anywhere or self.fabric.is_global_zero:
+    def say(self, text: str) -> None:
+        """Print from the first process."""
+        if self.fabric.is_global_zero:
             print(text, flush=True)

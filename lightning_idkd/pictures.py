@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_idkd.callback import Callback
+from lightning_idkd import colours
+from lightning_idkd.callback import Callback, OodScore, chance
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 PANELS = 16  # nodes in a picture of scores: more would be too small
+BARS = 20  # classes that a stacked bar can show, ten colours plain and hatched
+LETTERS = 0.6  # width of a digit as a share of its height
 
 
 class Pictures(Callback):
@@ -40,14 +45,20 @@ class Pictures(Callback):
         before, after = (run.network.report(mass).numpy() for mass in (run.store.counts(), run.store.mass()))
         if not run.fabric.is_global_zero:
             return
-        figures = {"accuracy": accuracy(run.lines), "labels": label_mass(before, after, run.store.classes)}
+        heterogeneity = metrics["homogeneity/before"], metrics["homogeneity/after"]
+        figures = {
+            "accuracy": accuracy(run.lines, [exchange["epoch"] for exchange in run.exchanges]),
+            "labels": label_mass(before, after if run.exchanges else None, run.store.classes, heterogeneity),
+        }
         if self.scores:
             scores = [(*(part.numpy() for part in parts), threshold) for *parts, threshold in self.scores]
-            figures |= {"scores": score_histograms(scores), "roc": roc_curves(scores)}
+            aurocs, score = run.per_node["auroc"], run.calibration.score
+            figures |= {"scores": score_histograms(scores, aurocs, score), "roc": roc_curves(scores, aurocs)}
         run.pictures = {name: run.folder.file(f"plots/{name}.png") for name in (*figures, "graph")}
         for name, figure in figures.items():
             figure.savefig(run.pictures[name], dpi=120)
-        run.network.graph.draw(run.pictures["graph"], values=[100 * a for a in metrics["per_node"]["accuracy"]])
+        nodes = [100 * a for a in metrics["per_node"]["accuracy"]]
+        run.network.graph.draw(run.pictures["graph"], nodes, f"test accuracy (%), {min(nodes):.1f} to {max(nodes):.1f}")
 
 
 def new(width: float, height: float) -> Figure:
@@ -56,95 +67,156 @@ def new(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def accuracy(lines: list[dict]) -> Figure:
-    """Accuracy of nodes and consensus over epochs."""
+def accuracy(lines: list[dict], exchanges: list[int]) -> Figure:
+    """Accuracy of nodes and consensus over epochs; ``exchanges`` are the epochs trained before each exchange of labels."""
     figure = new(7, 4)
     axes = figure.add_subplot(xlabel="epoch", ylabel="test accuracy (%)")
     epochs = [line["epoch"] for line in lines]
-    for key, label in (("node_mean", "node mean"), ("consensus", "consensus model")):
-        axes.plot(epochs, [100 * line[f"accuracy/{key}"] for line in lines], marker=".", label=label)
-    axes.fill_between(epochs, *([100 * line[f"accuracy/node_{k}"] for line in lines] for k in ("min", "max")), alpha=0.15,
-                      label="worst to best node")  # fmt: skip
-    start = next((line["epoch"] for line in lines if line["phase"] == "distil"), None)
-    if start is not None:
-        axes.axvline(start, color="0.6", linestyle=":", label="first evaluation with distilled labels")
+    for i, epoch in enumerate(exchanges):
+        style = {"color": "0.45", "linestyle": ":", "linewidth": min(1, 25 / len(exchanges))}
+        axes.axvline(epoch, **style, label=None if i else "exchange of labels")
+    axes.fill_between(epochs, *([100 * line[f"accuracy/node_{k}"] for line in lines] for k in ("min", "max")), alpha=0.2,
+                      color=colours.BLUE, linewidth=0, label="worst to best node")  # fmt: skip
+    shown = (("node_mean", "node mean", colours.BLUE, "."), ("consensus", "consensus model", colours.ORANGE, "s"))
+    for key, label, colour, marker in shown:
+        values = [100 * line[f"accuracy/{key}"] for line in lines]
+        axes.plot(epochs, values, color=colour, marker=marker, markersize=4 if marker == "s" else 7, label=label)
     axes.legend()
     axes.grid(alpha=0.3)
     return figure
 
 
-def label_mass(before: np.ndarray, after: np.ndarray, classes: tuple[str, ...]) -> Figure:
-    """Label mass [n, k] of every node, private and with distilled samples."""
-    figure = new(10, 0.25 * len(before) + 1.8)
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, mass, title in ((left, before, "private"), (right, after, "private + distilled")):
-        offset = 0 * mass[:, 0]
-        for c in range(mass.shape[1]):
-            label = classes[c] if mass.shape[1] <= 20 else None
-            axes.barh(range(len(mass)), mass[:, c], left=offset, height=0.8, label=label)
-            offset = offset + mass[:, c]
-        axes.set(title=title, xlabel="training samples (mass) by class")
-    left.set(ylabel="node", yticks=range(0, len(before), max(1, len(before) // 16)))
-    left.invert_yaxis()
-    if before.shape[1] <= 20:
-        right.legend(fontsize="x-small", ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
+def label_mass(
+    before: np.ndarray,
+    after: np.ndarray | None,
+    classes: tuple[str, ...],
+    heterogeneity: tuple[float, float],
+) -> Figure:
+    """Label mass [n, k] of every node, private and (unless None) with distilled samples, both panels on one scale: as bars, of
+    many classes as shades. ``heterogeneity`` before and after stands above."""
+    n, k = before.shape
+    masses = [before] if after is None else [before, after]
+    height = min(0.25 * n, 10) + 1.8
+    if k > BARS:
+        figure = new(1.5 + 5 * len(masses), height)
+        panels = figure.subplots(1, len(masses), sharey=True, squeeze=False)[0]
+        most = max(mass.max() for mass in masses)
+        for axes, mass in zip(panels, masses, strict=True):
+            shown = shaded(axes, mass, most, 0.5)
+            axes.set_xlabel("class")
+        figure.colorbar(shown, ax=list(panels), label="training samples (mass), shades by its square root", aspect=30, pad=0.02)
+    else:
+        figure = new(1.5 + 4.25 * len(masses), height)
+        panels = figure.subplots(1, len(masses), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, mass in zip(panels, masses, strict=True):
+            bars(axes, mass, classes)
+        panels[0].set_ylim(n - 0.4, -0.6)  # node 0 at the top
+        panels[-1].legend(fontsize="x-small", ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
+    for axes, title, value in zip(panels, ("private", "private + distilled"), heterogeneity, strict=False):
+        axes.set_title(f"{title} (heterogeneity {value:.2f})", fontsize="medium")
+    panels[0].set(ylabel="node", yticks=range(0, n, max(1, n // 16)))
     return figure
 
 
+def bars(axes: Axes, mass: np.ndarray, classes: tuple[str, ...]) -> None:
+    """A stacked bar a node; the eleventh class on repeats the colours, hatched."""
+    left = 0 * mass[:, 0]
+    for c, label in enumerate(classes):
+        hatch = "" if c < len(colours.CLASSES) else "////"
+        style = {"color": colours.CLASSES[c % len(colours.CLASSES)], "edgecolor": "white", "linewidth": 0, "hatch": hatch}
+        axes.barh(range(len(mass)), mass[:, c], left=left, height=0.8, label=label, **style)
+        left = left + mass[:, c]
+    axes.set_xlabel("training samples (mass) by class")
+
+
+def shaded(axes: Axes, mass: np.ndarray, most: float, power: float = 1) -> AxesImage:
+    """A cell for every node and class, white at 0 and darkest at ``most``, its shade by ``power`` of the mass."""
+    from matplotlib.colors import PowerNorm
+
+    norm = PowerNorm(power, 0, max(most, 1e-9))
+    return axes.imshow(mass, cmap=colours.shades(), norm=norm, aspect="auto", interpolation="nearest")
+
+
 def label_counts(histogram: np.ndarray, classes: tuple[str, ...]) -> Figure:
-    """How many samples of each class every node holds, [n, k]."""
+    """How many samples of each class every node holds, [n, k]; the numbers stand in the cells where they fit."""
     n, k = histogram.shape
-    figure = new(min(0.45 * k, 14) + 2.5, min(0.28 * n, 12) + 1.6)
+    width, height = min(0.45 * k, 14), min(0.28 * n, 12)
+    figure = new(width + 2.5, height + 1.6)
     axes = figure.add_subplot(xlabel="class", ylabel="node")
-    shown = axes.imshow(histogram, cmap="YlGnBu", vmin=0, aspect="auto", interpolation="nearest")
+    shown = shaded(axes, histogram, histogram.max())
     axes.set_yticks(range(0, n, max(1, n // 16)))
-    if k <= 20:
+    if k <= BARS:
         slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, classes)) > 2 else {}
         axes.set_xticks(range(k), classes, fontsize="small", **slanted)
+    digits = len(str(histogram.max()))
+    size = min(8, 0.7 * 72 * height / n, 0.9 * 72 * width / k / (LETTERS * digits))  # points, of 72 an inch
+    if size >= 4:
+        for node, c in np.argwhere(histogram):
+            colour = colours.on(shown.cmap(shown.norm(histogram[node, c])))
+            axes.text(c, node, str(histogram[node, c]), ha="center", va="center", fontsize=size, color=colour)
     figure.colorbar(shown, ax=axes, label="samples")
     return figure
 
 
-def score_histograms(scores: list[tuple]) -> Figure:
-    """Scores of own held-out, public and noise samples with the threshold, node by node."""
-    shown = scores[:PANELS]
-    columns = min(4, len(shown))
-    figure = new(3 * columns, 2 * -(-len(shown) // columns) + 0.4)
-    panels = figure.subplots(-(-len(shown) // columns), columns, squeeze=False).flat
-    for node, (axes, (private, public, noise, threshold)) in enumerate(zip(panels, shown, strict=False)):
-        both = np.concatenate([private, public])
-        bins = np.linspace(*np.quantile(both[np.isfinite(both)], [0.005, 0.995]), 40)
-        for values, label in ((public, "public"), (private, "own"), (noise, "noise")):
+def score_histograms(scores: list[tuple], aurocs: list[float], score: OodScore) -> Figure:
+    """Scores of own held-out, public and noise samples with the threshold, node by node; of many nodes those with the smallest
+    and largest AUROC."""
+    nodes, some, half = list(range(len(scores))), "", PANELS // 2
+    if len(scores) > PANELS:
+        ranked = sorted(nodes, key=lambda i: (not np.isfinite(aurocs[i]), aurocs[i]))  # those without an AUROC come last
+        held = sum(map(np.isfinite, aurocs))
+        nodes = ranked[:half] + ranked[max(half, held - half) :][:half]
+        some = f"; the {half} worst and the {half} best of {len(scores)} nodes by AUROC"
+    columns = min(4, len(nodes))
+    figure = new(3 * columns, 2 * -(-len(nodes) // columns) + 0.4)
+    panels = figure.subplots(-(-len(nodes) // columns), columns, squeeze=False).flat
+    for node, axes in zip(nodes, panels, strict=False):
+        private, public, noise, threshold = scores[node]
+        ends = np.concatenate([np.quantile(values, [0.005, 0.995]) for values in (private, public) if len(values)])
+        bins = np.linspace(ends.min(), ends.max(), 36)
+        kinds = ((public, "public", colours.BLUE), (private, "own held-out", colours.ORANGE), (noise, "noise", "0.3"))
+        for values, label, colour in kinds:
             if len(values):
-                style = {"histtype": "step", "color": "0.4"} if label == "noise" else {"alpha": 0.55}
-                axes.hist(values, bins, weights=np.full(len(values), 1 / len(values)), label=label, **style)
+                style = {"histtype": "step"} if label == "noise" else {"alpha": 0.6}
+                axes.hist(values, bins, weights=np.full(len(values), 1 / len(values)), label=label, color=colour, **style)
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
-        axes.set_title(f"node {node}", fontsize="small")
+        p = score.probability(threshold)
+        auroc = f", AUROC {aurocs[node]:.2f}" if np.isfinite(aurocs[node]) else ""
+        axes.set_title(f"node {node}{auroc}" + ("" if p is None else f", threshold p {chance(p)}"), fontsize="small")
         axes.tick_params(labelsize="x-small")
+        axes.locator_params(axis="x", nbins=5)
         axes.set_yticks([])
     for axes in panels:
         axes.set_axis_off()
     figure.axes[0].legend(fontsize="x-small")
-    some = f", the first {PANELS} of {len(scores)} nodes" * (len(scores) > PANELS)
-    figure.supxlabel(f"score (dashed: threshold, kept to its right{some})", fontsize="small")
+    figure.supxlabel(f"{score.title} (dashed: threshold, kept to its right{some})", fontsize="small")
+    figure.supylabel("share of samples", fontsize="small")
     return figure
 
 
-def roc_curves(scores: list[tuple]) -> Figure:
-    """ROC of own held-out against public samples, a line a node, with the chosen point."""
-    figure = new(4.6, 4.4)
+def roc_curves(scores: list[tuple], aurocs: list[float]) -> Figure:
+    """ROC of own held-out against public samples: nodes in grey with their thresholds as dots, their mean (of own samples kept
+    at every share of public ones) in bold, and the AUROC above."""
+    figure = new(4.8, 4.8)
     axes = figure.add_subplot(
-        xlabel="public samples kept", ylabel="own samples kept", xlim=(0, 1), ylim=(0, 1.01), aspect="equal"
+        xlabel="public samples kept", ylabel="held-out own samples kept", xlim=(0, 1), ylim=(0, 1.01), aspect="equal"
     )
-    for private, public, _, threshold in scores:
-        if not len(private) or not len(public):
-            continue
+    axes.plot([0, 1], [0, 1], color="0.8", linewidth=0.8, linestyle="--")
+    held = [i for i, value in enumerate(aurocs) if np.isfinite(value)]
+    grid, curves = np.linspace(0, 1, 501), []
+    for private, public, _, threshold in (scores[i] for i in held):
         cuts = np.sort(np.concatenate([private, public]))[::-1]
-        kept = [1 - np.searchsorted(np.sort(v), cuts) / len(v) for v in (public, private)]
-        (line,) = axes.plot([0, *kept[0], 1], [0, *kept[1], 1], linewidth=0.8, alpha=0.8)
-        axes.plot((public >= threshold).mean(), (private >= threshold).mean(), "o", markersize=3, color=line.get_color())
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
-    axes.set_title(f"{len(scores)} nodes, dots at their thresholds", fontsize="small")
+        x, y = ([0, *(1 - np.searchsorted(np.sort(v), cuts) / len(v)), 1] for v in (public, private))
+        axes.plot(x, y, linewidth=0.6, color="0.7", label=None if curves else "nodes")
+        axes.plot((public >= threshold).mean(), (private >= threshold).mean(), "o", markersize=3, color="0.45",
+                  label=None if curves else "their thresholds")  # fmt: skip
+        curves.append(np.interp(grid, x, y))
+    if curves:
+        axes.plot([0, *grid], [0, *np.mean(curves, axis=0)], linewidth=2.5, color=colours.BLUE, label="mean of the nodes")
+        axes.legend(fontsize="small", loc="lower right")
+        found = [aurocs[i] for i in held]
+        spread = f" (nodes: {min(found):.3f} to {max(found):.3f})" if len(found) > 1 else ""
+        axes.set_title(f"AUROC {np.mean(found):.3f}{spread}, held-out own against public", fontsize="small")
     return figure
 
 
@@ -155,7 +227,7 @@ def dots(names: list[str], metrics: dict[str, list[tuple | None]]) -> Figure:
     for axes, (metric, cells) in zip(panels, metrics.items(), strict=True):
         for row, cell in enumerate(cells):
             if cell is not None:
-                axes.errorbar(cell[0], row, xerr=cell[1], fmt="o", color="C0", capsize=3)
+                axes.errorbar(cell[0], row, xerr=cell[1], fmt="o", color=colours.BLUE, capsize=3)
         axes.set_xlabel(
             metric.removeprefix("accuracy/").replace("_", " ") + " (%)" * metric.startswith(("accuracy", "validation"))
         )

@@ -74,14 +74,14 @@ def partition(split: Split) -> dict[str, str]:
     """The lines of ``idkd partition`` below its table."""
     import torch
 
-    from lightning_idkd.metrics import homogeneity
+    from lightning_idkd.metrics import heterogeneity
 
     mass = torch.from_numpy(split.histogram)
-    found, sizes = homogeneity(mass, mass.sum(0)), split.histogram.sum(1)
+    found, sizes = heterogeneity(mass, mass.sum(0)), split.histogram.sum(1)
     return {
         "partition": f"{split.rule}, hash {split.hash}",
         "sizes": f"{sizes.min():,} to {sizes.max():,}, mean {sizes.mean():,.1f}, training and validation together",
-        "labels": f"homogeneity {found['tv']:.3f} (total variation, 0: all alike), {found['js']:.3f} bits Jensen-Shannon, "
+        "labels": f"heterogeneity {found['tv']:.3f} (total variation, 0: all alike), {found['js']:.3f} bits Jensen-Shannon, "
         f"{found['classes']:.2f} effective classes a node",
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lightning_idkd.callback import chance
 from lightning_idkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,10 +102,11 @@ def numbers(summary: dict) -> list[tuple[str, str]]:
         (
             "public set",
             f"kept {show(ood['kept_fraction'], '.1%')} (own data {show(ood.get('own_kept'), '.1%')}, noise "
-            f"{show(ood.get('noise_kept'), '.1%')}), AUROC {show(ood['auroc'], '.3f')}, "
-            f"threshold {show(ood['threshold'], '.3f')}",
+            f"{show(ood.get('noise_kept'), '.1%')})",
         ),
-        ("homogeneity", f"{summary['homogeneity']['before']:.3f} before, {summary['homogeneity']['after']:.3f} after"),
+        ("AUROC, held-out own against public samples", show(ood["auroc"], ".3f")),
+        ("threshold", threshold(ood)),
+        ("heterogeneity", f"{summary['homogeneity']['before']:.3f} before, {summary['homogeneity']['after']:.3f} after"),
         (
             "throughput",
             f"{summary['throughput']['samples_per_second']:,.0f} samples/s ({summary['engine']}), whole run "
@@ -112,6 +114,16 @@ def numbers(summary: dict) -> list[tuple[str, str]]:
             f"{size(summary['predicted_memory_bytes'])})",
         ),
     ]
+
+
+def threshold(ood: dict) -> str:
+    """The nodes' mean threshold with the score's name and unit, and as a probability where the score has one."""
+    if ood["threshold"] is None:
+        return "-"
+    p = ood.get("threshold_probability")
+    parts = [ood.get("score") or "", "" if p is None else f"probability {chance(p)}"]
+    about = "; ".join(filter(None, parts))
+    return f"{ood['threshold']:.3f}" + (f" ({about})" if about else "")
 
 
 def title(summary: dict) -> str:

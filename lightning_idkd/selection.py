@@ -28,11 +28,18 @@ of a private one: which share of the kept ones is of a class that the node holds
 alone: nothing trains on it). nan where there is nothing to measure."""
 
 
+LISTED = 20  # nodes that a remark names; of more it says how many
+FEW = "fewer than {fallback} held-out samples, so that the threshold is the 5 % quantile of a node's own scores"
+REMARKS = (FEW, "all samples have the same {score}", "no public samples are kept", "all public samples are kept")
+"""What may be remarked of a node, in the order in which it is printed."""
+
+
 def calibrate(run: Orchestrator, public: list[Outputs]) -> list[Selection]:
     """Every node's selection from its outputs on the public set."""
-    calibration = run.calibration
+    calibration, remarks = run.calibration, [{} for _ in public]
     scored = [scores(run, i, outputs) for i, outputs in enumerate(public)]
-    thresholds = torch.tensor([threshold(run, i, *found) for i, found in enumerate(scored)], dtype=torch.float64)
+    limits = [threshold(run, i, *found, remarks[i]) for i, found in enumerate(scored)]
+    thresholds = torch.tensor(limits, dtype=torch.float64)
     if calibration.pooled:
         told, mixing = run.network.share(thresholds[:, None], run.step), run.network.graph.mixing(run.step)
         near = [torch.stack([told[j] for j in mixing.terms[i][0]]) for i in run.network.rows]
@@ -43,6 +50,9 @@ def calibrate(run: Orchestrator, public: list[Outputs]) -> list[Selection]:
     ]
     for i, (selection, outputs) in enumerate(zip(selections, public, strict=True)):
         selection.measures = measures(run, i, selection, outputs)
+        if not selection.kept.any() or selection.kept.all():
+            remarks[i][REMARKS[3 if selection.kept.any() else 2]] = calibration.score.written(selection.threshold)
+    print_remarks(run, remarks)
     return selections
 
 
@@ -100,16 +110,16 @@ def fitting(score: OodScore, outputs: Outputs) -> Tensor:
     return found
 
 
-def threshold(run: Orchestrator, i: int, own: Tensor, public: Tensor, noise: Tensor) -> float:
-    """Row ``i``'s own threshold."""
+def threshold(run: Orchestrator, i: int, own: Tensor, public: Tensor, noise: Tensor, remarks: dict[str, str]) -> float:
+    """Row ``i``'s own threshold; adds to the ``remarks`` of this node."""
     calibration, node = run.calibration, run.network.rows[i]
     held_out = len(run.store.held_out(node))
     if held_out < calibration.fallback_below:
-        tell(run, node, f"has {held_out} held-out samples: its threshold is the 5 % quantile of its own scores")
+        remarks[FEW] = str(held_out)
         return metrics.quantile(own, 0.05)
     others = noise if calibration.against == "noise" else public
     if own.min() == own.max() == others.min() == others.max():
-        tell(run, node, f"gives all samples the same {type(calibration.score).__name__}")
+        remarks[REMARKS[1]] = ""
     found = calibration.threshold(own, others)
     if not isinstance(found, (int, float)) and getattr(found, "shape", None) != ():
         raise UserError(f"calibration: {type(calibration).__name__}.threshold returns {type(found).__name__}; allowed: a number")
@@ -122,8 +132,6 @@ def measures(run: Orchestrator, i: int, selection: Selection, public: Outputs) -
     """How good row ``i``'s selection is; see :data:`MEASURES`."""
     node, kept, store = run.network.rows[i], selection.kept, run.store
     held_out = len(store.held_out(node)) > 0
-    if not kept.any() or kept.all():
-        tell(run, node, f"keeps {'all' if kept.all() else 'no'} public samples (threshold {selection.threshold:.4g})")
     truth, answer = store.truth.to(kept.device)[kept], public.logits[kept].argmax(1)
     known = truth >= 0
     holds = store.counts()[i].to(truth.device) > 0
@@ -144,8 +152,18 @@ def measures(run: Orchestrator, i: int, selection: Selection, public: Outputs) -
     }
 
 
-def tell(run: Orchestrator, node: int, what: str) -> None:
-    """Say something of a node once a run."""
-    if (node, what.split(" ")[0:2]) not in run.told:
-        run.told.append((node, what.split(" ")[0:2]))
-        run.say(f"node {node} {what}", anywhere=True)
+def print_remarks(run: Orchestrator, remarks: list[dict[str, str]]) -> None:
+    """Print what was remarked of the nodes, one line a remark that lists them, of every node once a run.
+
+    Args:
+        remarks: of every row here its remarks (of :data:`REMARKS`), each with a detail, which may be empty.
+    """
+    of_all = run.network.report_objects(remarks)
+    for remark in REMARKS:
+        nodes = [i for i, found in enumerate(of_all) if remark in found and (i, remark) not in run.told]
+        run.told |= {(i, remark) for i in nodes}
+        if nodes:
+            each = ", ".join(f"{i} ({of_all[i][remark]})" if of_all[i][remark] else str(i) for i in nodes[:LISTED])
+            more = f" and {len(nodes) - LISTED} more" if len(nodes) > LISTED else ""
+            what = remark.format(fallback=run.calibration.fallback_below, score=type(run.calibration.score).__name__)
+            run.say(f"node{'s' * (len(nodes) > 1)} {each}{more}: {what}")

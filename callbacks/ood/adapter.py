@@ -47,6 +47,10 @@ class PytorchOOD(OodScore):
         if missing:
             raise UserError(f"calibration.score.arguments: {detector} needs {', '.join(missing)}")
 
+    @property
+    def title(self):
+        return f"pytorch-ood's {self.kind.__name__}, sign reversed"
+
     fitted = True  # made anew for every node, whose head it may hold
 
     def fit(self, outputs, labels):

@@ -13,6 +13,8 @@ class RankEnsemble(OodScore):
         scores: Two or more.
     """
 
+    unit = "mean rank, 0 to 1"
+
     def __init__(self, scores: list[OodScore]):
         require(len(scores) >= 2, "calibration.score.scores", len(scores), "two scores or more")
         if any(type(s).perturb is not OodScore.perturb for s in scores):

@@ -22,6 +22,8 @@ class KNN(OodScore):
         neighbours: k; at most the number of own samples counts.
     """
 
+    unit = "minus a distance"
+
     def __init__(self, neighbours: int = 50):
         require(neighbours >= 1, "calibration.score.neighbours", neighbours, "1 or more")
         self.neighbours = neighbours
@@ -80,6 +82,8 @@ class Mahalanobis(OodScore):
         shrinkage: Share of the identity in the covariance, 0 to 1; null for Ledoit and Wolf's.
     """
 
+    unit = "minus a squared distance"
+
     def __init__(self, shrinkage: float | None = None):
         require(shrinkage is None or 0 <= shrinkage <= 1, "calibration.score.shrinkage", shrinkage, "0 to 1, or null")
         self.shrinkage = shrinkage
@@ -113,6 +117,8 @@ class RMD(Mahalanobis):
         shrinkage: Share of the identity in the covariances, 0 to 1; null for Ledoit and Wolf's of the classes' covariance.
     """
 
+    unit = "difference of squared distances"
+
     def fit(self, outputs, labels):
         super().fit(outputs, labels)
         x = self.features(outputs).double()
@@ -130,6 +136,8 @@ class ViM(OodScore):
     Args:
         dimension: Dimensions of the principal subspace; null for half of the features'.
     """
+
+    unit = "a logit"
 
     def __init__(self, dimension: int | None = None):
         require(dimension is None or dimension >= 1, "calibration.score.dimension", dimension, "1 or more, or null")
@@ -164,6 +172,8 @@ class DensityRatio(OodScore):
         samples: Own samples used at most, and uniform samples.
         penalty: lambda, above 0.
     """
+
+    unit = "ratio of densities"
 
     def __init__(self, samples: int = 500, penalty: float = 0.1):
         require(samples >= 2, "calibration.score.samples", samples, "2 or more")

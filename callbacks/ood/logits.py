@@ -21,15 +21,22 @@ class MSP(OodScore):
     The order is that of p, without the ties that p itself has in float32 once a network is confident.
     """
 
+    unit = "log-odds of the top class"
+
     def __call__(self, outputs):
         return -behind(outputs.logits)[0]
 
     def from_probability(self, p: float) -> float:
         return math.log(p / (1 - p))
 
+    def probability(self, score: float) -> float:
+        return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
+
 
 class MaxLogit(OodScore):
     """The largest logit (Hendrycks et al., ICML 2022)."""
+
+    unit = "a logit"
 
     def __call__(self, outputs):
         return outputs.logits.amax(1)
@@ -37,6 +44,8 @@ class MaxLogit(OodScore):
 
 class Margin(OodScore):
     """The largest logit minus the second, which is the log of the ratio of their probabilities."""
+
+    unit = "difference of two logits"
 
     def __call__(self, outputs):
         first, second = outputs.logits.topk(2, dim=1).values.unbind(1)
@@ -49,6 +58,8 @@ class Energy(OodScore):
     Args:
         temperature: T, above 0.
     """
+
+    unit = "a logit"
 
     def __init__(self, temperature: float = 1.0):
         require(0 < temperature < math.inf, "calibration.score.temperature", temperature, "above 0")
@@ -64,6 +75,8 @@ class Entropy(OodScore):
     H / S = log(1 + S) / S + (mean of z_top - z_j over the other classes, weighted by their probabilities) / (1 + S), where
     S = (1 - p_top) / p_top.
     """
+
+    unit = "minus the log of nats"
 
     def __call__(self, outputs):
         logits = outputs.logits
@@ -82,6 +95,8 @@ class GEN(OodScore):
         gamma: Exponent, in (0, 1].
         largest: How many of the largest probabilities count; null for all.
     """
+
+    unit = "minus a generalised entropy"
 
     def __init__(self, gamma: float = 0.1, largest: int | None = None):
         require(0 < gamma <= 1, "calibration.score.gamma", gamma, "above 0 to 1")
@@ -108,6 +123,8 @@ class KLMatching(OodScore):
     The typical p is the mean over a node's own samples of that predicted class. In float64: the divergence of two sure
     answers is a tiny difference.
     """
+
+    unit = "minus nats"
 
     @staticmethod
     def _log_p(logits):

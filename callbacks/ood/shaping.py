@@ -24,6 +24,10 @@ class Shaped(OodScore):
         self.score = score or Energy()
 
     @property
+    def title(self):
+        return f"{type(self).__name__}, then {self.score.title}"
+
+    @property
     def fitted(self):
         return type(self).fit is not Shaped.fit or self.score.fitted
 
@@ -130,6 +134,8 @@ class ODIN(OodScore):
         temperature: T, above 0.
         epsilon: Size of the step.
     """
+
+    unit = "log-odds of the top class at temperature T"
 
     def __init__(self, temperature: float = 1000.0, epsilon: float = 0.0014):
         require(0 < temperature < math.inf, "calibration.score.temperature", temperature, "above 0")

@@ -9,7 +9,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from lightning_idkd.metrics import auroc, consensus_distance, homogeneity, quantile, roc, youden
+from lightning_idkd.metrics import auroc, consensus_distance, heterogeneity, quantile, roc, youden
 
 
 def scores(ties, seed=0):
@@ -87,19 +87,19 @@ def test_quantile_is_a_score_with_at_most_that_share_below():
 
 
 @pytest.mark.parametrize("k", [2, 5, 10])
-def test_homogeneity_of_one_class_a_node(k):
+def test_heterogeneity_of_one_class_a_node(k):
     one_each = 30 * torch.eye(k)
     # p = (1, 0, ...) and q = 1/k each: JS = H((p + q) / 2) - H(q) / 2
     a, b = (1 + 1 / k) / 2, 1 / (2 * k)
     js = -a * math.log2(a) - (k - 1) * b * math.log2(b) - math.log2(k) / 2
-    assert homogeneity(one_each, one_each.sum(0)) == pytest.approx({"tv": 1 - 1 / k, "js": js, "classes": 1})
+    assert heterogeneity(one_each, one_each.sum(0)) == pytest.approx({"tv": 1 - 1 / k, "js": js, "classes": 1})
 
 
 @pytest.mark.parametrize("k", [2, 5, 10])
-def test_homogeneity_of_equal_nodes(k):
-    assert homogeneity(torch.ones(7, k), 100 * torch.ones(k)) == pytest.approx({"tv": 0, "js": 0, "classes": k}, abs=1e-12)
+def test_heterogeneity_of_equal_nodes(k):
+    assert heterogeneity(torch.ones(7, k), 100 * torch.ones(k)) == pytest.approx({"tv": 0, "js": 0, "classes": k}, abs=1e-12)
     skewed = torch.arange(1.0, k + 1)
-    found = homogeneity(torch.stack([skewed, 5 * skewed]), 2 * skewed)
+    found = heterogeneity(torch.stack([skewed, 5 * skewed]), 2 * skewed)
     assert found["tv"] == found["js"] == pytest.approx(0, abs=1e-12)
     assert 1 < found["classes"] < k
 
@@ -108,9 +108,9 @@ def test_homogeneity_of_equal_nodes(k):
 def test_effective_classes_of_a_node_with_c_classes_alike_is_c(c):
     mass = torch.zeros(4, 8)
     mass[:, :c] = 25
-    assert homogeneity(mass, torch.ones(8))["classes"] == pytest.approx(c)
+    assert heterogeneity(mass, torch.ones(8))["classes"] == pytest.approx(c)
     # exp(H(1/2, 1/4, 1/4)) = 2 sqrt 2; the mean over nodes is of the numbers, not of the entropies
-    two = homogeneity(torch.tensor([[2.0, 1, 1], [7, 0, 0]]), torch.ones(3))
+    two = heterogeneity(torch.tensor([[2.0, 1, 1], [7, 0, 0]]), torch.ones(3))
     assert two["classes"] == pytest.approx((2 * math.sqrt(2) + 1) / 2)
 
 
@@ -119,23 +119,23 @@ def test_divergence_of_two_points_in_bits():
         return -p * math.log2(p) - (1 - p) * math.log2(1 - p)
 
     for p, q in ((0.9, 0.5), (0.25, 0.75), (0.01, 0.02)):
-        found = homogeneity(torch.tensor([[p, 1 - p]], dtype=torch.float64), torch.tensor([q, 1 - q], dtype=torch.float64))
+        found = heterogeneity(torch.tensor([[p, 1 - p]], dtype=torch.float64), torch.tensor([q, 1 - q], dtype=torch.float64))
         assert found["js"] == pytest.approx(h((p + q) / 2) - (h(p) + h(q)) / 2)
         assert found["tv"] == pytest.approx(abs(p - q))
-    assert homogeneity(torch.tensor([[1.0, 0]]), torch.tensor([0.0, 1])) == pytest.approx({"tv": 1, "js": 1, "classes": 1})
+    assert heterogeneity(torch.tensor([[1.0, 0]]), torch.tensor([0.0, 1])) == pytest.approx({"tv": 1, "js": 1, "classes": 1})
 
 
 def test_divergence_is_scipys_distance_squared():
     mass = torch.rand(6, 10, generator=torch.Generator().manual_seed(0))
-    found = homogeneity(mass, mass.sum(0))["js"]
+    found = heterogeneity(mass, mass.sum(0))["js"]
     assert found == pytest.approx(np.mean([jensenshannon(row, mass.sum(0), base=2) ** 2 for row in mass.double()]), rel=1e-6)
 
 
-def test_homogeneity_counts_mass_and_not_samples():
+def test_heterogeneity_counts_mass_and_not_samples():
     # nodes (3/4, 1/4) and (1/2, 1/2) against (1/2, 1/2): half of |1/4| + |1/4|, and 0; nodes weigh the same
-    assert homogeneity(torch.tensor([[3.0, 1.0], [500.0, 500.0]]), torch.tensor([10, 10]))["tv"] == pytest.approx(0.125)
+    assert heterogeneity(torch.tensor([[3.0, 1.0], [500.0, 500.0]]), torch.tensor([10, 10]))["tv"] == pytest.approx(0.125)
     soft = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.75, 0.25]]).sum(0)
-    assert homogeneity(torch.stack([soft, soft]), torch.tensor([3, 1]))["tv"] == pytest.approx(0, abs=1e-7)
+    assert heterogeneity(torch.stack([soft, soft]), torch.tensor([3, 1]))["tv"] == pytest.approx(0, abs=1e-7)
 
 
 def test_consensus_distance_is_the_rms_distance_over_the_norm_of_the_mean():

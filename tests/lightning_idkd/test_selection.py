@@ -14,6 +14,7 @@ from callbacks import (
     ODIN,
     RMD,
     DensityRatio,
+    Energy,
     Fixed,
     IdQuantile,
     KLMatching,
@@ -33,7 +34,7 @@ from lightning_idkd.graph import Chain, Graph
 from lightning_idkd.launch import launch
 from lightning_idkd.network import Network
 from lightning_idkd.node import Outputs
-from lightning_idkd.selection import MEASURES, calibrate, rehearse
+from lightning_idkd.selection import MEASURES, REMARKS, calibrate, print_remarks, rehearse
 from lightning_idkd.stack import run_network
 
 
@@ -84,7 +85,7 @@ class FakeRun:
     """
 
     def __init__(self, calibration, private, public, noise=(0.0,), nodes=1, held_out=None, truth=None, labels=None, offers=True):
-        self.calibration, self.step, self.said, self.told = calibration, 0, [], []
+        self.calibration, self.step, self.said, self.told = calibration, 0, [], set()
         self.network = Network(Graph(Chain(), nodes))
         columns = [torch.tensor(v, dtype=torch.float32) for v in (private, public, noise)]
         private, self.public, self.noise = (torch.stack([v, torch.zeros(len(v))], 1) for v in columns)
@@ -106,8 +107,7 @@ class FakeRun:
     def answers(self):
         return [run_network(module.train(), self.public.split(3)) for module in self.stack.modules]
 
-    def say(self, text, anywhere=False):
-        assert anywhere
+    def say(self, text):
         self.said.append(text)
 
     def calibrate(self):
@@ -142,13 +142,14 @@ def test_a_calibration_is_against_the_public_set_or_noise():
     assert FakeRun(Youden(First(), against="noise"), TEN, public, noise).calibrate()[0].threshold == 1  # 1 - 1/2
 
 
-def test_below_eight_held_out_samples_the_threshold_is_their_5_percent_quantile_said_once_a_node():
+def test_below_eight_held_out_samples_the_threshold_is_their_5_percent_quantile_said_once_in_one_line_for_all_nodes():
     run = FakeRun(Youden(First()), TEN, [0.5, 1.0, 6.5], nodes=2, held_out=7)
     for _ in range(3):
         for selection in run.calibrate():
             assert selection.threshold == 1
             assert selection.kept.tolist() == [False, True, True]
-    assert run.said == [f"node {i} has 7 held-out samples: its threshold is the 5 % quantile of its own scores" for i in (0, 1)]
+    few = "fewer than 8 held-out samples, so that the threshold is the 5 % quantile of a node's own scores"
+    assert run.said == [f"nodes 0 (7), 1 (7): {few}"]
     enough = FakeRun(Youden(First()), TEN, [0.5, 1.0, 6.5], held_out=8)
     assert enough.calibrate()[0].threshold > 1
     assert enough.said == []
@@ -163,7 +164,7 @@ def test_a_node_without_held_out_samples_uses_its_training_samples():
     assert math.isnan(selection.measures["auroc_noise"])
     assert selection.measures["own_kept"] == 38 / 40
     assert len(run.said) == 1
-    assert "node 0 has 0 held-out samples" in run.said[0]
+    assert run.said[0].startswith("node 0 (0): fewer than 8 held-out samples")
 
 
 @pytest.mark.parametrize("held_out", [0, 3, 10])
@@ -261,7 +262,7 @@ def test_a_node_that_keeps_none_or_all_says_so_once(threshold, said):
     run = FakeRun(Fixed(First(), threshold=threshold), TEN, [3.0, 1.0], nodes=2)
     for _ in range(3):
         run.calibrate()
-    assert run.said == [f"node {i} keeps {said} public samples (threshold {threshold:.4g})" for i in (0, 1)]
+    assert run.said == [f"nodes 0 (threshold {threshold:.4g}), 1 (threshold {threshold:.4g}): {said} public samples are kept"]
 
 
 @pytest.mark.parametrize("calibration", [Youden, IdQuantile, Mixture, TargetKept])
@@ -272,13 +273,33 @@ def test_constant_scores_are_told_and_keep_all(calibration):
         assert selection.kept.all()
         assert selection.threshold == 2
         assert selection.measures["auroc"] == 0.5
-    assert run.said == ["node 0 gives all samples the same First", "node 0 keeps all public samples (threshold 2)"]
+    assert run.said == ["node 0: all samples have the same First", "node 0 (threshold 2): all public samples are kept"]
+
+
+def test_a_remark_names_twenty_nodes_and_how_many_more_and_later_only_new_ones():
+    run = FakeRun(Youden(First()), TEN, [0.5, 6.5], nodes=3, held_out=9)
+    several = [{REMARKS[2]: f"threshold {i}"} if i % 2 else {} for i in range(60)]
+    print_remarks(run, several)
+    names = ", ".join(f"{i} (threshold {i})" for i in range(1, 40, 2))
+    assert run.said == [f"nodes {names} and 10 more: no public samples are kept"]
+    print_remarks(run, [{REMARKS[2]: ""}, *several[1:], {REMARKS[1]: "", REMARKS[2]: ""}])
+    assert run.said[1:] == ["node 60: all samples have the same First", "nodes 0, 60: no public samples are kept"]
+
+
+def test_an_msp_threshold_is_also_written_as_a_probability():
+    """log(0.7 / 0.3) = 0.8473; log-odds of 30 are no 1.000."""
+    assert MSP().written(math.log(0.7 / 0.3)) == "threshold 0.8473, probability 0.700"
+    assert [MSP().written(s) for s in (30.0, -30.0)] == ["threshold 30, probability above 0.999",
+                                                        "threshold -30, probability below 0.001"]  # fmt: skip
+    for p in (1e-9, 0.02, 0.5, 0.98):
+        assert MSP().probability(MSP().from_probability(p)) == pytest.approx(p, rel=1e-12)
+    assert Energy().written(3.0) == "threshold 3"
 
 
 def test_a_node_with_one_class_is_told_that_rmd_is_constant():
     run = FakeRun(Youden(RMD()), TEN, [3.0, 1.0])
     assert run.calibrate()[0].kept.all()
-    assert run.said[0] == "node 0 gives all samples the same RMD"
+    assert run.said[0] == "node 0: all samples have the same RMD"
 
 
 @pytest.mark.parametrize("score", [MSP(), KNN(3), Mahalanobis(), DensityRatio(10), KLMatching()], ids=name_of)
@@ -416,8 +437,9 @@ def test_training_goes_on_whether_none_or_all_are_kept(threshold, kept, said, co
     config = str(configs / "ring_digits.yaml")
     assert main(["fit", "--config", config, *SHORT, *options, "--run.dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    for node in range(4):
-        assert printed.count(f"node {node} keeps {said} public samples") == 1
+    (line,) = (line for line in printed.splitlines() if line.endswith(f": {said} public samples are kept"))
+    assert line.startswith("nodes 0 (threshold ")
+    assert [f", {node} (threshold " in line for node in (1, 2, 3)] == [True] * 3
     assert f"kept {kept} of the public set" in printed
 
 
