@@ -43,6 +43,9 @@ lists with a :class:`Selection` or ``Labels`` for every node held in this proces
 class Callback:
     """Something that watches or steers a run through the hooks in :data:`HOOKS`."""
 
+    at_the_end: float = 0.0
+    """Seconds that it takes about when a run ends, which count as time left."""
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         for name in [m for m in vars(cls) if m.startswith("on_")]:

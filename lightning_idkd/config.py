@@ -1,11 +1,12 @@
 """Config groups. Every field's docstring is its help text; a sweep reaches each by a dotted key such as ``train.lr``."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_idkd.callback import Calibration, Callback, Distillation, Gossip
-from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet
+from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet, check_share
 from lightning_idkd.data.source import Source
 from lightning_idkd.errors import UserError, require
 from lightning_idkd.graph import Graph, Weights
@@ -20,6 +21,11 @@ __all__ = ["IID", "Config", "DataConfig", "Dirichlet", "GraphConfig", "LoggerCon
            "RunConfig", "TrainConfig"]  # fmt: skip
 
 MOST_NODES = 10_000
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
@@ -59,6 +65,11 @@ class DataConfig:
     """Augmentation of private samples: random crop (padded by an eighth), and flip."""
     augment_public: bool = False
     """Augment distilled samples too."""
+
+    def __post_init__(self):
+        check_share(self.validation)
+        size = self.image_size
+        require(size is None or size >= 1, "data.image_size", size, "1 or more, or null for the stored size")
 
 
 @dataclass
@@ -194,6 +205,7 @@ class Config:
             raise UserError(
                 f"run.devices: {self.run.devices} processes have no rows to share; allowed: 1 to graph.nodes, {self.graph.nodes}"
             )
+        require((self.run.threads or 1) <= cores(), "run.threads", self.run.threads, f"1 to {cores()}, the cores here, or null")
         self.train.schedule.decay(0.0, self.train.epochs)
         for extra in self.callbacks:
             if isinstance(extra, (Gossip, Calibration, Distillation)):

@@ -9,11 +9,12 @@ import inspect
 import re
 from dataclasses import is_dataclass
 from importlib import import_module
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser
 
 from lightning_idkd import callback, config
-from lightning_idkd.errors import UserError, did_you_mean
+from lightning_idkd.errors import UserError, did_you_mean, nearest
 from lightning_idkd.models import Architecture
 
 OURS = ("callbacks", "lightning_idkd")
@@ -50,13 +51,13 @@ def kind(key: str) -> type | None:
     return BASES.get(re.sub(r"(\.scores?)+$", ".score", outer))
 
 
-def classes(key: str) -> dict[str, type]:
-    """The classes that ``key`` takes, by short name; none where it takes no class."""
+def classes(key: str, base: type | None = None) -> dict[str, type]:
+    """The classes that ``key`` takes, by short name: those of its kind, or below ``base``; none where it takes no class."""
 
     def below(base: type) -> list[type]:
         return [c for sub in base.__subclasses__() for c in (sub, *below(sub))]
 
-    base = kind(key)
+    base = kind(key) or base
     found = [c for c in below(base) if not inspect.isabstract(c)] if base else []
     if key == "callbacks":  # those with a key of their own are no extras
         found = [c for c in found if not issubclass(c, (callback.Gossip, callback.Calibration, callback.Distillation))]
@@ -85,13 +86,37 @@ class Parser(ArgumentParser):
         raise UserError(explain(message, [a.dest for a in self._actions])) from ex
 
 
+def takers(key: str) -> dict[str, dict[str, inspect.Parameter]]:
+    """The arguments of every class that ``key`` takes, by its name."""
+    base = kind(key)
+    found = {name: parameters(c) for name, c in classes(key).items()}
+    return found | ({base.__name__: parameters(base)} if base and is_dataclass(base) else {})
+
+
+def types(cls: type) -> dict[str, Any]:
+    """The types of a class's arguments, of those that can be resolved without executing TYPE_CHECKING blocks."""
+    found: dict[str, Any] = {}
+    for base in reversed([c for c in cls.__mro__ if "__init__" in vars(c)]):
+        try:
+            found |= get_type_hints(base.__init__)
+        except (NameError, TypeError):
+            continue
+    return found
+
+
+def argument_base(path: str, name: str) -> type | None:
+    """The class of which argument ``name`` of the class at ``path`` takes subclasses; None where it takes something else."""
+    module, _, leaf = path.rpartition(".")
+    hint = types(getattr(import_module(module), leaf)).get(name)
+    found = [t for t in (hint, *get_args(hint)) if isinstance(t, type) and t.__module__.split(".")[0] in OURS]
+    return found[0] if found else None
+
+
 def unknown(key: str, known: list[str], given: str = "") -> str:
     """Sentence for a key that does not exist; ``given`` is the class whose argument it would be, where one is known."""
     parent, _, leaf = key.rpartition(".")
     there = {k[len(parent) + 1 if parent else 0 :].split(".")[0] for k in known if k.startswith(f"{parent}." if parent else "")}
-    options = {name: parameters(c) for name, c in classes(parent).items()}
-    if (base := kind(parent)) and is_dataclass(base):
-        options[base.__name__] = parameters(base)
+    options = takers(parent)
     if owners := [name for name, takes in options.items() if leaf in takes]:
         return f"{key}: this key needs {parent} to be {' or '.join(owners)}"
     others = {p for takes in options.values() for p in takes}
@@ -100,23 +125,30 @@ def unknown(key: str, known: list[str], given: str = "") -> str:
     known = [k for k in known if not k.endswith(".help")]
     allowed = f" Allowed: {', '.join(sorted(there))}." if there and len(there) < 16 else ""
     hint = did_you_mean(leaf, {*there, "class_path", "init_args"} if options else there) or did_you_mean(leaf, others)
+    if not hint and parent:  # an argument of a class within
+        for within in (k for k in BASES if k.startswith(f"{parent}.")):
+            inner = takers(within)
+            meant = nearest(leaf, {argument for takes in inner.values() for argument in takes})
+            names = " or ".join(name for name, takes in inner.items() if meant in takes)
+            if meant:
+                return f"{key}: there is no such key. Did you mean '{within}.{meant}'? It needs {within} to be {names}"
     if not hint:  # the right leaf elsewhere, or a misspelt group
         same = [k for k in known if k.split(".")[-1] == leaf]
-        hint = did_you_mean(key, same or known)
+        hint = did_you_mean(key, same or [k for k in known if k != parent])
     return f"{key}: there is no such key.{hint}{allowed}"
 
 
-def no_class(key: str, name: str, why: str = "there is no class '{}' of this kind") -> str:
-    """Sentence for a class that ``key`` does not take."""
-    if kind(key) is None:
+def no_class(key: str, name: str, why: str = "there is no class '{}' of this kind", base: type | None = None) -> str:
+    """Sentence for a class that ``key``, which takes subclasses of ``base``, does not take."""
+    if kind(key) is None and base is None:
         return f"{key}: '{name}' is not allowed. Allowed: null, or single keys {key}.KEY; --help lists them"
-    return f"{key}: {why.format(name)}.{did_you_mean(name.split('.')[-1], classes(key))} Allowed: {allowed(key)}"
+    return f"{key}: {why.format(name)}.{did_you_mean(name.split('.')[-1], classes(key, base))} Allowed: {allowed(key, base)}"
 
 
-def allowed(key: str) -> str:
+def allowed(key: str, base: type | None = None) -> str:
     """The classes that ``key`` takes, in words."""
     own = "the import path of a subclass of your own"
-    return f"{', '.join(there)}, or {own}" if (there := classes(key)) else own
+    return f"{', '.join(there)}, or {own}" if (there := classes(key, base)) else own
 
 
 def abstract(key: str, path: str) -> str:
@@ -140,13 +172,14 @@ def explain(message: str, known: list[str]) -> str:
     if m := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
         return unknown(f"{m[1]}.{m[2]}", known)
     path: list[str] = []
-    wanted = ""
+    wanted, base = "", None  # the class named last, and what its argument takes
     given = re.search(r"Given value: (.*)", message)
     for text in message.splitlines():
         text = text.strip(" -")
         if m := re.match(r'Parser key "([^"]+)":(.*)', text):
             path.append(m[1])
             text = m[2].strip()
+            base = argument_base(wanted, m[1]) if wanted else None
         key = ".".join(path)
         if m := re.match(r"Problem with given class_path '(.*)':", text):
             wanted = m[1]
@@ -159,7 +192,7 @@ def explain(message: str, known: list[str]) -> str:
         if m := re.match(r"Unable to load config '(.*)'", text):
             return f"{key}: {m[1]} given; allowed: single keys {key}.KEY; --help lists them"
         if m := re.match(r"Expected a dot import path string: (\S+)|Expected a path but (\S+)|Import path (\S+) does not", text):
-            return no_class(key, m[1] or m[2] or m[3])
+            return no_class(key, m[1] or m[2] or m[3], base=base)
         if m := re.match(r"Expected an instantiatable class, but (\S+) is abstract", text):
             return abstract(key, m[1])
         if m := re.match(r"No module named '(.*)'", text):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import warnings
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_idkd import loggers, report
-from lightning_idkd.config import Config
+from lightning_idkd.config import Config, cores
 from lightning_idkd.errors import UserError, did_you_mean
 from lightning_idkd.run_folder import ONGOING, SAME, RunFolder, difference
 
@@ -267,9 +266,9 @@ def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator)
     from lightning_idkd import timing
     from lightning_idkd.models import fused
 
-    asked, cores = config.run, max(1, (os.cpu_count() or 1) // config.run.devices)
+    asked, share = config.run, max(1, cores() // config.run.devices)
     engines = run.stack.engines() if asked.engine == "auto" else [asked.engine]
-    threads = [asked.threads] if asked.threads else sorted({1, cores}) if run.fabric.device.type == "cpu" else [1]
+    threads = [asked.threads] if asked.threads else sorted({1, share}) if run.fabric.device.type == "cpu" else [1]
     norms = fused.by(run.fabric.device)
     same = saved and (saved["devices"], saved.get("device", "cpu")) == (asked.devices, run.fabric.device.type)
     if same and (not fork or (asked.engine == "auto" and asked.threads is None)):
@@ -290,6 +289,8 @@ def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator)
                 timing.remember(key, found)
         run.stack.engine = found[0]
     torch.set_num_threads(found[1])
+    if run.fabric.device.type == "cpu" and (count := asked.devices * found[1]) > cores():
+        run.say(report.part("note", f"{count} threads of all processes on {cores()} cores wait for each other"))
     return found
 
 

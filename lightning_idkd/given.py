@@ -14,13 +14,13 @@ from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
 from lightning_idkd import config_file
 from lightning_idkd.errors import UserError, did_you_mean
-from lightning_idkd.explain import OURS, allowed, classes, kind, parameters
+from lightning_idkd.explain import OURS, allowed, classes, kind, parameters, types
 
 GROUPS = ("graph", "data", "node", "train", "run")
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -195,17 +195,6 @@ def instead(type_: Any, key: str) -> str:
     if get_origin(type_) in words:
         return words[get_origin(type_)]
     return allowed(key) if kind(key) else " or ".join(words.get(t, "a value") for t in kinds or (type_,))
-
-
-def types(cls: type) -> dict[str, Any]:
-    """The types of a class's arguments, of those that can be told without executing TYPE_CHECKING blocks."""
-    found: dict[str, Any] = {}
-    for base in reversed([c for c in cls.__mro__ if "__init__" in vars(c)]):
-        try:
-            found |= get_type_hints(base.__init__)
-        except (NameError, TypeError):
-            continue
-    return found
 
 
 def named(value: Any, key: str) -> Iterator[tuple[str, dict]]:

@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 from torch import distributed
 
-from lightning_idkd.config import RunConfig
+from lightning_idkd.config import RunConfig, cores
 from lightning_idkd.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -40,7 +40,7 @@ def launch(run: RunConfig) -> Fabric:
     fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=run.devices, strategy=strategy)
     fabric.launch()
     keep_memory()
-    torch.set_num_threads(run.threads or max(1, (os.cpu_count() or 1) // run.devices))  # until `fit.execution` decides
+    torch.set_num_threads(run.threads or max(1, cores() // run.devices))  # until `fit.execution` decides
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     if cuda:

@@ -1,12 +1,13 @@
 """The training loop, top to bottom: batch, gradients, gossip update, evaluation; phases come in by hooks.
 
-Fabric gives launch, device, loggers and hook calls. It does not wrap the nodes, own loaders or call backward: under DDP
+Fabric gives launch, device and loggers. It does not wrap the nodes, own loaders or call backward: under DDP
 gradients would be averaged and the rows overwritten by those of process 0.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import resource
 import time
@@ -27,7 +28,7 @@ from lightning_idkd.errors import UserError, shaped
 from lightning_idkd.evaluation import Stopped, accuracies, heterogeneity, measure
 from lightning_idkd.network import Labels, Network
 from lightning_idkd.node import Outputs
-from lightning_idkd.run_folder import RunFolder
+from lightning_idkd.run_folder import RunFolder, plain
 from lightning_idkd.selection import MEASURES, calibrate
 from lightning_idkd.stack import NodeStack
 from lightning_idkd.state import gather
@@ -75,7 +76,6 @@ class Orchestrator:
         self.checkpoint_every, self.keep, self.seed, self.header = checkpoint_every, keep or [], seed, header or {}
         # extras come first: their on_epoch_start precedes the exchange that distillation makes in its own
         self.callbacks = [c for c in (*(callbacks or []), rule, calibration, distillation) if c is not None]
-        fabric._callbacks = self.callbacks  # they need the run's parts, which exist only after launch
         self.epochs, self.until = train.epochs, until or train.epochs
         self.epoch = self.step = self.epoch_step = 0
         self.steps = store.steps()  # an epoch
@@ -97,6 +97,7 @@ class Orchestrator:
         self.loggers: list = []
         self.pictures: dict[str, Path] = {}  # new ones, for the next line of metrics
         self.interrupted = False
+        self.evaluating = 0.0  # seconds that a test image took in the last evaluation
         self._clock, self._first = time.perf_counter(), 0  # when this session began, and with which epoch
 
     # ------------------------------------------------------------------ the loop
@@ -265,8 +266,13 @@ class Orchestrator:
         return {f"overhead_at_equal_{k}": self.sent() / base - 1 for k, base in bases.items()}
 
     def call(self, hook: str, **payload) -> None:
-        """Call a hook of every callback."""
-        self.fabric.call(hook, run=self, **payload)
+        """Call a hook of every callback with those of the payload's parts that it names."""
+        payload["run"] = self
+        for callback in self.callbacks:
+            if method := getattr(callback, hook, None):
+                method(**{name: payload[name] for name in inspect.signature(method).parameters})
+                for name in {"metrics", "summary"} & payload.keys():
+                    payload[name].update(plain(payload[name], f"callbacks: {type(callback).__name__}: {name}"))
 
     # ------------------------------------------------------------------ distillation
 
@@ -326,10 +332,12 @@ class Orchestrator:
         if self.loss_steps:
             line["train/loss"] = self.network.report(self.loss[:, None] / self.loss_steps).mean().item()
             line["train/lr"] = self.last_lr
-        stop = (lambda: self.interrupted) if samples is None else (lambda: False)  # all samples of many nodes take minutes
+        stop = self.watch if samples is None else (lambda: False)  # all samples of many nodes take minutes
+        started = time.perf_counter()
         found, self.per_node["accuracy"] = measure(
             self.stack, self.network, self.store, samples, self.train.evaluate_samples, stop
         )
+        self.evaluating = (time.perf_counter() - started) / min(samples or math.inf, len(self.store.test))
         line |= found | extra
         line |= {f"communication/{k}": v for k, v in self.network.counts().items()}
         line |= {f"ood/{k}": v for k, v in self.ood.items() if v is not None}
@@ -352,7 +360,10 @@ class Orchestrator:
 
     def finish(self) -> dict:
         """Final gossip, the whole test set, summary and pictures."""
-        before = accuracies(self.stack, self.network, self.store, "test", None, lambda: self.interrupted).mean().item()
+        images = len(self.store.test)
+        steps = 2 * self.stack.passes * self.store.batches
+        self.progress = report.Progress(f"evaluating on all {images:,} test images", steps, self.say)
+        before = accuracies(self.stack, self.network, self.store, "test", None, self.watch).mean().item()
         self.final_gossip()
         self.save(name="final.ckpt")
         line = self.evaluate(None, **{"accuracy/node_mean_before_final_gossip": before})
@@ -392,10 +403,19 @@ class Orchestrator:
             self.stack.X.copy_(self.network.all_reduce(self.stack.X))
         self.phase = "final"
 
+    def watch(self) -> bool:
+        """Say how far the final evaluation is; returns whether it shall stop."""
+        self.progress.step()
+        return self.interrupted
+
     def left(self) -> float:
-        """Seconds that the remaining epochs will take if they take as long as those of this session."""
+        """Seconds to the end of the run: of the remaining epochs and their evaluations if they take as long as those of this
+        session, of the evaluation on all test images before and after the final gossip, and of what callbacks do then."""
+        if self.phase == "final":
+            return 0.0
         done = self.epoch - self._first
-        return (time.perf_counter() - self._clock) * (self.epochs - self.epoch) / done if done > 0 else math.nan
+        epochs = (time.perf_counter() - self._clock) * (self.epochs - self.epoch) / done if done > 0 else math.nan
+        return epochs + 2 * self.evaluating * len(self.store.test) + sum(c.at_the_end for c in self.callbacks)
 
     def elapsed(self) -> float:
         """Seconds of the whole run so far, over all its sessions."""

@@ -22,6 +22,8 @@ LETTERS = 0.6  # width of a digit as a share of its height
 class Pictures(Callback):
     """Draws a run when it ends: curves, graph, label mass, and the scores of its last calibration."""
 
+    at_the_end = 5.0
+
     def __init__(self):
         self.scores: list[tuple] = []  # of every node: scores of own, public and noise samples, threshold
 
@@ -45,6 +47,7 @@ class Pictures(Callback):
         before, after = (run.network.report(mass).numpy() for mass in (run.store.counts(), run.store.mass()))
         if not run.fabric.is_global_zero:
             return
+        run.say("drawing plots/")
         heterogeneity = metrics["homogeneity/before"], metrics["homogeneity/after"]
         figures = {
             "accuracy": accuracy(run.lines, [exchange["epoch"] for exchange in run.exchanges]),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING
 
 from lightning_idkd.callback import chance
 from lightning_idkd.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+PAUSE = 10  # seconds between lines of progress
 COLUMNS = ("epoch", "phase", "loss", "node mean", "min", "max", "consensus", "distance", "sent", "samples/s", "left")
 _FORM = "{:>9}  {:<7} {:>7}  {:>9} {:>6} {:>6} {:>10} {:>9} {:>9} {:>10} {:>7}"
 
@@ -35,6 +38,28 @@ def clock(seconds: float) -> str:
         return "-"
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+class Progress:
+    """Says every 10 s how far a long piece of work is.
+
+    Args:
+        what: the work, in words.
+        total: its steps.
+        say: prints a line.
+    """
+
+    def __init__(self, what: str, total: int, say: Callable[[str], None]):
+        self.what, self.total, self.say, self.done = what, total, say, 0
+        self.started = self.said = time.monotonic()
+
+    def step(self) -> None:
+        """One step begins."""
+        now = time.monotonic()
+        if now - self.said >= PAUSE:
+            self.said, share = now, min(max(self.done, 1) / self.total, 1)
+            self.say(part("progress", f"{self.what}: {share:.0%}, {clock((now - self.started) * (1 - share) / share)} left"))
+        self.done += 1
 
 
 def line(metrics: dict, epochs: int, left: float) -> str:

@@ -53,13 +53,37 @@ def write(path: Path, save: Callable[[Path], None]) -> None:
         part.unlink(missing_ok=True)
 
 
-def plain(value: Any) -> Any:
-    """JSON has no nan: it becomes null."""
+def plain(value: Any, what: str) -> Any:
+    """``value`` as JSON has it: a number of torch or numpy becomes Python's, nan and inf become null.
+
+    Raises:
+        UserError: it holds something else; ``what`` says which value it is, in words.
+    """
     if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        for key in value:
+            if not isinstance(key, (str, int)):
+                raise UserError(f"{what} has the key {key!r}, of type {type(key).__name__}; allowed: text")
+        return {key: plain(v, f"{what}[{key!r}]") for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v, f"{what}[{i}]") for i, v in enumerate(value)]
+    if is_number(value):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    raise UserError(f"{what} is {kind_of(value)}; allowed: a number, text, true, false, null, or lists and dicts of these")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a single number of torch or numpy."""
+    return getattr(value, "shape", None) == () and hasattr(value, "item")
+
+
+def kind_of(value: Any) -> str:
+    """What ``value`` is, in words."""
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" + ("" if shape is None else f" of shape {list(shape)}")
 
 
 class RunFolder:
@@ -160,7 +184,7 @@ class RunFolder:
         write(self.file(name), lambda part: part.write_text(text, encoding="utf-8"))
 
     def json(self, name: str, content: Any) -> None:
-        self.text(name, json.dumps(plain(content), indent=1) + "\n")
+        self.text(name, json.dumps(plain(content, name), indent=1) + "\n")
 
     def yaml(self, name: str, content: dict) -> None:
         self.text(name, config_file.write(content))
@@ -172,7 +196,7 @@ class RunFolder:
 
     def log(self, lines: list[dict]) -> None:
         """Rewrite ``metrics.jsonl``: a few hundred lines at most, so that a kill never leaves half of one."""
-        self.text("metrics.jsonl", "".join(json.dumps(plain(line)) + "\n" for line in lines))
+        self.text("metrics.jsonl", "".join(json.dumps(plain(line, "metrics")) + "\n" for line in lines))
 
     def save(self, state: dict, name: str, keep: list[str]) -> None:
         """Write a checkpoint, and keep it under the further names."""

@@ -13,8 +13,9 @@ def epoch_of(start: int | float, epochs: int, key: str) -> int:
     """The epoch that ``start`` names: below 1 a fraction of the epochs, else an epoch. Refused beyond the last one."""
     epoch = math.floor(start * epochs + 1e-9) if 0 <= start < 1 else start
     if not 0 <= epoch < epochs or epoch != int(epoch):
-        raise UserError(f"{key}: {start} is no start within {epochs} epochs; allowed: a fraction from 0 to below 1, or an epoch "
-                        f"from 1 to {epochs - 1}")  # fmt: skip
+        last = f", or an epoch from 1 to {epochs - 1}" if epochs > 1 else ""
+        within = f"within {epochs} epochs" if epochs > 1 else "within the only epoch (train.epochs is 1)"
+        raise UserError(f"{key}: {start} is no start {within}; allowed: a fraction from 0 to below 1{last}")
     return int(epoch)
 
 

@@ -477,6 +477,11 @@ class NodeStack:
 
     # ------------------------------------------------------------------ prediction
 
+    @property
+    def passes(self) -> int:
+        """Times that :meth:`answers` goes through the batches."""
+        return self.n if self.device.type == "cpu" or self.engine not in BATCHED else math.ceil(self.n / TOGETHER)
+
     def answers(self, batches: Callable[[], Iterable[Tensor]], use: Callable[[Outputs], T]) -> list[T]:
         """``use`` of every node's outputs in evaluation mode over the same ``batches``, concatenated in order."""
         if self.device.type == "cpu" or self.engine not in BATCHED:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from lightning_idkd.callback import Calibration, Distillation
 from lightning_idkd.errors import UserError
 from lightning_idkd.models import fused
 from lightning_idkd.network import Labels
+from lightning_idkd.run_folder import is_number, kind_of
 from lightning_idkd.stack import BATCHED
 
 if TYPE_CHECKING:
@@ -64,8 +65,30 @@ def gather(run: Orchestrator) -> dict:
         "samples": run.samples,
         "seconds": run.elapsed(),
         "train_seconds": run.train_seconds,
-        "callbacks": [(type(c).__name__, c.state_dict()) for c in run.callbacks],
+        "callbacks": [
+            (name := type(c).__name__, storable(c.state_dict(), f"callbacks: {name}: state_dict()")) for c in run.callbacks
+        ],
     }
+
+
+def storable(value: Any, what: str) -> Any:
+    """A callback's state as a checkpoint can hold it; ``what`` says which value it is, in words.
+
+    Raises:
+        UserError: it holds something that a checkpoint, which is read without running code, cannot hold.
+    """
+    if isinstance(value, dict):
+        return {key: storable(v, f"{what}[{key!r}]") for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [storable(v, f"{what}[{i}]") for i, v in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, Tensor) or value is None or isinstance(value, (bool, int, str)) or type(value) is float:
+        return value
+    if is_number(value):
+        return value.item()
+    raise UserError(
+        f"{what} is {kind_of(value)}; allowed: tensors, numbers, text, true, false, null, and lists and dicts of these"
+    )
 
 
 def restore(run: Orchestrator, state: dict, lines: list[dict], distillation: bool = True, fork: bool = False) -> None:

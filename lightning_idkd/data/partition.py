@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_idkd.errors import UserError
+from lightning_idkd.errors import UserError, require
 
 if TYPE_CHECKING:
     from lightning_idkd.data.source import Images
@@ -175,6 +175,11 @@ def digest(arrays: list[np.ndarray]) -> str:
     return sha.hexdigest()[:16]
 
 
+def check_share(validation: float) -> None:
+    """Refuse a share of held-out samples that is none."""
+    require(0 <= validation < 1, "data.validation", validation, "0 (none held out) to below 1 (a share)")
+
+
 def validation_size(samples: int, share: float) -> int:
     """``share`` of the samples, at least 16 of 32 or more (0 stays none); one sample is always left to train on."""
     least = 16 if samples >= 32 and share > 0 else 0
@@ -226,8 +231,7 @@ def partition(rule: Partition, labels: np.ndarray, nodes: int, seed: int, valida
         UserError: more nodes than samples, a share out of range, or no draw that gives every node something to train
             on; this names the smallest alpha that worked.
     """
-    if not 0 <= validation < 1:
-        raise UserError(f"data.validation: {validation} given; allowed: 0 (none held out) to below 1 (a share)")
+    check_share(validation)
     labels = np.asarray(labels)
     if nodes > len(labels):
         raise UserError(f"graph.nodes: {nodes} given; allowed: at most {len(labels)}, the number of training samples")

@@ -288,6 +288,11 @@ class Store:
         for part in torch.arange(len(pixels)).split(EVALUATION_BATCH) if index is None else index.split(EVALUATION_BATCH):
             yield self._normal(pixels[part.to(self.device)])
 
+    @property
+    def batches(self) -> int:
+        """Batches of the whole test set."""
+        return math.ceil(len(self.test) / EVALUATION_BATCH)
+
     def noise_batches(self) -> Iterator[Tensor]:
         """Images of uniform noise, which no set resembles."""
         return self._batches(self._noise)

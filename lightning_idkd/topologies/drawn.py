@@ -185,7 +185,8 @@ class EdgeList(Topology):
             words = line.split("#")[0].split()
             if not words:
                 continue
-            if len(words) != 2 or not all(word.isdecimal() and int(word) < nodes for word in words) or len(set(words)) == 1:
+            sound = len(words) == 2 and all(word.isdecimal() and int(word) < nodes for word in words)
+            if not sound or int(words[0]) == int(words[1]):
                 raise UserError(
                     f"graph.topology.file: '{line.strip()}' in line {number} of '{self.file}'; allowed: two different nodes from "
                     f"0 to {nodes - 1}, graph.nodes - 1"
