@@ -61,6 +61,9 @@ class DataConfig:
     """Share of a node's samples held out for calibration and tuning (at least 16 where it has 32 or more)."""
     image_size: int | None = None
     """Side in pixels to which all images are brought; null: as stored."""
+    channels: Literal[1, 3] | None = None
+    """1 makes all images grey, 3 gives grey ones three channels, as torchvision's networks take them; null: 1 where all are grey,
+    else 3."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
     """Augmentation of private samples: random crop (padded by an eighth), and flip."""
     augment_public: bool = False

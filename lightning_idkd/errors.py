@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+LEAST = 2**20  # bytes of free space below which a disk counts as full
 
 
 class UserError(ValueError):
@@ -15,6 +19,15 @@ def require(right: bool, key: str, value: object, allowed: str) -> None:
     """Refuse ``value`` of ``key`` unless ``right``, naming what is ``allowed``; comparisons with nan are False."""
     if not right:
         raise UserError(f"{key}: {value} given; allowed: {allowed}")
+
+
+def reason(error: Exception, folder: Path) -> str:
+    """Why a file in ``folder`` could not be written, in words; torch raises a RuntimeError of its own where a disk is full."""
+    if getattr(error, "strerror", None):
+        return error.strerror
+    if isinstance(error, RuntimeError):
+        return "No space left on device" if shutil.disk_usage(folder).free < LEAST else "writing failed"
+    return str(error).splitlines()[0]
 
 
 def shaped(found: object, shape: Iterable[int], whose: str) -> Any:

@@ -193,8 +193,8 @@ def explain(message: str, known: list[str]) -> str:
             return f"{key}: {m[1]} given; allowed: single keys {key}.KEY; --help lists them"
         if m := re.match(r"Expected a dot import path string: (\S+)|Expected a path but (\S+)|Import path (\S+) does not", text):
             return no_class(key, m[1] or m[2] or m[3], base=base)
-        if m := re.match(r"Expected an instantiatable class, but (\S+) is abstract", text):
-            return abstract(key, m[1])
+        if m := re.match(r"Expected an instantiatable class, but (?:(\S+) )?is abstract", text):
+            return abstract(key, m[1] or re.sub(r".*class_path='([^']*)'.*", r"\1", given[1]))
         if m := re.match(r"No module named '(.*)'", text):
             return no_class(key, wanted, f"'{{}}' cannot be imported (no module '{m[1]}')")
         if m := re.match(r"module '(.*)' has no attribute '(.*)'", text):
@@ -205,7 +205,8 @@ def explain(message: str, known: list[str]) -> str:
         if m := re.match(r"Expected a <class '(\w+)'>\. Got value:\s*(.*)", text):
             return f"{key}: {'null' if m[2] == 'None' else repr(m[2])} is no {m[1]}"
         if re.match(r"Expected (?:a )?<class '\w+'>$", text) and given:
-            kinds = [k.replace("NoneType", "null") for k in re.findall(r"Expected (?:a )?<class '(\w+)'>", message)]
+            choices = [c.strip("' ") for found in re.findall(r"typing\.Literal\[(.*?)\]", message) for c in found.split(",")]
+            kinds = [*choices, *(k.replace("NoneType", "null") for k in re.findall(r"Expected (?:a )?<class '(\w+)'>", message))]
             value = re.sub(r".*val='?([^')]*)'?\).*", r"\1", given[1])
             return f"{key}: '{value}' is none of {', '.join(dict.fromkeys(kinds))}"
         if m := re.match(r"the following arguments are required: (.*)", text):

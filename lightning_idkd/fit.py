@@ -310,7 +310,7 @@ def check_epoch(config: Config, saved: dict, goes_on: bool) -> None:
 
 def private_images(config: Config) -> Images:
     """The private set's training part, all of its images with a label."""
-    private = config.data.private.load("train", config.data.image_size, key="data.private")
+    private = config.data.private.load("train", config.data.image_size, config.data.channels, key="data.private")
     if len(private.classes) < 2:
         has = f"only one class, '{private.classes[0]}'" if private.classes else "no labels"
         raise UserError(f"data.private: this set has {has}; nodes need two classes or more (a public set does without)")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_idkd import colours
+from lightning_idkd import colours, report
 from lightning_idkd.callback import Callback, OodScore, chance
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Pictures(Callback):
         before, after = (run.network.report(mass).numpy() for mass in (run.store.counts(), run.store.mass()))
         if not run.fabric.is_global_zero:
             return
-        run.say("drawing plots/")
+        run.say(report.part("pictures", "drawing plots/"))
         heterogeneity = metrics["homogeneity/before"], metrics["homogeneity/after"]
         figures = {
             "accuracy": accuracy(run.lines, [exchange["epoch"] for exchange in run.exchanges]),

@@ -19,7 +19,7 @@ SUMS = {"doubly": "rows and columns sum to 1", "column": "columns sum to 1", "ro
 def image_shape(config: Config) -> tuple[int, int]:
     """Channels and side of the images, as far as they are known without reading any: those of the digits, or of CIFAR."""
     digits = type(config.data.private).__name__ == "Digits"
-    return 1 if digits else 3, config.data.image_size or (8 if digits else 32)
+    return config.data.channels or (1 if digits else 3), config.data.image_size or (8 if digits else 32)
 
 
 def parameters(config: Config) -> tuple[int, str]:

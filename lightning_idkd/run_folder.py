@@ -16,13 +16,13 @@ from typing import Any
 import yaml
 
 from lightning_idkd import config_file
-from lightning_idkd.errors import UserError
+from lightning_idkd.errors import UserError, reason
 
 RESULT = ("seed", "graph", "data", "node", "train", "gossip", "calibration", "distillation", "callbacks", "run.precision",
           "run.autocast")  # fmt: skip
 """The config keys that enter a run's result: all but how and where it runs."""
 SAME = ("seed", "graph", "node", "gossip", "run.precision", "run.autocast", "data.private", "data.partition", "data.validation",
-        "data.image_size", "data.augment")  # fmt: skip
+        "data.image_size", "data.channels", "data.augment")  # fmt: skip
 """What a fork shares with the run it starts from. The initial training does not see the public set."""
 ONGOING = ("calibration", "distillation", "data.public", "data.augment_public")
 """What a fork must share besides, to go on with the distilled labels that it finds."""
@@ -46,9 +46,8 @@ def write(path: Path, save: Callable[[Path], None]) -> None:
     try:
         save(part)
         os.replace(part, path)
-    except (OSError, RuntimeError) as e:  # torch turns a full disk into a RuntimeError
-        why = getattr(e, "strerror", None) or str(e).splitlines()[0]
-        raise UserError(f"run.dir: cannot write '{path}' ({why}); what was there before is intact") from e
+    except (OSError, RuntimeError) as e:
+        raise UserError(f"run.dir: cannot write '{path}' ({reason(e, path.parent)}); what was there before is intact") from e
     finally:
         part.unlink(missing_ok=True)
 
@@ -175,7 +174,8 @@ class RunFolder:
         path = self.file("config.yaml")
         try:
             found = config_file.read(path.read_text(encoding="utf-8"))
-            found["run"].setdefault("autocast", False)  # runs are older than this key
+            found["run"].setdefault("autocast", False)  # runs are older than these keys
+            found["data"].setdefault("channels", None)
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as e:
             raise UserError(f"'{path}' is damaged, or of no run") from e
         return found

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_idkd.errors import UserError, did_you_mean, require
+from lightning_idkd.errors import UserError, did_you_mean, reason, require
 
 Tensor = Picture = Any  # torch's and Pillow's; jsonargparse would run an import under TYPE_CHECKING, which takes seconds
 FORMAT = 2  # raise it when decoding changes: older cache files are then no longer found
@@ -265,12 +265,12 @@ def cached(name: str | None, identity: object, make: Callable[[], Images]) -> Im
             stream.flush()
             os.fsync(stream.fileno())  # or a power cut could leave the final name on missing contents
         os.replace(temporary, file)
-    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+    except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         logging.getLogger(__name__).warning(
             "decoded images are not kept for the next run: cannot write to %s (%s); set IDKD_CACHE to another folder",
             file.parent,
-            str(error).splitlines()[0],
+            reason(error, file.parent),
         )
     return images

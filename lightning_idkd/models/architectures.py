@@ -236,6 +236,7 @@ class TorchModule(Architecture):
             except Exception as error:
                 raise UserError(
                     f"node.network.path: {self.path} fails on images {list(images.shape)}: {_summary(error)}."
+                    + " These are grey; where it takes three channels, set data.channels to 3." * (channels == 1)
                 ) from error
             if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
                 given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

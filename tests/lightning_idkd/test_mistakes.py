@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from short_runs import SHORT, checkpoint, command_of, extra, latest
 
-from lightning_idkd import Callback, Gossip, NodeModule
+from lightning_idkd import Callback, Gossip, NodeModule, OodScore
 from lightning_idkd.cli import main
 from lightning_idkd.data import Digits, Images
 from lightning_idkd.errors import UserError
@@ -31,6 +32,13 @@ class Renamed(Digits):
     def load(self, split, *arguments, **options):
         images = super().load(split, *arguments, **options)
         return Images(images.pixels, images.labels, images.classes[::-1] if split == "test" else images.classes)
+
+
+class Scored(Callback):
+    """An own callback that takes a score."""
+
+    def __init__(self, score: OodScore):
+        self.score = score
 
 
 class Fussy(Gossip):
@@ -98,6 +106,16 @@ class TestMistakes:
             (["--train.lrr", "0.1"], ["train.lrr", "'lr'"]),
             (["--train.lr", "abc"], ["train.lr", "abc", "float"]),
             (["--train.epoch", "3"], ["train.epoch:", "'epochs'"]),
+            (["--data.validation", "1.5"], ["data.validation: 1.5 given; allowed: 0 (none held out) to below 1"]),
+            (["--data.image_size", "0"], ["data.image_size: 0 given; allowed: 1 or more, or null"]),
+            (["--data.channels", "2"], ["data.channels", "1, 3"]),
+            (["--calibration.temperature", "2"], ["Did you mean 'calibration.score.temperature'?", "to be Energy or ODIN"]),
+            (["--calibration.temprature", "2"], ["Did you mean 'calibration.score.temperature'?"]),
+            (["--distillation.logit_adjustment", "1"], ["Did you mean 'distillation.tuning.logit_adjustment'?"]),
+            (["--train.epochs", "1", "--distillation.start", "5"],
+             ["distillation.start: 5 is no start within the only epoch (train.epochs is 1); allowed: a fraction from 0 to"]),
+            (extra(Scored, score="Energi"), ["callbacks.score: there is no class 'Energi'", "Did you mean 'Energy'? Allowed: "]),
+            (extra(Scored, score="DSGD"), ["callbacks.score: there is no class 'DSGD'", "MaxLogit"]),
             (["--data.public.sample", "3"], ["data.public.sample:", "'samples'"]),
             (["--train.lr", "0"], ["train.lr", "above 0"]),
             (["--gossip", "DGSD"], ["gossip", "'DSGD'"]),
@@ -362,6 +380,31 @@ class TestMistakes:
     def test_a_private_set_of_one_class(self, fit, capsys):
         assert fit("--data.private.classes", "['3']") == 2
         assert "data.private: this set has only one class, '3'" in capsys.readouterr().err
+
+    def test_a_disk_that_torch_finds_full_is_said_in_words(self, tmp_path, monkeypatch):
+        from lightning_idkd import errors, run_folder
+
+        def save(part):
+            raise RuntimeError("[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed writing file data/3")
+
+        for free, said in ((0, "No space left on device"), (2**30, "writing failed")):
+            monkeypatch.setattr(errors.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+            with pytest.raises(UserError) as e:
+                run_folder.write(tmp_path / "last.ckpt", save)
+            assert str(e.value) == f"run.dir: cannot write '{tmp_path}/last.ckpt' ({said}); what was there before is intact"
+
+    def test_grey_images_for_a_network_of_three_channels_are_told_with_the_key(self, fit, capsys):
+        network = ("--node.network", "TorchModule", "--node.network.path", "torchvision.models.squeezenet1_1")
+        assert fit(*network, "--data.image_size", "32") == 2
+        assert "These are grey; where it takes three channels, set data.channels to 3." in capsys.readouterr().err
+
+    def test_grey_images_get_the_channels_asked_for(self):
+        from lightning_idkd.cli import configure
+        from lightning_idkd.fit import private_images
+
+        grey, colour = (private_images(configure(["--data.private", "Digits", *more])) for more in ([], ["--data.channels", "3"]))
+        assert (grey.channels, colour.channels) == (1, 3)
+        assert torch.equal(colour.pixels, grey.pixels.expand(-1, 3, -1, -1))
 
     def test_a_public_set_with_test_images_is_told(self, fit, capsys):
         class_path = f"{__name__}.TestDigits"

@@ -607,7 +607,7 @@ def test_a_mistake_is_named_with_its_key_and_what_is_allowed(build, message):
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("line", ["0 4", "0 -1", "0 x", "0", "0 1 2", "1 1"])
+@pytest.mark.parametrize("line", ["0 4", "0 -1", "0 x", "0", "0 1 2", "1 1", "1 01"])
 def test_a_wrong_line_of_an_edge_list_is_shown(line, tmp_path):
     file = tmp_path / "edges.txt"
     file.write_text(f"0 1\n1 2\n{line}\n")
