@@ -7,7 +7,6 @@ import fnmatch
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor, nn
+
+    from lightning_idkd.models.split import Split
 
 ResNetNorm = Literal["evonorm", "evonorm_batch", "group", "batch", "batch_statistics"]
 Norm = Literal["none", "group", "batch", "batch_statistics"]
@@ -278,16 +279,15 @@ def _is_head_of_features(module: "nn.Module", images: "Tensor", logits: "Tensor"
     return torch.allclose(head(pooled), logits, rtol=1e-4, atol=1e-4 * logits.abs().max().item())
 
 
-def _split_at_last_linear(module: "nn.Module", classes: int) -> "nn.Sequential | None":
+def _split_at_last_linear(module: "nn.Module", classes: int) -> "Split | None":
     from torch import nn
+
+    from lightning_idkd.models.split import Split
 
     linear = [name for name, m in module.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     if not linear or linear[-1] == "":
         return None
-    parent, _, name = linear[-1].rpartition(".")
-    head = module.get_submodule(linear[-1])
-    setattr(module.get_submodule(parent), name, nn.Identity())
-    return nn.Sequential(OrderedDict(features=module, head=head))
+    return Split(module, linear[-1])
 
 
 def _imported(path: str) -> "Callable":

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
@@ -14,6 +15,7 @@ from lightning_idkd.errors import UserError
 from lightning_idkd.models import CNN, VGG, LeNet, MobileNetV2, ResNet, TorchModule, ViT
 from lightning_idkd.models.normalisation import EvoNormS0, GroupNorm, norm_layer
 from lightning_idkd.node import NodeModule
+from lightning_idkd.randomness import replace_dropout
 from lightning_idkd.stack import NodeStack
 
 SMALL = [
@@ -439,6 +441,45 @@ def test_a_module_by_import_path_gets_the_sizes_it_names_and_is_split_into_featu
     assert network.head.out_features == 10
     assert parameters(network) == 64 * 7 + 7 + 7 * 10 + 10
     torch.testing.assert_close(network(x), network.head(network.features(x)))
+
+
+class Nested(nn.Module):
+    """Parts called as those that it is split into, the classifier within one of them."""
+
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(channels, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5))
+        self.head = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, classes))
+
+    def forward(self, x):
+        return self.head(self.features(x).mean((2, 3)))
+
+
+SPLIT = {
+    f"{__name__}.Tiny": lambda: Tiny(32, 4),
+    f"{__name__}.Nested": lambda: Nested(3, 4),
+    "torchvision.models.resnet18": lambda: torchvision.models.resnet18(num_classes=4),
+    "torchvision.models.mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(num_classes=4),
+}
+
+
+@pytest.mark.parametrize("path", SPLIT)
+def test_a_network_that_was_split_keeps_the_names_of_its_state_dict_in_both_directions(path):
+    """Inside a node too, and with dropout replaced, as the nodes of a run have it."""
+    whole = SPLIT[path]().eval()
+    channels = 1 if path.endswith("Tiny") else 3
+    node = replace_dropout(NodeModule(TorchModule(path).build(channels, 32, 4))).eval()
+    state = node.network.state_dict()
+    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in whole.state_dict().items()}
+    x = torch.randn(2, channels, 32, 32)
+    whole.load_state_dict(state)
+    torch.testing.assert_close(whole(x), node(x))
+    other = SPLIT[path]().eval()
+    node.load_state_dict({f"network.{k}": v for k, v in other.state_dict().items()})
+    torch.testing.assert_close(node(x), other(x))
+    assert node.state_dict().keys() == {f"network.{k}" for k in other.state_dict()}
+    with pytest.raises(RuntimeError, match="Unexpected"):
+        node.network.load_state_dict(state | {"another.weight": x})
 
 
 def test_a_module_that_has_features_and_head_is_used_as_it_is():
