@@ -224,17 +224,20 @@ def roc_curves(scores: list[tuple], aurocs: list[float]) -> Figure:
 
 
 def dots(names: list[str], metrics: dict[str, list[tuple | None]]) -> Figure:
-    """A panel a metric: its mean in every row of a table with its spread (mean, spread), None where a row has none."""
+    """A panel a metric: its mean in every row of a table with spread and number of seeds (mean, spread, seeds), None where a row
+    has none."""
     figure = new(2.5 + 0.06 * max(map(len, names)) + 2.4 * len(metrics), 0.9 + 0.28 * len(names))
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, (metric, cells) in zip(panels, metrics.items(), strict=True):
         for row, cell in enumerate(cells):
             if cell is not None:
-                axes.errorbar(cell[0], row, xerr=cell[1], fmt="o", color=colours.BLUE, capsize=3)
-        axes.set_xlabel(
-            metric.removeprefix("accuracy/").replace("_", " ") + " (%)" * metric.startswith(("accuracy", "validation"))
-        )
+                mean, spread, seeds = cell
+                axes.errorbar(mean, row, xerr=spread, fmt="o", color=colours.BLUE, capsize=3)
+                if spread is not None:
+                    style = {"textcoords": "offset points", "ha": "center", "fontsize": "xx-small"}
+                    axes.annotate(f"{seeds} seeds", (mean, row), (0, 4), **style)
+        axes.set_xlabel(metric)
         axes.grid(alpha=0.3)
     panels[0].set_yticks(range(len(names)), names)
-    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    panels[0].set_ylim(len(names) - 0.4, -0.7)
     return figure

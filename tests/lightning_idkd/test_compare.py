@@ -49,10 +49,10 @@ def test_rows_are_methods_in_settings_with_mean_and_deviation_over_seeds(runs):
     head, lines = table(runs, None)
     assert head == ["setting", "method", "seeds", METRIC]
     assert lines == [
-        ["alpha=0.1", "IDKD", "3", "60.3 ± 7.1"],
-        ["alpha=0.1", "VanillaKD", "2", "54.5 ± 2.1"],
-        ["alpha=0.1", "none", "3", "54.0 ± 5.3"],
-        ["alpha=1.0", "none", "3", "70.0 ± 0.0"],
+        ["alpha=0.1", "IDKD", "3", "60.3 ± 7.1 (3)"],
+        ["alpha=0.1", "VanillaKD", "2", "54.5 ± 2.1 (2)"],
+        ["alpha=0.1", "none", "3", "54.0 ± 5.3 (3)"],
+        ["alpha=1.0", "none", "3", "70.0 ± 0.0 (3)"],
     ]
 
 
@@ -61,7 +61,7 @@ def test_differences_are_paired_by_seed(runs):
     head, lines = table(runs)
     assert head[-1] == "against none"
     idkd = math.sqrt(((4 - 19 / 3) ** 2 + (7 - 19 / 3) ** 2 + (8 - 19 / 3) ** 2) / 2 / 3)
-    assert [line[-1] for line in lines] == [f"6.3 ± {idkd:.1f}", "3.5 ± 0.5", "-", "-"]
+    assert [line[-1] for line in lines] == [f"6.3 ± {idkd:.1f} (3)", "3.5 ± 0.5 (2)", "-", "-"]
 
 
 def test_of_runs_with_one_config_the_newest_counts(runs):
@@ -70,19 +70,43 @@ def test_of_runs_with_one_config_the_newest_counts(runs):
     newer.mkdir(parents=True)
     (newer / "config.yaml").write_text((again / "config.yaml").read_text())
     (newer / "summary.json").write_text(json.dumps({"seed": 1, "accuracy": {"node_mean": 0.62}}))
-    assert table(runs, None)[1][2] == ["alpha=0.1", "none", "3", "57.3 ± 6.4"]
+    assert table(runs, None)[1][2] == ["alpha=0.1", "none", "3", "57.3 ± 6.4 (3)"]
 
 
 def test_markdown_csv_and_latex_hold_the_same_cells(runs, capsys):
     for form, wanted in (
-        ("markdown", "| alpha=0.1 | IDKD | 3 | 60.3 ± 7.1 |"),
+        ("markdown", "| alpha=0.1 | IDKD | 3 | 60.3 ± 7.1 (3) |"),
         ("csv", "alpha=0.1,IDKD,3,0.603"),
-        ("latex", r"alpha=0.1 & IDKD & 3 & 60.3 $\pm$ 7.1 \\"),
+        ("latex", r"alpha=0.1 & IDKD & 3 & 60.3 $\pm$ 7.1 (3) \\"),
     ):
         assert main(["compare", str(runs), "--metrics", METRIC, "--format", form]) == 0
         assert wanted in capsys.readouterr().out
-    assert main(["compare", str(runs), "--metrics", "communication/label_bytes", "--format", "latex"]) == 0
-    assert r"communication/label bytes \\" in capsys.readouterr().out
+
+
+def test_latex_headings_are_words_and_all_special_characters_are_escaped(runs, capsys):
+    metrics = [METRIC, "communication/label_bytes", "ood/kept_fraction", "validation/node_mean", "my_own"]
+    for path in runs.rglob("summary.json"):
+        more = {"ood": {"kept_fraction": 0.5}, "validation": {"node_mean": 0.25}, "my_own": 3}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    assert main(["compare", str(runs), "--metrics", *metrics, "--baseline", "none", "--format", "latex"]) == 0
+    head = capsys.readouterr().out.split("\\toprule\n")[1].splitlines()[0]
+    assert head == (
+        r"setting & method & seeds & node mean (\%) & labels sent, bytes & share of public samples kept & validation, node mean "
+        r"(\%) & my own & node mean (\%), difference to none \\"
+    )
+    text = r"a_b 5% {x} #1 & $y ~z ^w \v <u>"
+    escaped = r"a\_b 5\% \{x\} \#1 \& \$y \textasciitilde{}z \textasciicircum{}w \textbackslash{}v $<$u$>$"
+    assert escaped in compare.text(["setting", "method", "seeds"], [["-", text, 1]], "latex")
+
+
+def test_of_one_seed_there_is_no_spread_and_beside_every_spread_is_its_number_of_seeds(runs):
+    one = runs / "None-0.1"
+    for seed in ("1", "2"):
+        (one / seed / "summary.json").unlink()
+    lines = table(runs)[1]
+    assert [line[2:] for line in lines] == [
+        ["3", "60.3 ± 7.1 (3)", "4.0"], ["2", "54.5 ± 2.1 (2)", "3.0"], ["1", "50.0", "-"], ["3", "70.0 ± 0.0 (3)", "-"]
+    ]  # fmt: skip
 
 
 def test_a_plot_has_a_panel_a_metric_and_a_dot_a_row(runs, monkeypatch):
@@ -100,26 +124,68 @@ def test_a_plot_has_a_panel_a_metric_and_a_dot_a_row(runs, monkeypatch):
     means = [float(c.lines[0].get_xdata()[0]) for c in first.containers]
     assert means == pytest.approx([60.33333, 54.5, 54.0, 70.0])
     assert [float(c.lines[0].get_xdata()[0]) for c in second.containers] == [10] * 4
+    assert [t.get_text() for t in first.texts] == ["3 seeds", "2 seeds", "3 seeds", "3 seeds"]
+    assert [axes.get_xlabel() for axes in drawn[0].axes] == ["node mean (%)", "labels sent, bytes"]
 
 
 def test_csv_has_all_digits_and_names_its_spreads(runs):
     head, idkd, _, _, last = compare.text(*compare.table(compare.gather([str(runs)]), [METRIC], "none"), "csv").splitlines()
-    assert head == f"setting,method,seeds,{METRIC},{METRIC} sd,against none,against none se"
+    columns = [f"{name}{end}" for name, sd in ((METRIC, " sd"), ("against none", " se")) for end in ("", sd, " seeds")]
+    assert head == f"setting,method,seeds,{','.join(columns)}"
     assert float(idkd.split(",")[3]) == pytest.approx(1.81 / 3, rel=1e-12)
-    assert last.endswith(",,")
+    assert idkd.split(",")[5] == "3"
+    assert last.endswith(",,,0")
+
+
+def copy(runs, name, **change):
+    """One more run, of the config of the first one with some keys changed."""
+    folder = runs / name / "0"
+    folder.mkdir(parents=True)
+    config = yaml.safe_load((runs / "None-0.1" / "0" / "config.yaml").read_text()) | change
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "summary.json").write_text(json.dumps({"seed": 0, "accuracy": {"node_mean": 0.5}}))
+
+
+def test_values_are_in_the_order_of_their_numbers(runs):
+    for alpha in (100, 10, 2.5, 1e-05, None):
+        copy(runs, f"more-{alpha}", data={"partition": {"class_path": "x.Dirichlet", "init_args": {"alpha": alpha}}})
+    settings = list(dict.fromkeys(line[0] for line in table(runs, None)[1]))
+    assert settings == [f"alpha={v}" for v in ("1e-05", "0.1", "1.0", "2.5", "10", "100", "none")]
+    assert sorted(["x-10", "x-2", "y=-10", "y=-2", "y=3", "D2", "D10"], key=compare.natural) == [
+        "D2", "D10", "x-2", "x-10", "y=-10", "y=-2", "y=3"
+    ]  # fmt: skip
+
+
+def test_a_run_with_another_callback_or_node_module_leaves_the_others_labels_alone(runs):
+    copy(runs, "named", node={"module": "lightning_idkd.node.NodeModule"}, train={"lr": 0.2})
+    before = {tuple(line[:2]) for line in table(runs, None)[1]}
+    drop = {"class_path": "pack.age.Drop", "init_args": {"p": 0.1}}
+    copy(runs, "callback", callbacks=[drop])
+    copy(runs, "two", callbacks=[drop, {"class_path": "pack.Watch"}])
+    copy(runs, "module", node={"module": "my.own.Margins"}, train={"lr": 0.2})
+    after = {tuple(line[:2]) for line in table(runs, None)[1]}
+    assert after - before == {
+        ("alpha=0.1 lr=0.1", "none +Drop"), ("alpha=0.1 lr=0.1", "none +Drop+Watch"),
+        ("alpha=0.1 module=Margins lr=0.2", "none"),
+    }  # fmt: skip
+    assert before <= after
+
+
+def test_rows_of_one_label_differ_by_further_keys_whichever_run_is_newer(tmp_path, runs):
+    copy(runs, "a", run={"precision": 64})
+    copy(runs, "b", distillation={"class_path": "mine.IDKD", "init_args": {"start": 0.6}})
+    methods = [line[1] for line in table(runs, None)[1] if line[0] == "alpha=0.1"]
+    assert methods == ["IDKD class_path=callbacks.IDKD", "IDKD class_path=mine.IDKD", "VanillaKD", "none precision=32",
+                       "none precision=64"]  # fmt: skip
 
 
 def test_what_labels_do_not_tell_apart_is_not_one_row(runs):
     """A key outside a method's and a setting's groups, and the argument of an extra callback."""
     drops = [{"callbacks": [{"class_path": "m.Drop", "init_args": {"p": p}}]} for p in (0.1, 0.5)]
     for name, change in zip("abc", ({"run": {"precision": 64}}, *drops), strict=True):
-        folder = runs / name / "0"
-        folder.mkdir(parents=True)
-        config = yaml.safe_load((runs / "None-0.1" / "0" / "config.yaml").read_text()) | change
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        (folder / "summary.json").write_text(json.dumps({"seed": 0, "accuracy": {"node_mean": 0.5}}))
+        copy(runs, name, **change)
     methods = [line[1] for line in table(runs, None)[1]]
-    assert len(methods) == len(set(methods) | {"again"}) == 7
+    assert len(methods) == len(set(methods)) == 7
     assert any("64" in m or "32" in m for m in methods)
     assert any("p=0.1" in m for m in methods)
     assert any("p=0.5" in m for m in methods)
