@@ -209,6 +209,9 @@ class Config:
                 f"run.devices: {self.run.devices} processes have no rows to share; allowed: 1 to graph.nodes, {self.graph.nodes}"
             )
         require((self.run.threads or 1) <= cores(), "run.threads", self.run.threads, f"1 to {cores()}, the cores here, or null")
+        self.data.private.check("data.private")
+        if self.data.public is not None:
+            self.data.public.check("data.public")
         self.train.schedule.decay(0.0, self.train.epochs)
         for extra in self.callbacks:
             if isinstance(extra, (Gossip, Calibration, Distillation)):

@@ -21,11 +21,16 @@ class Concat(Source):
 
     parts: list[Source]
 
+    def check(self, key: str) -> None:
+        require(len(self.parts) > 0, f"{key}.parts", self.parts, "one set or more")
+        for i, part in enumerate(self.parts):
+            part.check(f"{key}.parts[{i}]")
+
     def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
         """As :meth:`Source.load`, by the parts' own caches; in colour where one part is."""
         import torch
 
-        require(len(self.parts) > 0, f"{key}.parts", self.parts, "one set or more")
+        self.check(key)
         parts = [part.load(split, size, channels, key=f"{key}.parts[{i}]") for i, part in enumerate(self.parts)]
         if len({part.size for part in parts}) > 1:
             sizes = ", ".join(f"{part.size}x{part.size}" for part in parts)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lightning_idkd.data.source import Subset
-from lightning_idkd.errors import UserError
+from lightning_idkd.errors import UserError, require
 
 
 @dataclass
@@ -64,18 +64,16 @@ class Glyphs(Subset):
     def identity(self, split: str, size: int | None, key: str) -> tuple:
         from importlib.metadata import version
 
-        self._check(split, key)
         return ("glyphs", self.samples, version("pillow"), version("matplotlib"))  # they bring rasteriser and fonts
 
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...], Iterable[tuple]]:
-        self._check(split, key)
-        return tuple(CHARACTERS), self._draw()
-
-    def _check(self, split: str, key: str) -> None:
         if split == "test":
             raise UserError(f"{key}: Glyphs is a public set, it has no test images; allowed for data.private: Digits")
-        if self.samples < 1:
-            raise UserError(f"{key}.samples: {self.samples} given; allowed: 1 or more")
+        return tuple(CHARACTERS), self._draw()
+
+    def check(self, key: str) -> None:
+        super().check(key)
+        require(self.samples >= 1, f"{key}.samples", self.samples, "1 or more")
 
     def _draw(self) -> Iterator[tuple[np.ndarray, int]]:
         import matplotlib

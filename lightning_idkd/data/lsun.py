@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_idkd.data.source import Subset
-from lightning_idkd.errors import UserError
+from lightning_idkd.errors import UserError, require
 
 
 @dataclass
@@ -25,6 +25,10 @@ class LSUN(Subset):
     path: str = ""
     part: str = "val"
 
+    def check(self, key: str) -> None:
+        super().check(key)
+        require(self.part in ("val", "train"), f"{key}.part", f"'{self.part}'", "val, train")
+
     def identity(self, split: str, size: int | None, key: str) -> tuple:
         files = [folder / "data.mdb" for folder in self._folders(split, key)]
         return ("lsun", [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
@@ -40,8 +44,6 @@ class LSUN(Subset):
     def _folders(self, split: str, key: str) -> list[Path]:
         if split == "test":
             raise UserError(f"{key}: LSUN has no labelled test part here, so it can be a public set only")
-        if self.part not in ("val", "train"):
-            raise UserError(f"{key}.part: '{self.part}' given; allowed: val, train")
         root = Path(self.path).expanduser()
         folders = sorted(file.parent for file in root.glob(f"*_{self.part}_lmdb/data.mdb")) if self.path else []
         if not folders:

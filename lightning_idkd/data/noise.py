@@ -31,14 +31,17 @@ class Noise(Subset):
             return images
         return replace(images, pixels=images.pixels[:, :1].contiguous(), stored=images.stored.replace("RGB", "grey"))
 
+    def check(self, key: str) -> None:
+        super().check(key)
+        require(self.samples >= 1, f"{key}.samples", self.samples, "1 or more")
+        require(self.kind in ("uniform", "gaussian"), f"{key}.kind", self.kind, "uniform or gaussian")
+
     def identity(self, split: str, size: int | None, key: str) -> None:
         return None  # drawn faster than read
 
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...], Iterable[tuple]]:
         if split == "test":
             raise UserError(f"{key}: Noise is a public set, it has no test images and no classes")
-        require(self.samples >= 1, f"{key}.samples", self.samples, "1 or more")
-        require(self.kind in ("uniform", "gaussian"), f"{key}.kind", self.kind, "uniform or gaussian")
         rng, shape = np.random.default_rng([8, self.kind == "gaussian"]), (size or 32, size or 32, 3)
 
         def draw() -> np.ndarray:

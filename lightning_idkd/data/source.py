@@ -67,6 +67,9 @@ class Source(ABC):
         ``split`` is train or test, ``size`` what was asked for, ``key`` the config key that named this source.
         """
 
+    def check(self, key: str) -> None:  # noqa: B027 (most have nothing to check)
+        """Raise a UserError where an argument is out of its range; asked before any data are read, with the config key."""
+
     def identity(self, split: str, size: int | None, key: str) -> object | None:
         """Whatever determines the images of ``split``, as something with a stable repr; None: do not cache."""
         return None
@@ -85,6 +88,7 @@ class Source(ABC):
         """
         if size is not None and size < 1:
             raise UserError(f"data.image_size: {size} given; allowed: 1 or more, or null for the stored size")
+        self.check(key)
         identity = self.identity(split, size, key)
         return cached(
             None if identity is None else f"{type(self).__name__}-{split}",
@@ -112,12 +116,16 @@ class Subset(Source):
     limit: int | None = field(default=None, kw_only=True)
     classes: list[str] | None = field(default=None, kw_only=True)
 
-    def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
-        """As :meth:`Source.load`; a limit's images are in the set's order, and part of a larger limit's."""
+    def check(self, key: str) -> None:
         if self.classes is not None:
             require(len(self.classes) > 0, f"{key}.classes", self.classes, "one class or more, or null for all")
+            if len(set(self.classes)) < len(self.classes):
+                raise UserError(f"{key}.classes: {', '.join(self.classes)}: a class is named twice")
         if self.limit is not None:
             require(self.limit >= 1, f"{key}.limit", self.limit, "1 or more, or null for all images")
+
+    def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
+        """As :meth:`Source.load`; a limit's images are in the set's order, and part of a larger limit's."""
         images = super().load(split, size, channels, key=key)
         if self.classes is not None:
             images = self._only(images, split, key)
@@ -133,8 +141,6 @@ class Subset(Source):
                 some = ", ".join(images.classes[:20]) + ", ..." * (len(images.classes) > 20)
                 hint = did_you_mean(name, images.classes)
                 raise UserError(f"{key}.classes: this set has no class '{name}'.{hint} It has: {some or 'no labels'}")
-        if len(set(self.classes)) < len(self.classes):
-            raise UserError(f"{key}.classes: {', '.join(self.classes)}: a class is named twice")
         new = torch.full((len(images.classes),), -1)
         new[[images.classes.index(name) for name in self.classes]] = torch.arange(len(self.classes))
         labels = new[images.labels]

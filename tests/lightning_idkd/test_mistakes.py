@@ -26,6 +26,19 @@ class TestDigits(Digits):
         return super().load("test", *arguments, **options)
 
 
+class Unread(Digits):
+    """Digits that must not be read: a mistake is seen before."""
+
+    def read(self, split, size, key):
+        raise AssertionError("data are read")
+
+    def identity(self, split, size, key):
+        return None
+
+
+UNREAD = ("--data.private", f"{__name__}.Unread")
+
+
 class Renamed(Digits):
     """Digits whose test part has its classes in another order."""
 
@@ -108,6 +121,10 @@ class TestMistakes:
             (["--train.epoch", "3"], ["train.epoch:", "'epochs'"]),
             (["--data.validation", "1.5"], ["data.validation: 1.5 given; allowed: 0 (none held out) to below 1"]),
             (["--data.image_size", "0"], ["data.image_size: 0 given; allowed: 1 or more, or null"]),
+            (["--data.public.limit", "0", *UNREAD], ["data.public.limit: 0 given; allowed: 1 or more"]),
+            (["--data.public.samples", "0", *UNREAD], ["data.public.samples: 0 given; allowed: 1 or more"]),
+            (["--data.public", "Concat", "--data.public.parts", "[]", *UNREAD], ["data.public.parts: [] given"]),
+            ([*UNREAD, "--data.private.classes", "[a, a]"], ["data.private.classes: a, a: a class is named twice"]),
             (["--data.channels", "2"], ["data.channels", "1, 3"]),
             (["--calibration.temperature", "2"], ["Did you mean 'calibration.score.temperature'?", "to be Energy or ODIN"]),
             (["--calibration.temprature", "2"], ["Did you mean 'calibration.score.temperature'?"]),
