@@ -210,11 +210,14 @@ def partition(arguments: list[str]) -> int:
     """Print the label histogram of every node and draw it."""
     config = configure(arguments, "partition")
     from lightning_idkd import pictures, preview, report
+    from lightning_idkd.data.identity import notes
     from lightning_idkd.data.partition import partition
     from lightning_idkd.fit import private_images
 
     private = private_images(config)
-    split = partition(config.data.partition, private.labels.numpy(), config.graph.nodes, config.seed, config.data.validation)
+    print("".join(report.part("note", note) + "\n" for note in notes(("data.private", private))), end="")
+    labels, k = private.labels.numpy(), len(private.classes)
+    split = partition(config.data.partition, labels, config.graph.nodes, config.seed, config.data.validation, k)
     preview.table(split, private.classes)
     print("\n".join(report.part(*found) for found in preview.partition(split).items()))
     figure = pictures.label_counts(split.histogram, private.classes)

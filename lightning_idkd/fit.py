@@ -8,7 +8,7 @@ import warnings
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_idkd import loggers, report
 from lightning_idkd.config import Config, cores
@@ -47,7 +47,11 @@ def fit(config: Config) -> dict | None:
         from lightning_idkd.launch import launch
         from lightning_idkd.selection import rehearse
     fabric = launch(config.run)
-    run = build(config, fabric)
+    before = None
+    if source:
+        sets = ("train", "test", "public") if goes_on else ("train", "test")
+        before = Before(str(source.path), saved["images"].get("data"), sets)
+    run = build(config, fabric, before)
     if source and (there := source.partition_hash()) != run.store.split.hash:
         raise UserError(
             f"data.partition: the nodes' samples are others than in '{source.path}' (hash {run.store.split.hash}, not {there}): "
@@ -80,7 +84,18 @@ def fit(config: Config) -> dict | None:
         return train(run)
 
 
-def build(config: Config, fabric: Fabric) -> Orchestrator:
+class Before(NamedTuple):
+    """The data of the run that is continued."""
+
+    run: str
+    """Its folder."""
+    data: dict | None
+    """See :func:`lightning_idkd.data.identity.record`; None for a run that is older than this."""
+    sets: tuple[str, ...]
+    """Which of train, test and public must not have changed."""
+
+
+def build(config: Config, fabric: Fabric, before: Before | None = None) -> Orchestrator:
     """All parts of an experiment in this process: data, nodes, graph, loop."""
     import torch
 
@@ -91,7 +106,7 @@ def build(config: Config, fabric: Fabric) -> Orchestrator:
     from lightning_idkd.pictures import Pictures
     from lightning_idkd.stack import NodeStack
 
-    private, test, public, split = load(config)
+    private, test, public, split = load(config, before)
     network = Network(config.graph.build(config.seed), fabric.global_rank, fabric.world_size)
     dtype = torch.float64 if config.run.precision == 64 else torch.float32
     store = Store(
@@ -189,6 +204,7 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
         "data": f"{store.samples:,} training samples, {len(store.test):,} test, "
         f"{store.channels}x{store.size}x{store.size}, {store.k} classes, partition {store.split.hash}",
         **public,
+        **({"note": f"\n{'note':<10} ".join(store.notes)} if store.notes else {}),
         "node": f"{type(config.node.network).__name__}, {run.header['parameters']:,} parameters{still}; "
         f"{type(config.gossip).__name__}; {run.steps} steps an epoch",
         "engine": engine,
@@ -308,28 +324,51 @@ def check_epoch(config: Config, saved: dict, goes_on: bool) -> None:
                             f"{saved['epoch_step']} of it")  # fmt: skip
 
 
-def private_images(config: Config) -> Images:
-    """The private set's training part, all of its images with a label."""
-    private = config.data.private.load("train", config.data.image_size, config.data.channels, key="data.private")
+def private_images(config: Config, before: Before | None = None) -> Images:
+    """The private set's training part, all of its images with a label, its classes in the order of the run ``before``."""
+    from lightning_idkd.data.identity import listed
+
+    private = labelled(config, "train", config.data.image_size, config.data.channels)
     if len(private.classes) < 2:
-        has = f"only one class, '{private.classes[0]}'" if private.classes else "no labels"
-        raise UserError(f"data.private: this set has {has}; nodes need two classes or more (a public set does without)")
-    if bare := int((private.labels < 0).sum()):
-        raise UserError(f"data.private: {bare} of {len(private)} images have no label (a public set does without)")
+        raise UserError(f"data.private: this set has only one class, '{private.classes[0]}'; nodes need two classes or more")
+    if twice := {name for name in private.classes if private.classes.count(name) > 1}:
+        raise UserError(f"data.private: several classes have the same name: {listed(sorted(twice))}; classes go by name")
+    if before and before.data:
+        known = before.data["classes"]
+        if set(known) != set(private.classes):
+            more, less = ([name for name in a if name not in b] for a, b in ((private.classes, known), (known, private.classes)))
+            said = " and ".join(f"{word} {listed(names)}" for word, names in (("has", more), ("lacks", less)) if names)
+            raise UserError(f"data.private: the classes are not those of '{before.run}': this set {said}")
+        private = private.named(known)
+    config.data.partition.check(private)
     return private
 
 
-def load(config: Config) -> tuple:
-    """Private, test and public images (in the private set's shape) and the split."""
+def labelled(config: Config, split: str, size: int | None, channels: int | None = None) -> Images:
+    """The private set's images of ``split``, refused where some have no label."""
+    key, source = "data.private", config.data.private
+    images = source.load(split, size, channels, key=key)
+    bare = int((images.labels < 0).sum())
+    if not bare:
+        return images
+    some = f"{bare:,} of {len(images):,} {split} images have no label"
+    why = images.unlabelled or f": {'this set has no labels' if bare == len(images) and split == 'train' else some}"
+    advice = source.labelled_splits(split, size, key) if split == "test" else ""
+    raise UserError(f"{key}{why}; {advice or 'only a public set does without labels'}")
+
+
+def load(config: Config, before: Before | None = None) -> tuple:
+    """Private, test and public images (in the private set's shape), and the split.
+
+    Raises:
+        UserError: data that do not fit together, or are not those of the run ``before``.
+    """
+    from lightning_idkd.data import identity
     from lightning_idkd.data.partition import partition
 
-    data, private = config.data, private_images(config)
-    test = data.private.load("test", private.size, private.channels, key="data.private")
-    if test.classes != private.classes[: len(test.classes)]:
-        raise UserError(
-            f"data.private: the classes of its test part are not those it is trained on: {listed(test.classes)} against "
-            f"{listed(private.classes)}"
-        )
+    data, private = config.data, private_images(config, before)
+    test = labelled(config, "test", private.size, private.channels)
+    test = identity.by_name(test, private.classes, "data.private: the test part")
     public = None
     if data.public is not None and config.distillation is not None and config.distillation.public:
         public = data.public.load("train", private.size, private.channels, key="data.public")
@@ -337,13 +376,13 @@ def load(config: Config) -> tuple:
             raise UserError(
                 f"data.public: {len(public)} images are less than a batch, train.batch_size {config.train.batch_size}"
             )
-    split = partition(data.partition, private.labels.numpy(), config.graph.nodes, config.seed, data.validation)
+    found = identity.record(private, test, public)
+    if before:
+        identity.check(found, before.data, before.sets, before.run)
+    labels, k = private.labels.numpy(), len(private.classes)
+    split = partition(data.partition, labels, config.graph.nodes, config.seed, data.validation, k)
+    split.data = found
     return data.partition.transform(private, split, config.seed), test, public, split
-
-
-def listed(names: tuple[str, ...]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
 
 
 def module_class(path: str) -> type:

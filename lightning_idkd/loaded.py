@@ -13,10 +13,11 @@ from lightning_idkd import metrics
 from lightning_idkd.callback import OodScore
 from lightning_idkd.cli import configure
 from lightning_idkd.config import Config
+from lightning_idkd.data.identity import by_name, changed, listed, notes
 from lightning_idkd.data.source import Images
 from lightning_idkd.errors import UserError, require
 from lightning_idkd.evaluation import over_nodes
-from lightning_idkd.fit import node_maker
+from lightning_idkd.fit import labelled, node_maker
 from lightning_idkd.graph import Graph
 from lightning_idkd.node import NodeModule, Outputs
 from lightning_idkd.randomness import permutation
@@ -44,7 +45,8 @@ class Run:
     summary: dict | None
     """``summary.json``; None where the run has not come to its end."""
     images: dict
-    """Channels, size and classes of the data, and mean and std [channels] of the training pixels, 0..255."""
+    """Channels, size and number of classes of the data, mean and std [channels] of the training pixels, 0..255, and ``data``:
+    class names and identity of all sets (:func:`lightning_idkd.data.identity.record`; None for a run older than this)."""
     epoch: int
     """Epochs that the nodes have trained."""
 
@@ -67,6 +69,41 @@ class Run:
         a network may use statistics of its batch and sets are often stored class by class."""
         order = permutation(len(images), 0, "examined")
         return run_network(module, self.batches(images[order]))[order.argsort()]
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names in the order of the network's outputs; None for a run that is older than their being stored."""
+        return tuple(self.images["data"]["classes"]) if self.images.get("data") else None
+
+    def test_images(self, config: Config | None = None) -> tuple[Images, list[str]]:
+        """The test images of the run, or of a ``config`` with other data, as the nodes see them: in the run's shape, and with
+        labels numbered by the run's classes, whatever the order in that set. Also what is odd about them, in sentences.
+
+        Raises:
+            UserError: an image has no label, or a class that the run has not trained on.
+        """
+        config = config or self.config
+        test = labelled(config, "test", self.images["size"], self.images["channels"])
+        odd, before = notes(("data.private", test)), self.images.get("data")
+        if before is None:
+            allowed = f"{self.images['classes']}, as trained"
+            require(len(test.classes) == self.images["classes"], "data.private: classes", len(test.classes), allowed)
+            return test, odd
+        names, test = test.classes, by_name(test, self.classes, "data.private: the test part")
+        if names != self.classes:
+            if lacking := [name for name in self.classes if name not in names]:
+                of = f"{len(names)} classes of {len(self.classes)}"
+                odd.append(f"data.private: the test images have {of}, without {listed(lacking)}")
+            else:
+                odd.append("data.private: the classes come in another order than in training; labels go by name")
+        if test.stored != before["test"]["stored"]:
+            shape = f"{test.size}x{test.size}, {test.channels} channel{'s' * (test.channels > 1)}"
+            stored = f"{test.stored}, those of the run's test as {before['test']['stored']}"
+            odd.append(f"data.private: the images are stored as {stored}; both are brought to {shape}")
+        found = changed(test.identity, before["test"])
+        if found and difference(config.resolved, self.config.resolved, ("data.private", "data.image_size")) is None:
+            odd.append(f"data.private: the test images have changed since the run ({found})")
+        return test, odd
 
     def export(self, folder: str | Path) -> list[Path]:
         """Write the consensus model's parameters and buffers as ``consensus.safetensors`` and as a plain state dict."""
@@ -130,11 +167,8 @@ def evaluate(path: str, changes: list[str]) -> dict:
         raise UserError(
             f"{found[0]}: {found[1]} given, but this run was trained with {found[2]}; evaluate takes data and calibration"
         )
-    images = run.images
-    test = config.data.private.load("test", images["size"], images["channels"], key="data.private")
-    require(
-        len(test.classes) == images["classes"], "data.private: classes", len(test.classes), f"{images['classes']}, as trained"
-    )
+    images, (test, odd) = run.images, run.test_images(config)
+    print("".join(f"note: {note}\n" for note in odd), end="", file=sys.stderr)
     public, score = config.data.public, config.calibration and config.calibration.score
     if score is not None and (score.fitted or type(score).perturb is not OodScore.perturb):
         print(f"no AUROC: {type(score).__name__} needs a node's training data; give another --calibration.score", file=sys.stderr)

@@ -38,11 +38,16 @@ class Concat(Source):
         names = tuple(dict.fromkeys(name for part in parts for name in part.classes))
         pixels, labels, colours = [], [], max(part.channels for part in parts)
         for part in parts:
-            numbers = torch.tensor([*map(names.index, part.classes), -1])  # label -1 finds the last
             pixels.append(part.pixels.expand(-1, colours, -1, -1))
-            labels.append(numbers[part.labels])
+            labels.append(part.named(names).labels)
         stored = ", ".join(dict.fromkeys(part.stored for part in parts))
-        return Images(torch.cat(pixels), torch.cat(labels), names, stored)
+        notes = tuple(f".parts[{i}]{note}" for i, part in enumerate(parts) for note in part.notes)
+        lacking = next((f".parts[{i}]{part.unlabelled}" for i, part in enumerate(parts) if part.unlabelled), "")
+        return Images(torch.cat(pixels), torch.cat(labels), names, stored, notes, lacking)
+
+    def labelled_splits(self, split: str, size: int | None, key: str) -> str:
+        advice = (part.labelled_splits(split, size, f"{key}.parts[{i}]") for i, part in enumerate(self.parts))
+        return "; ".join(filter(None, advice))
 
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...] | None, Iterable[tuple]]:
         raise NotImplementedError("each part reads its own files")

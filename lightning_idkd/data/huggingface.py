@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lightning_idkd.data.source import Subset
+from lightning_idkd.data import parquet
+from lightning_idkd.data.folder import ENDINGS
+from lightning_idkd.data.parquet import Column
+from lightning_idkd.data.source import Remarks, Subset
 from lightning_idkd.errors import UserError, did_you_mean
 
 IterableDataset = Any  # that of `datasets`; jsonargparse would run an import under TYPE_CHECKING, which takes seconds
@@ -20,54 +25,86 @@ STORED_AS = {"train": ("train",), "test": ("test", "validation", "valid", "val")
 class HuggingFace(Subset):
     """An image data set of the Hugging Face hub, or a folder with its parquet files.
 
-    A folder holds ``train-*.parquet`` and ``test-*.parquet`` (or ``validation-*``), directly or in ``data/``. Sought in
-    this order: ``path`` itself, ``$IDKD_DATA/<last part of path>``, the same with ``-<S>`` for the smallest stored
-    size S that is not below ``data.image_size`` (else the largest), the hub. A hub set is fetched once and then taken
-    from the cache; delete the cache folder to fetch it again.
+    A folder holds ``train-*.parquet`` and ``test-*.parquet`` (or ``validation-*``), directly, in ``data/`` or in the folder of
+    a configuration, or ``train/*.parquet`` and so on. Searched in this order: ``path`` itself, ``$IDKD_DATA/<last part of
+    path>``, the same with ``-<S>`` for the smallest stored size S that is not below ``data.image_size`` (else the largest),
+    the hub. A hub set is fetched once and then taken from the cache; delete the cache folder to fetch it again. Class names come
+    from the files; where these have none, the numbers or texts that occur are the classes.
 
     Args:
         path: a folder, or a name on the hub such as uoft-cs/cifar100.
         image: column of the images; null for the only one that holds images.
-        label: column of the labels; null for label, else fine_label, else the only class label.
+        label: column of the labels; null for label, else fine_label, labels, fine_labels, else the only class label, else
+            the only column with another usual name, such as target. A public set needs none.
+        config_name: configuration of the set, a folder below ``path``; null for the only one.
+        train_split: stored split to train on, or of a public set; null for train.
+        test_split: stored split to test on; null for test, else validation, valid or val.
     """
 
     path: str
     image: str | None = None
     label: str | None = None
+    config_name: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
 
     def identity(self, split: str, size: int | None, key: str) -> tuple:
         folder = self._folder(size)
         if folder is None:
-            return ("hub", self.path, self.image, self.label, split)
+            return ("hub", self.path, self.image, self.label, self.config_name, self._names(split))
         files = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in self._files(folder, split, key)]
         return ("parquet", files, self.image, self.label)
 
-    def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...] | None, Iterable[tuple]]:
+    def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...] | None, Iterable[tuple], Remarks]:
+        if folder := self._folder(size):
+            table = self._table(folder, self._files(folder, split, key), key)
+            return table.names, table.rows(), table.remarks
+        dataset, remarks = self._open(split, key), Remarks()
+        columns = {name: described(feature) for name, feature in (dataset.features or {}).items()}
+        image = parquet.image_column(self.image, columns, self.path, key)
+        label = parquet.label_column(self.label, columns, self.path, key, remarks)
+        names = columns[label].names if label else ()
+        return names, self._rows(dataset, image, label, names, key, remarks), remarks
+
+    def labelled_splits(self, split: str, size: int | None, key: str) -> str:
+        folder = self._folder(size)
+        if folder is None:
+            return f"{key}.{split}_split chooses another split"
+        splits = self._splits(folder, key)
+        used = {next((name for name in self._names(part) if name in splits), None) for part in STORED_AS}
+        found = []
+        for name in sorted({*splits} - used):
+            with contextlib.suppress(UserError):
+                if self._table(folder, parquet.whole(splits[name], folder, key), key).labelled():
+                    found.append(name)
+        return f"set {key}.{split}_split to a labelled split: {', '.join(found)}" if found else "no other split has labels"
+
+    def _table(self, folder: Path, files: list[Path], key: str) -> parquet.Table:
+        return parquet.Table(files, folder, self.image, self.label, self.path, key)
+
+    def _rows(self, dataset: IterableDataset, image: str, label: str | None, names: tuple[str, ...] | None, key: str,
+              remarks: Remarks) -> Iterator[tuple]:  # fmt: skip
         import datasets
 
-        dataset = self._open(split, size, key)
-        features = dataset.features or {}
-        images = [c for c, f in features.items() if isinstance(f, datasets.Image) or (isinstance(f, dict) and "bytes" in f)]
-        labels = [c for c, f in features.items() if isinstance(f, datasets.ClassLabel)]
-        image = self._column("image", self.image, features, images, key)
-        if image is None:
-            raise UserError(f"{key}.path: '{self.path}' holds no images; columns: {', '.join(features) or 'unknown'}")
-        preferred = [c for c in ("label", "fine_label") if c in features][:1]
-        label = self._column("label", self.label, features, preferred or labels, key)
-        names = getattr(features.get(label), "names", None) if label else ()
-        if label and names is None and "int" not in getattr(features[label], "dtype", ""):
-            raise UserError(f"{key}.label: column '{label}' holds {features[label]}; allowed: integers or class labels")
-        columns = [image, label] if label else [image]
-        rows = dataset.select_columns(columns).cast_column(image, datasets.Image(decode=False))
-        return None if names is None else tuple(names), self._rows(rows, image, label, split, key)
+        try:
+            rows = dataset.select_columns([image, label] if label else [image])
+            for block in rows.cast_column(image, datasets.Image(decode=False)).iter(batch_size=parquet.ROWS):
+                labels = [-1] * len(block[image])
+                if label:
+                    labels = parquet.numbers(block[label], names, names, f"'{self.path}'", remarks)
+                for picture, number in zip(block[image], labels, strict=True):
+                    if picture is None:
+                        raise UserError(f"{key}.path: '{self.path}': a row has no image")
+                    yield _content(picture, self.path, key), number
+        except UserError:
+            raise
+        except Exception as error:  # of the network, of datasets, of pyarrow
+            raise UserError(parquet.unreadable(key, self.path, error)) from error
 
-    def _rows(self, rows: IterableDataset, image: str, label: str | None, split: str, key: str) -> Iterator[tuple]:
-        for block in rows.iter(batch_size=1000):
-            numbers = block[label] if label else [-1] * len(block[image])
-            for picture, number in zip(block[image], numbers, strict=True):
-                if picture is None or (label and (number is None or number < 0)):
-                    raise UserError(f"{key}.path: '{self.path}', split '{split}': some rows lack an image or a label")
-                yield _content(picture), number
+    def _names(self, split: str) -> tuple[str, ...]:
+        """Names that the split may be stored by; the first there is counts."""
+        given = self.train_split if split == "train" else self.test_split
+        return (given,) if given else STORED_AS[split]
 
     def _folder(self, size: int | None) -> Path | None:
         """The folder that holds the data, or None where only the hub may have them."""
@@ -87,34 +124,58 @@ class HuggingFace(Subset):
         enough = [s for s in sizes if size is not None and s >= size]
         return sizes[min(enough) if enough else max(sizes)] if sizes else None
 
-    def _files(self, folder: Path, split: str, key: str) -> list[Path]:
-        for name in STORED_AS[split]:
-            for place in (folder, folder / "data"):
-                if files := sorted(place.glob(f"{name}[-.]*parquet")):
-                    return files
-        wanted = " or ".join(f"{name}-*.parquet" for name in STORED_AS[split][:2])
-        raise UserError(
-            f"{key}.path: no {split} images in '{self.path}': neither {folder} nor its data/ holds {wanted}; "
-            f"set {key}.path to a folder that does"
-        )
+    def _splits(self, folder: Path, key: str) -> dict[str, list[Path]]:
+        """The files of every split of the configuration."""
+        asked = (self.train_split, self.test_split)
+        found = parquet.layout(folder, asked)
+        names = {name for name, splits in found.items() if {*parquet.SPLITS, *asked} & {*splits}} or {*found}
+        if self.config_name is not None:
+            if self.config_name not in found:
+                allowed = ", ".join(sorted(filter(None, names))) or "null, since there are none"
+                hint = did_you_mean(self.config_name, names)
+                raise UserError(f"{key}.config_name: '{folder}' has no folder '{self.config_name}'.{hint} Allowed: {allowed}")
+            return found[self.config_name]
+        if len(names) > 1 and "" not in names:
+            several = ", ".join(sorted(names))
+            raise UserError(f"{key}.config_name: '{folder}' holds several configurations; set it to one of {several}")
+        return found["" if "" in names else min(names)] if names else {}
 
-    def _open(self, split: str, size: int | None, key: str) -> IterableDataset:
+    def _files(self, folder: Path, split: str, key: str) -> list[Path]:
+        splits = self._splits(folder, key)
+        for name in self._names(split):
+            if name in splits:
+                return parquet.whole(splits[name], folder, key)
+        wanted = " or ".join(f"{name}-*.parquet" for name in self._names(split)[:2])
+        lacks = f"{key}.path: no {split} images in '{self.path}': '{folder}' holds no {wanted}"
+        if splits:
+            raise UserError(f"{lacks}; its splits: {', '.join(sorted(splits))} ({key}.{split}_split chooses one)")
+        others = {path.suffix.lower() for depth in ("*", "*/*", "*/*/*") for path in islice(folder.glob(depth), 100)}
+        advice = f"set {key}.path to a folder that does"
+        if others & {*ENDINGS}:
+            advice = f"it holds image files, which {key}: ImageFolder reads"
+        elif ".arrow" in others:
+            advice = "it holds arrow files; store the set by to_parquet of datasets"
+        raise UserError(f"{lacks}; {advice}")
+
+    def _open(self, split: str, key: str) -> IterableDataset:
         import datasets
 
         try:
-            if folder := self._folder(size):
-                files = [str(file) for file in self._files(folder, split, key)]
-                return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
             self._reach_hub(key)
-            splits = datasets.load_dataset(self.path, streaming=True)
+            name = () if self.config_name is None else (self.config_name,)
+            splits = datasets.load_dataset(self.path, *name, streaming=True)
         except UserError:
             raise
         except Exception as error:  # datasets and pyarrow raise many kinds for what they cannot read
-            raise UserError(f"{key}.path: '{self.path}' cannot be read: {str(error).splitlines()[0]}") from error
-        for name in STORED_AS[split]:
+            if several := re.search(r"available configs: \[(.*?)\]", str(error)):
+                said = f"{key}.config_name: '{self.path}' holds several configurations; set it to one of"
+                raise UserError(f"{said} {several[1]}".replace("'", "")) from error
+            raise UserError(parquet.unreadable(key, self.path, error)) from error
+        for name in self._names(split):
             if name in splits:
                 return splits[name]
-        raise UserError(f"{key}.path: '{self.path}' has no {split} images; its splits: {', '.join(splits)}")
+        chooses = f"({key}.{split}_split chooses one)"
+        raise UserError(f"{key}.path: '{self.path}' has no {split} images; its splits: {', '.join(splits)} {chooses}")
 
     def _reach_hub(self, key: str) -> None:
         """Fail at once where `datasets` would try again for 20 s."""
@@ -136,19 +197,28 @@ class HuggingFace(Subset):
             where = "is neither a folder nor reachable on the Hugging Face hub (offline?)"
             raise UserError(f"{key}.path: '{self.path}' {where}.\n{advice}") from error
 
-    def _column(self, what: str, given: str | None, columns: Iterable[str], found: list[str], key: str) -> str | None:
-        if given is not None and given not in columns:
-            allowed = ", ".join(columns) + "." + did_you_mean(given, columns)
-            raise UserError(f"{key}.{what}: '{given}' is no column of '{self.path}'; allowed: {allowed}")
-        if given is None and len(found) > 1:
-            raise UserError(f"{key}.{what}: '{self.path}' has several such columns; set one of {', '.join(found)}")
-        return given or (found[0] if found else None)
+
+def described(feature: Any) -> Column:
+    """A column of `datasets`."""
+    import datasets
+
+    if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature):
+        return Column("image", "image")
+    if isinstance(feature, datasets.ClassLabel):
+        return Column("class", "class label", parquet.class_names({"names": feature.names}))
+    type = feature.dtype if isinstance(feature, datasets.Value) else feature.__class__.__name__
+    kind = "text" if "string" in type else "number" if re.match(r"u?int|float|bool|null", type) else "other"
+    return Column("bytes" if type in ("binary", "large_binary") else kind, type)
 
 
-def _content(picture: dict) -> bytes:
-    if picture["bytes"] is not None:
-        return picture["bytes"]
+def _content(picture: dict | bytes, path: str, key: str) -> bytes:
+    content = picture["bytes"] if isinstance(picture, dict) else picture
+    if content is not None:
+        return content
+    where = str(picture["path"])
+    if "hf://" not in where and not where.startswith("https://huggingface.co/"):  # never a file of this machine
+        raise UserError(f"{key}.path: '{path}' names the image '{where}', which is not on the hub")
     import fsspec
 
-    with fsspec.open(picture["path"], "rb") as file:  # stored beside the table, here or on the hub
+    with fsspec.open(where, "rb") as file:
         return file.read()

@@ -40,6 +40,9 @@ class Partition(ABC):
         """Which of its samples each node holds out, where the rule says so; None leaves it to data.validation."""
         return None
 
+    def check(self, images: Images) -> None:  # noqa: B027 (most rules take any)
+        """Refuse private training images that the rule was not made for, with a UserError."""
+
     def transform(self, images: Images, split: Split, seed: int) -> Images:
         """The private training images as the nodes have them, for rules that change more than who has which."""
         return images
@@ -149,6 +152,8 @@ class Split:
     """Name of the partition's class."""
     alpha: float | None
     """Its concentration, where it has one."""
+    data: dict | None = None
+    """Which images and classes it was made for; see :func:`lightning_idkd.data.identity.record`."""
 
     def to_dict(self) -> dict:
         """Everything in plain types."""
@@ -156,6 +161,7 @@ class Split:
             "hash": self.hash,
             "rule": self.rule,
             "alpha": self.alpha,
+            "data": self.data,
             "sizes": {"train": [len(i) for i in self.train], "validation": [len(i) for i in self.validation]},
             "histogram": self.histogram.tolist(),
             "indices": {"train": [i.tolist() for i in self.train], "validation": [i.tolist() for i in self.validation]},
@@ -214,7 +220,9 @@ def smallest_working_alpha(rule: Partition, labels: np.ndarray, nodes: int, seed
     return None
 
 
-def partition(rule: Partition, labels: np.ndarray, nodes: int, seed: int, validation: float = 0.2) -> Split:
+def partition(
+    rule: Partition, labels: np.ndarray, nodes: int, seed: int, validation: float = 0.2, classes: int | None = None
+) -> Split:
     """Deal the samples out to the nodes and hold out each node's validation part.
 
     A draw that leaves a node without training samples is repeated, up to 50 times. The validation share changes only
@@ -226,6 +234,7 @@ def partition(rule: Partition, labels: np.ndarray, nodes: int, seed: int, valida
         nodes: number of nodes.
         seed: of the run; with the attempt's number it fixes all draws.
         validation: share of a node's samples held out, from 0 to below 1; at least 16 where it has 32 or more.
+        classes: number of classes k, of which some may have no samples; None: those up to the largest label.
 
     Raises:
         UserError: more nodes than samples, a share out of range, or no draw that gives every node something to train
@@ -245,5 +254,6 @@ def partition(rule: Partition, labels: np.ndarray, nodes: int, seed: int, valida
     tune = rule.held_out() or [part[: validation_size(len(part), validation)] for part in parts]
     tune = [np.sort(held_out).astype(np.int64) for held_out in tune]
     train = [np.setdiff1d(part, held_out).astype(np.int64) for part, held_out in zip(parts, tune, strict=True)]
-    histogram = np.stack([np.bincount(labels[part], minlength=labels.max() + 1) for part in parts]).astype(np.int64)
+    k = labels.max() + 1 if classes is None else classes
+    histogram = np.stack([np.bincount(labels[part], minlength=k) for part in parts]).astype(np.int64)
     return Split(train, tune, digest(train + tune), histogram, type(rule).__name__, alpha)

@@ -121,14 +121,37 @@ class FeatureSkew(IID):
 class FromFile(Partition):
     """The partition of another run, or one of your own.
 
-    A run's partition.json also says which samples are held out, whatever data.validation is. A list of one list of indices
-    into the training set a node leaves that to data.validation. Images stay as they are, also where FeatureSkew made the file.
+    A run's partition.json also says which samples are held out, whatever data.validation is, and for which images it was made:
+    the same in another order are refused. A list of one list of indices into the training set a node leaves all that open.
+    Images stay as they are, also where FeatureSkew made the file.
 
     Args:
         path: JSON file, a run's partition.json or a list of lists.
     """
 
     path: str
+
+    def check(self, images: Images) -> None:
+        """Compare the images with those that a run's file was made for: by their pixels or, where these were brought to another
+        size or to grey, by the classes of all rows."""
+        made = self._content()
+        data = made.get("data") if isinstance(made, dict) else None
+        if data is None:  # a list of lists, or a run's file from before it said so
+            return
+        try:
+            classes, before = data["classes"], data["train"]
+            same = images.named(classes).identity if set(classes) == set(images.classes) else images.identity
+            part = "pixels" if all(same[k] == before[k] for k in ("channels", "size")) else "labels"
+            known = same["images"] == before["images"] and same[part] == before[part]
+        except (KeyError, TypeError, AttributeError) as e:
+            raise UserError(f"data.partition.path: '{self.path}' is damaged where it describes its data") from e
+        if not known:
+            how = "other images, or the same in another order" if same["images"] == before["images"] else f"{before['images']:,}"
+            rows = f"{same['images']:,} training images"
+            raise UserError(
+                f"data.partition.path: '{self.path}' was made for {how}, so its indices mean nothing for these {rows}; a plain "
+                "list of lists of indices is not compared"
+            )
 
     def split(self, labels: np.ndarray, nodes: int, rng: np.random.Generator) -> list[np.ndarray]:
         train, validation = self._read()
@@ -153,13 +176,16 @@ class FromFile(Partition):
     def held_out(self) -> list[np.ndarray] | None:
         return self._read()[1]
 
-    def _read(self) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+    def _content(self) -> dict | list:
         try:
-            found = json.loads(Path(self.path).read_text(encoding="utf-8"))
+            return json.loads(Path(self.path).read_text(encoding="utf-8"))
         except OSError as e:
             raise UserError(f"data.partition.path: cannot read '{self.path}' ({e.strerror})") from e
         except ValueError as e:
             raise UserError(f"data.partition.path: '{self.path}' is no JSON ({e})") from e
+
+    def _read(self) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+        found = self._content()
         try:
             if not isinstance(found, dict):
                 return arrays(found), None

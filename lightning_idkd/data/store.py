@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_idkd import metrics, randomness
 from lightning_idkd.callback import FineTuning
+from lightning_idkd.data.identity import notes
 from lightning_idkd.data.partition import Split
 from lightning_idkd.data.source import Images
 from lightning_idkd.errors import require
@@ -60,6 +61,7 @@ class Store:
         self.labels = private.labels.to(self.device)
         self.truth = same_named(public, private.classes)
         self.public_stored = "" if public is None else public.stored
+        self.notes = notes(("data.private", private), ("data.private", test), ("data.public", public))
         self.test = test.pixels.permute(0, 2, 3, 1).contiguous().to(self.device)
         self.test_labels = test.labels.to(self.device)
         train = torch.cat([torch.from_numpy(t) for t in split.train])
@@ -145,9 +147,9 @@ class Store:
         return weights.where(self._index >= self.private, 1)
 
     def describe(self) -> dict:
-        """Shape and scaling of the images, which is what a network needs to know of the data."""
+        """Shape and scaling of the images, which is what a network needs to know of the data, and which data these are."""
         scaling = {"mean": self.mean.cpu(), "std": self.std.cpu()}
-        return {"channels": self.channels, "size": self.size, "classes": self.k, **scaling}
+        return {"channels": self.channels, "size": self.size, "classes": self.k, **scaling, "data": self.split.data}
 
     def duplicates(self) -> int:
         """How many public images equal a test image, pixel by pixel."""

@@ -73,9 +73,8 @@ class Torchvision(Subset):
                 f"{key}.path: '{folder / 'imagenette2-160'}' holds {count} of {IMAGENETTE[split]} {split} images; delete it, "
                 f"and set {key}.download to true"
             )
-        classes = getattr(found[0], "classes", None)
-        names = None if classes is None else tuple(c[0] if isinstance(c, tuple) else str(c) for c in classes)
-        return names, chain.from_iterable(map(samples, found))
+        classes = getattr(found[0], "classes", range(10))  # SVHN's are digits
+        return tuple(c[0] if isinstance(c, tuple) else str(c) for c in classes), chain.from_iterable(map(samples, found))
 
 
 def samples(dataset) -> Iterable[tuple]:

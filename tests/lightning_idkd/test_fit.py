@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, same
 
 from lightning_idkd import Callback, NodeModule, report
 from lightning_idkd.cli import configure, main
-from lightning_idkd.data import Glyphs, Images
+from lightning_idkd.data import Glyphs
 from lightning_idkd.selection import MEASURES
 
 
@@ -36,7 +37,7 @@ class Mislabelled(Glyphs):
 
     def load(self, *arguments, **options):
         images = super().load(*arguments, **options)
-        return Images(images.pixels, images.labels.flip(0), images.classes)
+        return replace(images, labels=images.labels.flip(0))
 
 
 class Both(Callback):

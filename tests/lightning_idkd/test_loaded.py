@@ -147,11 +147,6 @@ def test_a_checkpoint_that_is_not_there(run):
         lightning_idkd.load(run, "epoch_9.ckpt")
 
 
-def test_other_classes_are_refused(run, capsys):
-    assert main(["evaluate", str(run), "--data.private.classes", "['1', '2']"]) == 2
-    assert "10, as trained" in capsys.readouterr().err
-
-
 def test_init_writes_an_experiment_that_runs(tmp_path, monkeypatch, capsys):
     import sys
 

@@ -66,6 +66,53 @@ def test_test_images_without_classes_are_refused(tmp_path):
         load(tmp_path, "test")
 
 
+def test_keys_choose_among_the_folders(tmp_path):
+    write(tmp_path, "train/a/1.png", "more/a/2.png", "test/a/3.png", "val/a/4.png")
+    assert [levels(load(tmp_path, split)) for split in ("train", "test")] == [[1], [3]]
+    chosen = {"train_split": "more", "test_split": "val"}
+    assert [levels(load(tmp_path, split, **chosen)) for split in ("train", "test")] == [[2], [4]]
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=rf"no x folder with {split} images; it has more, test, train, val \(.*{split}_split"):
+            load(tmp_path, split, train_split="x", test_split="x")
+
+
+def test_an_unlabelled_test_folder_is_refused_with_the_labelled_ones_and_their_key(tmp_path):
+    write(tmp_path, "train/a/1.png", "train/b/2.png", "test/3.png", "val/a/4.png", "val/b/5.png", "extra/6.png")
+    with pytest.raises(UserError, match=r"no class folders; set data\.private\.test_split to a folder with class folders: val$"):
+        load(tmp_path, "test")
+    assert load(tmp_path, "test", test_split="val").labels.tolist() == [0, 1]
+
+
+def test_a_folder_of_tables_is_pointed_to_what_reads_it(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-0.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"it holds parquet files, which data\.private: HuggingFace reads$"):
+        load(tmp_path)
+
+
+def test_linked_folders_and_files_are_read_and_a_link_to_nothing_is_named(tmp_path):
+    write(tmp_path / "elsewhere", "a/1.png", "2.png")
+    (tmp_path / "set" / "train" / "b").mkdir(parents=True)
+    (tmp_path / "set" / "train" / "a").symlink_to(tmp_path / "elsewhere" / "a")
+    (tmp_path / "set" / "train" / "b" / "2.png").symlink_to(tmp_path / "elsewhere" / "2.png")
+    images = load(tmp_path / "set")
+    assert (images.classes, levels(images)) == (("a", "b"), [1, 2])
+    (tmp_path / "elsewhere" / "2.png").unlink()
+    with pytest.raises(UserError, match=r"^data\.private: '.*/train/b/2\.png' cannot be read \(No such file or directory\)$"):
+        load(tmp_path / "set")
+
+
+def test_class_names_are_text_that_can_be_printed_and_compared(tmp_path):
+    write(tmp_path, "train/cafe\u0301/1.png", "train/tea/2.png", "test/caf\u00e9/3.png", "test/tea/4.png")
+    (tmp_path / "train" / os.fsdecode(b"caf\xe9 noir")).mkdir()
+    write(tmp_path, f"train/{os.fsdecode(bytes([99, 97, 102, 233]))} noir/5.png")
+    train, test = load(tmp_path), load(tmp_path, "test")
+    assert set(train.classes) == {"caf\u00e9", r"caf\xe9 noir", "tea"}
+    assert test.classes == train.classes
+    named = [train.classes[label] for label in test.labels.tolist()]
+    assert dict(zip(levels(test), named, strict=True)) == {3: "caf\u00e9", 4: "tea"}
+
+
 @pytest.mark.parametrize(
     "names", [("b.png", "a.png"), ("train/b.png", "train/a.png"), ("b.png", "a/a.png"), ("val/b.png", "val/a.png")]
 )

@@ -269,3 +269,9 @@ def test_a_mistake_is_named_with_its_key_and_what_is_allowed(build, message):
     with pytest.raises(UserError) as error:
         build()
     assert str(error.value) == message
+
+
+def test_a_class_without_samples_keeps_its_column_in_the_histogram():
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    assert partition(IID(), labels, 2, 0, 0.0, classes=4).histogram.sum(0).tolist() == [3, 3, 0, 0]
+    assert partition(IID(), labels, 2, 0, 0.0).histogram.sum(0).tolist() == [3, 3]

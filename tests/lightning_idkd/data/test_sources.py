@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from image_sets import pictures, png, write_parquet
 from PIL import Image
 
 from lightning_idkd.data import source
 from lightning_idkd.data.huggingface import HuggingFace
-from lightning_idkd.data.source import Images, Source, Subset
+from lightning_idkd.data.source import Images, Remarks, Source, Subset
 from lightning_idkd.errors import UserError
 
 
@@ -41,30 +44,6 @@ class Given(Subset):
     def read(self, split, size, key):
         self.reads += 1
         return self.names, zip(self.images, self.labels or range(len(self.images)), strict=True)
-
-
-def png(array: np.ndarray | Image.Image, **save) -> bytes:
-    image, file = array if isinstance(array, Image.Image) else Image.fromarray(array), io.BytesIO()
-    image.save(file, "png", **save)
-    return file.getvalue()
-
-
-def pictures(n: int, size: int = 4, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3)).astype(np.uint8)
-
-
-def write_parquet(file: Path, arrays, labels=None, image="image", label="label", names=None, features=True):
-    """A table of PNG files as `datasets` stores it; without ``features`` its schema tells of no image and no class."""
-    import datasets
-
-    columns = {image: [{"bytes": png(a), "path": None} for a in arrays]}
-    kinds = {image: datasets.Image()}
-    if labels is not None:
-        columns[label] = labels
-        kinds[label] = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table(columns)
-    pq.write_table(table.cast(datasets.Features(kinds).arrow_schema) if features else table, file)
 
 
 # --- from encoded images to tensors
@@ -200,6 +179,115 @@ def test_a_file_is_read_by_its_path(tmp_path):
     assert np.array_equal(Given([tmp_path / "one.png"]).load("train").pixels[0].numpy(), array.transpose(2, 0, 1))
 
 
+# --- metadata that are damaged while pixels are not
+
+
+def chunked(encoded: bytes, kind: bytes, content: bytes, wrong: int = 0) -> bytes:
+    """A PNG file with a further chunk after its head, whose checksum may be wrong."""
+    body = kind + content
+    chunk = len(content).to_bytes(4, "big") + body + (zlib.crc32(body) ^ wrong).to_bytes(4, "big")
+    return encoded[:33] + chunk + encoded[33:]
+
+
+def with_exif(array: np.ndarray, orientation: int) -> bytes:
+    """A JPEG file with this orientation, and a white point that is a text where numbers belong."""
+    fields = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0) + struct.pack(">HHI4s", 0x013E, 2, 1, b"no\0\0")
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + fields + bytes(4)
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "jpeg", quality=100, exif=exif)
+    return file.getvalue()
+
+
+ROTATED = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose,
+           6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T, 8: np.rot90, 99: lambda a: a}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", ROTATED)
+def test_a_damaged_exif_field_is_ignored_and_the_camera_still_turns_the_picture(orientation):
+    array = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    images = Given([array, with_exif(array, orientation)], [0, 0], ("a",)).load("train")
+    assert np.abs(images.pixels[1, 0].numpy().astype(int) - ROTATED[orientation](array)).max() <= 3  # JPEG
+    if orientation in (1, 99):  # nothing to turn, so nothing is written anew
+        return
+    assert images.notes == (": 1 of 2 train images has damaged metadata (such as EXIF), which are ignored",)
+
+
+@pytest.mark.parametrize(("kind", "content", "wrong"), [
+    (b"tEXt", b"k\0v", 1),
+    (b"iCCP", b"name\0\0damaged", 1),
+    (b"pHYs", b"ab", 0),
+    (b"gAMA", b"", 0),
+    (b"eXIf", b"MM\0*", 1),
+    (b"zTXt", b"k\0\0" + zlib.compress(bytes(2**21)), 0),
+])  # fmt: skip
+def test_a_damaged_metadata_chunk_of_a_png_file_is_ignored(kind, content, wrong, tmp_path):
+    array = pictures(1)[0]
+    damaged = chunked(png(array), kind, content, wrong)
+    (tmp_path / "1.png").write_bytes(damaged)
+    for first in (damaged, tmp_path / "1.png"):
+        images = Given([first, png(array), damaged]).load("train")
+        assert all(np.array_equal(pixels, array.transpose(2, 0, 1)) for pixels in images.pixels.numpy())
+        assert images.notes == (": 2 of 3 train images have damaged metadata (such as EXIF), which are ignored",)
+        assert images.stored == "4x4 RGB"
+
+
+def test_a_transparent_palette_keeps_its_transparency_without_its_metadata():
+    palette = Image.new("RGB", (2, 2), (0, 255, 0)).convert("P")
+    damaged = chunked(png(palette, transparency=bytes([0, 255, 128])), b"tEXt", b"k", 1)
+    assert Given([damaged]).load("train").pixels[0, :, 0, 0].tolist() == [0, 255, 0]
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xe0\0\x07JFIF\0", b"\xff\xe2\0\x0eICC_PROFILE\0", b"\xff\xee\0\x08Adobe\0"])
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_damaged_segment_of_a_jpeg_file_is_ignored(segment, mode):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 100, 0)).convert(mode).save(file, "jpeg", quality=100)
+    whole, damaged = file.getvalue(), file.getvalue()[:2] + segment + file.getvalue()[2:]
+    images = Given([whole, damaged]).load("train")
+    assert torch.equal(*images.pixels)
+    assert len(images.notes) == 1
+
+
+def test_a_pixel_chunk_that_is_damaged_stays_an_error():
+    encoded = png(pictures(1, 32)[0])
+    at = encoded.index(b"IDAT") + 40
+    torn = encoded[:at] + bytes([encoded[at] ^ 255]) + encoded[at + 1 :]
+    for damaged in (torn, chunked(torn, b"tEXt", b"k", 1)):
+        with pytest.raises(UserError, match=r"image 0 of split 'train' cannot be decoded"):
+            Given([damaged]).load("train")
+
+
+def test_warnings_while_decoding_are_counted_in_one_note(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15)  # Pillow warns above, and raises above twice as many
+    images = Given([png(a) for a in pictures(3)]).load("train")
+    (note,) = images.notes
+    assert note.startswith(": 3 warnings while decoding, the first: Image size (16 pixels) exceeds limit of 15 pixels")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)
+    with pytest.raises(UserError, match=r"image 0 of split 'train' cannot be decoded: Image size \(16 pixels\) exceeds"):
+        Given([png(a) for a in pictures(3)]).load("train")
+
+
+def test_notes_and_reasons_come_from_the_cache_too():
+    given = Given([chunked(png(a), b"tEXt", b"k", 1) for a in pictures(2)], [7, -1], name="two")
+    first, second = given.load("train"), given.load("train")
+    assert given.reads == 1
+    assert first.notes == second.notes
+    assert len(first.notes) == 2
+    assert (first.classes, first.labels.tolist()) == (second.classes, second.labels.tolist()) == (("7",), [0, -1])
+
+
+def test_what_the_cache_cannot_know_is_read_again(cache):
+    class Beside(Given):
+        def read(self, split, size, key):
+            return *super().read(split, size, key), Remarks(cacheable=False)
+
+    given = Beside(list(pictures(2)), name="beside")
+    for _ in range(2):
+        given.load("train")
+    assert given.reads == 2
+    assert not cache.exists()
+
+
 def test_size_and_mode_of_the_first_image_are_told_as_stored():
     grey, palette = np.zeros((6, 8), np.uint8), Image.new("P", (5, 5))
     for image, stored in ((pictures(1, 64)[0], "64x64 RGB"), (grey, "8x6 grey"), (png(palette), "5x5 P")):
@@ -239,6 +327,11 @@ def test_classes_are_kept_in_the_sets_order_and_renumbered_in_the_order_asked_fo
     images = Given(arrays, [0, 1, 2, 2, 1, 0], ("ant", "bee", "cat"), only=["cat", "ant"]).load(split)
     assert np.array_equal(images.pixels.numpy(), arrays[[0, 2, 3, 5]].transpose(0, 3, 1, 2))
     assert (images.labels.tolist(), images.classes) == ([1, 0, 0, 1], ("cat", "ant"))
+
+
+def test_an_image_without_a_label_is_in_none_of_the_classes():
+    images = Given(pictures(3), [0, -1, 1], ("a", "b"), only=["a", "b"]).load("train")
+    assert images.labels.tolist() == [0, 1]
 
 
 def test_a_limit_counts_the_images_of_the_kept_classes():
@@ -453,9 +546,8 @@ def test_a_data_folder_of_the_environment_that_is_not_there_is_told(tmp_path, mo
 @pytest.mark.parametrize(
     ("write", "given", "said"),
     [
-        ({"image": "x", "features": False}, {"image": "y"}, r"data\.private\.image: 'y' is no column"),
-        ({}, {"label": "labl"}, r"data\.private\.label: 'labl' is no column .* Did you mean 'label'\?"),
-        ({"labels": [0, -1]}, {}, "some rows lack an image or a label"),
+        ({"image": "x", "features": False}, {"image": "y"}, r"data\.private\.image: 'y' is not a column"),
+        ({}, {"label": "labl"}, r"data\.private\.label: 'labl' is not a column .* Did you mean 'label'\?"),
     ],
 )
 def test_wrong_columns_are_named(tmp_path, write, given, said):
@@ -473,10 +565,6 @@ def test_tables_without_images_labels_or_train_files_are_refused_with_what_is_th
         HuggingFace(str(tmp_path / "a")).load("test")
     (tmp_path / "a" / "train-0.parquet").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"data\.private\.path: .* cannot be read: "):
-        HuggingFace(str(tmp_path / "a")).load("train")
-    table = pa.table({"image": [{"bytes": png(pictures(1)[0])}], "label": ["cat"]})
-    pq.write_table(table, tmp_path / "a" / "train-0.parquet")
-    with pytest.raises(UserError, match=r"data\.private\.label: column 'label' holds .*string.*; allowed: integers"):
         HuggingFace(str(tmp_path / "a")).load("train")
 
 
