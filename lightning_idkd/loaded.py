@@ -100,8 +100,8 @@ class Run:
             shape = f"{test.size}x{test.size}, {test.channels} channel{'s' * (test.channels > 1)}"
             stored = f"{test.stored}, those of the run's test as {before['test']['stored']}"
             odd.append(f"data.private: the images are stored as {stored}; both are brought to {shape}")
-        found = changed(test.identity, before["test"])
-        if found and difference(config.resolved, self.config.resolved, ("data.private", "data.image_size")) is None:
+        found, same = changed(test.identity, before["test"]), ("data.private", "data.image_size", "data.channels")
+        if found and difference(config.resolved, self.config.resolved, same) is None:
             odd.append(f"data.private: the test images have changed since the run ({found})")
         return test, odd
 
