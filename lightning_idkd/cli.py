@@ -278,26 +278,32 @@ def compare(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     import json
+    from pathlib import Path
 
     p = options("evaluate")
     p.description += " Keys data.* and calibration.* are as for idkd fit: other sets than the run's, another score."
     p.add_argument("run", help="Run folder, such as runs/NAME/latest.")
     p.add_argument("--export", type=str | None, default=None, metavar="FOLDER", help="Write the nodes' mean there too.")
+    p.add_argument("--per-class", action="store_true", help="Accuracy and confusion matrix of every class too.")
     p.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
-    p.usage = "idkd evaluate RUN [--export FOLDER] [--json] [--data.KEY VALUE ...] [--calibration.score CLASS]"
+    p.usage = "idkd evaluate RUN [--export FOLDER] [--per-class] [--json] [--data.KEY VALUE ...] [--calibration.score CLASS]"
     own: list[str] = []
     changes: list[str] = []
     to = own
     for word in arguments:
         if word.startswith("-"):  # an option, whose value follows
-            to = own if word.split("=")[0] in ("-h", "--help", "--export", "--json") else changes
+            to = own if word.split("=")[0] in ("-h", "--help", "--export", "--per-class", "--json") else changes
         to.append(word)
     given = p.parse_args(own)
     from lightning_idkd.loaded import evaluate, load, show
+    from lightning_idkd.run_folder import write
 
-    if given.export:
-        print("\n".join(map(str, load(given.run).export(given.export))))
-    found = evaluate(given.run, changes)
+    files = load(given.run).export(given.export) if given.export else []
+    found = evaluate(given.run, changes, given.per_class)
+    if given.export and given.per_class:
+        files.append(Path(given.export) / "per_class.json")
+        write(files[-1], lambda part: part.write_text(json.dumps(found["per_class"]) + "\n"))
+    print("".join(f"{file}\n" for file in files), end="", file=sys.stderr if given.json else sys.stdout)
     if given.json:
         print(json.dumps(found, indent=1))
     else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from lightning_idkd import metrics
 from lightning_idkd.callback import OodScore
@@ -17,18 +20,27 @@ from lightning_idkd.data.identity import by_name, changed, listed, notes
 from lightning_idkd.data.source import Images
 from lightning_idkd.errors import UserError, require
 from lightning_idkd.evaluation import over_nodes
-from lightning_idkd.fit import labelled, node_maker
+from lightning_idkd.fit import Before, labelled, node_maker
+from lightning_idkd.fit import load as load_data
 from lightning_idkd.graph import Graph
 from lightning_idkd.node import NodeModule, Outputs
 from lightning_idkd.randomness import permutation
-from lightning_idkd.run_folder import RunFolder, difference, write
+from lightning_idkd.run_folder import RunFolder, difference, plain, write
 from lightning_idkd.selection import fitting
 from lightning_idkd.stack import NodeStack, mean_buffers, run_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lightning_idkd.data.partition import Split
+
 BATCH = 256
+NAMES = {
+    "accuracy": "accuracy",
+    "calibration_error": "calibration error",
+    "auroc_test_against_public": "AUROC, test against public images",
+}
+"""What :func:`evaluate` measures, in words. A run's own ``ood.auroc`` is of held-out private against public images."""
 
 
 @dataclass(repr=False)
@@ -58,7 +70,7 @@ class Run:
         """The mean of all nodes, in evaluation mode."""
         return self.stack.model(self.stack.X.mean(0), mean_buffers(self.stack.buffers))
 
-    def batches(self, images: Images) -> Iterator[torch.Tensor]:
+    def batches(self, images: Images) -> Iterator[Tensor]:
         """Images as the nodes see them, float32 [b, C, S, S]."""
         mean, std = (self.images[k][:, None, None] for k in ("mean", "std"))
         for pixels in images.pixels.split(BATCH):
@@ -105,9 +117,62 @@ class Run:
             odd.append(f"data.private: the test images have changed since the run ({found})")
         return test, odd
 
+    def test(self) -> Images:
+        """The run's test images, uint8 pixels [N, C, S, S], and their labels [N], which number the run's classes.
+
+        Raises:
+            UserError: the set is not there, or has an image without a class that the run has trained on.
+        """
+        return self.test_images()[0]
+
+    def train(self, node: int) -> Images:
+        """The private images and labels that ``node`` trains on.
+
+        Raises:
+            UserError: the set is not there, or has changed since the run.
+        """
+        images, split = self._private
+        return images[split.train[node]]
+
+    def held_out(self, node: int) -> Images:
+        """The private images and labels of ``node`` that are held out for validation and calibration."""
+        images, split = self._private
+        return images[split.validation[node]]
+
+    def public(self) -> Images | None:
+        """The public images, with labels where the set has some; None for a run without a public set."""
+        source = self.config.data.public
+        return source and source.load("train", self.images["size"], self.images["channels"], key="data.public")
+
+    @functools.cached_property
+    def _private(self) -> tuple[Images, Split]:
+        before = Before(str(self.folder.path), self.images.get("data"), ("train",))
+        images, _, _, split = load_data(self.config, before)
+        if split.hash != self.folder.partition_hash():
+            raise UserError(f"data.partition: the nodes' samples are not those of '{self.folder.path}'; a file has changed")
+        return images, split
+
+    def describe(self) -> dict:
+        """What another program needs besides the parameters: ``classes`` in the order of the outputs, ``mean`` and ``std`` of
+        every channel (of pixels from 0 to 255), ``size`` and ``channels`` of the images, and the ``config``."""
+        return {
+            "run": f"{self.folder.path.parent.name}/{self.folder.path.name}",
+            "epochs": self.epoch,
+            "classes": list(self.classes or map(str, range(self.images["classes"]))),
+            "mean": self.images["mean"].tolist(),
+            "std": self.images["std"].tolist(),
+            "size": self.images["size"],
+            "channels": self.images["channels"],
+            "config": self.config.resolved,
+        }
+
     def export(self, folder: str | Path) -> list[Path]:
-        """Write the consensus model's parameters and buffers as ``consensus.safetensors`` and as a plain state dict."""
-        from safetensors.torch import save_file
+        """Write the consensus model for other programs.
+
+        ``consensus.safetensors`` and the plain state dict ``consensus.pt`` hold its parameters and buffers under the network's
+        own names; ``consensus.json``, and the metadata of the first, what :meth:`describe` gives.
+        """
+        from safetensors.torch import save
 
         folder = Path(folder)
         try:
@@ -115,9 +180,13 @@ class Run:
         except OSError as e:
             raise UserError(f"--export: cannot write '{folder}' ({e.strerror})") from e
         state = {k: v.detach().clone().contiguous() for k, v in self.consensus().network.state_dict().items()}
-        write(folder / "consensus.safetensors", lambda part: save_file(state, part))
+        about = self.describe()
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
+        # safetensors' save_file would make a file that nobody else may read
+        write(folder / "consensus.safetensors", lambda part: part.write_bytes(save(state, texts)))
         write(folder / "consensus.pt", lambda part: torch.save(state, part))
-        return [folder / "consensus.safetensors", folder / "consensus.pt"]
+        write(folder / "consensus.json", lambda part: part.write_text(json.dumps(about, indent=1) + "\n"))
+        return [folder / f"consensus.{end}" for end in ("safetensors", "pt", "json")]
 
 
 def load(path: str | Path, checkpoint: str | None = None) -> Run:
@@ -153,10 +222,15 @@ def load(path: str | Path, checkpoint: str | None = None) -> Run:
     return Run(folder, config, stack, graph, folder.metrics(), folder.summary(), images, state["epoch"])
 
 
-def evaluate(path: str, changes: list[str]) -> dict:
-    """Accuracy and calibration error of nodes and consensus on a test set, and the AUROC of it against a public set.
+def evaluate(path: str, changes: list[str], per_class: bool = False) -> dict:
+    """Accuracy and calibration error of nodes and consensus on a test set, and the AUROC of a score of it against a public set.
 
-    ``changes`` are options as for ``idkd fit``: other sets than those of the run, and another ``calibration.score``.
+    Args:
+        path: the run's folder.
+        changes: options as for ``idkd fit``: other sets than those of the run, and another ``calibration.score``.
+        per_class: also ``per_class``: the ``classes`` with their ``images``; ``accuracy`` [class] by node mean, worst and so on
+            (None where the set has no such image), and ``nodes`` [node, class]; and ``confusion``, of all ``nodes``
+            [node, true class, answer] and of the ``consensus``, counts of images.
 
     Raises:
         UserError: an option changes what was trained.
@@ -175,45 +249,71 @@ def evaluate(path: str, changes: list[str]) -> dict:
         score = None
     if public is not None and score is not None:
         public = public.load("train", images["size"], images["channels"], key="data.public")
-    found = [judged(run, module, test, public, score) for module in [*run.stack.modules, run.consensus()]]
-    nodes, consensus = found[:-1], found[-1]
+    judgements = [judged(run, module, test, public, score) for module in [*run.stack.modules, run.consensus()]]
+    confusion = [judgement.pop("confusion") for judgement in judgements]
+    nodes, consensus = judgements[:-1], judgements[-1]
     result: dict = {"run": str(run.folder.path), "images": len(test), "nodes": len(nodes)}
     for key in consensus:
         result[key] = over_nodes(torch.tensor([n[key] for n in nodes], dtype=torch.float64)) | {"consensus": consensus[key]}
+    if per_class:
+        result["per_class"] = plain(by_class(torch.stack(confusion), run.describe()["classes"]), "evaluate")
     return result
 
 
-def judged(run: Run, module: NodeModule, test: Images, public: Images | None, score: OodScore | None) -> dict[str, float]:
-    """Accuracy, expected calibration error (15 bins), and AUROC of a score of one model."""
+def by_class(confusion: Tensor, names: list[str]) -> dict:
+    """What ``evaluate`` says of every class, from counts [nodes and consensus, true class, answer]."""
+    images = confusion[0].sum(1)
+    right = confusion.diagonal(dim1=1, dim2=2).double() / images  # nan where there is no image
+    *nodes, consensus = right.unbind()
+    spread = [over_nodes(values) for values in torch.stack(nodes).unbind(1)]
+    return {
+        "classes": names,
+        "images": images.tolist(),
+        "accuracy": {key: [of[key] for of in spread] for key in spread[0]}
+        | {"consensus": consensus.tolist(), "nodes": [values.tolist() for values in nodes]},
+        "confusion": {"nodes": confusion[:-1].tolist(), "consensus": confusion[-1].tolist()},
+    }
+
+
+def judged(run: Run, module: NodeModule, test: Images, public: Images | None, score: OodScore | None) -> dict:
+    """What is measured of one model: :data:`NAMES` (15 bins of confidence), and the ``confusion`` matrix [true class, answer]."""
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     outputs = run.outputs(module, test)
-    classes = outputs.logits.shape[1]
-    found = {
-        "accuracy": (outputs.logits.argmax(1) == test.labels).double().mean().item(),
+    classes, answers = outputs.logits.shape[1], outputs.logits.argmax(1)
+    found: dict = {
+        "confusion": (test.labels * classes + answers).bincount(minlength=classes**2).view(classes, classes),
+        "accuracy": (answers == test.labels).double().mean().item(),
         "calibration_error": multiclass_calibration_error(outputs.logits.softmax(1), test.labels, classes, n_bins=15).item(),
     }
     if public is not None and score is not None:
         others = run.outputs(module, public)
-        found["ood_auroc"] = metrics.auroc(*fitting(score, Outputs.cat([outputs, others])).split([len(outputs), len(others)]))
+        scores = fitting(score, Outputs.cat([outputs, others])).split([len(outputs), len(others)])
+        found["auroc_test_against_public"] = metrics.auroc(*scores)
     return found
 
 
 def show(result: dict) -> None:
-    """Print what :func:`evaluate` found."""
+    """Print what :func:`evaluate` found; of confusion matrices the consensus model's most frequent mistake."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
-        "",
-        "node mean",
-        "sd",
-        "worst or least",
-        "best or most",
-        "consensus",
-        title=f"{result['run']}: {result['images']:,} images",
-    )
-    for key, values in result.items():
-        if isinstance(values, dict):
-            table.add_row(key.replace("_", " "), *(f"{v:.4f}" for v in values.values()))
-    Console().print(table)
+    columns = ("node mean", "sd", "worst or least", "best or most", "consensus")
+    table = Table("", *columns, title=f"{result['run']}: {result['images']:,} images")
+    for key, name in NAMES.items():
+        if key in result:
+            table.add_row(name, *(f"{v:.4f}" for v in result[key].values()))
+    console = Console()
+    console.print(table)
+    if of := result.get("per_class"):
+        table = Table("class", "images", "node mean", "worst node", "best node", "consensus", "it is taken for")
+        for c, name in enumerate(of["classes"]):
+            row = of["confusion"]["consensus"][c]
+            wrong = max((i for i in range(len(row)) if i != c), key=row.__getitem__)
+            mistake = f"{of['classes'][wrong]}, {row[wrong] / sum(row):.1%}" if row[wrong] else "-"
+            values = (of["accuracy"][key][c] for key in ("node_mean", "node_min", "node_max", "consensus"))
+            cells = ("-" if v is None else f"{v:.1%}" for v in values)
+            table.add_row(escape(name), f"{of['images'][c]:,}", *cells, escape(mistake))
+        console.print(table)
+        print(f"confusion matrices of {result['nodes']} nodes and the consensus model: --json, or --export FOLDER")

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+import lightning_idkd
 from lightning_idkd.cli import COMMANDS, configure, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +93,25 @@ def test_its_way_back_into_python_runs_as_it_stands(tmp_path, configs, monkeypat
     found: dict = {}
     exec(block, found)
     assert found["run"].stack.n == 4
+
+
+def test_its_export_is_used_without_this_project(tmp_path, configs):
+    """Its six lines as they stand, in a process that cannot import the project, answer as the run does."""
+    network = ["--node.network", "TorchModule", "--node.network.path", "torchvision.models.resnet18", "--data.channels", "3"]
+    short = [*ALONE, "--graph.nodes", "2", "--train.epochs", "1", "--run.until", "1", "--data.private.limit", "64"]
+    arguments = [*short, *network, "--run.dir", str(tmp_path / "runs")]
+    assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *arguments]) == 0
+    run = lightning_idkd.load(tmp_path / "runs" / "readme" / "latest")
+    run.export(tmp_path / "exported")
+    images = run.test()[:50]
+    torch.save(images.pixels, tmp_path / "images.pt")
+    (block,) = (block for block in blocks("python") if "exported" in block)
+    assert len([line for line in block.splitlines() if line]) == 6
+    code = f"import sys, torch\nimages = torch.load('images.pt')\n{block}\nprint(answers.tolist())\n"
+    code += "assert not any(m.startswith(('lightning', 'callbacks')) for m in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout) == run.outputs(run.consensus(), images).logits.argmax(1).tolist()
 
 
 def test_links_lead_to_files():

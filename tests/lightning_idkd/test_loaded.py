@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file
+from sklearn.metrics import confusion_matrix
 
 import lightning_idkd
+from lightning_idkd import loaded as loaded_module
+from lightning_idkd import report
 from lightning_idkd.cli import main
+from lightning_idkd.data import Digits
 from lightning_idkd.errors import UserError
 
 SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "3", "--train.evaluate_every", "2",
@@ -56,14 +65,71 @@ def test_evaluate_finds_what_the_run_found(run, capsys):
     for key in ("node_mean", "node_std", "node_min", "node_max", "consensus"):
         assert found["accuracy"][key] == pytest.approx(summary["accuracy"][key])
     assert 0 < found["calibration_error"]["node_mean"] < 1
-    assert 0 < found["ood_auroc"]["consensus"] < 1
+    assert 0 < found["auroc_test_against_public"]["consensus"] < 1
+    assert "per_class" not in found
+
+
+def answers(run):
+    """What every node and the consensus model answer to the digits' test images, without the evaluation's code."""
+    loaded, digits = lightning_idkd.load(run), Digits().load("test")
+    x = (digits.pixels.float() - loaded.images["mean"][:, None, None]) / loaded.images["std"][:, None, None]
+    with torch.no_grad():
+        return [module.eval()(x).argmax(1) for module in [*loaded.stack.modules, loaded.consensus()]], digits.labels
+
+
+def test_per_class_gives_every_nodes_confusion_matrix_and_accuracy_by_class(run, capsys, tmp_path):
+    arguments = ["evaluate", str(run), "--per-class", "--export", str(tmp_path)]
+    assert main([*arguments, "--json"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)["per_class"]
+    assert json.loads((tmp_path / "per_class.json").read_text()) == found
+    assert str(tmp_path / "per_class.json") in said.err
+    of_all, labels = answers(run)
+    *nodes, consensus = (confusion_matrix(labels, of_one, labels=range(10)) for of_one in of_all)
+    assert np.array_equal(found["confusion"]["nodes"], nodes)
+    assert np.array_equal(found["confusion"]["consensus"], consensus)
+    accuracy = np.array([m.diagonal() / m.sum(1) for m in nodes])
+    assert np.allclose(found["accuracy"]["nodes"], accuracy)
+    for key, values in (("node_mean", accuracy.mean(0)), ("node_min", accuracy.min(0)), ("node_max", accuracy.max(0)),
+                        ("node_std", accuracy.std(0)), ("consensus", consensus.diagonal() / consensus.sum(1))):  # fmt: skip
+        assert np.allclose(found["accuracy"][key], values)
+    assert found["classes"] == list("0123456789")
+    assert found["images"] == consensus.sum(1).tolist()
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"{accuracy.mean(0)[3]:.1%}" in next(line for line in said.splitlines() if line.startswith("│ 3 "))
+    assert str(tmp_path / "per_class.json") in said
+
+
+def test_a_class_without_a_test_image_has_no_accuracy(run, tmp_path, capsys):
+    write_digits(tmp_path)
+    shutil.rmtree(tmp_path / "test" / "7")
+    images = ["--data.private", "ImageFolder", "--data.private.path", str(tmp_path)]
+    for form in ([], ["--json"]):
+        assert main(["evaluate", str(run), "--per-class", *form, *images]) == 0
+    said = capsys.readouterr().out
+    found = json.loads(said[said.index("{") :])["per_class"]
+    assert found["images"][7] == 0
+    assert found["accuracy"]["node_mean"][7] is None
+    assert found["accuracy"]["nodes"][0][7] is None
+    assert None not in found["accuracy"]["node_mean"][:7]
+    assert [cell.strip() for cell in next(line for line in said.splitlines() if line.startswith("│ 7 ")).split("│")[2:-1]] == [
+        "0", *"-----"
+    ]  # fmt: skip
+
+
+def test_both_aurocs_are_named_for_what_they_compare(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "150")
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"{summary['ood']['auroc']:.3f}" == dict(report.numbers(summary))["AUROC, held-out own against public samples"]
+    assert main(["evaluate", str(run), "--calibration.score", "Energy"]) == 0
+    assert "AUROC, test against public images" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert set(loaded_module.NAMES) == {"accuracy", "calibration_error", "auroc_test_against_public"}
 
 
 def write_digits(folder):
     """The digits' test images as files, by class."""
     from PIL import Image
-
-    from lightning_idkd.data import Digits
 
     for part in ("train", "test"):
         digits = Digits().load(part)
@@ -100,7 +166,7 @@ def test_evaluate_takes_another_score_but_no_other_training(run, capsys):
     for score in ("MSP", "Energy", "KNN"):
         assert main(["evaluate", str(run), "--json", "--calibration.score", score]) == 0
         said = capsys.readouterr()
-        auroc[score] = json.loads(said.out).get("ood_auroc", {}).get("consensus")
+        auroc[score] = json.loads(said.out).get("auroc_test_against_public", {}).get("consensus")
     assert auroc["MSP"] != auroc["Energy"]
     assert auroc["KNN"] is None
     assert "KNN needs a node's training data" in said.err
@@ -120,6 +186,76 @@ def test_the_consensus_model_is_exported_as_safetensors_and_as_a_plain_state_dic
     torch.testing.assert_close(network(x), loaded.consensus().network(x))  # other memory formats, so not bit-equal
     assert plain.keys() == safe.keys()
     assert all(torch.equal(plain[k], safe[k]) for k in plain)
+
+
+def test_an_export_says_how_to_use_it_in_metadata_and_in_a_file_beside_it(run, tmp_path):
+    files = lightning_idkd.load(run).export(tmp_path)
+    assert [f.name for f in files] == ["consensus.safetensors", "consensus.pt", "consensus.json"]
+    about = json.loads((tmp_path / "consensus.json").read_text())
+    with safe_open(tmp_path / "consensus.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata.keys() == about.keys()
+    assert metadata.pop("run") == about["run"] == f"ring_digits/{run.resolve().name}"
+    assert {k: json.loads(v) for k, v in metadata.items()} == {k: v for k, v in about.items() if k != "run"}
+    train = json.loads((run / "partition.json").read_text())["indices"]["train"]
+    pixels = Digits().load("train").pixels[sorted(i for node in train for i in node)].double()
+    assert about["mean"] == pytest.approx([pixels.mean().item()], rel=1e-6)
+    assert about["std"] == pytest.approx([pixels.std(correction=0).item()], rel=1e-6)
+    assert about["classes"] == list("0123456789")
+    assert (about["size"], about["channels"], about["epochs"]) == (8, 1, 3)
+    assert about["config"] == yaml.safe_load((run / "config.yaml").read_text())
+
+
+def test_a_run_that_is_older_than_stored_class_names_numbers_them(run):
+    loaded = lightning_idkd.load(run)
+    del loaded.images["data"]
+    assert loaded.describe()["classes"] == [str(c) for c in range(10)]
+
+
+def test_a_run_gives_its_own_images(run):
+    loaded, digits = lightning_idkd.load(run), Digits().load("train")
+    written, test = json.loads((run / "partition.json").read_text())["indices"], loaded.test()
+    assert torch.equal(test.pixels, Digits().load("test").pixels)
+    right = (loaded.outputs(loaded.consensus(), test).logits.argmax(1) == test.labels).double().mean().item()
+    assert right == pytest.approx(loaded.summary["accuracy"]["consensus"])
+    for node in range(4):
+        for found, part in ((loaded.train(node), "train"), (loaded.held_out(node), "validation")):
+            index = written[part][node]
+            assert torch.equal(found.pixels, digits.pixels[index])
+            assert torch.equal(found.labels, digits.labels[index])
+    assert len(loaded.public()) == 200
+    (batch,) = loaded.batches(test[:5])
+    expected = (test.pixels[:5] - loaded.images["mean"][:, None, None]) / loaded.images["std"][:, None, None]
+    torch.testing.assert_close(batch, expected)
+
+
+def test_a_run_whose_images_have_changed_gives_no_private_ones(run, tmp_path, monkeypatch):
+    loaded = lightning_idkd.load(run)
+    monkeypatch.setattr(type(loaded.folder), "partition_hash", lambda folder: "another")
+    with pytest.raises(UserError, match="samples are not those of"):
+        loaded.train(0)
+
+
+def test_every_file_has_the_permissions_that_the_user_asks_for(tmp_path, monkeypatch, configs):
+    monkeypatch.setenv("IDKD_CACHE", str(tmp_path / "cache"))
+    mask = 0o027
+    before = os.umask(mask)
+    try:
+        short = [*SHORT, "--train.epochs", "1", "--distillation", "null", "--run.dir", str(tmp_path), "--logger.kind", "csv"]
+        assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *short[2:]]) == 0
+        made = tmp_path / "ring_digits" / "latest"
+        assert main(["evaluate", str(made), "--export", str(tmp_path / "out"), "--per-class"]) == 0
+        assert main(["report", str(made)]) == 0
+        assert main(["compare", str(tmp_path), "--plot", str(tmp_path / "compare.png")]) == 0
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if not path.is_symlink()]
+    assert {"consensus.safetensors", "summary.json", "final.ckpt", "graph.png", "report.md", "metrics.csv"} <= {
+        path.name for path in files
+    }  # fmt: skip
+    for path in files:
+        whole = 0o777 if path.is_dir() or path.suffix == ".so" else 0o666
+        assert path.stat().st_mode & 0o777 == whole & ~mask, path
 
 
 def test_a_report_holds_numbers_pictures_and_config(run, capsys):
