@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lightning_idkd.models.split import Split
 
-ResNetNorm = Literal["evonorm", "evonorm_batch", "group", "batch", "batch_statistics"]
+ResNetNorm = Literal["evonorm", "evonorm_batch", "evonorm_qgm", "group", "batch", "batch_statistics"]
 Norm = Literal["none", "group", "batch", "batch_statistics"]
 SomeNorm = Literal["group", "batch", "batch_statistics"]
 
@@ -45,7 +45,9 @@ class ResNet(Architecture):
     al. 2020) normalises and activates where the network of the QG-DSGDm paper has it: the stem and each block's first
     convolution. After the second convolution and in the shortcut that network has BatchNorm with the statistics of the
     batch at hand, in evaluation too ("evonorm_batch"); "evonorm" has GroupNorm there, so that no output depends on the other
-    samples of the batch. All groups: 8, or as many of 4, 2, 1 as divide.
+    samples of the batch. All groups: 8, or as many of 4, 2, 1 as divide. "evonorm_qgm" is the ResNet-20-EvoNorm of QG-DSGDm's
+    and IDKD's code, of 272,474 parameters for CIFAR-10: that BatchNorm, and an EvoNorm with up to 32 groups, the unbiased
+    variance, no trained v (272,826 with it) and a ReLU behind.
     """
 
     depth: int = 20
@@ -55,11 +57,15 @@ class ResNet(Architecture):
     """Channels of the first stage; the next have two and four times as many."""
 
     norm: ResNetNorm = "evonorm"
-    """EvoNorm-S0 (replaces norm and ReLU) with GroupNorm or batch statistics, GroupNorm, BatchNorm with running statistics, or
-    BatchNorm with those of the batch at hand, in evaluation too."""
+    """EvoNorm-S0 (replaces norm and ReLU) with GroupNorm or batch statistics, or as in QG-DSGDm's code; GroupNorm, BatchNorm with
+    running statistics, or BatchNorm with those of the batch at hand, in evaluation too."""
 
     stem_stride: int = 1
     """2 halves larger images at once, such as Imagenette at 64x64."""
+
+    pool: int | None = None
+    """Side of the windows of the last images that are averaged, each to features of its own, such as 8 in IDKD's code: 4 windows
+    for 64x64. null: the whole image."""
 
     def __post_init__(self) -> None:
         if self.depth < 8 or self.depth % 6 != 2:
@@ -70,12 +76,16 @@ class ResNet(Architecture):
             )
         _check_at_least_one("width", self.width)
         _check_at_least_one("stem_stride", self.stem_stride)
+        if self.pool is not None:
+            _check_at_least_one("pool", self.pool)
         _check_choice("norm", self.norm, get_args(ResNetNorm))
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
-        from lightning_idkd.models.resnet import ResNetModule
+        from lightning_idkd.models.resnet import ResNetModule, last_side
 
-        return ResNetModule(self.depth, self.width, self.norm, self.stem_stride, channels, classes)
+        if self.pool is not None and self.pool > (side := last_side(size, self.stem_stride)):
+            raise UserError(f"node.network.pool is {self.pool}; images of {size}x{size} end as {side}x{side}, at most that.")
+        return ResNetModule(self.depth, self.width, self.norm, self.stem_stride, self.pool, channels, size, classes)
 
 
 @dataclass

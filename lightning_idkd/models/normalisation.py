@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -35,14 +36,35 @@ class EvoNormS0(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))  # beta
 
     def forward(self, x: Tensor) -> Tensor:
-        if kernel := _kernel(x, self.groups, False, self.eps, (self.v, self.weight, self.bias)):
-            return nodewise(lambda x, v, gamma, beta: kernel(x, gamma, beta, v, None), x, self.v, self.weight, self.bias)
-        return channelwise(self._run, x, self.v, self.weight, self.bias)
+        return self._norm(x, self.v, self.weight, self.eps)
 
-    def _run(self, nodes: int, x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    def _norm(self, x: Tensor, v: Tensor, gamma: Tensor, eps: float) -> Tensor:
+        if kernel := _kernel(x, self.groups, False, eps, (v, gamma, self.bias)):
+            return nodewise(lambda x, v, gamma, beta: kernel(x, gamma, beta, v, None), x, v, gamma, self.bias)
+        return channelwise(functools.partial(self._run, eps=eps), x, v, gamma, self.bias)
+
+    def _run(self, nodes: int, x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, *, eps: float) -> Tensor:
         x = x.float() if x.dtype == torch.bfloat16 else x  # as autocast has it for norms
         run = evonorm_s0 if fused.traced() else _EvoNormS0.apply
-        return run(x, v, gamma, beta, nodes * self.groups, self.eps)
+        return run(x, v, gamma, beta, nodes * self.groups, eps)
+
+
+class EvoNormQGM(EvoNormS0):
+    """EvoNorm-S0 as the code of QG-DSGDm has it (Lin et al., ICML 2021), and IDKD's after it: 32 groups or one a channel, the
+    variance of N values divided by N - 1, ``v`` fixed at 1, and ReLU behind.
+
+    A channel count above 32 that 32 does not divide, which that code refuses, has the most groups below 32 that divide it.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(channels, eps)
+        self.groups = max(g for g in range(1, min(32, channels) + 1) if channels % g == 0)
+        self.v = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = x.shape[1:].numel() // self.groups
+        ratio = (values - 1) / values  # var / ratio + eps = (var + ratio eps) / ratio, var divided by N
+        return self._norm(x, torch.ones_like(self.weight), math.sqrt(ratio) * self.weight, ratio * self.eps).relu()
 
 
 class GroupNorm(nn.GroupNorm):
@@ -184,7 +206,7 @@ def norm_layer(norm: str, channels: int) -> nn.Module:
 def norm_activation(norm: str, channels: int) -> nn.Module:
     """A normalisation and its activation: EvoNorm-S0 is both, the others are followed by ReLU."""
     if norm.startswith("evonorm"):
-        return EvoNormS0(channels)
+        return (EvoNormQGM if norm == "evonorm_qgm" else EvoNormS0)(channels)
     return GroupNorm.over(channels, relu=True) if norm == "group" else nn.Sequential(norm_layer(norm, channels), nn.ReLU())
 
 

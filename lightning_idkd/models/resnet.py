@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_idkd.models.normalisation import norm_activation, norm_layer, norm_shortcut
+
+
+def last_side(size: int, stem_stride: int) -> int:
+    """Side of the images behind the stem and two halvings."""
+    return math.ceil(math.ceil(math.ceil(size / stem_stride) / 2) / 2)
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -36,9 +44,11 @@ class ResidualBlock(nn.Module):
 
 
 class ResNetModule(nn.Module):
-    """Images ``[B, channels, H, W]`` to logits ``[B, classes]`` through ``features`` ``[B, 4 width]`` and ``head``."""
+    """Images ``[B, channels, S, S]`` to logits ``[B, classes]`` through ``features`` ``[B, 4 width]`` and ``head``, or as many
+    times more features as windows of ``pool`` pixels fit the last images."""
 
-    def __init__(self, depth: int, width: int, norm: str, stem_stride: int, channels: int, classes: int) -> None:
+    def __init__(self, depth: int, width: int, norm: str, stem_stride: int, pool: int | None, channels: int, size: int,
+                 classes: int) -> None:  # fmt: skip
         super().__init__()
         blocks, inputs = [], width
         for outputs in (width, 2 * width, 4 * width):
@@ -48,10 +58,12 @@ class ResNetModule(nn.Module):
                 inputs = outputs
         self.stem = nn.Sequential(convolution(channels, width, 3, stem_stride), norm_activation(norm, width))
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(4 * width, classes)
+        self.pool = pool
+        self.head = nn.Linear(4 * width * (1 if pool is None else (last_side(size, stem_stride) // pool) ** 2), classes)
 
     def features(self, x: Tensor) -> Tensor:
-        return self.blocks(self.stem(x)).mean((2, 3))
+        x = self.blocks(self.stem(x))
+        return x.mean((2, 3)) if self.pool is None else F.avg_pool2d(x, self.pool).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))

@@ -27,6 +27,7 @@ NORMS = {  # nodes, images, channels, side, groups, ReLU, shortcut, EvoNorm
     "group norm, one group, relu": (2, 2, 16, 5, 1, True, False, False),
     "evonorm": (2, 3, 32, 4, 8, False, False, True),
     "evonorm, a channel a group": (2, 2, 8, 5, 8, False, False, True),
+    "evonorm, a channel a group, all": (2, 2, 16, 5, 16, False, False, True),
     "evonorm, few of many channels": (1, 1, 64, 20, 8, False, False, True),
 }
 
@@ -107,7 +108,7 @@ def step() -> list[float]:
     x = torch.randn(2, 2, 8, 8, 3, generator=g, dtype=torch.float64).movedim(-1, -3)
     y = torch.randn(2, 2, 5, generator=g, dtype=torch.float64).softmax(-1)
     errors = []
-    for norm, frozen in (("group", ""), ("evonorm", ""), ("evonorm", "blocks.1")):
+    for norm, frozen in (("group", ""), ("evonorm", ""), ("evonorm", "blocks.1"), ("evonorm_qgm", "")):
 
         def make(norm=norm, frozen=frozen):
             network = ResNet(8, width=8, norm=norm).build(3, 8, 5)

@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_idkd import NodeModule, NodeStack
 from lightning_idkd.models.abreast import MaxPool2d, channelwise
-from lightning_idkd.models.normalisation import EvoNormS0, GroupNorm
+from lightning_idkd.models.normalisation import EvoNormQGM, EvoNormS0, GroupNorm
 
 N, B, C, S = 3, 4, 16, 6
 LAYERS = {
@@ -14,6 +14,7 @@ LAYERS = {
     "GroupNorm": lambda: GroupNorm.over(C, relu=True),
     "GroupNorm, no parameters": lambda: GroupNorm(4, C, affine=False),
     "EvoNormS0": lambda: EvoNormS0(C),
+    "EvoNormQGM": lambda: EvoNormQGM(C),
 }
 
 

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 NETWORKS = {
     "ResNet, EvoNorm": ResNet(8, width=16, norm="evonorm"),
+    "ResNet, EvoNorm of QG-DSGDm's code": ResNet(8, width=16, norm="evonorm_qgm"),
     "ResNet, GroupNorm": ResNet(8, width=8, norm="group"),
     "ResNet, groups of 3": ResNet(8, width=12, norm="group"),
     "CNN, dropout": CNN(4, norm="group", dropout=0.3),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_idkd.models import fused
-from lightning_idkd.models.normalisation import EvoNormS0, GroupNorm, evonorm_s0
+from lightning_idkd.models.normalisation import EvoNormQGM, EvoNormS0, GroupNorm, evonorm_s0
 
 SHAPES = [(3, 16, 9, 7, 8), (2, 32, 4, 4, 8), (5, 64, 1, 1, 8), (2, 64, 3, 3, 1), (2, 48, 5, 5, 3), (1, 512, 2, 2, 128)]
 """B, C, H, W, groups: groups of 2, 4, 8, 64, 16 and 4 channels."""
@@ -91,7 +91,26 @@ def test_the_layer_group_norm_trains_by_the_library(relu, shortcut, monkeypatch)
         torch.testing.assert_close(gradient.double(), of, rtol=1e-4, atol=2e-5 * of.abs().max().item())
 
 
-@pytest.mark.parametrize("layer", [EvoNormS0(32), GroupNorm.over(32, relu=True)], ids=["EvoNormS0", "GroupNorm"])
+@pytest.mark.parametrize("channels", [16, 32, 64])
+def test_the_evonorm_of_qg_dsgdms_code_trains_by_the_library(channels, monkeypatch):
+    """Groups of 1, 1 and 2 channels."""
+    used, forward = [], fused.evonorm_forward
+    monkeypatch.setattr(fused, "evonorm_forward", lambda *given: used.append(given) or forward(*given))
+    layer, x, g = EvoNormQGM(channels), drawn(8, channels, 6, 5), drawn(8, channels, 6, 5)
+    with torch.no_grad():
+        layer.weight.copy_(drawn(channels, mean=1))
+        layer.bias.copy_(drawn(channels))
+    exact, found = copy.deepcopy(layer).double(), []
+    for here, dtype in ((layer, torch.float32), (exact, torch.float64)):
+        leaf = x.to(dtype).requires_grad_()
+        y = here(leaf)
+        found.append([y, *torch.autograd.grad(y, [leaf, *here.parameters()], g.to(dtype))])
+    assert len(used) == 1
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=2e-5 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("layer", [EvoNormS0(32), EvoNormQGM(32), GroupNorm.over(32, relu=True)], ids=lambda of: of._get_name())
 def test_gradients_can_be_differentiated_again(layer):
     """As a penalty on gradients in a loss does, whatever the batch."""
     x, found = drawn(40, 32, 12, 12), []

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from lightning_idkd.errors import UserError
 from lightning_idkd.models import CNN, VGG, LeNet, MobileNetV2, ResNet, TorchModule, ViT
-from lightning_idkd.models.normalisation import EvoNormS0, GroupNorm, norm_layer
+from lightning_idkd.models.normalisation import EvoNormQGM, EvoNormS0, GroupNorm, norm_layer
 from lightning_idkd.node import NodeModule
 from lightning_idkd.randomness import replace_dropout
 from lightning_idkd.stack import NodeStack
@@ -23,6 +23,8 @@ SMALL = [
     ResNet(8, 8, "group"),
     ResNet(8, 8, "batch"),
     ResNet(8, 8, "evonorm_batch", 2),
+    ResNet(8, 8, "evonorm_qgm"),
+    ResNet(8, 8, "evonorm_qgm", pool=1),
     ResNet(8, 8, "batch_statistics"),
     CNN(8, norm="none"),
     CNN(8, norm="group"),
@@ -73,6 +75,62 @@ def test_evonorm_s0_is_its_closed_form_and_keeps_gradients_right(channels, group
         return functional_call(layer, {"v": v, "weight": weight, "bias": bias}, x)
 
     assert torch.autograd.gradcheck(output, (small, *layer.parameters()))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(16, 16), (32, 32), (64, 32), (48, 24)])
+def test_evonorm_of_qg_dsgdms_code_is_its_closed_form_and_keeps_gradients_right(channels, groups):
+    """x sigmoid(x) / sqrt(var of the group, divided by N - 1, + eps) gamma + beta, then ReLU."""
+    rng = np.random.default_rng([1, channels])
+    x, (gamma, beta) = 3 * rng.standard_normal((3, channels, 4, 5)), rng.standard_normal((2, channels))
+    layer = EvoNormQGM(channels).double()
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(gamma))
+        layer.bias.copy_(torch.from_numpy(beta))
+    deviation = np.sqrt(x.reshape(3, groups, -1).var(2, ddof=1) + 1e-5).repeat(channels // groups, 1)[..., None, None]
+    expected = x / (1 + np.exp(-x)) / deviation * gamma[:, None, None] + beta[:, None, None]
+    np.testing.assert_allclose(layer(torch.from_numpy(x)).detach(), expected.clip(min=0), rtol=1e-10, atol=1e-12)
+    small = torch.from_numpy(x[:1, :, :2, :2]).requires_grad_()
+    output = lambda x, weight, bias: functional_call(layer, {"weight": weight, "bias": bias}, x)  # noqa: E731
+    assert torch.autograd.gradcheck(output, (small, layer.weight, layer.bias))
+
+
+def the_codes_network(x, p, pool):
+    """ResNet-20-EvoNorm of QG-DSGDm's and IDKD's code, written down anew; ``p`` are its parameters in the order of use."""
+    p = iter(p)
+
+    def evonorm(x):
+        groups = x.unflatten(1, (min(32, x.shape[1]), -1))
+        deviation = (groups.var((2, 3, 4), keepdim=True, unbiased=True) + 1e-5).sqrt().expand_as(groups).flatten(1, 2)
+        return x * x.sigmoid() / deviation * next(p)[:, None, None] + next(p)[:, None, None]
+
+    def batch_norm(x):
+        return nn.functional.batch_norm(x, None, None, next(p), next(p), training=True)
+
+    x = evonorm(nn.functional.conv2d(x, next(p), padding=1)).relu()
+    for stage in range(3):
+        for block in range(3):
+            stride = 2 if stage and not block else 1
+            y = evonorm(nn.functional.conv2d(x, next(p), stride=stride, padding=1)).relu()
+            y = batch_norm(nn.functional.conv2d(y, next(p), padding=1))
+            x = (y + (batch_norm(nn.functional.conv2d(x, next(p), stride=stride)) if stride == 2 else x)).relu()
+    return nn.functional.avg_pool2d(x, pool).flatten(1) @ next(p).T + next(p)
+
+
+@pytest.mark.parametrize(("size", "classes", "count"), [(32, 10, 272_474), (32, 100, 278_324), (64, 10, 274_394)])
+def test_the_network_of_the_authors_code_has_its_size_and_its_outputs(size, classes, count):
+    """For 64x64 images its last layer has 256 features, four windows of 8x8."""
+    network = ResNet(20, 16, "evonorm_qgm", pool=8).build(3, size, classes).double()
+    assert parameters(network) == count
+    assert network.head.in_features == 64 * (size // 32) ** 2
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=g, dtype=p.dtype))
+    x = torch.randn(4, 3, size, size, generator=g, dtype=torch.float64)
+    expected = the_codes_network(x, network.parameters(), 8)
+    for training in (True, False):
+        assert (network.train(training)(x) - expected).norm() <= 1e-13 * expected.norm()
 
 
 def test_evonorm_survives_a_large_mean_and_a_constant_image_in_float32():
@@ -247,6 +305,7 @@ WITHOUT = [ResNet(8, 8, "evonorm"), ResNet(8, 8, "group"), CNN(8), VGG("group"),
 WITH = [
     ResNet(8, 8, "batch_statistics"),
     ResNet(8, 8, "evonorm_batch"),
+    ResNet(8, 8, "evonorm_qgm"),
     CNN(8, norm="batch_statistics"),
     VGG("batch_statistics"),
     MobileNetV2("batch_statistics"),
@@ -285,12 +344,19 @@ def test_batch_statistics_are_their_closed_form_in_evaluation():
     np.testing.assert_allclose(layer(x).detach(), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("evonorm_batch", nn.BatchNorm2d), ("evonorm", GroupNorm)])
-def test_evonorm_stands_before_the_second_convolution_and_a_plain_norm_after_it_and_in_shortcuts(norm, kind):
+@pytest.mark.parametrize(
+    ("norm", "first", "kind"),
+    [
+        ("evonorm", EvoNormS0, GroupNorm),
+        ("evonorm_batch", EvoNormS0, nn.BatchNorm2d),
+        ("evonorm_qgm", EvoNormQGM, nn.BatchNorm2d),
+    ],
+)
+def test_evonorm_stands_before_the_second_convolution_and_a_plain_norm_after_it_and_in_shortcuts(norm, first, kind):
     network = ResNet(14, 8, norm).build(3, 8, 10)
     of = [type(m) for m in network.modules() if isinstance(m, (EvoNormS0, nn.BatchNorm2d, nn.GroupNorm))]
-    block, shortcut = [EvoNormS0, kind], [kind]
-    assert of == [EvoNormS0, *block, *block, *block, *shortcut, *block, *block, *shortcut, *block]
+    block, shortcut = [first, kind], [kind]
+    assert of == [first, *block, *block, *block, *shortcut, *block, *block, *shortcut, *block]
 
 
 @pytest.mark.parametrize("architecture", SMALL, ids=str)
@@ -378,6 +444,8 @@ def test_a_depth_that_is_not_6n_plus_2_is_refused_with_the_nearest_two(depth, be
         (lambda: CNN(norm="evonorm"), r"node\.network\.norm is 'evonorm'; allowed are none, group, batch"),
         (lambda: ResNet(width=0), r"node\.network\.width is 0"),
         (lambda: CNN(dropout=1.0), r"node\.network\.dropout is 1\.0"),
+        (lambda: ResNet(pool=0), r"node\.network\.pool is 0; it is at least 1"),
+        (lambda: ResNet(pool=8).build(3, 28, 10), r"node\.network\.pool is 8; images of 28x28 end as 7x7, at most that"),
         (lambda: ResNet(stem_stride=0), r"node\.network\.stem_stride is 0; it is at least 1"),
         (lambda: VGG("evonorm"), r"node\.network\.norm is 'evonorm'; allowed are none, group, batch, batch_statistics"),
         (lambda: MobileNetV2("none"), r"node\.network\.norm is 'none'; allowed are group, batch, batch_statistics"),

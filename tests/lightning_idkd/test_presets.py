@@ -89,6 +89,7 @@ def test_every_config_trains_on_stand_in_data(names, configs, stand_in, tmp_path
     if type(config.node.network).__name__ == "ResNet":
         shrink |= {"node.network.depth": 8, "node.network.width": 4, "data.partition": "IID"}
         shrink |= {"data.private.limit": 16 * config.graph.nodes, "train.batch_size": 8, "data.image_size": 16}
+        shrink |= {} if config.node.network.pool is None else {"node.network.pool": 4}  # the last images are 4x4
     assert main(["fit", *files, *options(shrink)]) == 0
     summary = json.loads((latest(tmp_path, names[0]) / "summary.json").read_text())
     assert (summary["ood"]["kept_fraction"] is not None) == (config.distillation is not None and config.distillation.public)
@@ -105,6 +106,10 @@ def test_the_official_code_is_a_preset_of_its_own(configs):
     assert [e for e in range(300) if official.distillation.due(e, 300)] == list(range(246, 300, 5))  # eleven
     assert [e for e in range(300) if paper.distillation.due(e, 300)] == [241]
     assert official.distillation.labels == "relayed"
+    assert sum(p.numel() for p in official.node.network.build(3, 32, 10).parameters()) == 272_474
+    imagenette = configure(files_of(configs, ["ring_imagenette", "presets/official_code_imagenette"]))
+    assert imagenette.node.network.build(3, 64, 10).head.in_features == 256
+    assert [e for e in range(300) if imagenette.distillation.due(e, 300)] == [296]
     assert official.distillation.shares == "sizes of the nodes' sets, class histograms of private data"
     assert paper.distillation.shares == ""
 
@@ -121,7 +126,7 @@ PAPER = ["ring_cifar10", "ring_cifar100", "ring_imagenette", "social15_cifar10",
     ids="+".join,
 )  # fmt: skip
 def test_every_preset_goes_30_steps_and_through_an_exchange_on_real_data(names, configs, data_folder, tmp_path):
-    """Its own graph, rule, image size and kind of network; sets, batches and the network's depth and width are smaller."""
+    """Its own graph, rule, kind of network and (but for one) image size; sets, batches, depth and width are smaller."""
     files = files_of(configs, names)
     nodes = configure(files).graph.nodes
     small = {"data.private.limit": 56 * nodes, "data.public.limit": 64, "train.batch_size": 4, "distillation.start": 1,
@@ -130,6 +135,9 @@ def test_every_preset_goes_30_steps_and_through_an_exchange_on_real_data(names, 
              "node.network.width": 4}  # fmt: skip
     if len(names) == 2:
         small |= {"calibration.probability": 0.12}  # so early no softmax reaches the preset's 0.98
+    if names[-1] == "presets/official_code_imagenette":
+        # torch 2.14's 1x1 convolutions with a stride write past their memory for 4 channels of 64x64
+        small |= {"data.image_size": 32, "node.network.pool": 4}
     assert main(["fit", *files, *options(small)]) == 0
     run = RunFolder(latest(tmp_path, names[0]))
     before, after = (RunFolder.load(run.file(f"checkpoints/{name}.ckpt")) for name in ("epoch_1", "last"))
