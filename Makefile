@@ -4,6 +4,7 @@ VENV   ?= .venv
 CFG    ?= ring_digits
 RUN    ?= runs/$(firstword $(CFG))/latest
 SWEEP  ?= ood_scores
+FILE    = $(firstword $(wildcard $(filter %.yaml,$(SWEEP))) configs/sweeps/$(SWEEP).yaml)
 ARGS   ?=
 BIN    := $(VENV)/bin
 
@@ -33,12 +34,14 @@ bench: $(VENV)/.ready  ## time steps of small and large networks in every form (
 report: $(VENV)/.ready  ## write report.md of a run: make report RUN=runs/ring_digits/latest
 	$(BIN)/idkd report $(RUN)
 
-sweep: $(VENV)/.ready  ## create a W&B sweep: make sweep SWEEP=ood_scores (without a server: idkd sweep configs/sweeps/...)
-	$(BIN)/wandb sweep --project lightning-idkd configs/sweeps/$(SWEEP).yaml || \
-	  { echo "without a server: $(BIN)/idkd sweep configs/sweeps/$(SWEEP).yaml"; exit 1; }
+sweep: $(VENV)/.ready  ## create a W&B sweep: make sweep SWEEP=ood_scores, or SWEEP=mine.yaml (without a server: idkd sweep FILE)
+	$(BIN)/wandb sweep $(if $(WANDB_PROJECT)$(shell grep -ls '^project:' $(FILE)),,--project lightning-idkd) $(FILE) || \
+	  { echo "without a server: $(BIN)/idkd sweep $(FILE)"; exit 1; }
 
-agent: $(VENV)/.ready  ## run an agent of a W&B sweep: make agent ID=entity/project/id
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/wandb agent $(ID)
+# a signal to the agent reaches its run, which stops with a checkpoint
+agent: $(VENV)/.ready  ## run an agent of a W&B sweep: make agent ID=entity/project/id ARGS="--count 1"
+	@test -n "$(ID)" || { echo "make agent ID=entity/project/id, as make sweep prints it"; exit 2; }
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/wandb agent --forward-signals $(ARGS) $(ID)
 
 lint: $(VENV)/.ready  ## check style
 	$(BIN)/ruff check .

@@ -165,7 +165,12 @@ def main(arguments: list[str] | None = None) -> int:
 def fit(arguments: list[str]) -> int:
     from lightning_idkd.fit import fit
 
-    fit(configure(arguments))
+    try:
+        fit(configure(arguments))
+    except KeyboardInterrupt:
+        if "WANDB_SWEEP_ID" not in os.environ:
+            raise
+        # stopped by an agent of W&B, which takes a status above 0 for a failure and ends itself after a few
     return 0
 
 

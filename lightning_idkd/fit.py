@@ -245,8 +245,9 @@ def train(run: Orchestrator) -> dict | None:
 def find(config: Config) -> tuple[RunFolder | None, Path | None]:
     """The folder to continue (None: a new one) and the checkpoint to load (None: from scratch; with a new folder: a fork)."""
     run = config.run
-    if run.resume == "auto":
-        folder = RunFolder.unfinished(config.folder(), config.resolved)
+    id = loggers.given_id(config)  # an agent of W&B gives it, and a stopped cell again under the same one
+    if run.resume == "auto" or (id and run.resume is None):
+        folder = RunFolder.unfinished(config.folder(), config.resolved, id)
         if folder:
             return folder, folder.last
     if run.from_:

@@ -97,11 +97,11 @@ class WandB:
         import wandb
 
         self.folder, self.table = folder, None
-        ids = folder.file("wandb/run_id.txt")
-        ids.parent.mkdir(exist_ok=True)
-        if not ids.exists():
-            folder.text("wandb/run_id.txt", os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
-        self.id = ids.read_text()
+        if folder.wandb_id() is None:
+            folder.file("wandb").mkdir(exist_ok=True)
+            folder.text("wandb/run_id.txt", given_id(config) or secrets.token_hex(4))
+        self.id = folder.wandb_id()
+        there = written(folder.file("wandb"), self.id)
         self.staging = {k: folder.file(f"wandb/{name}") for k, name in STAGING.items() if k not in os.environ}
         os.environ.update({k: str(path.resolve()) for k, path in self.staging.items()})
         offline = config.logger.offline if config.logger.offline is not None else not logged_in()
@@ -120,8 +120,9 @@ class WandB:
                 self.run = self.start(config, True)
             self.run.define_metric("epoch")
             self.run.define_metric("*", step_metric="epoch")
-            self.run.config.update(config.resolved, allow_val_change=True)
-        self.logged = written(folder.file("wandb"), self.id) if self.run.offline else set(range(self.run.step))
+            fixed = set(self.run.config.keys()) if "WANDB_SWEEP_ID" in os.environ else set()  # W&B does not let these be changed
+            self.run.config.update({k: v for k, v in config.resolved.items() if k not in fixed}, allow_val_change=True)
+        self.logged = there if self.run.offline else set(range(self.run.step))  # online the server says how far it is
 
     def start(self, config: Config, offline: bool):
         """Begin or continue the run; what the config leaves open is as W&B's environment variables say."""
@@ -176,6 +177,11 @@ class WandB:
             del os.environ[variable]
 
 
+def given_id(config: Config) -> str | None:
+    """The id of the W&B run that this run is to be, which agents of sweeps give; None where W&B is not asked for one."""
+    return os.environ.get("WANDB_RUN_ID") or None if config.logger is not None and config.logger.kind == "wandb" else None
+
+
 def steps(lines: list[dict]) -> list[int]:
     """W&B's step of every line: the training step, but one more than the line before where that is as far."""
     found: list[int] = []
@@ -185,35 +191,43 @@ def steps(lines: list[dict]) -> list[int]:
 
 
 def written(folder: Path, id: str) -> set[int]:
-    """The steps that W&B's files of a run hold; a file that a kill cut short counts up to there."""
+    """The steps that the W&B files of a run hold. A file that a kill cut within a record is ended before it: `wandb sync` takes
+    no further file of a run behind a broken one."""
     from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record
 
     found: set[int] = set()
     for path in folder.glob(f"*run-*/run-{id}.wandb"):
-        for content in records(path.read_bytes()):
+        content, whole = path.read_bytes(), HEADER
+        for whole, text in records(content):  # noqa: B007 (read behind the loop)
             try:
-                record = Record.FromString(content)
+                record = Record.FromString(text)
             except DecodeError:
                 break
             if record.WhichOneof("record_type") == "history":
                 found |= {int(json.loads(i.value_json)) for i in record.history.item if "_step" in (i.key, *i.nested_key)}
+        else:
+            if HEADER <= whole < len(content):
+                os.truncate(path, whole)
     return found
 
 
-def records(content: bytes) -> Iterator[bytes]:
-    """The records of a .wandb file, LevelDB's log format: after a header of 7 bytes, blocks of 32 KiB with pieces of records,
+HEADER = 7  # bytes before the first record of a .wandb file
+
+
+def records(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """The records of a .wandb file and where each ends. The format is LevelDB's log: blocks of 32 KiB with pieces of records,
     each headed by checksum (4 bytes), length (2) and kind (1: whole, 2: first, 3: middle, 4: last)."""
-    at, record = 7, b""
+    at, record = HEADER, b""
     while at + 7 <= len(content):
-        if (left := 32768 - at % 32768) < 7:  # too little for a header: filled with zeros
+        if (left := 32768 - at % 32768) < 7:  # too little for a piece: filled with zeros
             at += left
             continue
         length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
         record += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4) and at <= len(content):
-            yield record
+            yield at, record
             record = b""
 
 

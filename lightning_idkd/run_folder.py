@@ -121,11 +121,14 @@ class RunFolder:
     # ------------------------------------------------------------------ finding
 
     @classmethod
-    def unfinished(cls, parent: Path, config: dict) -> RunFolder | None:
-        """The newest run below ``parent`` that nobody works on, with a checkpoint, no summary, the same config and source."""
+    def unfinished(cls, parent: Path, config: dict, id: str | None = None) -> RunFolder | None:
+        """The newest run below ``parent`` that nobody works on, with a checkpoint, no summary, the same config and source, and
+        W&B's ``id`` where one is given."""
         for path in sorted(parent.glob("*/config.yaml"), reverse=True):
             folder = cls(path.parent)
             if path.parent.name == "latest" or folder.file("summary.json").exists() or not folder.last.exists():
+                continue
+            if id is not None and folder.wandb_id() != id:
                 continue
             with contextlib.suppress(UserError):  # a damaged one
                 other = folder.config()
@@ -206,6 +209,11 @@ class RunFolder:
         write(path, lambda part: torch.save(state, part))
         for other in keep:  # a checkpoint is replaced, never rewritten, so a link keeps this one
             write(path.with_name(other), lambda part: os.link(path, part))
+
+    def wandb_id(self) -> str | None:
+        """The id of its W&B run; None before it has one."""
+        path = self.file("wandb/run_id.txt")
+        return path.read_text() if path.exists() else None
 
     def summary(self) -> dict | None:
         """``summary.json``; None where the run has not come to its end."""

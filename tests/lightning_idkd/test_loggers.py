@@ -14,9 +14,11 @@ from unittest.mock import MagicMock
 from urllib.parse import urlsplit
 
 import pytest
+from wandb_server import WandbServer
 
 from lightning_idkd import loggers
 from lightning_idkd.cli import configure, main
+from lightning_idkd.fit import find
 from lightning_idkd.loggers import logged_in
 from lightning_idkd.run_folder import RunFolder
 
@@ -116,7 +118,7 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
             assert [rows[line["epoch"], node][name] for node in range(4)] == pytest.approx(values), name
 
     listed = subprocess.run([sys.executable, "-m", "wandb", "sync", "--dry-run", *(str(f.parent) for f in files)],
-                            capture_output=True, text=True, env=alone)  # fmt: skip
+                            capture_output=True, text=True, env=alone, cwd=tmp_path)  # fmt: skip
     assert "Would sync" in listed.stdout + listed.stderr
 
 
@@ -147,6 +149,13 @@ def test_wandb_offline_has_every_evaluation_once_after_a_kill(configs, tmp_path)
         assert logged["accuracy/node_mean"] == pytest.approx(line["accuracy/node_mean"])
     tables = [json.loads(f.read_text()) for f in files[1].parent.glob("files/media/table/*.json")]
     assert {epoch for t in tables for epoch, *_ in t["data"]} == {line["epoch"] for line in second}
+
+    with WandbServer() as server:
+        sync = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(file.parent) for file in files)]
+        done = subprocess.run(sync, capture_output=True, text=True, env=os.environ | server.environment(), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (synced,) = server.runs.values()
+    assert [synced.history[i]["_step"] for i in range(len(synced.history))] == [line["step"] for line in written]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +189,32 @@ def test_wandb_follows_its_environment_where_the_config_says_nothing(given, argu
     assert not {"WANDB_DATA_DIR", "WANDB_CACHE_DIR"} & set(os.environ)
 
 
+def test_a_run_goes_on_by_the_id_that_an_agent_gives(tmp_path, monkeypatch):
+    """Cells that differ in nothing that enters a result have one config, and two agents may work on them."""
+    arguments = ["--data.private", "Digits", "--run.dir", str(tmp_path)]
+    config = configure(arguments)
+    made = {}
+    for i, id in enumerate(("first", "second", None)):
+        folder = RunFolder.create(config.folder(), i)
+        folder.yaml("config.yaml", config.resolved)
+        folder.last.touch()
+        if id:
+            folder.file("wandb").mkdir()
+            folder.text("wandb/run_id.txt", id)
+        made[id] = folder.path
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    assert find(config) == (None, None)
+    assert find(configure([*arguments, "--run.resume", "auto"]))[0].path == made[None]
+    for resume in ([], ["--run.resume", "auto"]):
+        for id in ("first", "second"):
+            monkeypatch.setenv("WANDB_RUN_ID", id)
+            assert find(configure([*arguments, *resume]))[0].path == made[id]
+        monkeypatch.setenv("WANDB_RUN_ID", "third")
+        assert find(configure([*arguments, *resume])) == (None, None)
+    monkeypatch.setenv("WANDB_RUN_ID", "first")
+    assert find(configure([*arguments, "--logger", "null"])) == (None, None)
+
+
 def test_wandb_steps_are_those_of_training_and_rise_with_every_line():
     assert loggers.steps([{"step": s} for s in (0, 18, 18, 19, 40)]) == [0, 18, 19, 20, 40]
 
@@ -200,8 +235,10 @@ def test_records_are_cut_into_blocks_as_leveldb_cuts_them(length, tmp_path):
             content += struct.pack("<IHB", 0, len(piece), kinds[-1]) + piece
             if not rest:
                 break
-    assert list(loggers.records(bytes(content))) == whole
-    assert list(loggers.records(bytes(content[:-1]))) == whole[:2]
+    assert [record for _, record in loggers.records(bytes(content))] == whole
+    cut = list(loggers.records(bytes(content[:-1])))
+    assert [record for _, record in cut] == whole[:2]
+    assert list(loggers.records(bytes(content[: cut[-1][0]]))) == cut
 
 
 def tensorboard_values(folder):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import random
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -468,6 +470,49 @@ def test_processes_of_a_cell_share_the_cores(file, tmp_path, monkeypatch):
         path = file({"run.devices": {"value": devices}}, f"on{devices}")
         sweep.Runner(sweep.cells(path, str(tmp_path / "runs")), 2).run()
         assert commands[-1][commands[-1].index("--run.threads") + 1] == threads
+
+
+@pytest.mark.parametrize(("variables", "status"), [({}, 130), ({"WANDB_SWEEP_ID": "abc"}, 0)])
+def test_a_cell_that_an_agent_stops_is_no_failure_to_it(variables, status, monkeypatch, configs):
+    """W&B's agents take a status above 0 for a failure, and end themselves after three in the first minute."""
+
+    def stopped(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(import_module("lightning_idkd.fit"), "fit", stopped)
+    assert main(["fit", "--config", str(configs / "ring_digits.yaml")]) == status
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "expected"),
+    [
+        (["SWEEP=graphs"], None, "wandb sweep --project lightning-idkd configs/sweeps/graphs.yaml"),
+        (["SWEEP={file}"], "method: grid", "wandb sweep --project lightning-idkd {file}"),
+        (["SWEEP={file}"], "project: mine", "wandb sweep  {file}"),
+        (["SWEEP=graphs", "WANDB_PROJECT=theirs"], None, "wandb sweep  configs/sweeps/graphs.yaml"),
+    ],
+)
+def test_make_sweep_creates_it_in_the_project_of_the_file_or_the_environment(arguments, content, expected, tmp_path, configs):
+    file = tmp_path / "own.yaml"
+    file.write_text(content or "")
+    command = ["make", "-n", "-o", ".venv/.ready", "sweep", *(a.format(file=file) for a in arguments)]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    said = subprocess.run(command, capture_output=True, text=True, cwd=configs.parent, env=env).stdout
+    assert expected.format(file=file) in said
+
+
+def test_make_agent_forwards_signals_and_asks_for_an_id(configs):
+    command = ["make", "-o", ".venv/.ready", "agent"]
+    said = subprocess.run(
+        [*command, "-n", "ID=a/b/c", "ARGS=--count 1"], capture_output=True, text=True, cwd=configs.parent
+    ).stdout
+    assert "wandb agent --forward-signals --count 1 a/b/c" in said
+    without = subprocess.run(command, capture_output=True, text=True, cwd=configs.parent)
+    assert "make agent ID=entity/project/id" in without.stdout
+    assert without.returncode == 2
 
 
 def test_make_sweep_says_how_to_do_without_a_server(tmp_path, configs):
