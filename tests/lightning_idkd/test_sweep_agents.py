@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,14 +27,16 @@ def make(*arguments, env):
     """``make``, with this Python's environment in the place of .venv, which is taken to be ready."""
     prefix = Path(sys.prefix)
     command = ["make", "-o", str(prefix / ".ready"), *arguments, f"VENV={prefix}"]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    """A sweep of four cells by two agents. The cells of seed 1 wait to be stopped after their first epoch: one by a command to
-    its agent, one by the status of its run. Both are given out again."""
-    place = tmp_path_factory.mktemp("swept")
+@pytest.mark.slow
+def test_a_sweep_of_four_cells_by_two_agents(tmp_path):
+    """The cells of seed 1 wait to be stopped after their first epoch: one by a command to its agent, one by the status of its
+    run. Both are given out again. One test for all of it, since it takes a minute."""
+    place = tmp_path
     for folder in ("home", "waits", "agents"):
         (place / folder).mkdir()
     sweep = {
@@ -68,11 +71,23 @@ def swept(tmp_path_factory):
         created = make("sweep", f"SWEEP={place / 'four.yaml'}", env=env).communicate(timeout=LIMIT)[0]
         (path,) = re.findall(r"wandb agent (\S+)", re.sub(r"\x1b\[[0-9;]*m", "", created))
         agents = [make("agent", f"ID={path}", env=env) for _ in range(2)]
-        said = [agent.communicate(timeout=LIMIT)[0] for agent in agents]
-        yield place, server, path, agents, said
-
-
-pytestmark = pytest.mark.slow
+        try:
+            said = [agent.communicate(timeout=LIMIT)[0] for agent in agents]
+        finally:
+            for agent in agents:
+                if agent.poll() is None:
+                    os.killpg(agent.pid, signal.SIGTERM)  # they end their cells too
+                    agent.wait(LIMIT)
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert path == f"{ENTITY}/lightning-idkd/{next(iter(server.sweeps))}"
+    assert server.unknown == []
+    assert len(server.runs) == 4
+    every_cell_comes_to_its_end_in_one_folder(place, server)
+    cells_run_with_the_parameters_that_the_server_gave(place, server)
+    history_summary_and_config_are_what_the_folder_holds(place, server)
+    a_stopped_cell_leaves_a_checkpoint_and_goes_on_when_it_is_given_out_again(place, server, "".join(said))
+    assert not list((place / "agents").glob("wandb/run-*"))
+    assert not (place / "home" / ".local").exists()
 
 
 def folders(place):
@@ -81,21 +96,15 @@ def folders(place):
     return {folder.wandb_id(): folder for folder in found}
 
 
-def test_every_cell_comes_to_its_end_in_one_folder(swept):
-    place, server, path, agents, said = swept
-    assert path == f"{ENTITY}/lightning-idkd/{next(iter(server.sweeps))}"
-    assert [agent.returncode for agent in agents] == [0, 0], said
-    assert server.unknown == []
-    assert len(server.runs) == 4
+def every_cell_comes_to_its_end_in_one_folder(place, server):
     assert folders(place).keys() == server.runs.keys()
     for id, folder in folders(place).items():
         assert folder.summary() is not None
-        assert server.runs[id]["sweep"] == path.rpartition("/")[2]
+        assert server.runs[id]["sweep"] in server.sweeps
         assert server.runs[id]["displayName"] == f"ring_digits/{folder.path.name}"
 
 
-def test_cells_run_with_the_parameters_that_the_server_gave(swept):
-    place, server, *_ = swept
+def cells_run_with_the_parameters_that_the_server_gave(place, server):
     for id, folder in folders(place).items():
         given, config = server.runs[id].given, folder.config()
         assert config["seed"] == given["seed"]
@@ -111,8 +120,7 @@ def test_cells_run_with_the_parameters_that_the_server_gave(swept):
     assert all(points.count((seed, found)) == 1 for seed in (0, 1) for found in (None, IDKD))
 
 
-def test_history_summary_and_config_are_what_the_folder_holds(swept):
-    place, server, *_ = swept
+def history_summary_and_config_are_what_the_folder_holds(place, server):
     for id, folder in folders(place).items():
         sent, lines, summary = server.runs[id], folder.metrics(), folder.summary()
         history = [sent.history[i] for i in sorted(sent.history)]
@@ -127,20 +135,12 @@ def test_history_summary_and_config_are_what_the_folder_holds(swept):
         assert sent["config"]["seed"] == sent.given["seed"]
 
 
-def test_a_stopped_cell_leaves_a_checkpoint_and_goes_on_when_it_is_given_out_again(swept):
-    place, server, _, _, said = swept
+def a_stopped_cell_leaves_a_checkpoint_and_goes_on_when_it_is_given_out_again(place, server, said):
     stopped = {id for id, run in server.runs.items() if run.given["seed"] == 1}
     for id, folder in folders(place).items():
         assert server.runs[id]["exit"] == ([1, 0] if id in stopped else [0])
         assert len(list(folder.path.glob("wandb/run-*/run-*.wandb"))) == (2 if id in stopped else 1)
-    text = "".join(said)
     for id in stopped:
-        assert f"{folders(place)[id].path}, continued at epoch 1" in text
-    assert text.count("stopping, with a checkpoint") == text.count("stopped at epoch 1") == 2
-    assert "locked" not in text
-
-
-def test_nothing_is_left_outside_the_run_folders(swept):
-    place, *_ = swept
-    assert not list((place / "agents").glob("wandb/run-*"))
-    assert not (place / "home" / ".local").exists()
+        assert f"{folders(place)[id].path}, continued at epoch 1" in said
+    assert said.count("stopping, with a checkpoint") == said.count("stopped at epoch 1") == 2
+    assert "locked" not in said
