@@ -237,6 +237,7 @@ def dots(names: list[str], metrics: dict[str, list[tuple | None]]) -> Figure:
                     style = {"textcoords": "offset points", "ha": "center", "fontsize": "xx-small"}
                     axes.annotate(f"{seeds} seeds", (mean, row), (0, 4), **style)
         axes.set_xlabel(metric)
+        axes.margins(x=0.12)
         axes.grid(alpha=0.3)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.4, -0.7)

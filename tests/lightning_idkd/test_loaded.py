@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 
@@ -256,6 +257,35 @@ def test_every_file_has_the_permissions_that_the_user_asks_for(tmp_path, monkeyp
     for path in files:
         whole = 0o777 if path.is_dir() or path.suffix == ".so" else 0o666
         assert path.stat().st_mode & 0o777 == whole & ~mask, path
+
+
+def test_the_final_table_names_the_score_and_gives_its_threshold_as_a_probability_too(run):
+    summary = json.loads((run / "summary.json").read_text())
+    ood = summary["ood"]
+    assert ood["threshold_probability"] == pytest.approx(1 / (1 + math.exp(-ood["threshold"])))
+    assert dict(report.numbers(summary))["threshold"] == (
+        f"{ood['threshold']:.3f} (MSP, log-odds of the top class; probability {ood['threshold_probability']:.3f})"
+    )
+    for older in ("score", "threshold_probability"):
+        del ood[older]
+    assert dict(report.numbers(summary))["threshold"] == f"{ood['threshold']:.3f}"
+    assert dict(report.numbers(summary | {"ood": dict.fromkeys(ood)}))["threshold"] == "-"
+
+
+def test_people_read_heterogeneity_and_files_keep_homogeneity(run, tmp_path, capsys, configs, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = str(configs / "ring_digits.yaml")
+    assert main(["fit", "--config", config, *SHORT, "--run.pictures", "false", "--run.dir", str(tmp_path)]) == 0
+    assert main(["report", str(tmp_path / "ring_digits" / "latest")]) == 0
+    assert main(["partition", "--config", config]) == 0
+    assert main(["compare", str(tmp_path), "--metrics", "homogeneity/after", "--format", "markdown"]) == 0
+    said = capsys.readouterr().out + (tmp_path / "ring_digits" / "latest" / "report.md").read_text()
+    for line in ("samples a node, heterogeneity 0.", "│ heterogeneity ", "labels     heterogeneity 0.",
+                 "| heterogeneity after distillation |", "| heterogeneity | 0."):  # fmt: skip
+        assert line in said
+    assert "homogeneity" not in said
+    assert json.loads((run / "summary.json").read_text())["homogeneity"].keys() >= {"before", "after"}
+    assert "homogeneity/after" in json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
 
 
 def test_a_report_holds_numbers_pictures_and_config(run, capsys):
