@@ -242,13 +242,17 @@ def evaluate(path: str, changes: list[str], per_class: bool = False) -> dict:
             f"{found[0]}: {found[1]} given, but this run was trained with {found[2]}; evaluate takes data and calibration"
         )
     images, (test, odd) = run.images, run.test_images(config)
-    print("".join(f"note: {note}\n" for note in odd), end="", file=sys.stderr)
     public, score = config.data.public, config.calibration and config.calibration.score
     if score is not None and (score.fitted or type(score).perturb is not OodScore.perturb):
         print(f"no AUROC: {type(score).__name__} needs a node's training data; give another --calibration.score", file=sys.stderr)
         score = None
     if public is not None and score is not None:
         public = public.load("train", images["size"], images["channels"], key="data.public")
+        odd += notes(("data.public", public))
+        since = changed(public.identity, (images.get("data") or {}).get("public"))
+        if since and difference(config.resolved, run.config.resolved, ("data.public",)) is None:
+            odd.append(f"data.public: the images have changed since the run ({since})")
+    print("".join(f"note: {note}\n" for note in odd), end="", file=sys.stderr)
     judgements = [judged(run, module, test, public, score) for module in [*run.stack.modules, run.consensus()]]
     confusion = [judgement.pop("confusion") for judgement in judgements]
     nodes, consensus = judgements[:-1], judgements[-1]

@@ -10,7 +10,8 @@ from pathlib import Path
 from lightning_idkd.data.source import Remarks, Subset, class_name
 from lightning_idkd.errors import UserError, did_you_mean
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".svg", ".psd", ".dng", ".npy")  # images too, but not read
 STORED_AS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}  # the first there is
 
 
@@ -39,13 +40,18 @@ class ImageFolder(Subset):
         names, folders = self._classes(split, key)
         remarks = Remarks()
         if not names:
-            remarks.lacking(f".path: the images in '{folders[-1]}' have no class folders")
+            root = Path(self.path).expanduser()
+            lacks = "has no train folder, and its images" if folders[-1] == root else "holds images that"
+            remarks.lacking(f".path: '{folders[-1]}' {lacks} have no class folders")
+        if others := [f for folder in folders.values() for f in folder.rglob("*") if f.suffix.lower() in OTHERS]:
+            some = f"{len(others):,} {split} files are left out, such as '{others[0].name}'"
+            remarks.notes.append(f": {some}; allowed endings: {' '.join(ENDINGS)}")
         return names, [(f, label) for label, folder in folders.items() for f in self._images(folder)], remarks
 
     def labelled_splits(self, split: str, size: int | None, key: str) -> str:
         root = Path(self.path).expanduser()
-        used = {next((name for name in self._names(part) if (root / name).is_dir()), None) for part in STORED_AS}
-        found = [f.name for f in self._folders(root) if f.name not in used and self._labelled(f)]
+        used = [self._stored(root, part) for part in STORED_AS]
+        found = [f.name for f in self._folders(root) if f not in used and self._labelled(f)]
         return f"set {key}.{split}_split to a folder with class folders: {', '.join(found)}" if found else ""
 
     def _labelled(self, folder: Path) -> bool:
@@ -61,7 +67,7 @@ class ImageFolder(Subset):
         root = Path(self.path).expanduser()
         if not self.path or not root.is_dir():
             raise UserError(f"{key}.path: '{self.path}' is no folder; allowed: one with train/CLASS/ and test/CLASS/ images")
-        there = next((root / name for name in self._names(split) if (root / name).is_dir()), None)
+        there = self._stored(root, split)
         if there is None and (split == "test" or self.train_split):
             wanted = " or ".join(self._names(split)[:2])
             has = ", ".join(f.name for f in self._folders(root)[:10]) or "no folders"
@@ -72,7 +78,7 @@ class ImageFolder(Subset):
         there = there or root
         folders = self._folders(there)
         if there == root:
-            folders = [f for f in folders if f.name not in self._names("test")]
+            folders = [f for f in folders if f.name.lower() not in (*STORED_AS["test"], self.test_split)]
         if not folders or self._images(there, "*"):
             if not self._images(there):
                 allowed = f"{' '.join(ENDINGS)}{_tables(there, key)}"
@@ -94,8 +100,14 @@ class ImageFolder(Subset):
         return known, {known.index(name): folder for name, folder in zip(names, folders, strict=True)}
 
     def _folders(self, folder: Path) -> list[Path]:
-        """Folders in a folder, sorted, hidden ones apart."""
-        return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+        """Folders in a folder, sorted, hidden ones and what macOS adds to archives apart."""
+        return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith((".", "__MACOSX")))
+
+    def _stored(self, root: Path, split: str) -> Path | None:
+        """The folder of a split, upper case or not."""
+        folders = {f.name: f for f in self._folders(root)}
+        folders = {name.lower(): f for name, f in folders.items()} | folders
+        return next((folders[name] for name in self._names(split) if name in folders), None)
 
     def _images(self, folder: Path, pattern: str = "**/*") -> list[Path]:
         """Image files, hidden ones apart; the pattern says how deep.

@@ -49,14 +49,14 @@ class HuggingFace(Subset):
     test_split: str | None = None
 
     def identity(self, split: str, size: int | None, key: str) -> tuple:
-        folder = self._folder(size)
+        folder = self._folder(size, key)
         if folder is None:
             return ("hub", self.path, self.image, self.label, self.config_name, self._names(split))
         files = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in self._files(folder, split, key)]
         return ("parquet", files, self.image, self.label)
 
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...] | None, Iterable[tuple], Remarks]:
-        if folder := self._folder(size):
+        if folder := self._folder(size, key):
             table = self._table(folder, self._files(folder, split, key), key)
             return table.names, table.rows(), table.remarks
         dataset, remarks = self._open(split, key), Remarks()
@@ -67,7 +67,7 @@ class HuggingFace(Subset):
         return names, self._rows(dataset, image, label, names, key, remarks), remarks
 
     def labelled_splits(self, split: str, size: int | None, key: str) -> str:
-        folder = self._folder(size)
+        folder = self._folder(size, key)
         if folder is None:
             return f"{key}.{split}_split chooses another split"
         splits = self._splits(folder, key)
@@ -106,11 +106,13 @@ class HuggingFace(Subset):
         given = self.train_split if split == "train" else self.test_split
         return (given,) if given else STORED_AS[split]
 
-    def _folder(self, size: int | None) -> Path | None:
+    def _folder(self, size: int | None, key: str = "data.private") -> Path | None:
         """The folder that holds the data, or None where only the hub may have them."""
         given = Path(self.path).expanduser()
         if given.is_dir():
             return given
+        if given.is_file():
+            raise UserError(f"{key}.path: '{self.path}' is a file; set it to the folder that holds it, '{given.parent}'")
         if not (root := os.environ.get("IDKD_DATA")):
             return None
         if not Path(root).is_dir():
@@ -146,7 +148,8 @@ class HuggingFace(Subset):
             if name in splits:
                 return parquet.whole(splits[name], folder, key)
         wanted = " or ".join(f"{name}-*.parquet" for name in self._names(split)[:2])
-        lacks = f"{key}.path: no {split} images in '{self.path}': '{folder}' holds no {wanted}"
+        place = f"'{self.path}'" if str(folder) == self.path else f"'{self.path}' ({folder})"
+        lacks = f"{key}.path: no {split} images in {place}, which holds no {wanted}"
         if splits:
             raise UserError(f"{lacks}; its splits: {', '.join(sorted(splits))} ({key}.{split}_split chooses one)")
         others = {path.suffix.lower() for depth in ("*", "*/*", "*/*/*") for path in islice(folder.glob(depth), 100)}
@@ -169,7 +172,7 @@ class HuggingFace(Subset):
         except Exception as error:  # datasets and pyarrow raise many kinds for what they cannot read
             if several := re.search(r"available configs: \[(.*?)\]", str(error)):
                 said = f"{key}.config_name: '{self.path}' holds several configurations; set it to one of"
-                raise UserError(f"{said} {several[1]}".replace("'", "")) from error
+                raise UserError(f"{said} {several[1].replace(chr(39), '')}") from error
             raise UserError(parquet.unreadable(key, self.path, error)) from error
         for name in self._names(split):
             if name in splits:

@@ -34,7 +34,7 @@ def changed(now: dict | None, before: dict | None) -> str | None:
     if shapes[0] != shapes[1]:
         return f"{shapes[0]}, not {shapes[1]}"
     for part in ("pixels", "labels"):
-        if now.get(part) != before.get(part):
+        if now.get(part, before.get(part)) != before.get(part, now.get(part)):
             return f"other {part}, or the same in another order"
     return None
 

@@ -36,7 +36,8 @@ def layout(root: Path, asked: Iterable[str | None] = ()) -> dict[str, dict[str, 
     known = sorted({*SPLITS, *filter(None, asked)}, key=len, reverse=True)
     found: dict[str, dict[str, list[Path]]] = {}
     for file in files(root):
-        folders = [part for part in file.relative_to(root).parts[:-1] if part != "data"]
+        parts = (part.removesuffix(".parquet") for part in file.relative_to(root).parts[:-1])  # which Spark makes a folder
+        folders = [part for part in parts if part != "data"]
         stem = file.name[: -len(".parquet")]
         split = next((name for name in known if re.match(rf"{re.escape(name)}([-.]|$)", stem)), None)
         if split is None and not (folders and folders[-1] in known):
@@ -216,12 +217,12 @@ def numbers(
     to = None if own is None else [names.index(name) for name in own]
     found = [_number(value, to, where, remarks) for value in values]
     if -1 in found:
-        remarks.lacking(f".path: {found.count(-1):,} of {len(found):,} images have no label (null or below 0) in {where}")
+        remarks.lacking(f".path: {found.count(-1):,} of {len(found):,} images have no label (null, blank or below 0) in {where}")
     return found
 
 
 def _number(value: Any, to: list[int] | None, where: str, remarks: Remarks) -> int | str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
         return -1
     if isinstance(value, str) and to is None:
         return value

@@ -249,7 +249,7 @@ def bare(image: Path | bytes) -> bytes:
         at, kept = 8, [image[:8]]
         while at + 12 <= len(image):
             end = at + 12 + int.from_bytes(image[at : at + 4], "big")
-            if image[at + 4 : at + 5].isupper() or image[at + 4 : at + 8] == b"tRNS":  # what the pixels need
+            if image[at + 4 : at + 5].isupper():  # chunks that the pixels need; transparency is dropped in any case
                 kept.append(image[at:end])
             at = end
         return b"".join(kept)
@@ -348,7 +348,8 @@ def decode(
                 arrays.append(convert(image, size, channels))
             except Exception as error:  # Pillow raises many kinds for broken files: OSError, SyntaxError, its own
                 which = f"'{image}'" if isinstance(image, Path) else f"image {i} of split '{split}'"
-                raise UserError(f"{key}: {which} cannot be decoded: {error}") from error
+                why = "not an image that Pillow knows" if "identify image" in str(error) else error
+                raise UserError(f"{key}: {which} cannot be decoded: {why}") from error
         return arrays
 
     decoded: list[np.ndarray] = []
@@ -390,10 +391,15 @@ def decode(
 def numbered(labels: list[int | str]) -> tuple[tuple[str, ...], list[int], str]:
     """Classes of labels without names: the values that occur, -1 apart, numbers first. Their names, the labels as numbers of
     these, and a note unless they are 0, 1, 2, ... already."""
-    values = sorted(set(labels) - {-1}, key=lambda value: (isinstance(value, str), value))
+
+    def place(value: int | str) -> tuple:
+        number = not isinstance(value, str) or value.isdecimal()
+        return (0, int(value), str(value)) if number else (1, value)
+
+    values = sorted(set(labels) - {-1}, key=place)
     names = tuple(dict.fromkeys(class_name(str(value)) for value in values))
-    place = {name: number for number, name in enumerate(names)}
-    number = {value: place[class_name(str(value))] for value in values} | {-1: -1}
+    numbers = {name: number for number, name in enumerate(names)}
+    number = {value: numbers[class_name(str(value))] for value in values} | {-1: -1}
     if values == list(range(len(values))):
         return names, list(labels), ""
     some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -130,7 +130,8 @@ def test_test_and_public_images_that_changed_are_refused_where_they_count(idkd, 
     write(tmp_path / "public", "train", seed=6)
     assert idkd("fit", *sets, *distil, "--run.resume", "auto") == 2
     assert "data.public: the images are not those of" in idkd.said.err
-    assert idkd("fit", *sets, "--distillation", "null", "--run.from", str(latest(tmp_path)), runs="fork") == 0, idkd.said.err
+    other = ["--distillation", "IDKD", "--distillation.start", "1"]  # which begins with public images of its own
+    assert idkd("fit", *sets, *other, "--run.from", str(latest(tmp_path)), runs="fork") == 0, idkd.said.err
     write(tmp_path / "public", "train", seed=5)
     write(tmp_path / "set", "test", LABELS[:40], seed=2)
     assert idkd("fit", *sets, *distil, "--run.resume", "auto") == 2
@@ -269,6 +270,18 @@ def test_evaluate_says_where_the_runs_own_test_images_have_changed(idkd, tmp_pat
     assert idkd.said.err.startswith("note: data.private: the test images have changed since the run (other pixels")
 
 
+def test_evaluate_says_where_the_runs_public_images_have_changed(idkd, tmp_path):
+    both(tmp_path / "set")
+    write(tmp_path / "public", "train", seed=5)
+    sets = [*given(tmp_path / "set"), *given(tmp_path / "public", "public")]
+    assert idkd("fit", *sets, "--distillation", "VanillaKD", "--distillation.start", "1") == 0, idkd.said.err
+    accuracy(idkd, latest(tmp_path))
+    assert idkd.said.err == ""
+    write(tmp_path / "public", "train", seed=6)
+    accuracy(idkd, latest(tmp_path))
+    assert idkd.said.err.startswith("note: data.public: the images have changed since the run (other pixels")
+
+
 # --- labels that are there or not
 
 
@@ -294,9 +307,9 @@ def test_an_unlabelled_test_split_names_the_labelled_one_and_its_key(idkd, tmp_p
 
 
 @pytest.mark.parametrize(("values", "said"), [
-    ([-1] * 80, "data.private.path: 80 of 80 images have no label (null or below 0) in 'train-00000-of-00001.parquet'"),
+    ([-1] * 80, "data.private.path: 80 of 80 images have no label (null, blank or below 0) in 'train-00000-of-00001.parquet'"),
     ([*LABELS[:79], None],
-     "data.private.path: 1 of 80 images have no label (null or below 0) in 'train-00000-of-00001.parquet'"),
+     "data.private.path: 1 of 80 images have no label (null, blank or below 0) in 'train-00000-of-00001.parquet'"),
     ([*LABELS[:79], 4], "data.private.label: 'train-00000-of-00001.parquet' holds 4; allowed: 0 to 3"),
 ])  # fmt: skip
 def test_a_private_set_needs_a_label_for_every_image(idkd, tmp_path, values, said):

@@ -102,6 +102,20 @@ def test_linked_folders_and_files_are_read_and_a_link_to_nothing_is_named(tmp_pa
         load(tmp_path / "set")
 
 
+def test_folders_may_begin_with_a_capital_and_hold_what_macos_adds(tmp_path):
+    write(tmp_path, "Train/a/1.PNG", "Train/b/2.JPG".replace("JPG", "png"), "Test/a/3.png", "Train/__MACOSX/a/._1.png")
+    assert (load(tmp_path).classes, levels(load(tmp_path)), levels(load(tmp_path, "test"))) == (("a", "b"), [1, 2], [3])
+
+
+def test_image_files_that_are_not_read_are_counted_in_a_note(tmp_path):
+    write(tmp_path, "train/a/1.png", "train/a/2.jfif")
+    for name in ("3.heic", "4.HEIC", "notes.txt"):
+        (tmp_path / "train" / "a" / name).write_bytes(b"")
+    (note,) = load(tmp_path).notes
+    assert note.startswith(": 2 train files are left out, such as '")
+    assert len(load(tmp_path)) == 2
+
+
 def test_class_names_are_text_that_can_be_printed_and_compared(tmp_path):
     write(tmp_path, "train/cafe\u0301/1.png", "train/tea/2.png", "test/caf\u00e9/3.png", "test/tea/4.png")
     (tmp_path / "train" / os.fsdecode(b"caf\xe9 noir")).mkdir()

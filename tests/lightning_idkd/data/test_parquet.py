@@ -75,6 +75,7 @@ def table(file: Path, label: list, type: pa.DataType | None = None, name: str = 
     ("data/train/0000.parquet", "data/valid/0000.parquet"),
     ("default/train/0000.parquet", "default/test/0000.parquet"),
     ("train/part-0.parquet", "test/part-0.parquet"),
+    ("train.parquet/part-00000-0a1b.c000.snappy.parquet", "test.parquet/part-00000-2c3d.c000.snappy.parquet"),
     ("train/train-00000-of-00001.parquet", "val/val-00000-of-00001.parquet"),
     ("train.parquet", "test.PARQUET"),
 ])  # fmt: skip
@@ -166,6 +167,19 @@ def test_a_link_to_a_shard_is_read_and_a_link_to_nothing_is_refused(tmp_path):
     refused(rf"^data\.private\.path: '{link}' is a link to nothing$", tmp_path / "set")
 
 
+@pytest.mark.parametrize(("images", "said"), [
+    ([b"", b"<svg/>"], r"^data\.private: image 0 of split 'train' cannot be decoded: not an image that Pillow knows$"),
+])  # fmt: skip
+def test_what_is_not_an_image_is_said_without_python(tmp_path, images, said):
+    pq.write_table(pa.table({"image": images, "label": [0, 1]}), tmp_path / "train-0.parquet")
+    refused(said, tmp_path)
+
+
+def test_a_file_in_place_of_its_folder_is_said(tmp_path):
+    file = of_level(tmp_path / "train-0.parquet", 1)
+    refused(rf"^data\.private\.path: '{file}' is a file; set it to the folder that holds it, '{tmp_path}'$", file)
+
+
 # --- shards that differ
 
 
@@ -250,6 +264,7 @@ def test_columns_that_may_be_labels_are_named(tmp_path):
     ([True, False], None, ("0", "1"), [1, 0]),
     (["dog", "cat", "dog"], None, ("cat", "dog"), [1, 0, 1]),
     (["dog", "cat"], pa.dictionary(pa.int8(), pa.string()), ("cat", "dog"), [1, 0]),
+    (["10", "9", "x", "007"], None, ("007", "9", "10", "x"), [2, 1, 3, 0]),
 ])  # fmt: skip
 def test_without_class_names_the_values_that_occur_are_the_classes_in_order(tmp_path, labels, type, classes, wanted):
     table(tmp_path / "train-0.parquet", labels, type)
@@ -261,8 +276,9 @@ def test_without_class_names_the_values_that_occur_are_the_classes_in_order(tmp_
 
 
 @pytest.mark.parametrize(("labels", "type", "wanted", "why"), [
-    ([0, None, 1], pa.int64(), [0, -1, 1], r"\.path: 1 of 3 images have no label \(null or below 0\) in 'train-0\.parquet'"),
+    ([0, None, 1], pa.int64(), [0, -1, 1], r"\.path: 1 of 3 images have no label \(null, blank or below 0\) in 'train-0"),
     ([1.0, float("nan")], None, [0, -1], r"\.path: 1 of 2 images"),
+    (["cat", "", " "], None, [0, -1, -1], r"\.path: 2 of 3 images"),
     ([-1, -1], None, [-1, -1], r"\.path: 2 of 2 images"),
     ([None, None], None, [-1, -1], r"\.path: 2 of 2 images"),
     ([0.5, 1.0], None, [-1, 0], r"\.label: 'train-0\.parquet' holds 0\.5; allowed: integers or texts"),

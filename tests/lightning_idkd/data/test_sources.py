@@ -231,7 +231,7 @@ def test_a_damaged_metadata_chunk_of_a_png_file_is_ignored(kind, content, wrong,
         assert images.stored == "4x4 RGB"
 
 
-def test_a_transparent_palette_keeps_its_transparency_without_its_metadata():
+def test_a_transparent_palette_keeps_its_colours_without_its_metadata():
     palette = Image.new("RGB", (2, 2), (0, 255, 0)).convert("P")
     damaged = chunked(png(palette, transparency=bytes([0, 255, 128])), b"tEXt", b"k", 1)
     assert Given([damaged]).load("train").pixels[0, :, 0, 0].tolist() == [0, 255, 0]
@@ -614,6 +614,75 @@ def test_a_hub_set_is_streamed_once_and_then_needs_no_network(monkeypatch):
         assert np.array_equal(images.pixels.numpy(), pictures(3).transpose(0, 3, 1, 2))
         assert (images.labels.tolist(), images.classes) == ([0, 1, 2], ("a", "b", "c"))
     assert calls == [("somebody/some", True)] * 2
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub that serves what a test gives it: rows of some splits, or an error."""
+    import datasets
+    import huggingface_hub
+
+    served = {}
+
+    def load_dataset(path, *name, streaming):
+        if isinstance(served["rows"], Exception):
+            raise served["rows"]
+        served["name"] = name
+        kinds = datasets.Features({"img": datasets.Image(), "kind": datasets.Value(served.get("type", "int64"))})
+        rows = served["rows"]
+        splits = {split: datasets.IterableDataset.from_generator(lambda: rows(), features=kinds) for split in served["splits"]}
+        return datasets.IterableDatasetDict(splits)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *args, **kwargs: None)
+    return served
+
+
+def hub_rows(labels, path=None):
+    def rows():
+        for array, label in zip(pictures(len(labels)), labels, strict=True):
+            yield {"img": {"bytes": None if path else png(array), "path": path}, "kind": label}
+
+    return rows
+
+
+def test_splits_and_configuration_of_a_hub_set_are_chosen_by_keys(hub):
+    hub |= {"rows": hub_rows([3, 1]), "splits": ("unlabeled", "dev")}
+    with pytest.raises(UserError, match=r"its splits: unlabeled, dev \(data\.private\.train_split chooses one\)$"):
+        HuggingFace("somebody/some").load("train")
+    images = HuggingFace("somebody/some", label="kind", train_split="unlabeled", config_name="small").load("train")
+    assert (images.labels.tolist(), images.classes, hub["name"]) == ([1, 0], ("1", "3"), ("small",))
+    assert len(HuggingFace("somebody/some", test_split="dev").load("test")) == 2
+
+
+def test_several_configurations_of_a_hub_set_are_named_with_their_key(hub):
+    hub["rows"] = ValueError("Config name is missing.\nPlease pick one among the available configs: ['coarse', 'fine']\nExample")
+    with pytest.raises(UserError, match=r"^data\.private\.config_name: 'somebody/some' .*; set it to one of coarse, fine$"):
+        HuggingFace("somebody/some").load("train")
+
+
+def test_an_error_while_rows_of_the_hub_are_read_is_a_sentence(hub):
+    def breaks():
+        yield from hub_rows([0])()
+        raise ConnectionResetError("reset by peer")
+
+    hub |= {"rows": breaks, "splits": ("train",)}
+    with pytest.raises(UserError, match=r"^data\.private\.path: 'somebody/some' cannot be read: .*"):
+        HuggingFace("somebody/some", label="kind").load("train")
+
+
+def test_a_hub_set_never_reads_a_file_of_this_machine(hub, tmp_path):
+    (tmp_path / "1.png").write_bytes(png(pictures(1)[0]))
+    hub |= {"rows": hub_rows([0], str(tmp_path / "1.png")), "splits": ("train",)}
+    with pytest.raises(UserError, match=r"names the image '.*1\.png', which is not on the hub$"):
+        HuggingFace("somebody/some", label="kind").load("train")
+
+
+def test_a_hub_set_without_sound_labels_does_as_a_public_set(hub):
+    hub |= {"rows": hub_rows([0.5, 1.0]), "splits": ("train",), "type": "float64"}
+    images = HuggingFace("somebody/some", label="kind").load("train", key="data.public")
+    assert images.labels.tolist() == [-1, 0]
+    assert images.unlabelled == ".label: 'somebody/some' holds 0.5; allowed: integers or texts"
 
 
 # --- configs
