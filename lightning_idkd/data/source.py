@@ -375,7 +375,7 @@ def decode(
         raise UserError(f"{key}: split '{split}' holds no images")
     notes, of = list(remarks.notes), f"of {len(decoded):,} {split} images"
     if damaged:
-        notes.append(f": {damaged:,} {of} {'have' if damaged > 1 else 'has'} damaged metadata (such as EXIF), which are ignored")
+        notes.append(f": damaged metadata, such as EXIF, is ignored in {damaged:,} {of}")
     if warned:
         notes.append(f": {len(warned):,} warnings while decoding, the first: {' '.join(warned[0].split())[:150]}")
     if any(array.ndim == 3 for array in decoded):  # grey ones in a coloured set

@@ -209,7 +209,7 @@ def test_a_damaged_exif_field_is_ignored_and_the_camera_still_turns_the_picture(
     assert np.abs(images.pixels[1, 0].numpy().astype(int) - ROTATED[orientation](array)).max() <= 3  # JPEG
     if orientation in (1, 99):  # nothing to turn, so nothing is written anew
         return
-    assert images.notes == (": 1 of 2 train images has damaged metadata (such as EXIF), which are ignored",)
+    assert images.notes == (": damaged metadata, such as EXIF, is ignored in 1 of 2 train images",)
 
 
 @pytest.mark.parametrize(("kind", "content", "wrong"), [
@@ -227,7 +227,7 @@ def test_a_damaged_metadata_chunk_of_a_png_file_is_ignored(kind, content, wrong,
     for first in (damaged, tmp_path / "1.png"):
         images = Given([first, png(array), damaged]).load("train")
         assert all(np.array_equal(pixels, array.transpose(2, 0, 1)) for pixels in images.pixels.numpy())
-        assert images.notes == (": 2 of 3 train images have damaged metadata (such as EXIF), which are ignored",)
+        assert images.notes == (": damaged metadata, such as EXIF, is ignored in 2 of 3 train images",)
         assert images.stored == "4x4 RGB"
 
 
