@@ -43,9 +43,10 @@ def parser(command: str = "fit"):
 
     from lightning_idkd import class_defaults, config, config_file
     from lightning_idkd.explain import Parser
+    from lightning_idkd.given import NAMES
 
     class_defaults.apply()
-    set_loader("yaml", config_file.read_value, (yaml.YAMLError,))
+    set_loader("yaml", lambda text: config_file.gathered(config_file.read_value(text), NAMES), (yaml.YAMLError,))
     set_dumper("yaml", config_file.write)
     for plugin in PLUGINS:
         if not hasattr(found := import_module(plugin), "__all__"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from typing import Any
 
 import yaml
@@ -85,6 +85,37 @@ def read_value(text: str) -> Any:
         names = bare.removesuffix(":") if len(found) == 1 else bare.strip("{}").replace(" ", "")
         return text if set(names.split(",")) == set(map(str, found)) else found
     return found
+
+
+def gathered(found: Any, names: Collection[str]) -> Any:
+    """A config with these top-level ``names`` whose dotted keys, such as gossip.momentum, stand below the key they belong to
+    where that is given too: the parser would let one replace the other. Anything else as it is.
+
+    Raises:
+        UserError: a key stands below null.
+    """
+    if not isinstance(found, dict) or not all(isinstance(k, str) and k.split(".")[0] in names for k in found):
+        return found
+    result: dict[str, Any] = {k: gathered(v, v) if isinstance(v, dict) and "class_path" not in v else v for k, v in found.items()}
+    for key in sorted((k for k in result if "." in k), key=lambda k: k.count(".")):
+        parts = key.split(".")
+        above = next((a for i in range(1, len(parts)) if (a := ".".join(parts[:i])) in result), None)
+        if above is not None and result[above] is None:
+            raise UserError(f"{key}: given beside {above}: null, which has no keys; leave one of them out")
+        if above is not None and isinstance(result[above], (dict, str)):
+            result[above] = below(result[above], parts[above.count(".") + 1 :], result.pop(key))
+    return result
+
+
+def below(value: dict | str, parts: list[str], leaf: Any) -> dict:
+    """``value``, a class or a group of keys, with ``leaf`` at the key ``parts`` below it."""
+    value = {"class_path": value} if isinstance(value, str) else dict(value)
+    head, *rest = parts
+    if "class_path" in value and head != "init_args":
+        return value | {"init_args": below(value.get("init_args") or {}, parts, leaf)}
+    if rest and isinstance(value.get(head), (dict, str)):
+        return value | {head: below(value[head], rest, leaf)}
+    return value | {".".join(parts): leaf}
 
 
 def write(values: Any) -> str:

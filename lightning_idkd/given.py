@@ -10,7 +10,7 @@ import contextlib
 import json
 import traceback
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -19,10 +19,12 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from lightning_idkd import config_file
+from lightning_idkd.config import Config
 from lightning_idkd.errors import UserError, did_you_mean
 from lightning_idkd.explain import OURS, allowed, classes, kind, parameters, types
 
 GROUPS = ("graph", "data", "node", "train", "run")
+NAMES = ("config", *(f.name for f in fields(Config)))  # a config's, at its top
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 SHIPPED = Path(__file__).parents[1] / "configs"
 
@@ -130,7 +132,7 @@ def content(file: str) -> Any:
         known = [str(p.relative_to(SHIPPED).with_suffix("")) for p in SHIPPED.rglob("*.yaml")]
         raise UserError(f"--config: there is no file '{file}'.{did_you_mean(file, known)}") from e
     try:
-        return config_file.read(text)
+        return config_file.gathered(config_file.read(text), NAMES)
     except UserError as e:
         raise UserError(f"--config: '{file}', {e}") from e
     except (yaml.YAMLError, ValueError) as e:

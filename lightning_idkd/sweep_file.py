@@ -109,10 +109,6 @@ def check(parameters: Any, where: str) -> None:
         ways = [way for way in ("value", "values", "min", "parameters") if way in entry]
         require(len(ways) < 2, at, " and ".join(ways), "one of value, values, min and max, or nested parameters")
         if "parameters" in entry:
-            if beside := [k for k in parameters if str(k).startswith(f"{key}.")]:
-                raise UserError(
-                    f"{at}: nested parameters beside {beside[0]}, which they would replace; write all of them one way"
-                )
             check(entry["parameters"], f"{at}.parameters")
         else:
             check_distribution(entry, at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -124,3 +125,50 @@ again: *base
     assert config_file.read("") is None
     with pytest.raises(UserError, match="line 1: 'a' is given already"):
         config_file.read("{a: 1, 'a': 2}")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"train.lr": 0.5, "train": {"epochs": 4}}, {"train": {"lr": 0.5, "epochs": 4}}),
+        ({"gossip.momentum": 0.5, "gossip": "DSGD"}, {"gossip": {"class_path": ".DSGD", "init_args": {"momentum": 0.5}}}),
+        (
+            {"gossip.momentum": 0.5, "gossip": {"class_path": "DSGD", "init_args": {"nesterov": True}}},
+            {"gossip": {"class_path": ".DSGD", "init_args": {"momentum": 0.5, "nesterov": True}}},
+        ),
+        (
+            {"gossip.rule.momentum": 0.5, "gossip.rule": "DSGD", "gossip": "LocalSteps", "gossip.every": 3},
+            {"gossip": {"class_path": ".LocalSteps", "init_args": {"every": 3, "rule": {"init_args": {"momentum": 0.5}}}}},
+        ),
+        ({"data": {"private.limit": 50, "private": "Digits"}}, {"data": {"private": {"init_args": {"limit": 50}}}}),
+        ({"data": {"validation": 0.3}, "data.private.limit": 50}, {"data": {"private": {"init_args": {"limit": 50}}}}),
+        ({"run.keep": [1], "run": {"threads": 1}}, {"run": {"keep": [1], "threads": 1}}),
+        ({"train.schedule.gamma": 0.5, "train": {"schedule": "Step"}}, {"train": {"schedule": {"init_args": {"gamma": 0.5}}}}),
+    ],
+    ids=str,
+)
+def test_dotted_keys_beside_their_group_or_class_count_in_any_order(given, expected, turned, tmp_path):
+    """As files of W&B's agents have them, whose keys are in alphabetical order."""
+
+    def within(part, whole):
+        for k, v in part.items():
+            if isinstance(v, dict):
+                within(v, whole[k])
+            else:
+                assert whole[k] == v or (k == "class_path" and whole[k].endswith(v))
+
+    keys = dict(reversed(given.items())) if turned else given
+    config = configure(["--data.private", "Digits", *put(tmp_path, json.dumps(keys))])
+    within(expected, config.resolved)
+
+
+def test_a_key_below_null_is_refused(tmp_path, capsys):
+    """Else the null cells of a sweep would distil after all."""
+    assert main(["fit", *put(tmp_path, "{distillation: null, distillation.start: 3}")]) == 2
+    assert "distillation.start: given beside distillation: null" in capsys.readouterr().err
+
+
+def test_dotted_keys_of_a_users_own_mapping_stay():
+    value = {"layer1": {"a": 1}, "layer1.weight": 2}
+    assert config_file.gathered(value, ("seed", "train")) == value

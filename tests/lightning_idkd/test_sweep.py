@@ -246,12 +246,10 @@ AWKWARD = {
     "data.augment_public": True,
     "data.private": {"class_path": "Digits", "init_args": {"classes": ["it's", 'a "b"', "None"], "limit": None}},
     "logger.group": "two words",
-    "train": {
-        "lr": 1e-05,
-        "epochs": 4,
-        "final_merge": True,
-        "schedule": {"class_path": "Step", "init_args": {"milestones": [0.5]}},
-    },
+    "gossip": "DSGD",
+    "gossip.momentum": 0.5,
+    "train.lr": 1e-05,
+    "train": {"epochs": 4, "final_merge": True, "schedule": {"class_path": "Step", "init_args": {"milestones": [0.5]}}},
     "run": {"threads": None, "keep": [1, 2], "pictures": False},
 }
 
@@ -298,6 +296,8 @@ class TestAgent:
         assert others == [first, first]
         assert (first["distillation"], first["data"]["augment_public"], first["run"]["pictures"]) == (None, True, False)
         assert (first["train"]["lr"], first["train"]["epochs"], first["run"]["keep"]) == (1e-05, 4, [1, 2])
+        assert first["gossip"]["class_path"].endswith(".DSGD")
+        assert first["gossip"]["init_args"]["momentum"] == 0.5
         assert first["data"]["private"]["init_args"] == AWKWARD["data.private"]["init_args"]
         assert (first["logger"]["group"], first["train"]["final_merge"], first["run"]["threads"]) == ("two words", True, None)
 
@@ -358,10 +358,6 @@ class TestMistakes:
             ({"name": 3}, ["name: 3", "a text"]),
             ({"earlyterminate": {}}, ["earlyterminate", "'early_terminate'"]),
             ({"parameters": {"train": {"parameters": {"lr": {"valeus": [1]}}}}}, ["parameters.train.parameters.lr", "'values'"]),
-            (
-                {"parameters": {"train.lr": {"value": 0.1}, "train": {"parameters": {"epochs": {"value": 3}}}}},
-                ["parameters.train", "beside train.lr", "one way"],
-            ),
             ({"parameters": {"train.lr": {"distribution": "normale", "mu": 1}}}, ["train.lr.distribution: normale", "'normal'"]),
             ({"parameters": {"train.lr": {"distribution": "normal", "max": 1}}}, ["train.lr: key: 'max'", "normal: mu, sigma"]),
             ({"parameters": {"train.lr": {"max": 1.0}}}, ["train.lr: min missing", "uniform"]),
