@@ -96,7 +96,7 @@ def names(s):
     return [slot.name for slot in s.layout]
 
 
-@pytest.mark.parametrize("engine", ["loop", "parallel", "vmap", pytest.param("compile", marks=pytest.mark.slow)])
+@every_engine  # compile: in test_stack
 def test_they_keep_their_bits_under_every_engine_and_the_rest_descends(engine):
     s = stack(engine=engine)
     assert names(s) == [f"network.{name}" for name in ("body.weight", "body.bias", "head.weight", "head.bias")]

@@ -479,9 +479,10 @@ def test_vmap_may_take_some_nodes_at_a_time(name, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_compiled_node_takes_the_same_steps_with_buffers_and_dropout():
+def test_a_compiled_node_takes_the_same_steps_with_buffers_dropout_and_a_frozen_layer():
     def network():
-        layers = nn.Linear(C * S * S, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, K)
+        layers = nn.Linear(C * S * S, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8), nn.Linear(8, K)
+        layers[4].requires_grad_(False)
         return nn.Sequential(nn.Flatten(), *layers)
 
     loop, compiled = (spread(stack(network, engine)) for engine in ("loop", "compile"))
@@ -491,7 +492,9 @@ def test_a_compiled_node_takes_the_same_steps_with_buffers_and_dropout():
         assert (loop.G - compiled.G).norm() <= 1e-9 * loop.G.norm()
     for k, b in loop.buffers.items():
         torch.testing.assert_close(b, compiled.buffers[k])
-    assert_views(compiled)
+    assert list(compiled.frozen) == ["network.5.weight", "network.5.bias"]
+    assert all(torch.equal(t, compiled.frozen[k]) for k, t in loop.frozen.items())
+    assert compiled.views_intact()
 
 
 def test_what_torch_compile_cannot_do_is_a_sentence(monkeypatch):
