@@ -1,8 +1,8 @@
 # Everything runs in .venv, made on first use; `make help` lists the targets.
 PYTHON ?= python3
 VENV   ?= .venv
-CFG    ?= ring_digits
-RUN    ?= runs/$(firstword $(CFG))/latest
+CFG    ?= ring_digits_few
+RUN    ?= runs/$(patsubst ring_digits_few,ring_digits,$(firstword $(CFG)))/latest
 SWEEP  ?= ood_scores
 FILE    = $(firstword $(wildcard $(filter %.yaml,$(SWEEP))) configs/sweeps/$(SWEEP).yaml)
 ARGS   ?=
@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
-	@echo '  variables: CFG=ring_digits (files in configs/)  ARGS="--seed 1" (passed on to idkd fit)'
+	@echo '  variables: CFG=ring_digits_few (files in configs/)  ARGS="--seed 1" (passed on to idkd fit)'
 
 setup: $(VENV)/.ready  ## make .venv and install the project with its development tools
 
@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 train: $(VENV)/.ready  ## run an experiment: make train CFG=torus_cifar100 ARGS="--seed 1"
-	$(BIN)/idkd fit $(CFG:%=--config configs/%.yaml) $(ARGS)
+	$(BIN)/idkd fit $(CFG:%=--config configs/%.yaml) $(if $(filter ring_digits_few,$(CFG)),--run.name ring_digits) $(ARGS)
 
 test: $(VENV)/.ready  ## run the tests
 	$(BIN)/python -m pytest -q -n auto $(ARGS)

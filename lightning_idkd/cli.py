@@ -164,15 +164,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def fit(arguments: list[str]) -> int:
+    from lightning_idkd.control import finished, train_control
     from lightning_idkd.fit import fit
 
+    config = configure(arguments)
+    wanted = config.run.control and config.distillation is not None
+    folder = finished(config) if wanted and config.run.resume == "auto" else None
     try:
-        fit(configure(arguments))
+        if folder is None and fit(config) is not None and wanted:
+            folder = finished(config)
     except KeyboardInterrupt:
         if "WANDB_SWEEP_ID" not in os.environ:
             raise
         # stopped by an agent of W&B, which takes a status above 0 for a failure and ends itself after a few
-    return 0
+    return 0 if folder is None else train_control(folder, config)
 
 
 def bench(arguments: list[str]) -> int:

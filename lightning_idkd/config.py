@@ -160,6 +160,8 @@ class RunConfig:
     """Draw plots/ at the end."""
     keep: list[int] = field(default_factory=list)
     """Epochs whose checkpoint stays as checkpoints/epoch_N.ckpt, to fork from."""
+    control: bool = False
+    """After a run with distillation, train the same without it from the first exchange on, in DIR/NAME_control; print both."""
     until: int | None = None
     """Stop after this epoch with a checkpoint, to be resumed or forked; null: go to the end."""
     resume: str | None = None
@@ -201,8 +203,6 @@ class Config:
 
     def check(self) -> None:
         """Refuse what can be seen to be wrong before any work."""
-        from lightning_idkd.schedule import epoch_of
-
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         if self.run.devices > self.graph.nodes:
             raise UserError(
@@ -217,7 +217,7 @@ class Config:
             if isinstance(extra, (Gossip, Calibration, Distillation)):
                 raise UserError(f"callbacks: {type(extra).__name__} is no extra; set it as gossip, calibration or distillation")
         if self.distillation is not None:
-            epoch_of(self.distillation.start, self.train.epochs, "distillation.start")
+            self.first_exchange()
             if self.data.public is None and self.distillation.public:
                 raise UserError("data.public: distillation needs a public set; name one, or set distillation to null")
             if self.distillation.calibrated and self.calibration is None:
@@ -226,6 +226,12 @@ class Config:
         for epoch in self.run.keep:
             if not 1 <= epoch <= self.train.epochs:
                 raise UserError(f"run.keep: {epoch} is no epoch; allowed: 1 to {self.train.epochs}")
+
+    def first_exchange(self) -> int | None:
+        """The epoch before which labels are exchanged first; None without distillation."""
+        from lightning_idkd.schedule import epoch_of
+
+        return None if self.distillation is None else epoch_of(self.distillation.start, self.train.epochs, "distillation.start")
 
     def folder(self) -> "Path":
         """The folder of all runs of this name."""

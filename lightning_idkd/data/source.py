@@ -167,10 +167,12 @@ class Subset(Source):
 
     Args:
         limit: use so many training images, a fixed random choice (many sets are stored sorted by class); null for all.
+        skip: leave out the training images that another source has with this ``limit``, so that they share none; null for none.
         classes: use these classes only, by name, renumbered in this order; null for all.
     """
 
     limit: int | None = field(default=None, kw_only=True)
+    skip: int | None = field(default=None, kw_only=True)
     classes: list[str] | None = field(default=None, kw_only=True)
 
     def check(self, key: str) -> None:
@@ -180,15 +182,19 @@ class Subset(Source):
                 raise UserError(f"{key}.classes: {', '.join(self.classes)}: a class is named twice")
         if self.limit is not None:
             require(self.limit >= 1, f"{key}.limit", self.limit, "1 or more, or null for all images")
+        if self.skip is not None:
+            require(self.skip >= 1, f"{key}.skip", self.skip, "1 or more, or null for none")
 
     def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
         """As :meth:`Source.load`; a limit's images are in the set's order, and part of a larger limit's."""
         images = super().load(split, size, channels, key=key)
         if self.classes is not None:
             images = self._only(images, split, key)
-        if split == "test" or self.limit is None or self.limit >= len(images):
+        first, last = self.skip or 0, len(images) if self.limit is None else (self.skip or 0) + self.limit
+        if split == "test" or (first == 0 and last >= len(images)):
             return images
-        return images[np.sort(np.random.default_rng(0).permutation(len(images))[: self.limit])]
+        require(first < len(images), f"{key}.skip", first, f"below {len(images)}, the number of images")
+        return images[np.sort(np.random.default_rng(0).permutation(len(images))[first:last])]
 
     def _only(self, images: Images, split: str, key: str) -> Images:
         if not images.classes and images.unlabelled:

@@ -83,7 +83,8 @@ def test_every_config_trains_on_stand_in_data(names, configs, stand_in, tmp_path
     config = configure(files)
     config.check()
     shrink = {"train.epochs": 2, "train.schedule": "Constant", "train.evaluate_samples": 16, "logger": "null",
-              "run.engine": "loop", "run.dir": tmp_path, "run.pictures": "false", "run.devices": 1, "run.threads": 1}  # fmt: skip
+              "run.engine": "loop", "run.dir": tmp_path, "run.pictures": "false", "run.devices": 1, "run.threads": 1,
+              "run.control": "false"}  # fmt: skip
     if config.distillation is not None:
         shrink |= {"distillation.start": 1}
     if type(config.node.network).__name__ == "ResNet":

@@ -113,6 +113,18 @@ def test_glyphs_have_no_test_split():
         Glyphs().load("test", key="data.private")
 
 
+def test_what_is_skipped_is_what_another_source_has_by_its_limit():
+    few, others, some = (Digits(**part).load("train") for part in ({"limit": 100}, {"skip": 100}, {"skip": 100, "limit": 50}))
+    of = [{image.tobytes() for image in images.pixels.numpy()} for images in (few, others, some, Digits().load("train"))]
+    assert (len(few), len(others), len(some)) == (100, 1338, 50)
+    assert not of[0] & of[1]
+    assert of[0] | of[1] == of[3]
+    assert of[2] < of[1]
+    assert len(Digits(skip=100).load("test")) == len(Digits().load("test"))
+    with pytest.raises(UserError, match=r"^data\.public\.skip: 1438 given; allowed: below 1438, the number of images$"):
+        Digits(skip=1438).load("train", key="data.public")
+
+
 @pytest.mark.parametrize(("source", "key"), [(Glyphs(samples=0), "samples"), (Glyphs(limit=0), "limit")])
 def test_numbers_of_glyphs_below_one_are_refused(source, key):
     with pytest.raises(UserError, match=rf"^data\.public\.{key}: 0 given; allowed: 1 or more"):

@@ -1,0 +1,62 @@
+"""``run.control``: the same run without distillation beside the run, from the checkpoint of its first exchange."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from short_runs import latest
+
+from lightning_idkd import control
+from lightning_idkd.cli import configure
+
+ARGUMENTS = ("--run.control", "true", "--graph.nodes", "2", "--train.epochs", "4")
+
+
+def summary(runs, name):
+    return json.loads((latest(runs, name) / "summary.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_control_forks_at_the_first_exchange_and_both_are_printed(fit, capfd):
+    assert fit(*ARGUMENTS) == 0
+    run, other = summary(fit.runs, "ring_digits"), summary(fit.runs, "ring_digits_control")
+    assert other["from"] == str(latest(fit.runs).resolve() / "checkpoints" / "epoch_3.ckpt")
+    assert (run["from"], other["exchanges"], other["epochs"], other["steps"]) == (None, [], 4, run["steps"])
+    assert other["ood"]["kept_fraction"] is None
+    said = capfd.readouterr().out
+    rows = [line.split() for line in said[said.rindex("node mean") :].splitlines()]
+    shown = {key: [f"{100 * found['accuracy'][k]:.1f}" for k in ("node_mean", "node_min", "consensus")]
+             for key, found in (("IDKD", run), ("distillation", other))}  # fmt: skip
+    assert rows[1][1:4] == shown["IDKD"]
+    assert rows[2][2:5] == shown["distillation"]
+    assert rows[3][:2] == ["difference", f"{100 * (run['accuracy']['node_mean'] - other['accuracy']['node_mean']):+.1f}"]
+    # the same command again finds both finished, and after a loss of the control makes that alone
+    made = sorted(path.name for path in (fit.runs / "ring_digits").iterdir())
+    (latest(fit.runs, "ring_digits_control") / "summary.json").unlink()
+    assert fit(*ARGUMENTS, "--run.resume", "auto") == 0
+    assert sorted(path.name for path in (fit.runs / "ring_digits").iterdir()) == made
+    assert summary(fit.runs, "ring_digits_control")["accuracy"] == other["accuracy"]
+
+
+def test_a_run_without_distillation_has_no_control(fit):
+    assert fit(*ARGUMENTS, "--distillation", "null") == 0
+    assert sorted(path.name for path in fit.runs.iterdir()) == ["ring_digits"]
+
+
+def test_the_control_starts_at_the_epoch_of_the_first_exchange():
+    arguments = ["--data.private", "Digits", "--train.epochs", "10", "--distillation", "IDKD", "--distillation.start"]
+    assert [configure([*arguments, start]).first_exchange() for start in ("0.6", "3", "0")] == [6, 3, 0]
+    assert configure(["--data.private", "Digits"]).first_exchange() is None
+
+
+def test_the_table_shows_both_and_their_difference():
+    def run(*accuracy):
+        return {"accuracy": dict(zip(("node_mean", "node_min", "consensus"), accuracy, strict=True)),
+                "communication": {"parameter_bytes": 2_000_000, "label_bytes": 500_000, "messages": 7}}  # fmt: skip
+
+    lines = control.table("IDKD", run(0.5, 0.4, 0.6), run(0.45, 0.42, 0.6)).splitlines()
+    assert lines[1].split() == ["node", "mean", "worst", "consensus", "sent"]
+    assert lines[2].split() == ["IDKD", "50.0", "40.0", "60.0", "2.5", "MB"]
+    assert lines[3].split() == ["no", "distillation", "45.0", "42.0", "60.0", "2.5", "MB"]
+    assert lines[4].split() == ["difference", "+5.0", "-2.0", "+0.0"]
