@@ -107,7 +107,7 @@ def test_its_export_is_used_without_this_project(tmp_path, configs):
     torch.save(images.pixels, tmp_path / "images.pt")
     (block,) = (block for block in blocks("python") if "exported" in block)
     assert len([line for line in block.splitlines() if line]) == 6
-    code = f"import sys, torch\nimages = torch.load('images.pt')\n{block}\nprint(answers.tolist())\n"
+    code = f"import sys, torch\npixels = torch.load('images.pt')\n{block}\nprint(answers.tolist())\n"
     code += "assert not any(m.startswith(('lightning', 'callbacks')) for m in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
