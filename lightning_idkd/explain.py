@@ -174,6 +174,7 @@ def explain(message: str, known: list[str]) -> str:
     path: list[str] = []
     wanted, base = "", None  # the class named last, and what its argument takes
     given = re.search(r"Given value: (.*)", message)
+    path_given = re.sub(r".*class_path='([^']*)'.*", r"\1", given[1]) if given else ""
     for text in message.splitlines():
         text = text.strip(" -")
         if m := re.match(r'Parser key "([^"]+)":(.*)', text):
@@ -191,10 +192,12 @@ def explain(message: str, known: list[str]) -> str:
             return f"{key}: argument '{m[1]}' of {m[2]} has no default, so it needs a type, as in {m[1]}: float"
         if m := re.match(r"Unable to load config '(.*)'", text):
             return f"{key}: {m[1]} given; allowed: single keys {key}.KEY; --help lists them"
-        if m := re.match(r"Expected a dot import path string: (\S+)|Expected a path but (\S+)|Import path (\S+) does not", text):
-            return no_class(key, m[1] or m[2] or m[3], base=base)
+        if m := re.match(r"Expected a dot import path string: (\S+)|Expected a path but (\S+)", text):
+            return no_class(key, m[1] or m[2], base=base)
+        if m := re.match(r"Import path (?:(\S+) )?does not correspond", text):
+            return no_class(key, m[1] or path_given, base=base)
         if m := re.match(r"Expected an instantiatable class, but (?:(\S+) )?is abstract", text):
-            return abstract(key, m[1] or re.sub(r".*class_path='([^']*)'.*", r"\1", given[1]))
+            return abstract(key, m[1] or path_given)
         if m := re.match(r"No module named '(.*)'", text):
             return no_class(key, wanted, f"'{{}}' cannot be imported (no module '{m[1]}')")
         if m := re.match(r"module '(.*)' has no attribute '(.*)'", text):

@@ -178,6 +178,7 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
     """What the lines above the first evaluation say."""
     import torch
 
+    from lightning_idkd.data.identity import listed
     from lightning_idkd.models import fused
     from lightning_idkd.stack import BATCHED
 
@@ -193,6 +194,9 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
         public["public"] = f"{store.public:,} images, {here}" + (f" from {store.public_stored}") * (store.public_stored != here)
         if same := store.duplicates():
             public["warning"] = f"{same:,} public images are test images too: what nodes learn of them is not distillation"
+    notes, count = list(store.notes), store.test_labels.cpu().bincount(minlength=store.k)
+    if absent := [name for name, images in zip(store.classes, count.tolist(), strict=True) if not images]:
+        notes.append(f"data.private: no test image of {listed(absent)}")
     told = [run.rule.shares]
     if run.distillation is not None:
         told += [run.distillation.shares, run.calibration.shares if run.distillation.calibrated else ""]
@@ -204,7 +208,7 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
         "data": f"{store.samples:,} training samples, {len(store.test):,} test, "
         f"{store.channels}x{store.size}x{store.size}, {store.k} classes, partition {store.split.hash}",
         **public,
-        **({"note": f"\n{'note':<10} ".join(store.notes)} if store.notes else {}),
+        **({"note": f"\n{'note':<10} ".join(notes)} if notes else {}),
         "node": f"{type(config.node.network).__name__}, {run.header['parameters']:,} parameters{still}; "
         f"{type(config.gossip).__name__}; {run.steps} steps an epoch",
         "engine": engine,

@@ -19,8 +19,8 @@ line, as in `--train.lr 0.05`; of several `--config` files later ones win.
 
 A class is named by `class_path` (a built-in one by its short name, yours by its import path) with its arguments in
 `init_args`; on the command line `--gossip DSGD --gossip.momentum 0.9`. A class that is named starts from its own defaults, which
-this page gives; arguments of an earlier file survive only where the same class is named again, or none is. A key given twice is
-an error.
+this page gives; arguments of an earlier file survive only where the same class is named again, or none is. A key given
+twice in a file is an error; of options given twice on the command line the last counts.
 
 *This page is made from the docstrings: `python -m lightning_idkd.keys > configs/README.md`.*
 

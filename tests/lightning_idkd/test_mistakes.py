@@ -26,6 +26,18 @@ class TestDigits(Digits):
         return super().load("test", *arguments, **options)
 
 
+class Untested(Digits):
+    """Digits of which the test part lacks two classes."""
+
+    def load(self, split, *arguments, **options):
+        images = super().load(split, *arguments, **options)
+        return images[((images.labels != 3) & (images.labels != 7)).nonzero()[:, 0].numpy()] if split == "test" else images
+
+
+class NoScore:
+    """A class that is not a score."""
+
+
 class Unread(Digits):
     """Digits that must not be read: a mistake is seen before."""
 
@@ -132,6 +144,7 @@ class TestMistakes:
             (["--train.epochs", "1", "--distillation.start", "5"],
              ["distillation.start: 5 is no start within the only epoch (train.epochs is 1); allowed: a fraction from 0 to"]),
             (extra(Scored, score="Energi"), ["callbacks.score: there is no class 'Energi'", "Did you mean 'Energy'? Allowed: "]),
+            (["--calibration.score", f"{__name__}.NoScore"], ["there is no class 'test_mistakes.NoScore' of this", "MaxLogit"]),
             (extra(Scored, score="DSGD"), ["callbacks.score: there is no class 'DSGD'", "MaxLogit"]),
             (["--data.public.sample", "3"], ["data.public.sample:", "'samples'"]),
             (["--train.lr", "0"], ["train.lr", "above 0"]),
@@ -414,6 +427,10 @@ class TestMistakes:
         network = ("--node.network", "TorchModule", "--node.network.path", "torchvision.models.squeezenet1_1")
         assert fit(*network, "--data.image_size", "32") == 2
         assert "These are grey; where it takes three channels, set data.channels to 3." in capsys.readouterr().err
+
+    def test_classes_without_test_images_are_said(self, fit, capsys):
+        assert fit("--data.private", f"{__name__}.Untested", "--train.epochs", "1", "--distillation", "null") == 0
+        assert "note       data.private: no test image of 3, 7\n" in capsys.readouterr().out
 
     def test_grey_images_get_the_channels_asked_for(self):
         from lightning_idkd.cli import configure
