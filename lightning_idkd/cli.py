@@ -169,6 +169,8 @@ def fit(arguments: list[str]) -> int:
 
     config = configure(arguments)
     wanted = config.run.control and config.distillation is not None
+    if config.run.control and not wanted:
+        print("no control: this run has no distillation itself", flush=True)
     folder = finished(config) if wanted and config.run.resume == "auto" else None
     try:
         if folder is None and fit(config) is not None and wanted:

@@ -39,8 +39,9 @@ def test_the_control_forks_at_the_first_exchange_and_both_are_printed(fit, capfd
     assert summary(fit.runs, "ring_digits_control")["accuracy"] == other["accuracy"]
 
 
-def test_a_run_without_distillation_has_no_control(fit):
+def test_a_run_without_distillation_has_no_control_and_says_so(fit, capsys):
     assert fit(*ARGUMENTS, "--distillation", "null") == 0
+    assert capsys.readouterr().out.startswith("no control: this run has no distillation itself\n")
     assert sorted(path.name for path in fit.runs.iterdir()) == ["ring_digits"]
 
 
