@@ -244,7 +244,7 @@ AWKWARD = {
     "seed": 3,
     "distillation": None,
     "data.augment_public": True,
-    "data.private": {"class_path": "Digits", "init_args": {"classes": ["it's", 'a "b"', "None"], "limit": None}},
+    "data.private": {"class_path": "Digits", "init_args": {"classes": ["it's", 'a "b"', "None"], "limit": None, "skip": None}},
     "logger.group": "two words",
     "gossip": "DSGD",
     "gossip.momentum": 0.5,
