@@ -19,6 +19,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 PLUGINS = ("callbacks", "lightning_idkd.data", "lightning_idkd.models")
 """Packages whose classes may be named without their path; importing them is all that takes."""
+EVALUATE = ("-h", "--help", "--export", "--per-class", "--json")
+"""Options of ``idkd evaluate`` itself; it takes keys of a config too."""
 SCORE = "callbacks.MSP"
 """The score of a calibration that names none."""
 
@@ -166,14 +168,16 @@ def main(arguments: list[str] | None = None) -> int:
 def fit(arguments: list[str]) -> int:
     from lightning_idkd.control import finished, train_control
     from lightning_idkd.fit import fit
+    from lightning_idkd.given import own_classes
 
     config = configure(arguments)
-    wanted = config.run.control and config.distillation is not None
-    if config.run.control and not wanted:
+    if config.run.control and not config.trains_control:
         print("no control: this run has no distillation itself", flush=True)
-    folder = finished(config) if wanted and config.run.resume == "auto" else None
+    folder = finished(config) if config.trains_control and config.run.resume == "auto" else None
     try:
-        if folder is None and fit(config) is not None and wanted:
+        with own_classes(config.resolved):
+            summary = fit(config) if folder is None else None
+        if summary is not None and config.trains_control:
             folder = finished(config)
     except KeyboardInterrupt:
         if "WANDB_SWEEP_ID" not in os.environ:
@@ -282,7 +286,8 @@ def compare(arguments: list[str]) -> int:
     p.add_argument("runs", nargs="+", help="Run folders, or folders with runs below them.")
     p.add_argument("--metrics", nargs="+", default=list(METRICS), help="Keys of summary.json, with slashes.")
     p.add_argument("--baseline", type=str | None, default=None, help="Method to take differences to, as the table names it.")
-    p.add_argument("--format", type=Literal["table", "markdown", "csv", "latex"], default="table", help="How to print it.")
+    p.add_argument("--format", type=Literal["table", "markdown", "csv", "latex"], default="table",
+                   help="How to print it: table (aligned text), markdown, csv or latex.")  # fmt: skip
     p.add_argument("--plot", type=str | None, default=None, help="Also draw it into this image file.")
     given = p.parse_args(arguments)
     show(given.runs, given.metrics, given.baseline, given.format, given.plot)
@@ -292,6 +297,8 @@ def compare(arguments: list[str]) -> int:
 def evaluate(arguments: list[str]) -> int:
     import json
     from pathlib import Path
+
+    from lightning_idkd.given import NAMES
 
     p = options("evaluate")
     p.description += " Keys data.* and calibration.* are as for idkd fit: other sets than the run's, another score."
@@ -305,14 +312,21 @@ def evaluate(arguments: list[str]) -> int:
     to = own
     for word in arguments:
         if word.startswith("-"):  # an option, whose value follows
-            to = own if word.split("=")[0] in ("-h", "--help", "--export", "--per-class", "--json") else changes
+            option, key = word.split("=")[0], word.lstrip("-").partition("=")[0]
+            to = own if option in EVALUATE else changes
+            if to is changes and key.split(".")[0] not in NAMES:
+                raise UserError(
+                    f"{option}: there is no such option.{did_you_mean(option.replace('_', '-'), EVALUATE)} "
+                    f"Allowed: {', '.join(EVALUATE[2:])}, and keys of data and calibration, such as --data.private"
+                )
         to.append(word)
     given = p.parse_args(own)
     from lightning_idkd.loaded import evaluate, load, show
     from lightning_idkd.run_folder import write
 
-    files = load(given.run).export(given.export) if given.export else []
-    found = evaluate(given.run, changes, given.per_class)
+    run = load(given.run)
+    files = run.export(given.export) if given.export else []
+    found = evaluate(run, changes, given.per_class)
     if given.export and given.per_class:
         files.append(Path(given.export) / "per_class.json")
         write(files[-1], lambda part: part.write_text(json.dumps(found["per_class"]) + "\n"))

@@ -227,6 +227,11 @@ class Config:
             if not 1 <= epoch <= self.train.epochs:
                 raise UserError(f"run.keep: {epoch} is no epoch; allowed: 1 to {self.train.epochs}")
 
+    @property
+    def trains_control(self) -> bool:
+        """Whether the same run without distillation is to be trained too."""
+        return self.run.control and self.distillation is not None
+
     def first_exchange(self) -> int | None:
         """The epoch before which labels are exchanged first; None without distillation."""
         from lightning_idkd.schedule import epoch_of

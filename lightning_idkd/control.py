@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lightning_idkd.errors import UserError
 from lightning_idkd.report import size
-from lightning_idkd.run_folder import RunFolder, difference
+from lightning_idkd.run_folder import RESULT, RunFolder, difference
 
 if TYPE_CHECKING:
     from lightning_idkd.config import Config
@@ -29,16 +30,20 @@ def control_of(folder: RunFolder, config: Config) -> dict | None:
     """The summary of the control that was made for the run in ``folder``; None where there is none yet."""
     name = f"{config.run.name}_control"
     for file in sorted((Path(config.run.dir) / name).glob("*/summary.json"), reverse=True):
-        summary = json.loads(file.read_text())
-        if RunFolder(file.parent).config()["run"]["from"] == start(folder, config):
-            return summary
+        found = RunFolder(file.parent).config()
+        alike = difference(found, config.resolved, [key for key in RESULT if key != "distillation"]) is None
+        if alike and found["run"]["from"] == start(folder, config):
+            return json.loads(file.read_text())
     return None
 
 
 def start(folder: RunFolder, config: Config) -> str | None:
     """The checkpoint that the control starts from: that of the first exchange; None where this comes before the first epoch."""
     epoch = config.first_exchange()
-    return str(folder.file(f"checkpoints/epoch_{epoch}.ckpt")) if epoch else None
+    file = folder.file(f"checkpoints/epoch_{epoch}.ckpt")
+    if epoch and not file.exists() and (summary := folder.summary()):  # a fork may begin with the exchange
+        return summary["from"]
+    return str(file) if epoch else None
 
 
 def train_control(folder: RunFolder, config: Config) -> int:
@@ -50,10 +55,14 @@ def train_control(folder: RunFolder, config: Config) -> int:
     command += [word for key, value in changes.items() for word in (f"--{key}", value)]
     print(f"\ncontrol: the same from epoch {config.first_exchange()} on without distillation", flush=True)
     process = subprocess.Popen(command)
+    # Ctrl-C reaches the control by itself; after either it leaves a checkpoint
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         status = process.wait()
-    except KeyboardInterrupt:  # it got Ctrl-C too, and leaves a checkpoint
+    except KeyboardInterrupt:
         return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if status:
         return status
     summary, control = folder.summary(), control_of(folder, config)

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import ArgumentParser
 
 from lightning_idkd import callback, config
+from lightning_idkd.data.torchvision import SETS
 from lightning_idkd.errors import UserError, did_you_mean, nearest
 from lightning_idkd.models import Architecture
 
@@ -118,7 +119,10 @@ def unknown(key: str, known: list[str], given: str = "") -> str:
     there = {k[len(parent) + 1 if parent else 0 :].split(".")[0] for k in known if k.startswith(f"{parent}." if parent else "")}
     options = takers(parent)
     if owners := [name for name, takes in options.items() if leaf in takes]:
-        return f"{key}: this key needs {parent} to be {' or '.join(owners)}"
+        inner = [k for k in (f"{parent}.{argument}" for argument in options.get(given, ())) if kind(k)]
+        meant = [f"{k}.{leaf}" for k in inner if any(leaf in takes for takes in takers(k).values())]
+        hint = f" Did you mean '{meant[0]}'? Else it" if meant else " It"
+        return f"{key}: {given or 'the class there'} has no such argument.{hint} needs {parent} to be {' or '.join(owners)}"
     others = {p for takes in options.values() for p in takes}
     there |= set(options.get(given, others))
     there -= {"help", "print_config", "print_shtab"}
@@ -142,7 +146,13 @@ def no_class(key: str, name: str, why: str = "there is no class '{}' of this kin
     """Sentence for a class that ``key``, which takes subclasses of ``base``, does not take."""
     if kind(key) is None and base is None:
         return f"{key}: '{name}' is not allowed. Allowed: null, or single keys {key}.KEY; --help lists them"
-    return f"{key}: {why.format(name)}.{did_you_mean(name.split('.')[-1], classes(key, base))} Allowed: {allowed(key, base)}"
+    there = classes(key, base)
+    sets = {word.lower(): known for known, (cls, *_) in SETS.items() for word in (known, cls)}
+    if kind(key) is config.Source and name.lower() in sets:
+        hint = f" Did you mean Torchvision, with name '{sets[name.lower()]}'?"
+    else:
+        hint = did_you_mean(name.split(".")[-1], there)
+    return f"{key}: {why.format(name)}.{hint} Allowed: {allowed(key, base)}"
 
 
 def allowed(key: str, base: type | None = None) -> str:
@@ -206,7 +216,9 @@ def explain(message: str, known: list[str]) -> str:
             there = [v.strip("' ") for v in m[1].split(",")]
             return f"{key}: '{m[2]}' is not allowed.{did_you_mean(m[2], there)} Allowed: {', '.join(there)}"
         if m := re.match(r"Expected a <class '(\w+)'>\. Got value:\s*(.*)", text):
-            return f"{key}: {'null' if m[2] == 'None' else repr(m[2])} is no {m[1]}"
+            some = next(iter(classes(key)), "my_module.MyCallback")
+            example = f"; allowed: a list, such as '[{{class_path: {some}}}]'" if kind(key) and m[1] == "list" else ""
+            return f"{key}: {'null' if m[2] == 'None' else repr(m[2])} is no {m[1]}{example}"
         if re.match(r"Expected (?:a )?<class '\w+'>$", text) and given:
             choices = [c.strip("' ") for found in re.findall(r"typing\.Literal\[(.*?)\]", message) for c in found.split(",")]
             kinds = [*choices, *(k.replace("NoneType", "null") for k in re.findall(r"Expected (?:a )?<class '(\w+)'>", message))]

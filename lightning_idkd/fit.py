@@ -143,7 +143,7 @@ def build(config: Config, fabric: Fabric, before: Before | None = None) -> Orche
         config.distillation,
         [*config.callbacks, *([Pictures()] if config.run.pictures else [])],
         config.run.checkpoint_every,
-        [*config.run.keep, *([config.first_exchange()] if config.run.control and config.distillation else [])],
+        [*config.run.keep, *([config.first_exchange()] if config.trains_control else [])],
         config.run.until,
         config.seed,
         {

@@ -269,6 +269,38 @@ def placed(e: UserError, config: dict) -> str:
     return str(e) if not at or outer in at else f"{at[-1]}.{name}: {said}"
 
 
+@contextlib.contextmanager
+def own_classes(config: dict) -> Iterator[None]:
+    """Inside, an error that comes out of a class of the user's own, which the resolved ``config`` names, becomes a sentence with
+    the class, its method and the line there.
+
+    Raises:
+        UserError: in place of that error; others pass.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        if said := at_work(e, config):
+            raise UserError(said) from e
+        raise
+
+
+def at_work(e: BaseException, config: dict) -> str | None:
+    """Sentence for an error in the package of a class of the user's own, by the class whose method was called; None where the
+    error comes from elsewhere."""
+    own = [(key, given["class_path"]) for key, given in named(config, "") if given["class_path"].split(".")[0] not in OURS]
+    for key, path in own:
+        if called := frames(e, path):
+            frame = called[0][0]
+            bases = [cls.__name__ for cls in type(frame.f_locals.get("self")).__mro__]
+            key = next((k for k, p in own if p.rpartition(".")[2] in bases), key)
+            method = f"{bases[0]}.{frame.f_code.co_name}" if "self" in frame.f_locals else frame.f_code.co_name
+            return failure(key, f"{frame.f_globals['__name__']}.{method}", e)
+    return None
+
+
 def in_the_making(e: BaseException, config: dict) -> str | None:
     """Sentence for an error that a class of the user's own raised when it was made for the resolved ``config``."""
     for key, given in named(config, ""):

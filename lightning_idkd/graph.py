@@ -10,7 +10,7 @@ import networkx as nx
 import numpy as np
 
 from lightning_idkd import colours
-from lightning_idkd.errors import UserError, did_you_mean
+from lightning_idkd.errors import UserError, did_you_mean, require
 from lightning_idkd.topologies import Chain, Complete, Ring, Social15, Social32, Topology, Torus
 from lightning_idkd.topologies.base import circle
 
@@ -284,6 +284,9 @@ class Graph:
             step: the edges of that step; None: of all steps of a period together, of step 0 where nothing repeats. A graph that
                 changes is titled with the steps that are drawn.
         """
+        for key, given in (("values", values), ("labels", labels)):
+            if given is not None:
+                require(len(given) == self.nodes, key, f"{len(given)} of them", f"one for each of the {self.nodes} nodes")
         if isinstance(target, (str, PathLike)):
             from matplotlib.figure import Figure
 

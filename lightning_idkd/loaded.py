@@ -22,6 +22,7 @@ from lightning_idkd.errors import UserError, require
 from lightning_idkd.evaluation import over_nodes
 from lightning_idkd.fit import Before, labelled, node_maker
 from lightning_idkd.fit import load as load_data
+from lightning_idkd.given import own_classes
 from lightning_idkd.graph import Graph
 from lightning_idkd.node import NodeModule, Outputs
 from lightning_idkd.randomness import permutation
@@ -131,13 +132,16 @@ class Run:
         Raises:
             UserError: the set is not there, or has changed since the run.
         """
-        images, split = self._private
-        return images[split.train[node]]
+        return self._of_node(node, "train")
 
     def held_out(self, node: int) -> Images:
         """The private images and labels of ``node`` that are held out for validation and calibration."""
+        return self._of_node(node, "validation")
+
+    def _of_node(self, node: int, part: str) -> Images:
+        require(0 <= node < self.stack.n, "node", node, f"0 to {self.stack.n - 1}")
         images, split = self._private
-        return images[split.validation[node]]
+        return images[getattr(split, part)[node]]
 
     def public(self) -> Images | None:
         """The public images, with labels where the set has some; None for a run without a public set."""
@@ -222,11 +226,11 @@ def load(path: str | Path, checkpoint: str | None = None) -> Run:
     return Run(folder, config, stack, graph, folder.metrics(), folder.summary(), images, state["epoch"])
 
 
-def evaluate(path: str, changes: list[str], per_class: bool = False) -> dict:
+def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
     """Accuracy and calibration error of nodes and consensus on a test set, and the AUROC of a score of it against a public set.
 
     Args:
-        path: the run's folder.
+        run: as :func:`load` gives it.
         changes: options as for ``idkd fit``: other sets than those of the run, and another ``calibration.score``.
         per_class: also ``per_class``: the ``classes`` with their ``images``; ``accuracy`` [class] by node mean, worst and so on
             (None where the set has no such image), and ``nodes`` [node, class]; and ``confusion``, of all ``nodes``
@@ -235,7 +239,6 @@ def evaluate(path: str, changes: list[str], per_class: bool = False) -> dict:
     Raises:
         UserError: an option changes what was trained.
     """
-    run = load(path)
     config = configure(["--config", str(run.folder.file("config.yaml")), *changes])
     if found := difference(config.resolved, run.folder.config(), ("seed", "graph", "node", "train", "gossip", "distillation")):
         raise UserError(
@@ -253,7 +256,8 @@ def evaluate(path: str, changes: list[str], per_class: bool = False) -> dict:
         if since and difference(config.resolved, run.config.resolved, ("data.public",)) is None:
             odd.append(f"data.public: the images have changed since the run ({since})")
     print("".join(f"note: {note}\n" for note in odd), end="", file=sys.stderr)
-    judgements = [judged(run, module, test, public, score) for module in [*run.stack.modules, run.consensus()]]
+    with own_classes(config.resolved):
+        judgements = [judged(run, module, test, public, score) for module in [*run.stack.modules, run.consensus()]]
     confusion = [judgement.pop("confusion") for judgement in judgements]
     nodes, consensus = judgements[:-1], judgements[-1]
     result: dict = {"run": str(run.folder.path), "images": len(test), "nodes": len(nodes)}
@@ -303,7 +307,7 @@ def show(result: dict) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    columns = ("node mean", "sd", "worst or least", "best or most", "consensus")
+    columns = ("node mean", "sd", "least", "most", "consensus")
     table = Table("", *columns, title=f"{result['run']}: {result['images']:,} images")
     for key, name in NAMES.items():
         if key in result:

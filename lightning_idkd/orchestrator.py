@@ -44,6 +44,16 @@ def block(nodes: int, device: torch.device) -> int:
     return max(BLOCK // nodes, min(8192, 8 * BLOCK // nodes))
 
 
+def added(values: dict, before: dict, what: str) -> None:
+    """Turn what a callback added to ``values`` into plain numbers and texts, and refuse changes of what was there ``before``;
+    ``what`` says in words which values."""
+    if wrong := [key for key in values if not isinstance(key, str)]:
+        raise UserError(f"{what} has the key {wrong[0]!r}, of type {type(wrong[0]).__name__}; allowed: text")
+    values.update(plain(values, what))
+    if changed := [key for key in before if key not in values or values[key] != before[key]]:
+        raise UserError(f"{what}[{changed[0]!r}] is changed or removed; allowed: new keys")
+
+
 class Orchestrator:
     """One run; its ``folder`` must be set before :meth:`fit`.
 
@@ -98,6 +108,7 @@ class Orchestrator:
         self.pictures: dict[str, Path] = {}  # new ones, for the next line of metrics
         self.interrupted = False
         self.evaluating = 0.0  # seconds that a test image took in the last evaluation
+        self._methods: dict[str, list[tuple[Callable, list[str]]]] = {}
         self._clock, self._first = time.perf_counter(), 0  # when this session began, and with which epoch
 
     # ------------------------------------------------------------------ the loop
@@ -266,13 +277,22 @@ class Orchestrator:
         return {f"overhead_at_equal_{k}": self.sent() / base - 1 for k, base in bases.items()}
 
     def call(self, hook: str, **payload) -> None:
-        """Call a hook of every callback with those of the payload's parts that it names."""
+        """Call a hook of every callback with those of the payload's parts that it names. To ``metrics`` and ``summary`` it may
+        add."""
         payload["run"] = self
-        for callback in self.callbacks:
-            if method := getattr(callback, hook, None):
-                method(**{name: payload[name] for name in inspect.signature(method).parameters})
-                for name in {"metrics", "summary"} & payload.keys():
-                    payload[name].update(plain(payload[name], f"callbacks: {type(callback).__name__}: {name}"))
+        for method, names in self.methods(hook):
+            given = {name: payload[name] for name in names}
+            before = {name: plain(given[name], name) for name in names if name in ("metrics", "summary")}
+            method(**given)
+            for name, values in before.items():
+                added(payload[name], values, f"callbacks: {type(method.__self__).__name__}: {name}")
+
+    def methods(self, hook: str) -> list[tuple[Callable, list[str]]]:
+        """What the callbacks do at ``hook``, each with the names of its arguments."""
+        if hook not in self._methods:
+            found = [getattr(callback, hook) for callback in self.callbacks if hasattr(callback, hook)]
+            self._methods[hook] = [(method, list(inspect.signature(method).parameters)) for method in found]
+        return self._methods[hook]
 
     # ------------------------------------------------------------------ distillation
 
@@ -392,7 +412,13 @@ class Orchestrator:
         summary["communication"] |= self.overhead()
         summary["per_node"], summary["exchanges"] = self.per_node, self.exchanges
         summary |= self.header
-        self.call("on_fit_end", summary=summary)
+        ours = plain(summary, "summary")
+        try:
+            self.call("on_fit_end", summary=summary)
+        except Exception:  # of a callback, which shall not cost the run its result
+            if self.fabric.is_global_zero:
+                self.folder.json("summary.json", ours)
+            raise
         return summary
 
     def final_gossip(self) -> None:

@@ -84,6 +84,7 @@ def accuracy(lines: list[dict], exchanges: list[int]) -> Figure:
     for key, label, colour, marker in shown:
         values = [100 * line[f"accuracy/{key}"] for line in lines]
         axes.plot(epochs, values, color=colour, marker=marker, markersize=4 if marker == "s" else 7, label=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     axes.grid(alpha=0.3)
     return figure
@@ -176,22 +177,32 @@ def score_histograms(scores: list[tuple], aurocs: list[float], score: OodScore) 
     for node, axes in zip(nodes, panels, strict=False):
         private, public, noise, threshold = scores[node]
         ends = np.concatenate([np.quantile(values, [0.005, 0.995]) for values in (private, public) if len(values)])
-        bins = np.linspace(ends.min(), ends.max(), 36)
-        kinds = ((public, "public", colours.BLUE), (private, "own held-out", colours.ORANGE), (noise, "noise", "0.3"))
+        low, high = ends.min(), ends.max()
+        if abs(threshold - (low + high) / 2) <= 1.5 * (high - low):  # others would leave no room for the samples
+            low, high = min(low, threshold), max(high, threshold)
+        bins = np.linspace(low, high, 36)
+        held_out = np.isfinite(aurocs[node])
+        own = "own held-out" if held_out else "own, of training"
+        kinds = ((public, "public", colours.BLUE), (private, own, colours.ORANGE), (noise, "noise", "0.3"))
         for values, label, colour in kinds:
             if len(values):
                 style = {"histtype": "step"} if label == "noise" else {"alpha": 0.6}
                 axes.hist(values, bins, weights=np.full(len(values), 1 / len(values)), label=label, color=colour, **style)
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
         p = score.probability(threshold)
-        auroc = f", AUROC {aurocs[node]:.2f}" if np.isfinite(aurocs[node]) else ""
+        for side, place, outside in (("left", 0.02, noise < low), ("right", 0.98, noise > high)):
+            if outside.sum() > 0.05 * len(noise):
+                told = f"{outside.mean():.0%} of noise\nfurther {side}"
+                axes.text(place, 0.85, told, fontsize="xx-small", color="0.3", ha=side, transform=axes.transAxes)
+        auroc = f", AUROC {aurocs[node]:.2f}" if held_out else ", none held out"
         axes.set_title(f"node {node}{auroc}" + ("" if p is None else f", threshold p {chance(p)}"), fontsize="small")
         axes.tick_params(labelsize="x-small")
         axes.locator_params(axis="x", nbins=5)
         axes.set_yticks([])
     for axes in panels:
         axes.set_axis_off()
-    figure.axes[0].legend(fontsize="x-small")
+    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.axes[0].legend(handles.values(), handles.keys(), fontsize="x-small")
     figure.supxlabel(f"{score.title} (dashed: threshold, kept to its right{some})", fontsize="small")
     figure.supylabel("share of samples", fontsize="small")
     return figure
@@ -211,7 +222,7 @@ def roc_curves(scores: list[tuple], aurocs: list[float]) -> Figure:
         cuts = np.sort(np.concatenate([private, public]))[::-1]
         x, y = ([0, *(1 - np.searchsorted(np.sort(v), cuts) / len(v)), 1] for v in (public, private))
         axes.plot(x, y, linewidth=0.6, color="0.7", label=None if curves else "nodes")
-        axes.plot((public >= threshold).mean(), (private >= threshold).mean(), "o", markersize=3, color="0.45",
+        axes.plot((public >= threshold).mean(), (private >= threshold).mean(), "o", markersize=3, color="0.45", clip_on=False,
                   label=None if curves else "their thresholds")  # fmt: skip
         curves.append(np.interp(grid, x, y))
     if curves:

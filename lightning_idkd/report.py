@@ -105,7 +105,7 @@ def numbers(summary: dict) -> list[tuple[str, str]]:
         return "-" if value is None or not math.isfinite(value) else format(value, form)
 
     merged = " and the exact mean" if summary.get("final_merge") else ""
-    return [
+    rows = [
         (
             f"node accuracy, after {summary['final_gossip']} final gossip{merged}",
             f"{accuracy['node_mean']:.2%} (sd {accuracy['node_std']:.2%}, worst {accuracy['node_min']:.2%}, best "
@@ -124,14 +124,20 @@ def numbers(summary: dict) -> list[tuple[str, str]]:
             f"{show(sent.get('overhead_at_equal_steps'), '+.2%')} bytes at equal steps, "
             f"{show(sent.get('overhead_at_equal_epochs'), '+.2%')} at equal epochs",
         ),
-        (
-            "public set",
-            f"kept {show(ood['kept_fraction'], '.1%')} (own data {show(ood.get('own_kept'), '.1%')}, noise "
-            f"{show(ood.get('noise_kept'), '.1%')})",
-        ),
-        ("AUROC, held-out own against public samples", show(ood["auroc"], ".3f")),
-        ("threshold", threshold(ood)),
-        ("heterogeneity", f"{summary['homogeneity']['before']:.3f} before, {summary['homogeneity']['after']:.3f} after"),
+    ]
+    selected = ood["threshold"] is not None
+    if selected:
+        kept = f"kept {show(ood['kept_fraction'], '.1%')} (own data {show(ood.get('own_kept'), '.1%')}, noise "
+        rows += [
+            ("public set", f"{kept}{show(ood.get('noise_kept'), '.1%')})"),
+            ("AUROC, held-out own against public samples", show(ood["auroc"], ".3f")),
+            ("threshold", threshold(ood)),
+        ]
+    heterogeneity = [f"{summary['homogeneity'][when]:.3f}" for when in ("before", "after")]
+    exchanged = bool(summary.get("exchanges"))
+    return [
+        *rows,
+        ("heterogeneity", "{} before, {} after".format(*heterogeneity) if exchanged else heterogeneity[0]),
         (
             "throughput",
             f"{summary['throughput']['samples_per_second']:,.0f} samples/s ({summary['engine']}), whole run "

@@ -82,7 +82,8 @@ def is_number(value: Any) -> bool:
 def kind_of(value: Any) -> str:
     """What ``value`` is, in words."""
     shape = getattr(value, "shape", None)
-    return f"a {type(value).__name__}" + ("" if shape is None else f" of shape {list(shape)}")
+    name = type(value).__name__
+    return f"a{'n' * (name[0] in 'aeiouAEIO')} {name}" + ("" if shape is None else f" of shape {list(shape)}")
 
 
 class RunFolder:
@@ -143,7 +144,8 @@ class RunFolder:
         of_a_run = path.is_file() and path.parent.name == "checkpoints"
         folder = cls(path.parent.parent if of_a_run else path)
         if not folder.file("config.yaml").exists():
-            raise UserError(f"{key}: '{text}' is no run folder; give one such as runs/NAME/latest, or a file in its checkpoints/")
+            auto = "; allowed: auto, null, or a run folder" if key == "run.resume" else "; give one"
+            raise UserError(f"{key}: '{text}' is no run folder{auto} such as runs/NAME/latest, or a file in its checkpoints/")
         if not folder.last.exists():
             raise UserError(f"{key}: '{text}' has no checkpoint yet")
         return folder, path if of_a_run else folder.last

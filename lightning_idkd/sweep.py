@@ -293,10 +293,10 @@ class Runner:
         from rich.markup import escape
         from rich.table import Table
 
-        count = sum(c.state == "done" for c in self.runs)
-        table = Table(
-            "cell", "state", "epoch", "node mean", "consensus", title=f"{escape(self.title)}: {count} of {len(self.runs)} done"
-        )
+        parts = ((True, "cells"), (False, "initial trainings"))
+        counts = [(kind, [c.state == "done" for c in self.runs if (c.until is None) == whole]) for whole, kind in parts]
+        title = ", ".join(f"{sum(done)} of {len(done)} {kind} done" for kind, done in counts if done)
+        table = Table("cell", "state", "epoch", "node mean", "consensus", title=f"{escape(self.title)}: {title}")
         for cell in self.runs:
             lines = cell.folder.metrics() if cell.folder.path.exists() and cell.state != "waiting" else []
             last = lines[-1] if lines else None

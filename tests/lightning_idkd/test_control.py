@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 
 import pytest
 from short_runs import latest
 
 from lightning_idkd import control
 from lightning_idkd.cli import configure
+from lightning_idkd.run_folder import RunFolder
 
 ARGUMENTS = ("--run.control", "true", "--graph.nodes", "2", "--train.epochs", "4")
 
@@ -49,6 +54,52 @@ def test_the_control_starts_at_the_epoch_of_the_first_exchange():
     arguments = ["--data.private", "Digits", "--train.epochs", "10", "--distillation", "IDKD", "--distillation.start"]
     assert [configure([*arguments, start]).first_exchange() for start in ("0.6", "3", "0")] == [6, 3, 0]
     assert configure(["--data.private", "Digits"]).first_exchange() is None
+
+
+def test_only_a_control_of_the_same_config_and_start_counts(tmp_path):
+    """With start 0 no checkpoint says which run a control belongs to."""
+
+    def config(*changes):
+        place = ["--run.dir", str(tmp_path), "--run.name", "run", "--train.epochs", "4"]
+        return configure(["--data.private", "Digits", "--data.public", "Noise", "--distillation", "IDKD",
+                          "--distillation.start", "0", *place, *changes])  # fmt: skip
+
+    made = RunFolder.create(tmp_path / "run_control", 0)
+    made.yaml("config.yaml", config("--distillation", "null").resolved)
+    made.json("summary.json", {"seed": 0})
+    run = RunFolder(tmp_path / "run" / "latest")
+    assert control.control_of(run, config()) == {"seed": 0}
+    assert control.control_of(run, config("--seed", "1")) is None
+    assert control.control_of(run, config("--train.lr", "0.2")) is None
+    assert control.control_of(run, config("--distillation.start", "2")) is None
+
+
+def test_of_a_fork_at_the_exchange_the_control_starts_where_that_did(tmp_path):
+    config = configure(["--data.private", "Digits", "--distillation", "IDKD", "--distillation.start", "2", "--train.epochs", "4"])
+    folder = RunFolder.create(tmp_path, 0)
+    folder.json("summary.json", {"from": "elsewhere/epoch_2.ckpt"})
+    assert control.start(folder, config) == "elsewhere/epoch_2.ckpt"
+    folder.text("checkpoints/epoch_2.ckpt", "")
+    assert control.start(folder, config) == str(folder.file("checkpoints/epoch_2.ckpt"))
+
+
+def test_a_jobs_end_reaches_the_control(tmp_path, monkeypatch):
+    program, begun = tmp_path / "program", tmp_path / "begun"
+    program.write_text(f"#!/bin/sh\ntrap 'exit 130' TERM\ntouch {begun}\nwhile true; do sleep 0.05; done\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(control.sys, "executable", str(program))
+
+    def end():
+        while not begun.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    config = configure(["--data.private", "Digits", "--distillation", "IDKD", "--distillation.start", "0"])
+    before, thread = signal.getsignal(signal.SIGTERM), threading.Thread(target=end)
+    thread.start()
+    assert control.train_control(RunFolder.create(tmp_path / "run", 0), config) == 130
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_table_shows_both_and_their_difference():

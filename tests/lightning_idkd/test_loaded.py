@@ -269,7 +269,10 @@ def test_the_final_table_names_the_score_and_gives_its_threshold_as_a_probabilit
     for older in ("score", "threshold_probability"):
         del ood[older]
     assert dict(report.numbers(summary))["threshold"] == f"{ood['threshold']:.3f}"
-    assert dict(report.numbers(summary | {"ood": dict.fromkeys(ood)}))["threshold"] == "-"
+    none = dict(report.numbers(summary | {"ood": dict.fromkeys(ood), "exchanges": []}))
+    assert not none.keys() & {"threshold", "public set", "AUROC, held-out own against public samples"}  # nothing was selected
+    assert none["heterogeneity"] == f"{summary['homogeneity']['before']:.3f}"
+    assert none.keys() < dict(report.numbers(summary)).keys()
 
 
 def test_people_read_heterogeneity_and_files_keep_homogeneity(run, tmp_path, capsys, configs, monkeypatch):

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from callbacks import MSP, Energy, MaxLogit
 from lightning_idkd import colours, pictures
 from lightning_idkd.cli import main
+from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Ring
 from lightning_idkd.topologies import EpidemicLocal, OnePeerExponential
 
@@ -135,7 +136,34 @@ def test_a_panel_has_the_nodes_auroc_and_threshold_and_all_its_own_samples():
     public, own = axes.containers
     assert sum(bar.get_height() for bar in own) == 1
     assert sum(bar.get_height() for bar in public) > 0.98
-    assert pictures.score_histograms(few, [math.nan], Energy()).axes[0].get_title() == "node 0"
+    assert pictures.score_histograms(few, [math.nan], Energy()).axes[0].get_title() == "node 0, none held out"
+
+
+def test_noise_beyond_the_axis_is_told_and_a_threshold_near_the_samples_widens_it():
+    own, public = np.linspace(0, 1, 50), np.linspace(-0.5, 0.5, 50)
+    noise = np.concatenate([np.full(30, -9.0), np.full(10, 9.0), np.zeros(60)])
+    for threshold, right in ((0.2, 1.0), (1.4, 1.4), (50.0, 1.0)):
+        (axes,) = pictures.score_histograms([(own, public, noise, threshold)], [0.5], Energy()).axes
+        assert {t.get_text() for t in axes.texts} == {"30% of noise\nfurther left", "10% of noise\nfurther right"}
+        ends = [patch.get_x() + patch.get_width() for bars in axes.containers for patch in bars]
+        assert max(ends) == pytest.approx(right, abs=0.02)
+    (axes,) = pictures.score_histograms([(own, public, np.zeros(9), 0.2)], [0.5], Energy()).axes
+    assert not axes.texts
+
+
+def test_samples_of_a_node_without_held_out_ones_are_not_called_held_out():
+    few = scores(2)
+    figure = pictures.score_histograms(few, [math.nan, 0.7], Energy())
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert sorted(texts) == ["noise", "own held-out", "own, of training", "public"]
+
+
+def test_values_of_another_number_than_nodes_are_refused_in_a_sentence(tmp_path):
+    graph = Graph(Ring(), 5, seed=0)
+    with pytest.raises(UserError, match="values: 4 of them given; allowed: one for each of the 5 nodes"):
+        graph.draw(tmp_path / "a.png", [1.0] * 4)
+    with pytest.raises(UserError, match="labels: 6 of them given"):
+        graph.draw(tmp_path / "a.png", labels=list("abcdef"))
 
 
 # ---------------------------------------------------------------------- ROC

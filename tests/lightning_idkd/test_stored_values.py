@@ -55,7 +55,7 @@ def test_anything_else_is_refused_with_its_place(value, said):
 
 @pytest.mark.parametrize("value", [np.ones(4), {1, 2}, object(), np.ones(2, dtype=object)])
 def test_a_state_that_a_checkpoint_cannot_hold_is_refused_with_its_place(value):
-    with pytest.raises(UserError, match=r"x\['a'\]\[0\] is a \w+.*; allowed: tensors"):
+    with pytest.raises(UserError, match=r"x\['a'\]\[0\] is an? \w+.*; allowed: tensors"):
         storable({"a": [value]}, "x")
     kept = {"rows": [torch.ones(2), 1], "t": (torch.zeros(1), math.inf)}
     assert storable(kept, "x") == kept

@@ -413,8 +413,9 @@ def test_a_stopped_sweep_is_completed_and_a_failing_cell_stops_no_other(file, tm
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 1
     assert "stopping; the same command goes on" in said
-    assert "of 6 done" in said  # four cells and two initial trainings, which were told to stop
-    assert "6 of 6 done" not in said
+    assert "of 4 cells done" in said
+    assert "of 2 initial trainings done" in said
+    assert "4 of 4" not in said  # they were told to stop
     assert "Traceback" not in said
     assert main(command) == 1
     done = capsys.readouterr().out
