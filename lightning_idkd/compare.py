@@ -306,4 +306,5 @@ def show(paths: list[str], metrics: list[str], baseline: str | None, form: str, 
             pictures.dots(names, scaled).savefig(picture, dpi=120)
         except (OSError, ValueError) as e:  # matplotlib refuses a format with a ValueError
             raise UserError(f"--plot: cannot draw into '{picture}' ({getattr(e, 'strerror', None) or e})") from e
+        print(f"drawn: {picture}", file=sys.stderr)
     print(text(head, lines, form), end="")
