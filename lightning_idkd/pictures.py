@@ -182,8 +182,8 @@ def score_histograms(scores: list[tuple], aurocs: list[float], score: OodScore) 
             low, high = min(low, threshold), max(high, threshold)
         bins = np.linspace(low, high, 36)
         held_out = np.isfinite(aurocs[node])
-        own = "own held-out" if held_out else "own, of training"
-        kinds = ((public, "public", colours.BLUE), (private, own, colours.ORANGE), (noise, "noise", "0.3"))
+        own, colour = ("own held-out", colours.ORANGE) if held_out else ("own, of training", colours.GREEN)
+        kinds = ((public, "public", colours.BLUE), (private, own, colour), (noise, "noise", "0.3"))
         for values, label, colour in kinds:
             if len(values):
                 style = {"histtype": "step"} if label == "noise" else {"alpha": 0.6}
