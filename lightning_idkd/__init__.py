@@ -14,30 +14,27 @@ from lightning_idkd.callback import (
     Context,
     Distillation,
     Encoding,
-    FineTuning,
     Gossip,
     OodScore,
-    Selection,
     Teacher,
 )
 from lightning_idkd.config import Config
 from lightning_idkd.data.partition import Partition
 from lightning_idkd.data.source import Images, Source
 from lightning_idkd.errors import UserError
-from lightning_idkd.fit import fit
 from lightning_idkd.graph import Graph, Topology
+from lightning_idkd.labels import FineTuning, Labels, Outputs, Selection
 from lightning_idkd.models import Architecture
 from lightning_idkd.schedule import Schedule
+from lightning_idkd.training.fit import fit
 
 _WITH_TORCH = {
-    "Labels": "network",
     "Network": "network",
-    "NodeModule": "node",
-    "NodeStack": "stack",
-    "Orchestrator": "orchestrator",
-    "Outputs": "node",
+    "NodeModule": "nodes.node",
+    "NodeStack": "nodes.stack",
+    "Orchestrator": "training.orchestrator",
     "Store": "data.store",
-    "load": "loaded",
+    "load": "analysis.load",
 }
 
 __all__ = [
@@ -55,7 +52,9 @@ __all__ = [
     "Gossip",
     "Graph",
     "Images",
+    "Labels",
     "OodScore",
+    "Outputs",
     "Partition",
     "Schedule",
     "Selection",

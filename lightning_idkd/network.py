@@ -18,44 +18,9 @@ from torch import Tensor
 
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Mixing
+from lightning_idkd.labels import Labels
 
 KINDS = ("parameter", "label", "other")
-
-
-@dataclass
-class Labels:
-    """Soft labels of public samples, all that distillation may send: ``index`` int64 [s] into the public set, ascending,
-    ``probabilities`` [s, k], and ``weights`` [s] where their sender weighs them. ``size`` in bytes, where they were encoded."""
-
-    index: Tensor
-    probabilities: Tensor
-    weights: Tensor | None = None
-    size: int | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Size on an edge: as encoded, else a 4-byte index and float32 probabilities (and weight) for every sample."""
-        if self.size is not None:
-            return self.size
-        return 4 * (self.index.numel() + self.probabilities.numel() + (0 if self.weights is None else self.weights.numel()))
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, which: Tensor) -> Labels:
-        """Some of them, by a mask or indices in ascending order."""
-        return Labels(self.index[which], self.probabilities[which], None if self.weights is None else self.weights[which])
-
-    def over(self, old: Labels) -> Labels:
-        """These, and ``old`` ones of other samples."""
-        new = torch.isin(old.index, self.index, invert=True)
-        index = torch.cat([self.index, old.index[new]])
-        order = index.argsort()
-        return Labels(index[order], torch.cat([self.probabilities, old.probabilities[new]])[order])
-
-    def to(self, device: torch.device | str) -> Labels:
-        weights = None if self.weights is None else self.weights.to(device)
-        return Labels(self.index.to(device), self.probabilities.to(device), weights, self.size)
 
 
 def rows_of(nodes: int, world: int) -> list[range]:

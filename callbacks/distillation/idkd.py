@@ -6,8 +6,9 @@ import math
 from typing import Literal
 
 from callbacks.distillation.aggregation import Mean
-from lightning_idkd.callback import Aggregation, Distillation, Encoding, FineTuning, Teacher
+from lightning_idkd.callback import Aggregation, Distillation, Encoding, Teacher
 from lightning_idkd.errors import require
+from lightning_idkd.labels import FineTuning
 
 
 def uniform_offset(logits):
@@ -83,7 +84,7 @@ class VanillaKD(Distillation):
         return (logits / self.temperature).softmax(1)
 
     def label(self, run):
-        from lightning_idkd.network import Labels
+        from lightning_idkd.labels import Labels
 
         if self.labels == "relayed" and run.store.distilled is not None:
             return [self.encoded(run, labels) for labels in run.store.distilled]

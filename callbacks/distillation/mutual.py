@@ -35,7 +35,7 @@ class MutualKD(Distillation):
         import torch
         import torch.nn.functional as F
 
-        from lightning_idkd.stack import run_network
+        from lightning_idkd.nodes.stack import run_network
 
         known = run.network.share(run.stack.X, run.step, kind="parameter")
         mixing, soft = run.network.graph.mixing(run.step), []

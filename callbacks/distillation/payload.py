@@ -51,7 +51,7 @@ class Packed(Encoding):
         import numpy as np
         import torch
 
-        from lightning_idkd.network import Labels
+        from lightning_idkd.labels import Labels
 
         as_list, size, at = bool(message[0]), int.from_bytes(message[1:5], "little"), 5
         length = 4 * size if as_list else -(-public // 8)

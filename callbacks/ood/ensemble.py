@@ -33,7 +33,7 @@ class RankEnsemble(OodScore):
     def __call__(self, outputs):
         import torch
 
-        from lightning_idkd.selection import judge
+        from lightning_idkd.training.calibrate import judge
 
         ranks = []
         for score in self.scores:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lightning_idkd.errors import UserError, did_you_mean, reason, require
+from lightning_idkd.machine import cache_folder
 
 Tensor = Picture = Any  # torch's and Pillow's; jsonargparse would run an import under TYPE_CHECKING, which takes seconds
 FORMAT = 3  # raise it when decoding changes: older cache files are then no longer found
@@ -411,13 +412,6 @@ def numbered(labels: list[int | str]) -> tuple[tuple[str, ...], list[int], str]:
     some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     how = f": labels have no class names; the {len(names):,} values that occur ({some}) are the classes"
     return names, [number[label] for label in labels], how
-
-
-def cache_folder() -> Path:
-    """``$IDKD_CACHE``, else ``lightning_idkd`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    if own := os.environ.get("IDKD_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lightning_idkd"
 
 
 def cached(name: str | None, identity: object, make: Callable[[], tuple[Images, bool]]) -> Images:

@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_idkd import metrics, randomness
-from lightning_idkd.callback import FineTuning
 from lightning_idkd.data.identity import notes
 from lightning_idkd.data.partition import Split
 from lightning_idkd.data.source import Images
 from lightning_idkd.errors import require
-from lightning_idkd.network import Labels
+from lightning_idkd.labels import FineTuning, Labels
 
 T = TypeVar("T")
 NOISE = 256  # images, to see what a detector makes of them

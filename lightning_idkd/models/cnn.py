@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lightning_idkd.models.abreast import MaxPool2d
-from lightning_idkd.models.normalisation import norm_activation
+from lightning_idkd.models.norms import norm_activation
 from lightning_idkd.models.resnet import convolution
+from lightning_idkd.models.vmap_layers import MaxPool2d
 
 
 class CNNModule(nn.Module):
@@ -19,9 +19,7 @@ class CNNModule(nn.Module):
         def layer(inputs: int, outputs: int) -> list[nn.Module]:
             return [convolution(inputs, outputs, 3, bias=bias), norm_activation(norm, outputs)]
 
-        self.layers = nn.Sequential(
-            *layer(channels, width), *layer(width, 2 * width), MaxPool2d(2), *layer(2 * width, 2 * width)
-        )
+        self.layers = nn.Sequential(*layer(channels, width), *layer(width, 2 * width), MaxPool2d(2), *layer(2 * width, 2 * width))
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.head = nn.Linear(2 * width, classes)
 

@@ -6,7 +6,7 @@ import functools
 
 from torch import Tensor, nn
 
-from lightning_idkd.models.normalisation import norm_activation, norm_layer
+from lightning_idkd.models.norms import norm_activation, norm_layer
 from lightning_idkd.models.resnet import convolution
 
 

@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_idkd.models.normalisation import norm_activation, norm_layer, norm_shortcut
+from lightning_idkd.models.norms import norm_activation, norm_layer, norm_shortcut
 
 
 def last_side(size: int, stem_stride: int) -> int:

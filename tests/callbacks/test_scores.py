@@ -36,7 +36,7 @@ from callbacks import (
 )
 from lightning_idkd.callback import OodScore
 from lightning_idkd.errors import UserError
-from lightning_idkd.node import Outputs
+from lightning_idkd.labels import Outputs
 
 CLASSES, FEATURES = 10, 16
 

@@ -35,8 +35,8 @@ NORMS = {  # nodes, images, channels, side, groups, ReLU, shortcut, EvoNorm
 def main() -> None:
     if not CUDA:
         os.environ["TRITON_INTERPRET"] = "1"
-    from lightning_idkd.models import kernels
-    from lightning_idkd.models.normalisation import evonorm_s0
+    from lightning_idkd.models import cuda_kernels
+    from lightning_idkd.models.formulas import evonorm_s0
 
     g = torch.Generator().manual_seed(0)
     found = {}
@@ -60,14 +60,14 @@ def main() -> None:
     for name, (n, b, channels, to, side, k, stride, padding) in CONVOLUTIONS.items():
         compare(
             name,
-            lambda x, w, s=stride, p=padding: kernels.Convolution.apply(x, w, s, p),
+            lambda x, w, s=stride, p=padding: cuda_kernels.Convolution.apply(x, w, s, p),
             lambda x, w, s=stride, p=padding: torch.stack([F.conv2d(x[i], w[i], stride=s, padding=p) for i in range(len(x))]),
             [draw(n, b, channels, side, side), draw(n, to, channels, k, k)],
         )
     for name, (n, b, channels, side, groups, relu, add, evo) in NORMS.items():
 
         def ours(x, gamma, beta, *more, settings=(groups, relu, 1e-5), add=add, evo=evo):
-            return kernels.Norm.apply(x, gamma, beta, more[0] if evo else None, more[-1] if add else None, *settings)
+            return cuda_kernels.Norm.apply(x, gamma, beta, more[0] if evo else None, more[-1] if add else None, *settings)
 
         def theirs(x, gamma, beta, *more, groups=groups, relu=relu, add=add, evo=evo):
             if evo:
@@ -83,27 +83,27 @@ def main() -> None:
     x = torch.zeros(1, 2, 16, 4, 4, device=DEVICE)
     x[0, 1, 5, 1, 1] = torch.nan
     one = torch.ones(1, 16, device=DEVICE)
-    y = kernels.Norm.apply(x, one, one, None, None, 8, True, 1e-5)
+    y = cuda_kernels.Norm.apply(x, one, one, None, None, 8, True, 1e-5)
     found["nan"] = [y[0, 1, 4:6].isnan().all().item(), y[0, 0].isfinite().all().item()]
-    found["slices"] = [kernels.slice_of(64, 24, 3), kernels.slice_of(2**20, 16, 2), kernels.slice_of(1024, 64, 8)]
+    found["slices"] = [cuda_kernels.slice_of(64, 24, 3), cuda_kernels.slice_of(2**20, 16, 2), cuda_kernels.slice_of(1024, 64, 8)]
     found["a node's step"] = step()
     print(json.dumps(found))
 
 
 def step() -> list[float]:
     """Losses and gradients of two nodes in one call, against one after the other in float64."""
-    from lightning_idkd.models import ResNet, abreast, kernels, normalisation
-    from lightning_idkd.node import NodeModule
-    from lightning_idkd.stack import NodeStack
+    from lightning_idkd.models import ResNet, cuda_kernels, norms, vmap_layers
+    from lightning_idkd.nodes.node import NodeModule
+    from lightning_idkd.nodes.stack import NodeStack
 
     if not CUDA:
         used = []
 
         def kernels_for(x):
-            used.append(abreast.batched(x))
-            return kernels if abreast.batched(x) else None
+            used.append(vmap_layers.batched(x))
+            return cuda_kernels if vmap_layers.batched(x) else None
 
-        abreast.kernels_for = normalisation.kernels_for = kernels_for
+        vmap_layers.kernels_for = norms.kernels_for = kernels_for
     g = torch.Generator().manual_seed(1)
     x = torch.randn(2, 2, 8, 8, 3, generator=g, dtype=torch.float64).movedim(-1, -3)
     y = torch.randn(2, 2, 5, generator=g, dtype=torch.float64).softmax(-1)

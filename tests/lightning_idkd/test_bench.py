@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from lightning_idkd import bench
+from lightning_idkd.analysis import benchmark
 from lightning_idkd.cli import main
 
 
 @pytest.fixture(autouse=True)
 def _short_turns(monkeypatch):
-    monkeypatch.setattr(bench, "LEAST", 0.01)
+    monkeypatch.setattr(benchmark, "LEAST", 0.01)
 
 
 @pytest.mark.slow

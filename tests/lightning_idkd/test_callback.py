@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 import lightning_idkd.network
-from lightning_idkd.callback import HOOKS, Aggregation, Callback, Distillation, FineTuning, Gossip, Selection, Teacher
+from lightning_idkd.callback import HOOKS, Aggregation, Callback, Distillation, Gossip, Teacher
 from lightning_idkd.cli import main
 from lightning_idkd.errors import UserError
-from lightning_idkd.network import Labels, Network
-from lightning_idkd.orchestrator import Orchestrator
+from lightning_idkd.labels import FineTuning, Labels, Selection
+from lightning_idkd.network import Network
+from lightning_idkd.training.orchestrator import Orchestrator
 
 NODES, EPOCHS, EXCHANGE = 4, 4, 2
 

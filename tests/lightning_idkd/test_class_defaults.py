@@ -7,9 +7,9 @@ from importlib import import_module
 
 import pytest
 
-from lightning_idkd.cli import PLUGINS, configure
+from lightning_idkd.config.explain import classes, parameters
+from lightning_idkd.config.parse import PLUGINS, configure
 from lightning_idkd.errors import UserError
-from lightning_idkd.explain import classes, parameters
 
 for plugin in PLUGINS:
     import_module(plugin)

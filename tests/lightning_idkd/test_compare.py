@@ -8,7 +8,7 @@ import math
 import pytest
 import yaml
 
-from lightning_idkd import compare
+from lightning_idkd.analysis import compare
 from lightning_idkd.cli import main
 
 METRIC = "accuracy/node_mean"
@@ -110,7 +110,7 @@ def test_of_one_seed_there_is_no_spread_and_beside_every_spread_is_its_number_of
 
 
 def test_a_plot_has_a_panel_a_metric_and_a_dot_a_row(runs, monkeypatch):
-    from lightning_idkd import pictures
+    from lightning_idkd.records import pictures
 
     drawn, dots = [], pictures.dots
     monkeypatch.setattr(pictures, "dots", lambda *given: drawn.append(dots(*given)) or drawn[0])

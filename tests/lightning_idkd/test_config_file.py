@@ -8,10 +8,11 @@ import math
 import pytest
 import yaml
 
-from lightning_idkd import config_file
-from lightning_idkd.cli import configure, main
+from lightning_idkd.cli import main
+from lightning_idkd.config import yaml_file
+from lightning_idkd.config.parse import configure
 from lightning_idkd.errors import UserError
-from lightning_idkd.run_folder import RunFolder
+from lightning_idkd.records.run_folder import RunFolder
 
 TEXTS = [
     "12e3", "1234e56", "0.1e5", "1e-3", ".5", ".5e3", "-1e3", "+1", "1", "1.5", "1.", "0x1F", "0b1", "0o14", "014",
@@ -31,15 +32,15 @@ def put(tmp_path, text: str, name: str = "a.yaml") -> list[str]:
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_text_reads_back_equal_by_ours_and_by_any_other_reader(text):
     values = {"a": text, text: [text], "b": {"c": text}}
-    written = config_file.write(values)
-    assert config_file.read(written) == values
+    written = yaml_file.write(values)
+    assert yaml_file.read(written) == values
     assert yaml.safe_load(written) == values
 
 
 @pytest.mark.parametrize("number", [0, 1, -7, 10**20, 0.1, 1e-5, 1e16, 1.5e300, -2.5e-310, math.inf, True, False, None])
 def test_every_number_reads_back_equal(number):
-    for read in (config_file.read, yaml.safe_load):
-        found = read(config_file.write([number]))[0]
+    for read in (yaml_file.read, yaml.safe_load):
+        found = read(yaml_file.write([number]))[0]
         assert found == number
         assert type(found) is type(number)
 
@@ -60,7 +61,7 @@ def test_every_config_that_a_run_writes_reads_back_equal(tmp_path):
             "run": {"name": name, "dir": text},
         }
         folder = RunFolder(tmp_path)
-        written = configure(put(tmp_path, config_file.write(given))).resolved
+        written = configure(put(tmp_path, yaml_file.write(given))).resolved
         assert written["run"]["name"] == name
         assert written["data"]["public"]["init_args"]["path"] == text
         assert written["data"]["public"]["init_args"]["classes"] == [text, f"{text}2"]
@@ -74,7 +75,7 @@ def test_every_config_that_a_run_writes_reads_back_equal(tmp_path):
 def test_names_on_the_command_line_are_texts_and_read_back(name, tmp_path):
     written = configure(["--data.private", "Digits", "--run.name", name, "--logger.group", name]).resolved
     assert (written["run"]["name"], written["logger"]["group"]) == (name, name)
-    again = configure(put(tmp_path, config_file.write(written))).resolved
+    again = configure(put(tmp_path, yaml_file.write(written))).resolved
     assert again["run"] == written["run"]
     assert again["logger"] == written["logger"]
 
@@ -118,13 +119,13 @@ other: [{a: 1}, {a: 1}]
 train.batch_size: 4
 again: *base
 """
-    found = config_file.read(text)
+    found = yaml_file.read(text)
     assert found["train"] == {"epochs": 2, "lr": 0.25}
     assert found["train.batch_size"] == 4
-    assert config_file.read('{"a":\t1}') == {"a": 1}
-    assert config_file.read("") is None
+    assert yaml_file.read('{"a":\t1}') == {"a": 1}
+    assert yaml_file.read("") is None
     with pytest.raises(UserError, match="line 1: 'a' is given already"):
-        config_file.read("{a: 1, 'a': 2}")
+        yaml_file.read("{a: 1, 'a': 2}")
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -171,4 +172,4 @@ def test_a_key_below_null_is_refused(tmp_path, capsys):
 
 def test_dotted_keys_of_a_users_own_mapping_stay():
     value = {"layer1": {"a": 1}, "layer1.weight": 2}
-    assert config_file.gathered(value, ("seed", "train")) == value
+    assert yaml_file.gathered(value, ("seed", "train")) == value

@@ -11,9 +11,9 @@ import time
 import pytest
 from short_runs import latest
 
-from lightning_idkd import control
-from lightning_idkd.cli import configure
-from lightning_idkd.run_folder import RunFolder
+from lightning_idkd.command import control
+from lightning_idkd.config.parse import configure
+from lightning_idkd.records.run_folder import RunFolder
 
 ARGUMENTS = ("--run.control", "true", "--graph.nodes", "2", "--train.epochs", "4")
 

@@ -13,8 +13,8 @@ from lightning_idkd.data.source import Images
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
 from lightning_idkd.models import CNN, ResNet
-from lightning_idkd.node import NodeModule
-from lightning_idkd.stack import NodeStack
+from lightning_idkd.nodes.node import NodeModule
+from lightning_idkd.nodes.stack import NodeStack
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -14,10 +14,12 @@ import torch
 import yaml
 from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, same
 
-from lightning_idkd import Callback, NodeModule, report
-from lightning_idkd.cli import configure, main
+from lightning_idkd import Callback, NodeModule
+from lightning_idkd.cli import main
+from lightning_idkd.config.parse import configure
 from lightning_idkd.data import Glyphs
-from lightning_idkd.selection import MEASURES
+from lightning_idkd.labels import MEASURES
+from lightning_idkd.records import report
 
 
 class Add(Callback):
@@ -276,7 +278,7 @@ class TestCentral:
 
         from lightning_idkd import NodeModule, randomness
         from lightning_idkd.data.store import Store
-        from lightning_idkd.fit import load
+        from lightning_idkd.training.fit import load
 
         arguments = [
             "--config",

@@ -12,12 +12,12 @@ from test_resume import InterruptAt
 from torch import nn
 
 import lightning_idkd as idkd
-from lightning_idkd import memory
 from lightning_idkd.cli import main
 from lightning_idkd.errors import UserError
 from lightning_idkd.models import Architecture, TorchModule
-from lightning_idkd.node import NodeModule
-from lightning_idkd.stack import NodeStack, run_network
+from lightning_idkd.nodes.node import NodeModule
+from lightning_idkd.nodes.stack import NodeStack, run_network
+from lightning_idkd.training import memory
 
 N, B, C, S, K = 3, 4, 3, 8, 5
 TRUNK = ["conv1.*", "bn1.*", "layer*"]  # of torchvision's ResNets
@@ -272,7 +272,7 @@ def test_memory_holds_them_once(fit, monkeypatch):
     monkeypatch.setattr(memory, "check", lambda parts, *_: asked.update(parts))
     assert fit(*OWN, "--run.until", "1", "--distillation", "null") == 0
     frozen = asked["rows and gradients"]
-    monkeypatch.setattr("lightning_idkd.memory.OBJECT", 0)
+    monkeypatch.setattr("lightning_idkd.training.memory.OBJECT", 0)
     assert fit(*OWN, "--run.until", "1", "--distillation", "null", folder="other") == 0
     assert asked["rows and gradients"] == 4 * (2 * 4 * (COUNT - STILL) + STILL) < frozen
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lightning_idkd.models import fused
-from lightning_idkd.models.normalisation import EvoNormQGM, EvoNormS0, GroupNorm, evonorm_s0
+from lightning_idkd.models import cpu_norms
+from lightning_idkd.models.formulas import evonorm_s0
+from lightning_idkd.models.norms import EvoNormQGM, EvoNormS0, GroupNorm
 
 SHAPES = [(3, 16, 9, 7, 8), (2, 32, 4, 4, 8), (5, 64, 1, 1, 8), (2, 64, 3, 3, 1), (2, 48, 5, 5, 3), (1, 512, 2, 2, 128)]
 """B, C, H, W, groups: groups of 2, 4, 8, 64, 16 and 4 channels."""
@@ -31,10 +32,10 @@ def drawn(*shape, mean=0.0):
 
 
 def test_a_compiler_is_used_where_there_is_one():
-    assert fused.library() is not None
-    assert fused.takes(torch.zeros(1, 16, 2, 2), 8)
-    assert not fused.takes(torch.zeros(1, 16, 2, 2, dtype=torch.float64), 8)
-    assert not fused.takes(torch.zeros(1, 24, 2, 2), 8)
+    assert cpu_norms.library() is not None
+    assert cpu_norms.takes(torch.zeros(1, 16, 2, 2), 8)
+    assert not cpu_norms.takes(torch.zeros(1, 16, 2, 2, dtype=torch.float64), 8)
+    assert not cpu_norms.takes(torch.zeros(1, 24, 2, 2), 8)
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
@@ -43,11 +44,11 @@ def test_evonorm_equals_its_formula_forwards_and_backwards(shape, form):
     *image, groups = shape
     C, x = image[1], drawn(*image, mean=3).contiguous(memory_format=form)
     g, parameters = drawn(*image).contiguous(memory_format=form), [drawn(C, mean=1), drawn(C), drawn(C)]
-    y, mean, rstd = fused.evonorm_forward(x, *parameters, groups, 1e-5)
+    y, mean, rstd = cpu_norms.evonorm_forward(x, *parameters, groups, 1e-5)
     exact = [t.double().requires_grad_() for t in (x, *parameters)]
     expected = evonorm_s0(*exact, groups, 1e-5)
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
-    found = fused.evonorm_backward(g, x, *parameters[:2], mean, rstd, groups)
+    found = cpu_norms.evonorm_backward(g, x, *parameters[:2], mean, rstd, groups)
     for gradient, of in zip(found, torch.autograd.grad(expected, exact, g.double()), strict=True):
         torch.testing.assert_close(gradient.double(), of, rtol=1e-4, atol=2e-5 * of.abs().max().item())
 
@@ -59,12 +60,12 @@ def test_group_norm_with_what_follows_equals_torchs_forwards_and_backwards(shape
     *image, groups = shape
     C, x, g = image[1], drawn(*image, mean=3), drawn(*image)
     tensors = [x, drawn(C, mean=1), drawn(C), *([drawn(*image, mean=0.1)] if shortcut else [])]
-    y, mean, rstd = fused.group_norm_forward(*tensors[:3], tensors[3] if shortcut else None, groups, relu, 1e-5)
+    y, mean, rstd = cpu_norms.group_norm_forward(*tensors[:3], tensors[3] if shortcut else None, groups, relu, 1e-5)
     exact = [t.double().requires_grad_() for t in tensors]
     expected = F.group_norm(exact[0], groups, exact[1], exact[2], 1e-5) + (exact[3] if shortcut else 0)
     expected = expected.relu() if relu else expected
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
-    *found, through = fused.group_norm_backward(g, x, y if relu else None, tensors[1], mean, rstd, groups)
+    *found, through = cpu_norms.group_norm_backward(g, x, y if relu else None, tensors[1], mean, rstd, groups)
     for gradient, of in zip([*found, through], torch.autograd.grad(expected, exact, g.double()), strict=False):
         torch.testing.assert_close(gradient.double(), of, rtol=1e-4, atol=2e-5 * of.abs().max().item())
 
@@ -72,8 +73,8 @@ def test_group_norm_with_what_follows_equals_torchs_forwards_and_backwards(shape
 @pytest.mark.parametrize("shortcut", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
 def test_the_layer_group_norm_trains_by_the_library(relu, shortcut, monkeypatch):
-    used, forward = [], fused.group_norm_forward
-    monkeypatch.setattr(fused, "group_norm_forward", lambda *given: used.append(given) or forward(*given))
+    used, forward = [], cpu_norms.group_norm_forward
+    monkeypatch.setattr(cpu_norms, "group_norm_forward", lambda *given: used.append(given) or forward(*given))
     layer = GroupNorm.over(32, relu=relu)
     tensors = [drawn(8, 32, 32, 16, mean=3), *([drawn(8, 32, 32, 16, mean=0.1)] if shortcut else [])]
     with torch.no_grad():
@@ -94,8 +95,8 @@ def test_the_layer_group_norm_trains_by_the_library(relu, shortcut, monkeypatch)
 @pytest.mark.parametrize("channels", [16, 32, 64])
 def test_the_evonorm_of_qg_dsgdms_code_trains_by_the_library(channels, monkeypatch):
     """Groups of 1, 1 and 2 channels."""
-    used, forward = [], fused.evonorm_forward
-    monkeypatch.setattr(fused, "evonorm_forward", lambda *given: used.append(given) or forward(*given))
+    used, forward = [], cpu_norms.evonorm_forward
+    monkeypatch.setattr(cpu_norms, "evonorm_forward", lambda *given: used.append(given) or forward(*given))
     layer, x, g = EvoNormQGM(channels), drawn(8, channels, 6, 5), drawn(8, channels, 6, 5)
     with torch.no_grad():
         layer.weight.copy_(drawn(channels, mean=1))
@@ -159,9 +160,9 @@ def test_layers_keep_every_bit_whatever_the_number_of_threads_is(layer, threads)
 def test_the_gate_is_sound_far_out():
     x = torch.tensor([-1e30, -200, -88, -87, -20, 0, 20, 87, 88, 200, 1e30, 1, 1, 1, 1, 1]).view(1, 16, 1, 1)
     one, zero = torch.ones(16), torch.zeros(16)
-    y, mean, rstd = fused.evonorm_forward(x, one, one, zero, 16, 1.0)  # one value a group: its deviation is 1
+    y, mean, rstd = cpu_norms.evonorm_forward(x, one, one, zero, 16, 1.0)  # one value a group: its deviation is 1
     torch.testing.assert_close(y, x * x.sigmoid(), rtol=2e-6, atol=1e-7)
-    assert fused.evonorm_backward(torch.ones_like(x), x, one, one, mean, rstd, 16)[0].isfinite().all()
+    assert cpu_norms.evonorm_backward(torch.ones_like(x), x, one, one, mean, rstd, 16)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("layer", [EvoNormS0(16), GroupNorm.over(16, relu=True)], ids=["EvoNormS0", "GroupNorm"])
@@ -182,9 +183,9 @@ def test_without_a_compiler_torch_does_the_same(compiler, monkeypatch, tmp_path)
     fast = [layer(x) for layer in layers]
     monkeypatch.setenv("CC", compiler)
     monkeypatch.setenv("IDKD_CACHE", str(tmp_path))
-    assert fused.library.__wrapped__() is None
+    assert cpu_norms.library.__wrapped__() is None
     assert not list(tmp_path.glob("*.so"))
-    monkeypatch.setattr(fused, "library", lambda: None)
+    monkeypatch.setattr(cpu_norms, "library", lambda: None)
     for layer, expected in zip(layers, fast, strict=True):
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
 
@@ -192,7 +193,7 @@ def test_without_a_compiler_torch_does_the_same(compiler, monkeypatch, tmp_path)
 def test_a_compiler_may_have_arguments(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", f"{shutil.which('cc')} -pthread")
     monkeypatch.setenv("IDKD_CACHE", str(tmp_path))
-    assert fused.library.__wrapped__() is not None
+    assert cpu_norms.library.__wrapped__() is not None
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("Could not determine home directory."), OSError("Read-only file system")])
@@ -200,19 +201,19 @@ def test_without_a_cache_torch_does_the_same(failure, monkeypatch):
     def no_folder():
         raise failure
 
-    monkeypatch.setattr(fused, "cache_folder", no_folder)
-    assert fused.library.__wrapped__() is None
+    monkeypatch.setattr(cpu_norms, "cache_folder", no_folder)
+    assert cpu_norms.library.__wrapped__() is None
 
 
 def test_it_has_the_threads_of_torch():
-    threads = fused._openmp()
+    threads = cpu_norms._openmp()
     if threads is None:
         pytest.skip("torch has no OpenMP library of its own here")
-    assert Path(threads).name.partition(".")[0].partition("-")[0].encode() in Path(fused.library()._name).read_bytes()
+    assert Path(threads).name.partition(".")[0].partition("-")[0].encode() in Path(cpu_norms.library()._name).read_bytes()
 
 
 def test_a_library_that_cannot_be_loaded_is_made_anew(monkeypatch, tmp_path):
-    name = Path(fused.library()._name).name
+    name = Path(cpu_norms.library()._name).name
     (tmp_path / name).write_bytes(b"nonsense")
     monkeypatch.setenv("IDKD_CACHE", str(tmp_path))
-    assert Path(fused.library.__wrapped__()._name) == tmp_path / name
+    assert Path(cpu_norms.library.__wrapped__()._name) == tmp_path / name

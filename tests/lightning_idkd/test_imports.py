@@ -1,91 +1,118 @@
-"""Imports go one way, and the command line's do not reach torch."""
+"""Imports go down one list, in no circle, and the command line's do not reach torch."""
+
+from __future__ import annotations
 
 import ast
 import subprocess
 import sys
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = sorted((ROOT / "lightning_idkd").rglob("*.py"))
+PACKAGE = "lightning_idkd"
+ORDER = (
+    "__main__", "cli", "command", "sweep", "analysis", "training", "records", "config", "callback", "node", "nodes", "data",
+    "models", "network", "graph", "topologies", "labels", "metrics", "schedule", "randomness", "colours", "files", "machine",
+    "errors",
+)  # fmt: skip
+"""Packages and modules of the core. Each imports only from those behind it; the package itself may name all of them."""
 HEAVY = ("torch", "lightning", "torchvision", "torchmetrics", "datasets", "sklearn", "matplotlib", "PIL", "pyarrow", "wandb")
 
 
-def tree(path):
-    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+def name_of(path: Path) -> str:
+    """The dotted name of a module."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported(path):
-    """Every module that a file imports anywhere: by statement, or by name through ``import_module``."""
-    found = set()
-    for node in ast.walk(tree(path)):
+MODULES = {name_of(path): path for folder in (PACKAGE, "callbacks") for path in sorted((ROOT / folder).rglob("*.py"))}
+
+
+def imported(path: Path, modules=MODULES) -> set[str]:
+    """Every module that a file imports anywhere: by statement, for types alone, or by a name in ``import_module``."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            below = {f"{node.module}.{alias.name}" for alias in node.names} & modules.keys()
+            names |= below or {node.module}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
-            found |= {a.value for a in node.args if isinstance(a, ast.Constant)}
-    return found
+            names |= {a.value for a in node.args if isinstance(a, ast.Constant)}
+    return names
 
 
-def reaches(path, *packages):
-    return sorted(m for m in imported(path) if any(m == p or m.startswith(f"{p}.") for p in packages))
+def unit(module: str) -> str:
+    """The part of the core that a module belongs to."""
+    return module.split(".")[1]
 
 
 def test_the_reader_of_imports_sees_them(tmp_path):
-    source = "import a.b\ndef f():\n    from c import d\n    import_module('e')\n    x.import_module('g')\n"
+    source = "import a.b\ndef f():\n    from c import d, e\n    import_module('e')\n    x.import_module('g')\n"
+    source += "if TYPE_CHECKING:\n    import t\n"
     (tmp_path / "file.py").write_text(source)
-    assert imported(tmp_path / "file.py") == {"a.b", "c", "c.d", "e", "g"}
-    assert reaches(tmp_path / "file.py", "a", "e") == ["a.b", "e"]
+    assert imported(tmp_path / "file.py", {"c.d": None}) == {"a.b", "c.d", "e", "g", "t"}
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_core_does_not_import_callbacks(path):
-    assert not reaches(path, "callbacks")
+def test_the_list_has_every_part_of_the_core():
+    assert {unit(m) for m in MODULES if m.startswith(f"{PACKAGE}.")} == set(ORDER)
 
 
-def test_only_the_command_line_names_callbacks():
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(f"{PACKAGE}.")])
+def test_a_module_imports_only_from_further_down(module):
+    """Type-only imports count too."""
+    place = ORDER.index(unit(module))
+    for other in imported(MODULES[module]):
+        assert other.split(".")[0] != "callbacks"
+        if other.startswith(f"{PACKAGE}."):
+            assert ORDER.index(unit(other)) >= place, f"{module} imports {other}"
+        assert other != PACKAGE
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = nx.DiGraph((m, other) for m, path in MODULES.items() for other in imported(path) & MODULES.keys() if m != PACKAGE)
+    assert not [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1]
+    assert not list(nx.selfloop_edges(graph))
+
+
+def test_only_the_parser_names_callbacks():
     """As the plugin package to import, and in default class paths."""
-    named = [
-        path.relative_to(ROOT).as_posix()
-        for path in CORE
-        for node in ast.walk(tree(path))
+    named = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("callbacks.")
-    ]
-    assert set(named) <= {"lightning_idkd/cli.py"}
-    (plugins,) = (n for n in tree("lightning_idkd/cli.py").body if isinstance(n, ast.Assign) and n.targets[0].id == "PLUGINS")
-    assert "callbacks" in ast.literal_eval(plugins.value)
+    }
+    assert {m for m in named if m.startswith(PACKAGE)} == {f"{PACKAGE}.config.parse"}
 
 
 def test_graph_needs_no_torch():
-    for path in ["lightning_idkd/graph.py", *sorted((ROOT / "lightning_idkd" / "topologies").glob("*.py"))]:
-        assert not reaches(path, *HEAVY[:4]), path
+    for module, path in MODULES.items():
+        if module.startswith(f"{PACKAGE}.graph") or module.startswith(f"{PACKAGE}.topologies"):
+            assert not {m.split(".")[0] for m in imported(path)} & set(HEAVY[:4]), module
 
 
-def test_network_knows_nothing_of_training():
-    training = ("orchestrator", "stack", "node", "data", "callback", "schedule", "fit")
-    assert not reaches("lightning_idkd/network.py", "lightning", *(f"lightning_idkd.{m}" for m in training))
-
-
-def test_stack_knows_no_graph_and_no_data():
-    assert not reaches("lightning_idkd/stack.py", "networkx", *(f"lightning_idkd.{m}" for m in ("graph", "network", "data")))
-
-
-def test_a_node_knows_no_other():
-    assert not reaches("lightning_idkd/node.py", "lightning_idkd")
+def test_the_stack_knows_no_graph_and_no_data():
+    for module, path in MODULES.items():
+        if module.startswith(f"{PACKAGE}.nodes."):
+            known = {unit(m) for m in imported(path) if m.startswith(f"{PACKAGE}.")}
+            assert not known & {"graph", "network", "data"}, module
+            assert "networkx" not in imported(path), module
 
 
 def test_data_know_no_models():
-    for path in sorted((ROOT / "lightning_idkd" / "data").glob("*.py")):
-        assert not reaches(path, *(f"lightning_idkd.{m}" for m in ("models", "node", "stack", "orchestrator"))), path
+    for module, path in MODULES.items():
+        if module.startswith(f"{PACKAGE}.data."):
+            assert f"{PACKAGE}.models" not in {".".join(m.split(".")[:2]) for m in imported(path)}, module
 
 
 def test_the_command_line_and_all_config_classes_import_nothing_heavy():
     code = (
         "import sys, lightning_idkd, lightning_idkd.cli, callbacks, lightning_idkd.data, lightning_idkd.models\n"
-        "lightning_idkd.cli.parser()\n"
+        "import lightning_idkd.config.parse\n"
+        "lightning_idkd.config.parse.parser()\n"
         f"print(*[m for m in {HEAVY!r} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from lightning_idkd import keys
-from lightning_idkd.cli import parser
-from lightning_idkd.explain import classes, parameters
+from lightning_idkd.command import keys
+from lightning_idkd.config.explain import classes, parameters
+from lightning_idkd.config.parse import parser
 
 
 def test_configs_readme_is_what_the_docstrings_say():
     page = Path(__file__).parents[2] / "configs" / "README.md"
-    assert page.read_text() == keys.text(), "run: python -m lightning_idkd.keys > configs/README.md"
+    assert page.read_text() == keys.text(), "run: python -m lightning_idkd.command.keys > configs/README.md"
 
 
 def test_every_key_of_the_command_line_is_on_it():

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix
 
 import lightning_idkd
-from lightning_idkd import loaded as loaded_module
-from lightning_idkd import report
+from lightning_idkd.analysis import load as loaded_module
 from lightning_idkd.cli import main
 from lightning_idkd.data import Digits
 from lightning_idkd.errors import UserError
+from lightning_idkd.records import report
 
 SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "3", "--train.evaluate_every", "2",
          "--distillation.start", "2", "--data.public.samples", "200", "--run.engine", "loop", "--run.threads", "1"]  # fmt: skip

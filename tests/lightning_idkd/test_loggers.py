@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 import pytest
 from wandb_server import WandbServer
 
-from lightning_idkd import loggers
-from lightning_idkd.cli import configure, main
-from lightning_idkd.fit import find
-from lightning_idkd.loggers import logged_in
-from lightning_idkd.run_folder import RunFolder
+from lightning_idkd.cli import main
+from lightning_idkd.config.parse import configure
+from lightning_idkd.records import loggers
+from lightning_idkd.records.loggers import logged_in
+from lightning_idkd.records.run_folder import RunFolder
+from lightning_idkd.training.fit import find
 
 SHORT = ["--graph.nodes", "4", "--train.epochs", "4", "--train.evaluate_every", "2", "--distillation.start", "2",
          "--distillation.every", "1", "--data.public.samples", "200", "--run.engine", "loop", "--run.threads", "1"]  # fmt: skip

@@ -16,8 +16,8 @@ from short_runs import SHORT
 
 from lightning_idkd import Callback
 from lightning_idkd.cli import main
-from lightning_idkd.models import fused
-from lightning_idkd.timing import machine
+from lightning_idkd.machine import describe_machine
+from lightning_idkd.models import cpu_norms
 
 CONFIG = Path(__file__).parents[2] / "configs" / "ring_digits.yaml"
 STORED = Path(__file__).with_name("losses.json")
@@ -43,7 +43,7 @@ class Noting(Callback):
 
 def key() -> list:
     """What every bit depends on."""
-    return [*machine(), "fused norms" if fused.library() else "torch's norms"]
+    return [*describe_machine(), "fused norms" if cpu_norms.library() else "torch's norms"]
 
 
 def losses(name: str, runs: Path) -> list[list[float]]:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from short_runs import SHORT, command_of, latest
 
-from lightning_idkd import memory
 from lightning_idkd.errors import UserError
-from lightning_idkd.orchestrator import block
+from lightning_idkd.training import memory
+from lightning_idkd.training.orchestrator import block
 
 
 def test_what_does_not_fit_is_refused_with_what_would_help():

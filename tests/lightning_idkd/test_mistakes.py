@@ -180,7 +180,7 @@ class TestMistakes:
             (["--graph.topology", "Social15", "--graph.nodes", "16"], ["graph.topology", "15", "16"]),
             (["--gossip", "RelaySGD"], ["RelaySGD", "Chain", "Ring"]),
             (["--node.network", "ResNet", "--node.network.depth", "21"], ["node.network.depth", "20", "26"]),
-            (["--node.module", "lightning_idkd.node.NodeModul"], ["node.module", "NodeModule"]),
+            (["--node.module", "lightning_idkd.nodes.node.NodeModul"], ["node.module", "NodeModule"]),
             (["--config", "nope.yaml"], ["--config", "nope.yaml"]),
             (["--config", "ring_digts"], ["--config", "ring_digts", "'ring_digits'"]),
             (["--gossip", "{class_path: DSGD, momentum: 0.9}"], ["gossip.momentum", "init_args: {momentum: 0.9}"]),
@@ -418,7 +418,8 @@ class TestMistakes:
         assert "data.private: this set has only one class, '3'" in capsys.readouterr().err
 
     def test_a_disk_that_torch_finds_full_is_said_in_words(self, tmp_path, monkeypatch):
-        from lightning_idkd import errors, run_folder
+        from lightning_idkd import errors
+        from lightning_idkd.records import run_folder
 
         def save(part):
             raise RuntimeError("[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed writing file data/3")
@@ -439,8 +440,8 @@ class TestMistakes:
         assert "note       data.private: no test image of 3, 7\n" in capsys.readouterr().out
 
     def test_grey_images_get_the_channels_asked_for(self):
-        from lightning_idkd.cli import configure
-        from lightning_idkd.fit import private_images
+        from lightning_idkd.config.parse import configure
+        from lightning_idkd.training.fit import private_images
 
         grey, colour = (private_images(configure(["--data.private", "Digits", *more])) for more in ([], ["--data.channels", "3"]))
         assert (grey.channels, colour.channels) == (1, 3)

@@ -13,10 +13,10 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from lightning_idkd.errors import UserError
 from lightning_idkd.models import CNN, VGG, LeNet, MobileNetV2, ResNet, TorchModule, ViT
-from lightning_idkd.models.normalisation import EvoNormQGM, EvoNormS0, GroupNorm, norm_layer
-from lightning_idkd.node import NodeModule
+from lightning_idkd.models.norms import EvoNormQGM, EvoNormS0, GroupNorm, norm_layer
+from lightning_idkd.nodes.node import NodeModule
+from lightning_idkd.nodes.stack import NodeStack
 from lightning_idkd.randomness import replace_dropout
-from lightning_idkd.stack import NodeStack
 
 SMALL = [
     ResNet(8, 8, "evonorm"),

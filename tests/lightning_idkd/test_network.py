@@ -11,7 +11,8 @@ from torch.multiprocessing import spawn
 
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Complete, Graph, Ring, Social15, Topology, Torus
-from lightning_idkd.network import Labels, Network, rows_of
+from lightning_idkd.labels import Labels
+from lightning_idkd.network import Network, rows_of
 from lightning_idkd.topologies import ErdosRenyi
 
 

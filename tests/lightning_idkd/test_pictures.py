@@ -13,10 +13,11 @@ from short_runs import SHORT
 from sklearn.metrics import roc_auc_score
 
 from callbacks import MSP, Energy, MaxLogit
-from lightning_idkd import colours, pictures
+from lightning_idkd import colours
 from lightning_idkd.cli import main
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Ring
+from lightning_idkd.records import pictures
 from lightning_idkd.topologies import EpidemicLocal, OnePeerExponential
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_idkd.cli import configure, main
-from lightning_idkd.run_folder import RunFolder
+from lightning_idkd.cli import main
+from lightning_idkd.config.parse import configure
+from lightning_idkd.records.run_folder import RunFolder
 
 
 def latest(runs: Path, name: str) -> Path:

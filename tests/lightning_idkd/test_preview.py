@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lightning_idkd.cli import main
+from lightning_idkd.command.partition import table
 from lightning_idkd.data.partition import Split
-from lightning_idkd.pictures import label_counts
-from lightning_idkd.preview import table
+from lightning_idkd.records.pictures import label_counts
 
 
 def lines(capsys):

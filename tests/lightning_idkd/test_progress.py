@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from lightning_idkd import report
-from lightning_idkd.config import cores
-from lightning_idkd.orchestrator import Orchestrator
+from lightning_idkd.machine import cores
+from lightning_idkd.records import report
+from lightning_idkd.training.orchestrator import Orchestrator
 
 
 def run_at(epoch: int, phase: str = "train", **values) -> SimpleNamespace:
@@ -18,7 +18,7 @@ def run_at(epoch: int, phase: str = "train", **values) -> SimpleNamespace:
 
 
 def test_time_left_counts_the_final_evaluation_and_what_callbacks_do_then(monkeypatch):
-    monkeypatch.setattr("lightning_idkd.orchestrator.time.perf_counter", lambda: 100.0)
+    monkeypatch.setattr("lightning_idkd.training.orchestrator.time.perf_counter", lambda: 100.0)
     assert Orchestrator.left(run_at(6)) == 100 / 4 * 4 + 2 * 0.03 * 1000 + 5
     assert Orchestrator.left(run_at(10)) == 2 * 0.03 * 1000 + 5  # nothing but the end is left
     assert Orchestrator.left(run_at(10, phase="final")) == 0

@@ -7,17 +7,7 @@ import torch
 from torch import nn
 
 from lightning_idkd import randomness
-from lightning_idkd.randomness import (
-    Dropout,
-    bits,
-    forked,
-    permutation,
-    permutations,
-    randint,
-    replace_dropout,
-    seed_of,
-    uniform,
-)
+from lightning_idkd.randomness import Dropout, bits, forked, permutation, permutations, randint, replace_dropout, seed_of, uniform
 
 MASK = (1 << 64) - 1
 

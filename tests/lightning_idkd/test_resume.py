@@ -11,10 +11,11 @@ import pytest
 import torch
 from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, same
 
-from lightning_idkd import Callback, evaluation
+from lightning_idkd import Callback
 from lightning_idkd.cli import main
-from lightning_idkd.models import fused
-from lightning_idkd.run_folder import RunFolder
+from lightning_idkd.models import cpu_norms
+from lightning_idkd.records.run_folder import RunFolder
+from lightning_idkd.training import evaluation
 
 
 class InterruptAt(Callback):
@@ -74,7 +75,7 @@ class TestResume:
 
     def test_norms_by_another_are_told(self, fit, capsys, monkeypatch):
         assert fit("--run.until", "1") == 0
-        monkeypatch.setattr(fused, "by", lambda device: "another")
+        monkeypatch.setattr(cpu_norms, "by", lambda device: "another")
         assert fit("--run.resume", "auto", "--run.until", "2") == 0
         assert "by another from here" in capsys.readouterr().out
 

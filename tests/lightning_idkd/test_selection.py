@@ -27,15 +27,16 @@ from callbacks import (
     Youden,
 )
 from lightning_idkd.callback import OodScore
-from lightning_idkd.cli import configure, main
+from lightning_idkd.cli import main
+from lightning_idkd.config.parse import configure
 from lightning_idkd.errors import UserError
-from lightning_idkd.fit import build, parts
 from lightning_idkd.graph import Chain, Graph
-from lightning_idkd.launch import launch
+from lightning_idkd.labels import MEASURES, Outputs
 from lightning_idkd.network import Network
-from lightning_idkd.node import Outputs
-from lightning_idkd.selection import MEASURES, REMARKS, calibrate, print_remarks, rehearse
-from lightning_idkd.stack import run_network
+from lightning_idkd.nodes.stack import run_network
+from lightning_idkd.training.calibrate import REMARKS, calibrate, print_remarks, rehearse
+from lightning_idkd.training.fit import build, parts
+from lightning_idkd.training.launch import launch
 
 
 class First(OodScore):

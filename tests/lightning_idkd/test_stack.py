@@ -12,8 +12,8 @@ from torch import nn
 from lightning_idkd import randomness
 from lightning_idkd.errors import UserError
 from lightning_idkd.models import CNN, ResNet
-from lightning_idkd.node import NodeModule
-from lightning_idkd.stack import NodeStack, mean_buffers, run_network
+from lightning_idkd.nodes.node import NodeModule
+from lightning_idkd.nodes.stack import NodeStack, mean_buffers, run_network
 
 ARCHITECTURES = {
     "batch norm": CNN(4, norm="batch"),

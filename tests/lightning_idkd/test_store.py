@@ -5,12 +5,11 @@ import pytest
 import torch
 
 from lightning_idkd import randomness
-from lightning_idkd.callback import FineTuning
 from lightning_idkd.data.partition import Split
 from lightning_idkd.data.source import Images
 from lightning_idkd.data.store import EVALUATION_BATCH, Store, same_named
 from lightning_idkd.errors import UserError
-from lightning_idkd.network import Labels
+from lightning_idkd.labels import FineTuning, Labels
 
 K = 3
 TRAIN = [[0, 3, 4, 7, 10], [1, 2, 9], [5, 11, 12, 13, 14, 15, 16]]

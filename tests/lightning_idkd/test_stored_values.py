@@ -13,8 +13,8 @@ from short_runs import checkpoint, extra, latest
 
 from lightning_idkd import Callback
 from lightning_idkd.errors import UserError
-from lightning_idkd.run_folder import plain
-from lightning_idkd.state import storable
+from lightning_idkd.files import plain
+from lightning_idkd.training.checkpoint import storable
 
 NUMBERS = [
     (torch.tensor(1.5), 1.5), (torch.tensor(3), 3), (torch.tensor(True), True), (np.float32(0.5), 0.5), (np.int64(7), 7),

@@ -19,8 +19,10 @@ import pytest
 import yaml
 from scipy import stats
 
-from lightning_idkd import sweep, sweep_file
-from lightning_idkd.cli import configure, main
+from lightning_idkd.cli import main
+from lightning_idkd.config.parse import configure
+from lightning_idkd.sweep import file as sweep_file
+from lightning_idkd.sweep import runner
 
 SWEEPS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
 QUICK = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "4", "--data.public.samples", "200", "--run.engine", "loop",
@@ -49,7 +51,7 @@ METHODS = {
 
 class TestCells:
     def test_a_grid_is_the_product_in_the_order_of_the_file(self):
-        points = sweep.combinations(
+        points = runner.combinations(
             {"method": "grid", "parameters": {"a": {"values": [1, 2]}, "b": {"values": [3, 4]}, "c": {"value": 5}}}
         )
         assert [tuple(p.values()) for p in points] == [(1, 3, 5), (1, 4, 5), (2, 3, 5), (2, 4, 5)]
@@ -60,7 +62,7 @@ class TestCells:
             "n": {"min": 2, "max": 5},
             "u": {"min": 0.0, "max": 1.0},
         }
-        first, again = (sweep.combinations({"method": "random", "run_cap": 200, "parameters": entries}) for _ in range(2))
+        first, again = (runner.combinations({"method": "random", "run_cap": 200, "parameters": entries}) for _ in range(2))
         assert first == again
         assert {p["n"] for p in first} == {2, 3, 4, 5}
         assert all(0.001 <= p["lr"] <= 0.1 and 0 <= p["u"] <= 1 for p in first)
@@ -68,7 +70,7 @@ class TestCells:
 
     def test_names_say_what_varies_and_only_that(self, file, tmp_path):
         path = file({"seed": {"values": [0, 1]}, "train.lr": {"value": 0.05}, "distillation": METHODS})
-        names = [c.name for c in sweep.cells(path, str(tmp_path / "runs"))]
+        names = [c.name for c in runner.cells(path, str(tmp_path / "runs"))]
         assert names[:3] == [
             "seed=0,distillation=None",
             "seed=0,distillation=VanillaKD-start2",
@@ -82,18 +84,18 @@ class TestCells:
             {"class_path": "lightning_idkd.data.Noise"},
         ]
         both = {"class_path": "Concat", "init_args": {"parts": parts}}
-        name = sweep.called({"data.public": both, "train.schedule.milestones": [0.6, 8], "callbacks": []})
+        name = runner.called({"data.public": both, "train.schedule.milestones": [0.6, 8], "callbacks": []})
         assert name == "public=Concat-partsHuggingFace-pathb-limit5+Noise,milestones=0.6+8,callbacks=none"
 
     def test_long_names_are_cut_and_stay_apart(self):
-        names = [sweep.called({"a": "x" * 300 + end}) for end in "yz"]
+        names = [runner.called({"a": "x" * 300 + end}) for end in "yz"]
         assert names[0] != names[1]
         assert max(map(len, names)) < 200
 
     def test_cells_that_differ_after_the_start_share_their_initial_training(self, file, tmp_path):
         late = {"class_path": "IDKD", "init_args": {"start": 3}}
         path = file({"seed": {"values": [0, 1]}, "distillation": {"values": [*METHODS["values"], late]}})
-        runs = sweep.share(sweep.cells(path, str(tmp_path / "runs")), str(tmp_path / "runs"))
+        runs = runner.share(runner.cells(path, str(tmp_path / "runs")), str(tmp_path / "runs"))
         *cells, zero, one = runs
         assert len(cells) == 8
         for first, seed in ((zero, 0), (one, 1)):
@@ -106,7 +108,9 @@ class TestCells:
         """Whatever their calibration and public set."""
         score = {"class_path": "Youden", "init_args": {"score": "Energy"}}
         runs = [
-            sweep.share(sweep.cells(file({"distillation": METHODS} | more, name), str(tmp_path / "runs")), str(tmp_path / "runs"))
+            runner.share(
+                runner.cells(file({"distillation": METHODS} | more, name), str(tmp_path / "runs")), str(tmp_path / "runs")
+            )
             for name, more in (("one", {}), ("two", {"calibration": {"value": score}, "data.public.samples": {"value": 100}}))
         ]
         assert runs[0][-1].folder.path == runs[1][-1].folder.path
@@ -117,7 +121,7 @@ class TestCells:
         late = {"class_path": "Step", "init_args": {"milestones": [0.9]}}
         early = {"class_path": "Step", "init_args": {"milestones": [0.25]}}
         path = file({"train.schedule": {"values": [late, {"class_path": "Step"}, early]}, "distillation": METHODS})
-        runs = sweep.share(sweep.cells(path, str(tmp_path / "runs")), str(tmp_path / "runs"))
+        runs = runner.share(runner.cells(path, str(tmp_path / "runs")), str(tmp_path / "runs"))
         sources = [c.source.name for c in runs if c.source]
         assert len(sources) == 9
         assert len(set(sources[:6])) == 1
@@ -126,32 +130,32 @@ class TestCells:
     def test_other_learning_rates_share_nothing(self, file, tmp_path):
         assert all(
             c.source is None
-            for c in sweep.share(sweep.cells(file({"train.lr": {"values": [0.1, 0.2]}}), str(tmp_path / "runs")), str(tmp_path))
+            for c in runner.share(runner.cells(file({"train.lr": {"values": [0.1, 0.2]}}), str(tmp_path / "runs")), str(tmp_path))
         )
 
     def test_a_grid_is_cut_at_run_cap(self):
-        assert sweep.combinations({"method": "grid", "run_cap": 2, "parameters": {"a": {"values": [1, 2, 3]}}}) == [
+        assert runner.combinations({"method": "grid", "run_cap": 2, "parameters": {"a": {"values": [1, 2, 3]}}}) == [
             {"a": 1},
             {"a": 2},
         ]
 
     def test_a_grid_takes_whole_numbers_and_multiples_between_bounds(self):
         entries = {"a": {"min": 2, "max": 4}, "b": {"distribution": "q_uniform", "min": 0.1, "max": 0.7, "q": 0.2}}
-        points = sweep.combinations({"method": "grid", "parameters": entries})
+        points = runner.combinations({"method": "grid", "parameters": entries})
         expected = np.arange(0.1, 0.7, 0.2)  # as W&B's controller has it
         assert [p["a"] for p in points[::3]] == [2, 3, 4]
         assert [p["b"] for p in points[:3]] == pytest.approx(expected)
 
     def test_nested_parameters_are_given_nested_and_named_by_their_dotted_keys(self, file, tmp_path):
         entries = {"seed": {"value": 3}, "train": {"parameters": {"lr": {"values": [0.1, 0.2]}, "epochs": {"value": 4}}}}
-        found = sweep.cells(file(entries), str(tmp_path / "runs"))
+        found = runner.cells(file(entries), str(tmp_path / "runs"))
         assert [c.name for c in found] == ["lr=0.1", "lr=0.2"]
         assert [c.parameters for c in found] == [{"seed": 3, "train": {"lr": lr, "epochs": 4}} for lr in (0.1, 0.2)]
         assert [(c.config.seed, c.config.train.lr, c.config.train.epochs) for c in found] == [(3, 0.1, 4), (3, 0.2, 4)]
 
     def test_the_name_of_the_sweep_names_its_folder_else_the_file_does(self, file, tmp_path):
         for name, folder in ((None, "some"), ("OoD scores / 2", "OoD_scores___2")):
-            (cell,) = sweep.cells(file({"seed": {"value": 0}}, name=name), str(tmp_path / "runs"))
+            (cell,) = runner.cells(file({"seed": {"value": 0}}, name=name), str(tmp_path / "runs"))
             assert cell.folder.path == tmp_path / "runs" / folder / "cell" / "latest"
 
     @pytest.mark.parametrize(
@@ -163,18 +167,18 @@ class TestCells:
     )
     def test_a_run_name_among_the_parameters_begins_the_names(self, file, tmp_path, values, expected):
         path = file({"run.name": {"values": values}, "seed": {"values": [0, 1]}})
-        found = sweep.cells(path, str(tmp_path / "runs"))
+        found = runner.cells(path, str(tmp_path / "runs"))
         assert [c.name for c in found] == expected
         assert [c.config.run.name for c in found] == expected
 
     def test_a_run_name_of_one_cell_is_its_name(self, file, tmp_path):
         path = file({"run.name": {"values": ["a", "b"]}})
-        assert [c.name for c in sweep.cells(path, str(tmp_path / "runs"))] == ["a", "b"]
+        assert [c.name for c in runner.cells(path, str(tmp_path / "runs"))] == ["a", "b"]
         content = yaml.safe_load(path.read_text())
         content["command"] += ["--run.name", "mine"]
         content["parameters"] = {"seed": {"values": [0, 1]}}
         path.write_text(yaml.safe_dump(content))
-        assert [c.name for c in sweep.cells(path, str(tmp_path / "runs"))] == ["mine,seed=0", "mine,seed=1"]
+        assert [c.name for c in runner.cells(path, str(tmp_path / "runs"))] == ["mine,seed=0", "mine,seed=1"]
 
 
 CASES = {
@@ -193,7 +197,7 @@ class TestDistributions:
     """Draws follow the distributions that scipy has by these names, as in W&B's controller."""
 
     def drawn(self, entry, count=2000):
-        points = sweep.combinations({"method": "random", "run_cap": count, "parameters": {"a": entry}})
+        points = runner.combinations({"method": "random", "run_cap": count, "parameters": {"a": entry}})
         return [p["a"] for p in points]
 
     @pytest.mark.parametrize("kind", CASES)
@@ -237,7 +241,7 @@ class TestDistributions:
         for _ in range(5):
             lr = math.exp(rng.uniform(math.log(0.001), math.log(0.1)))
             expected.append({"lr": lr, "s": rng.choice([1]), "n": rng.randint(2, 5)})
-        assert sweep.combinations({"method": "random", "run_cap": 5, "parameters": entries}) == expected
+        assert runner.combinations({"method": "random", "run_cap": 5, "parameters": entries}) == expected
 
 
 AWKWARD = {
@@ -306,8 +310,8 @@ class TestAgent:
 def test_every_sweep_is_expanded_as_the_agent_does_and_parses(path, tmp_path, configs, monkeypatch):
     """W&B replaces ${args_json_file} by a file with the cell's parameters, as a flat object, and ${args} by options."""
     monkeypatch.chdir(configs.parent)
-    content = sweep.read(path)
-    points = sweep.combinations(content)
+    content = runner.read(path)
+    points = runner.combinations(content)
     for i, point in enumerate(points[:: max(1, len(points) // 8)]):
         (tmp_path / f"{i}.json").write_text(json.dumps(point))
         env, python, flag, module, command, *arguments = content["command"]
@@ -319,7 +323,7 @@ def test_every_sweep_is_expanded_as_the_agent_does_and_parses(path, tmp_path, co
         assert config.seed == point.get("seed", 0)
         if "distillation" in point:
             assert (config.distillation is None) == (point["distillation"] is None)
-    assert len(sweep.cells(path, str(tmp_path))) == len(points)
+    assert len(runner.cells(path, str(tmp_path))) == len(points)
 
 
 def test_a_config_among_the_parameters_lies_below_the_others(file, tmp_path):
@@ -329,7 +333,7 @@ def test_a_config_among_the_parameters_lies_below_the_others(file, tmp_path):
     content = yaml.safe_load(path.read_text())
     for macro in ("${args}", "${args_no_equals}"):
         path.write_text(yaml.safe_dump(content | {"command": [*content["command"][:-2], macro]}))
-        (cell,) = sweep.cells(path, str(tmp_path / "runs"))
+        (cell,) = runner.cells(path, str(tmp_path / "runs"))
         assert (cell.config.train.lr, cell.config.train.epochs) == (0.3, 3)
 
 
@@ -432,16 +436,16 @@ def test_what_a_cell_says_is_shown_as_it_is(tmp_path):
     from rich.console import Console
 
     config = configure(["--data.private", "Digits", "--run.dir", str(tmp_path)])
-    cell = sweep.Cell("a[cpu]b", {}, [], config, None, state="failed: cannot open [/data/x]")
+    cell = runner.Cell("a[cpu]b", {}, [], config, None, state="failed: cannot open [/data/x]")
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(sweep.Runner([cell], 1).table())
+    console.print(runner.Runner([cell], 1).table())
     shown = console.export_text()
     assert "a[cpu]b" in shown
     assert "[/data/x]" in shown
 
 
 def test_keys_for_the_server_are_named_in_one_line_and_the_folder_at_the_end(file, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sweep.Runner, "run", lambda self: bool(print(self.title)) or True)
+    monkeypatch.setattr(runner.Runner, "run", lambda self: bool(print(self.title)) or True)
     path = file({"seed": {"value": 0}}, name="A sweep", project="p", early_terminate={"type": "hyperband"}, description="d",
                 metric={"name": "accuracy/node_mean"})  # fmt: skip
     assert main(["sweep", str(path), "--dir", str(tmp_path / "runs")]) == 0
@@ -461,11 +465,11 @@ def test_processes_of_a_cell_share_the_cores(file, tmp_path, monkeypatch):
         def wait(self):
             return 1
 
-    monkeypatch.setattr(sweep.subprocess, "Popen", Process)
-    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(runner.subprocess, "Popen", Process)
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: 16)
     for devices, threads in ((1, "8"), (4, "2")):
         path = file({"run.devices": {"value": devices}}, f"on{devices}")
-        sweep.Runner(sweep.cells(path, str(tmp_path / "runs")), 2).run()
+        runner.Runner(runner.cells(path, str(tmp_path / "runs")), 2).run()
         assert commands[-1][commands[-1].index("--run.threads") + 1] == threads
 
 
@@ -479,7 +483,7 @@ def test_a_cell_that_an_agent_stops_is_no_failure_to_it(variables, status, monke
     monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(import_module("lightning_idkd.fit"), "fit", stopped)
+    monkeypatch.setattr(import_module("lightning_idkd.training.fit"), "fit", stopped)
     assert main(["fit", "--config", str(configs / "ring_digits.yaml")]) == status
 
 

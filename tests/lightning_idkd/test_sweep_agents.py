@@ -13,7 +13,7 @@ import pytest
 import yaml
 from wandb_server import ENTITY, WandbServer
 
-from lightning_idkd.run_folder import RunFolder
+from lightning_idkd.records.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -12,7 +12,8 @@ import yaml
 from scipy.optimize import minimize
 
 from lightning_idkd import topologies
-from lightning_idkd.cli import configure, main
+from lightning_idkd.cli import main
+from lightning_idkd.config.parse import configure
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Ring, Torus
 from lightning_idkd.topologies import (

@@ -8,17 +8,18 @@ import torch
 from lightning.fabric import Fabric
 
 from callbacks import DSGD
-from lightning_idkd.callback import HOOKS, Selection
+from lightning_idkd.callback import HOOKS
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.partition import Split
 from lightning_idkd.data.source import Images
 from lightning_idkd.data.store import Store
 from lightning_idkd.graph import Chain, Graph, Ring
+from lightning_idkd.labels import Labels, Outputs, Selection
 from lightning_idkd.models import CNN
-from lightning_idkd.network import Labels, Network
-from lightning_idkd.node import NodeModule, Outputs
-from lightning_idkd.orchestrator import Orchestrator
-from lightning_idkd.stack import NodeStack
+from lightning_idkd.network import Network
+from lightning_idkd.nodes.node import NodeModule
+from lightning_idkd.nodes.stack import NodeStack
+from lightning_idkd.training.orchestrator import Orchestrator
 
 PUBLIC = 6
 K = 3

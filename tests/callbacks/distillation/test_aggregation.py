@@ -6,7 +6,7 @@ import torch
 from four_nodes import K, as_dict, chain_of_four, labels, softmax
 
 from callbacks import ERA, ClassCount, ConfidenceMean, LogitMean, Mean, Vote
-from lightning_idkd.network import Labels
+from lightning_idkd.labels import Labels
 
 
 class TestClassCount:

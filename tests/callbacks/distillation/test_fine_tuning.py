@@ -9,7 +9,7 @@ import torch
 from four_nodes import TRAIN, K, N, images, real_run, train
 
 from callbacks import IDKD, MSP, Fixed, VanillaKD
-from lightning_idkd.callback import FineTuning
+from lightning_idkd.labels import FineTuning
 
 
 @pytest.mark.parametrize("tuning", [FineTuning(private_share=0.5), FineTuning(balance="cap"), FineTuning(balance="draw"),

@@ -10,7 +10,8 @@ from four_nodes import real_run
 from callbacks import IDKD, MSP, Fixed, Mean, Packed, VanillaKD
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Graph
-from lightning_idkd.network import Labels, Network
+from lightning_idkd.labels import Labels
+from lightning_idkd.network import Network
 
 HEAD = 5  # one byte says bitmap or list, four say how many labels
 WIDTH = {"float32": 4, "float16": 2, "uint8": 1}

@@ -24,9 +24,9 @@ from callbacks import (
     Vote,
     Youden,
 )
-from lightning_idkd.callback import FineTuning
 from lightning_idkd.data.source import Images
-from lightning_idkd.network import Labels, Network
+from lightning_idkd.labels import FineTuning, Labels
+from lightning_idkd.network import Network
 
 
 class Guarded(Network):

@@ -13,7 +13,7 @@ from lightning_idkd.callback import Teacher
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Graph, Ring, Topology
 from lightning_idkd.network import Network
-from lightning_idkd.stack import run_network
+from lightning_idkd.nodes.stack import run_network
 from lightning_idkd.topologies import Star
 
 

@@ -6,9 +6,9 @@ import networkx as nx
 import numpy as np
 import torch
 
-from lightning_idkd import orchestrator
 from lightning_idkd.graph import Chain, Graph, Ring, Topology
 from lightning_idkd.network import Network
+from lightning_idkd.training import orchestrator
 
 N, P = 8, 5
 LR = [0.1] * 10 + [0.01] * 10

@@ -11,9 +11,9 @@ from torch import nn
 from callbacks import CCL, DSGD, QGDSGDm
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Ring, Topology
-from lightning_idkd.node import NodeModule
-from lightning_idkd.orchestrator import Orchestrator
-from lightning_idkd.stack import NodeStack
+from lightning_idkd.nodes.node import NodeModule
+from lightning_idkd.nodes.stack import NodeStack
+from lightning_idkd.training.orchestrator import Orchestrator
 
 B, D, F, K = 6, 4, 3, 5
 RULES = {

@@ -8,9 +8,9 @@ import torch
 from quadratics import driver
 from torch import nn
 
-from lightning_idkd.cli import configure
-from lightning_idkd.node import NodeModule
-from lightning_idkd.stack import NodeStack
+from lightning_idkd.config.parse import configure
+from lightning_idkd.nodes.node import NodeModule
+from lightning_idkd.nodes.stack import NodeStack
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RULES = sorted((CONFIGS / "presets" / "rules").glob("*.yaml"))  # every rule, with momentum and weight decay

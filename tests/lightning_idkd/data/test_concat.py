@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_idkd.cli import configure
+from lightning_idkd.config.parse import configure
 from lightning_idkd.data import Concat, Digits, Glyphs, Noise, Source
 from lightning_idkd.errors import UserError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_idkd.cli import configure
+from lightning_idkd.config.parse import configure
 from lightning_idkd.data.folder import ImageFolder
 from lightning_idkd.errors import UserError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_idkd.cli import configure
+from lightning_idkd.config.parse import configure
 from lightning_idkd.data.noise import Noise
 from lightning_idkd.errors import UserError
 

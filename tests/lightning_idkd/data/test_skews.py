@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_idkd.cli import configure, main
+from lightning_idkd.cli import main
+from lightning_idkd.config.parse import configure
 from lightning_idkd.data.partition import Dirichlet, partition
 from lightning_idkd.data.skews import ClassesPerNode, FeatureSkew, FromFile, QuantitySkew, Shards
 from lightning_idkd.data.source import Images
 from lightning_idkd.errors import UserError
-from lightning_idkd.fit import load
+from lightning_idkd.training.fit import load
 
 RULES = [Shards(2), Shards(1), ClassesPerNode(2), ClassesPerNode(3), QuantitySkew(1.0), FeatureSkew()]
 

@@ -12,7 +12,7 @@ import pytest
 import torchvision.datasets as tv
 from PIL import Image
 
-from lightning_idkd.cli import configure
+from lightning_idkd.config.parse import configure
 from lightning_idkd.data import torchvision as module
 from lightning_idkd.data.torchvision import SETS, Torchvision
 from lightning_idkd.errors import UserError

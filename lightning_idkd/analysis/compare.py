@@ -1,0 +1,311 @@
+"""Tables over finished runs: mean and spread over seeds, and the difference to a baseline, paired by seed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import statistics
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lightning_idkd.config import NodeConfig
+from lightning_idkd.config.resolved import RESULT, at, difference
+from lightning_idkd.errors import UserError, did_you_mean, require
+from lightning_idkd.records.run_folder import RunFolder
+
+SETTING = ("graph", "data", "node", "train")
+METHOD = ("gossip", "calibration", "distillation", "callbacks")
+ALIKE = tuple(key for key in RESULT if key != "seed")
+METRICS = ("accuracy/node_mean", "accuracy/node_min", "accuracy/consensus")
+WORDS = {
+    "accuracy/node_mean": "node mean",
+    "accuracy/node_std": "standard deviation over nodes",
+    "accuracy/node_min": "worst node",
+    "accuracy/node_max": "best node",
+    "accuracy/consensus": "consensus",
+    "accuracy/node_mean_before_final_gossip": "node mean before final gossip",
+    "communication/parameter_bytes": "parameters sent, bytes",
+    "communication/label_bytes": "labels sent, bytes",
+    "communication/other_bytes": "other sent, bytes",
+    "communication/messages": "messages",
+    "homogeneity/before": "heterogeneity before distillation",
+    "homogeneity/after": "heterogeneity after distillation",
+    "ood/auroc": "AUROC, held-out own against public",
+    "ood/auroc_noise": "AUROC, held-out own against noise",
+    "ood/threshold": "threshold",
+    "ood/threshold_probability": "threshold as a probability",
+    "ood/kept_fraction": "share of public samples kept",
+    "ood/own_kept": "share of held-out samples kept",
+    "ood/noise_kept": "share of noise kept",
+    "peak_memory_bytes": "peak memory, bytes",
+    "throughput/samples_per_second": "samples a second",
+    "throughput/seconds": "seconds",
+}
+"""Metrics as headings; others have their keys' parts."""
+PLAIN = (("callbacks", []), ("node.module", NodeConfig.module))
+"""Keys and values that a label leaves out: it names what a run adds."""
+NUMBER = re.compile(r"((?:(?<!\w)-)?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
+LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "_%&#${}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "<": "$<$", ">": "$>$"}
+)  # fmt: skip
+
+
+@dataclass
+class Row:
+    """All seeds of one method in one setting."""
+
+    setting: str
+    method: str
+    values: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Metric, then seed."""
+
+
+def gather(paths: list[str]) -> list[tuple[dict, dict]]:
+    """(config, summary) of every finished run at or below ``paths``; of runs with one config and seed the newest."""
+    found: list[tuple[dict, dict]] = []
+    for text in paths:
+        path = Path(text)
+        if not path.exists():
+            raise UserError(f"'{text}' does not exist; give run folders, or folders with runs below them")
+        summaries = [path / "summary.json"] if (path / "summary.json").exists() else path.rglob("summary.json")
+        folders = {s.resolve().parent for s in summaries}
+        for folder in sorted(folders, key=lambda f: (f.name, str(f)), reverse=True):  # a run's name begins with its time
+            try:
+                config, summary = RunFolder(folder).config(), json.loads((folder / "summary.json").read_text())
+                same = any(difference(config, other) is None for other, _ in found)
+                _ = summary["seed"]
+            except (OSError, KeyError, TypeError, ValueError):
+                print(f"left out: '{folder}' is no run of this version", file=sys.stderr)
+                continue
+            if not same:
+                found.append((config, summary))
+    if not found:
+        raise UserError(f"no finished run (summary.json) at or below {', '.join(paths)}")
+    return found
+
+
+def flat(value: object, key: str = "") -> dict[str, object]:
+    """Dotted keys and their values; a class stands for itself, its arguments below it."""
+    if isinstance(value, dict):
+        if "class_path" in value:
+            found = {key: value["class_path"].rsplit(".", 1)[-1]}
+            return found | flat(value.get("init_args") or {}, key)
+        found = {}
+        for k, v in value.items():
+            found |= flat(v, f"{key}.{k}".lstrip("."))
+        return found
+    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        found = {key: "+".join(str(flat(v, "x").get("x", v)) for v in value)}
+        for v in value:
+            found |= {k: w for k, w in flat(v, f"{key}.{flat(v, 'x').get('x', '')}").items() if k.count(".") > 1}
+        return found
+    return {key: value}
+
+
+def short(key: str, keys: set[str]) -> str:
+    """The end of ``key`` that no other of ``keys`` has."""
+    parts = key.split(".")
+    ends = (".".join(parts[-n:]) for n in range(1, len(parts)))
+    return next((end for end in ends if not any(k != key and f".{k}".endswith(f".{end}") for k in keys)), key)
+
+
+def label(config: dict, groups: tuple[str, ...], varied: set[str]) -> str:
+    """What sets this run apart in ``groups``: values of the keys that differ between the runs; further callbacks as +Name."""
+    parts = []
+    for group in groups:
+        values = flat(config.get(group), group)
+        here = {k: v for k, v in values.items() if k in varied and (k, v) not in PLAIN}
+        if group in METHOD and group in values and any(k.split(".")[0] == group for k in varied):
+            here.pop(group, None)
+            if group != "callbacks":
+                parts.append(shown(values[group]))
+            elif values[group]:
+                parts.append(f"+{values[group]}")
+        parts += [f"{short(k, varied)}={shown(v, k)}" for k, v in here.items()]
+    return " ".join(parts) or "-"
+
+
+def shown(value: object, key: str = "") -> str:
+    """A config's value in a label; of an import path the class."""
+    return "none" if value is None else str(value).rsplit(".", 1)[-1] if key == "node.module" else str(value)
+
+
+def natural(text: str) -> list[str | float]:
+    """A key for sorting, by which numbers within texts go by their values."""
+    return [float(part) if i % 2 else part for i, part in enumerate(NUMBER.split(text))]
+
+
+def tell_apart(alike: list[tuple[dict, Row]]) -> None:
+    """Add to the methods of rows with one label the values of further keys, until each differs from the others."""
+    wholes = [leaves({key: at(config, key) for key in ALIKE}) for config, _ in alike]
+    keys = sorted(k for k in set().union(*wholes) if len({repr(w.get(k)) for w in wholes}) > 1)
+    for key in keys:
+        for (_, row), whole in zip(alike, wholes, strict=True):
+            row.method += f" {short(key, set(keys))}={shown(whole.get(key))}"
+        if len({row.method for _, row in alike}) == len(alike):
+            break
+
+
+def leaves(value: object, key: str = "") -> dict[str, object]:
+    """Dotted keys and values of all that is neither a dict nor a list of dicts."""
+    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {key: value}
+    found: dict[str, object] = {}
+    for k, v in value.items():
+        found |= leaves(v, f"{key}.{k}".lstrip("."))
+    return found
+
+
+def rows(runs: list[tuple[dict, dict]], metrics: list[str]) -> list[Row]:
+    """A row for each method in each setting."""
+    flats = [flat({k: v for k, v in config.items() if k in SETTING + METHOD}) for config, _ in runs]
+    # a class that only some runs have brings arguments that only these have: they say nothing beyond its name
+    varied = {k for k in set().union(*flats) if len({repr(f[k]) for f in flats if k in f}) > 1}
+    varied |= {k for k in set().union(*flats) if k in METHOD and len({repr(f.get(k)) for f in flats}) > 1}
+    found: list[tuple[dict, Row]] = []  # a config, but for its seed, and its row
+    for config, summary in runs:
+        row = next((row for other, row in found if difference(config, other, ALIKE) is None), None)
+        if row is None:
+            row = Row(label(config, SETTING, varied), label(config, METHOD, varied))
+            found.append((config, row))
+        for metric in metrics:
+            value: object = summary
+            for part in metric.split("/"):
+                value = value.get(part) if isinstance(value, dict) else None
+            if isinstance(value, (int, float)):
+                row.values.setdefault(metric, {})[summary["seed"]] = value
+    named: dict[tuple[str, str], list[tuple[dict, Row]]] = {}
+    for config, row in found:
+        named.setdefault((row.setting, row.method), []).append((config, row))
+    for alike in named.values():
+        if len(alike) > 1:
+            tell_apart(alike)
+    return sorted((row for _, row in found), key=lambda r: (natural(r.setting), natural(r.method)))
+
+
+Cell = tuple[float, float | None, int]
+"""Mean over seeds, spread (None for one seed), and number of seeds."""
+
+
+def spread(values: list[float]) -> Cell:
+    """Mean and standard deviation (n - 1) of some values, and how many there are."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
+
+
+def paired(row: Row, baseline: Row, metric: str) -> Cell | None:
+    """Mean difference to the baseline over the seeds that both have, with its standard error."""
+    ours, theirs = row.values.get(metric, {}), baseline.values.get(metric, {})
+    differences = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
+    if not differences:
+        return None
+    mean, sd, seeds = spread(differences)
+    return mean, None if sd is None else sd / math.sqrt(seeds), seeds
+
+
+def scale(metric: str) -> int:
+    """What a metric is multiplied by to be shown: accuracies are in percent."""
+    return 100 if metric.startswith(("accuracy", "validation")) else 1
+
+
+def heading(metric: str) -> str:
+    """A metric in words, with its unit."""
+    return WORDS.get(metric, metric.replace("/", ", ").replace("_", " ")) + " (%)" * (scale(metric) == 100)
+
+
+def number(metric: str, mean: float, sd: float | None, seeds: int, sign: bool = False) -> str:
+    """A metric as it is shown: the mean, and behind it the spread and the number of seeds where there are several."""
+    by = scale(metric)
+    form = ".1f" if by == 100 else ".4g"
+    return f"{by * mean:{'+' if sign else ''}{form}}" + ("" if sd is None else f" ± {by * sd:{form}} ({seeds})")
+
+
+def table(runs: list[tuple[dict, dict]], metrics: list[str], baseline: str | None = None) -> tuple[list[str], list[list]]:
+    """Head and lines: setting, method, number of seeds, then a :data:`Cell` of every metric, and of the first one's difference
+    to ``baseline``; None where there is none. Spreads are standard deviations, the difference's is its standard error."""
+    made = rows(runs, metrics)
+    for metric in metrics:
+        if not any(metric in row.values for row in made):
+            known = sorted(f"{a}/{k}" for a, v in runs[0][1].items() if isinstance(v, dict) for k in v)
+            raise UserError(f"--metrics: no run has '{metric}'.{did_you_mean(metric, known)}")
+    names = sorted({row.method for row in made})
+    if baseline is not None:
+        require(baseline in names, "--baseline", f"'{baseline}'", f"{', '.join(names)}.{did_you_mean(baseline, names)}")
+    against = {row.setting: row for row in made if row.method == baseline}
+    head = ["setting", "method", "seeds", *metrics] + [f"against {baseline}"] * bool(baseline)
+    lines = []
+    for row in made:
+        cells = [spread(list(row.values[m].values())) if m in row.values else None for m in metrics]
+        if baseline is not None:
+            there = row.setting in against and row.method != baseline
+            cells.append(paired(row, against[row.setting], metrics[0]) if there else None)
+        lines.append([row.setting, row.method, max(map(len, row.values.values()), default=0), *cells])
+    return head, lines
+
+
+LEGEND = (
+    "mean ± standard deviation (number of seeds), of one seed its value; difference: mean ± standard error (number of seeds), "
+    "paired by seed"
+)
+
+
+def text(head: list[str], lines: list[list], form: str) -> str:
+    """The table as such, as Markdown, LaTeX, or CSV, which has all digits and spreads in columns of their own."""
+    metrics = [name if not name.startswith("against ") else head[3] for name in head[3:]]
+    if form == "csv":
+        columns = [(name, f"{name} {'se' if name.startswith('against ') else 'sd'}", f"{name} seeds") for name in head[3:]]
+        out = io.StringIO()
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow([*head[:3], *(name for names in columns for name in names)])
+        table.writerows([*line[:3], *(part for cell in line[3:] for part in cell or (None, None, 0))] for line in lines)
+        return out.getvalue()
+
+    def written(metric: str, name: str, cell: Cell | None) -> str:
+        return "-" if cell is None else number(metric, *cell, sign=name.startswith("against "))
+
+    cells = [
+        [*map(str, line[:3]), *(written(m, name, c) for m, name, c in zip(metrics, head[3:], line[3:], strict=True))]
+        for line in lines
+    ]
+    words = [
+        f"{heading(m)}, difference to {name.removeprefix('against ')}" if name.startswith("against ") else heading(m)
+        for m, name in zip(metrics, head[3:], strict=True)
+    ]
+    head = [*head[:3], *words]
+    if form == "table":  # never cut: what sets two rows apart may be at their ends
+        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+        padded = [[c.ljust(w) if j < 2 else c.rjust(w) for j, (c, w) in enumerate(zip(line, widths, strict=True))]
+                  for line in (head, ["-" * w for w in widths], *cells)]  # fmt: skip
+        return "".join(f"{'  '.join(row).rstrip()}\n" for row in padded) + f"{LEGEND}\n"
+    if form == "latex":
+        head, *cells = ([cell.translate(LATEX) for cell in line] for line in (head, *cells))
+        body = "".join(f"{' & '.join(line)} \\\\\n" for line in cells)
+        columns = "ll" + "r" * (len(head) - 2)
+        return (f"% {LEGEND}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{' & '.join(head)} \\\\\n\\midrule\n"
+                f"{body}\\bottomrule\n\\end{{tabular}}\n")  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *cells)) + f"\n*{LEGEND}*\n"
+
+
+def show(paths: list[str], metrics: list[str], baseline: str | None, form: str, picture: str | None = None) -> None:
+    """Print the table, and draw it into an image file."""
+    head, lines = table(gather(paths), metrics, baseline)
+    if picture is not None:
+        from lightning_idkd.records import pictures
+
+        names = [" ".join(filter(lambda part: part != "-", line[:2])) for line in lines]
+        scaled = {
+            heading(m): [c and (c[0] * scale(m), c[1] and c[1] * scale(m), c[2]) for c in (line[3 + j] for line in lines)]
+            for j, m in enumerate(metrics)
+        }
+        try:
+            pictures.dots(names, scaled).savefig(picture, dpi=120)
+        except (OSError, ValueError) as e:  # matplotlib refuses a format with a ValueError
+            raise UserError(f"--plot: cannot draw into '{picture}' ({getattr(e, 'strerror', None) or e})") from e
+        print(f"drawn: {picture}", file=sys.stderr)
+    print(text(head, lines, form), end="")

@@ -1,0 +1,27 @@
+"""What a user configures: the groups of keys, how they are parsed, and what is said about mistakes."""
+
+from lightning_idkd.config.groups import (
+    IID,
+    Config,
+    DataConfig,
+    Dirichlet,
+    GraphConfig,
+    LoggerConfig,
+    NodeConfig,
+    QGMDirichlet,
+    RunConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "IID",
+    "Config",
+    "DataConfig",
+    "Dirichlet",
+    "GraphConfig",
+    "LoggerConfig",
+    "NodeConfig",
+    "QGMDirichlet",
+    "RunConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,240 @@
+"""Config groups. Every field's docstring is its help text; a sweep reaches each by a dotted key such as ``train.lr``."""
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_idkd.callback import Calibration, Callback, Distillation, Gossip
+from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet, check_share
+from lightning_idkd.data.source import Source
+from lightning_idkd.errors import UserError, require
+from lightning_idkd.graph import Graph, Weights
+from lightning_idkd.machine import cores
+from lightning_idkd.models import CNN, Architecture
+from lightning_idkd.schedule import Schedule, Step
+from lightning_idkd.topologies import Ring, Topology
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["IID", "Config", "DataConfig", "Dirichlet", "GraphConfig", "LoggerConfig", "NodeConfig", "QGMDirichlet",
+           "RunConfig", "TrainConfig"]  # fmt: skip
+
+MOST_NODES = 10_000
+
+
+@dataclass
+class GraphConfig:
+    """Who talks to whom."""
+
+    nodes: int = 16
+    """Number of nodes n."""
+    topology: Topology = field(default_factory=Ring)
+    """Ring, Torus, Hypercube, Exponential, BaseGraph, RandomMatchings, ... (configs/README.md has all), or a class of yours."""
+    weights: Weights = "metropolis"
+    """Mixing weights: metropolis (Metropolis-Hastings, or those of its own that a topology has), uniform (1/(d+1), on regular
+    graphs), max_degree (1/(d_max+1)), lazy ((I + W) / 2 of metropolis), push_sum (columns sum to 1), average (rows sum to 1)."""
+
+    def __post_init__(self):
+        require(1 <= self.nodes <= MOST_NODES, "graph.nodes", self.nodes, f"1 to {MOST_NODES} (mixing matrices are dense)")
+
+    def build(self, seed: int) -> Graph:
+        return Graph(self.topology, self.nodes, self.weights, seed)
+
+
+@dataclass
+class DataConfig:
+    """Private, public and test data."""
+
+    private: Source
+    """The set that is divided among the nodes; its test part is for evaluation alone."""
+    public: Source | None = None
+    """The common set that distillation labels; its own labels are never read. null: none."""
+    partition: Partition = field(default_factory=IID)
+    """Its division: IID, Dirichlet, QGMDirichlet, Shards, ClassesPerNode, QuantitySkew, FeatureSkew, FromFile, or yours."""
+    validation: float = 0.2
+    """Share of a node's samples held out for calibration and tuning (at least 16 where it has 32 or more)."""
+    image_size: int | None = None
+    """Side in pixels to which all images are brought; null: as stored."""
+    channels: Literal[1, 3] | None = None
+    """1 makes all images grey, 3 gives grey ones three channels, as torchvision's networks take them; null: 1 where all are grey,
+    else 3."""
+    augment: Literal["none", "crop", "crop_flip"] = "none"
+    """Augmentation of private samples: random crop (padded by an eighth), and flip."""
+    augment_public: bool = False
+    """Augment distilled samples too."""
+
+    def __post_init__(self):
+        check_share(self.validation)
+        size = self.image_size
+        require(size is None or size >= 1, "data.image_size", size, "1 or more, or null for the stored size")
+
+
+@dataclass
+class NodeConfig:
+    """What a node is."""
+
+    network: Architecture = field(default_factory=CNN)
+    """Its network: ResNet, CNN, LeNet, VGG, MobileNetV2, ViT, TorchModule, or a class of yours."""
+    module: str = "lightning_idkd.node.NodeModule"
+    """Import path of the NodeModule class; a subclass brings another loss."""
+
+
+@dataclass
+class TrainConfig:
+    """How long and how fast."""
+
+    epochs: int = 60
+    """Epochs of ceil(N / (n batch)) steps."""
+    batch_size: int = 32
+    """Samples a node and step."""
+    lr: float = 0.1
+    """Learning rate before the schedule."""
+    schedule: Schedule = field(default_factory=Step)
+    """Step, Cosine or Constant, each with warm-up."""
+    final_gossip: int = 1
+    """Mixing steps after the last training step."""
+    final_merge: bool = False
+    """After these, the exact mean of all nodes at every node, counted as an all-reduce."""
+    evaluate_every: int = 5
+    """Epochs between evaluations."""
+    evaluate_samples: int = 512
+    """Test samples at an evaluation on the way (the last one takes all), and validation samples at every one."""
+
+    def __post_init__(self):
+        require(self.epochs >= 1, "train.epochs", self.epochs, "1 or more")
+        require(self.batch_size >= 1, "train.batch_size", self.batch_size, "1 or more")
+        require(self.evaluate_every >= 1, "train.evaluate_every", self.evaluate_every, "1 or more")
+        require(self.evaluate_samples >= 1, "train.evaluate_samples", self.evaluate_samples, "1 or more")
+        require(self.final_gossip >= 0, "train.final_gossip", self.final_gossip, "0 or more")
+        require(0 < self.lr < math.inf, "train.lr", self.lr, "above 0 (rules divide by the learning rate)")
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go besides the run folder."""
+
+    kind: Literal["wandb", "tensorboard", "csv"] = "wandb"
+    """Weights & Biases, TensorBoard (pip install tensorboard), or a CSV file; numbers go to all, pictures and tables to W&B."""
+    project: str = "lightning-idkd"
+    """W&B project; the default gives way to WANDB_PROJECT."""
+    group: str | None = None
+    """Group within the project."""
+    offline: bool | None = None
+    """Keep W&B's files in the run folder only; null: where there is no login, or WANDB_MODE says so. WANDB_MODE=disabled: no
+    W&B at all."""
+
+
+@dataclass
+class RunConfig:
+    """How a run executes; precision aside, engine and threads change the last bits only, which training then amplifies."""
+
+    name: str = "idkd"
+    """Name; runs go to DIR/NAME/ID."""
+    dir: str = "runs"
+    """Folder of all runs."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it computes."""
+    devices: int = 1
+    """Processes (and devices) that share the rows."""
+    threads: int | None = None
+    """Threads a process; null: 1 or cores / devices, whichever is faster, timed once on a machine."""
+    engine: Literal["auto", "loop", "parallel", "vmap", "graph", "compile"] = "auto"
+    """loop: one node after the other, each on all threads; parallel: nodes split over the threads; vmap: as many nodes in a
+    batched call as suit the caches, on all threads; graph: the same recorded once as a CUDA graph, so that the network's Python
+    code runs no more; auto: the fastest of these, timed once on a machine for networks and batches of one shape; compile: the
+    loop over what torch.compile makes of a node, which takes half a minute before the first step."""
+    precision: Literal[32, 64] = 32
+    """Bits of parameters and arithmetic."""
+    autocast: bool = False
+    """Training steps of the networks in bfloat16 (torch.autocast), for CUDA devices; parameters, rule and evaluation keep the
+    precision above."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+    pictures: bool = True
+    """Draw plots/ at the end."""
+    keep: list[int] = field(default_factory=list)
+    """Epochs whose checkpoint stays as checkpoints/epoch_N.ckpt, to fork from."""
+    control: bool = False
+    """After a run with distillation, train the same without it from the first exchange on, in DIR/NAME_control; print both."""
+    until: int | None = None
+    """Stop after this epoch with a checkpoint, to be resumed or forked; null: go to the end."""
+    resume: str | None = None
+    """auto: continue the newest unfinished run of this name with the same config, else start one; or a run folder."""
+    from_: str | None = None
+    """Run folder or checkpoint to start from with other calibration, distillation, callbacks or epochs."""
+
+    def __post_init__(self):
+        inside = self.name.strip() and not self.name.startswith("/") and ".." not in self.name.split("/")
+        require(inside, "run.name", f"'{self.name}'", "a name, for a folder in run.dir")
+        if self.until is not None:
+            require(self.until >= 1, "run.until", self.until, "1 or more, or null")
+        require(self.devices >= 1, "run.devices", self.devices, "1 or more")
+        require(self.checkpoint_every >= 1, "run.checkpoint_every", self.checkpoint_every, "1 or more")
+        if self.threads is not None:
+            require(self.threads >= 1, "run.threads", self.threads, "1 or more")
+        if self.autocast and self.precision == 64:
+            raise UserError("run.autocast: true changes nothing of 64 bits; allowed with run.precision 64: false")
+        if self.resume and self.resume != "auto" and self.from_:
+            raise UserError("run.resume: a folder and run.from exclude each other; allowed beside run.from: auto, or null")
+
+
+@dataclass
+class Config:
+    """An experiment. ``resolved`` is the same as plain values, as it goes to ``config.yaml``."""
+
+    data: DataConfig
+    gossip: Gossip
+    graph: GraphConfig = field(default_factory=GraphConfig)
+    node: NodeConfig = field(default_factory=NodeConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    calibration: Calibration | None = None
+    distillation: Distillation | None = None
+    callbacks: list[Callback] = field(default_factory=list)
+    logger: LoggerConfig | None = None
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 0
+    resolved: dict[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse what can be seen to be wrong before any work."""
+        require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
+        if self.run.devices > self.graph.nodes:
+            raise UserError(
+                f"run.devices: {self.run.devices} processes have no rows to share; allowed: 1 to graph.nodes, {self.graph.nodes}"
+            )
+        require((self.run.threads or 1) <= cores(), "run.threads", self.run.threads, f"1 to {cores()}, the cores here, or null")
+        self.data.private.check("data.private")
+        if self.data.public is not None:
+            self.data.public.check("data.public")
+        self.train.schedule.decay(0.0, self.train.epochs)
+        for extra in self.callbacks:
+            if isinstance(extra, (Gossip, Calibration, Distillation)):
+                raise UserError(f"callbacks: {type(extra).__name__} is no extra; set it as gossip, calibration or distillation")
+        if self.distillation is not None:
+            self.first_exchange()
+            if self.data.public is None and self.distillation.public:
+                raise UserError("data.public: distillation needs a public set; name one, or set distillation to null")
+            if self.distillation.calibrated and self.calibration is None:
+                name = type(self.distillation).__name__
+                raise UserError(f"calibration: {name} selects samples and needs a threshold, such as Youden; null given")
+        for epoch in self.run.keep:
+            if not 1 <= epoch <= self.train.epochs:
+                raise UserError(f"run.keep: {epoch} is no epoch; allowed: 1 to {self.train.epochs}")
+
+    @property
+    def trains_control(self) -> bool:
+        """Whether the same run without distillation is to be trained too."""
+        return self.run.control and self.distillation is not None
+
+    def first_exchange(self) -> int | None:
+        """The epoch before which labels are exchanged first; None without distillation."""
+        from lightning_idkd.schedule import epoch_of
+
+        return None if self.distillation is None else epoch_of(self.distillation.start, self.train.epochs, "distillation.start")
+
+    def folder(self) -> "Path":
+        """The folder of all runs of this name."""
+        from pathlib import Path
+
+        return Path(self.run.dir) / self.run.name

@@ -1,0 +1,160 @@
+"""``fused.c`` as a library, made once for this machine by its C compiler; where there is none, torch's operations do the work."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_idkd.errors import UserError
+from lightning_idkd.machine import cache_folder, describe_machine
+
+SOURCE = Path(__file__).with_suffix(".c")
+LANES = 16  # as there
+FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC")
+_Pointer, _Int, _Float = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+SIGNATURES = {
+    "evonorm_forward": [*[_Pointer] * 7, *[_Int] * 4, _Float],
+    "evonorm_backward": [*[_Pointer] * 10, *[_Int] * 4],
+    "group_norm_forward": [*[_Pointer] * 7, *[_Int] * 5, _Float],
+    "group_norm_backward": [*[_Pointer] * 10, *[_Int] * 5],
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The library, from the cache or compiled now; None where it cannot be made."""
+    compiler = shlex.split(os.environ.get("CC", "")) or [c for c in ("cc", "gcc", "clang") if shutil.which(c)][:1]
+    with contextlib.suppress(OSError, RuntimeError, UserError):  # no source, no home, a cache that cannot be written, ...
+        threads = _openmp()
+        identity = repr((SOURCE.read_text(), describe_machine(), compiler, FLAGS, threads))
+        path = cache_folder() / f"fused-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
+        with contextlib.suppress(OSError):
+            return _open(path)
+        if compiler:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _make(compiler, threads, path)
+            return _open(path)
+    return None
+
+
+def by(device: torch.device) -> str:
+    """Who computes the norms: this library, on a CPU where it can be made, or torch."""
+    return "C" if device.type == "cpu" and library() is not None else "torch"
+
+
+def _make(compiler: list[str], threads: str | None, path: Path) -> None:
+    """Compile to ``path``: with ``threads``, the library of those that torch has, where that can be linked, else for one."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        compiled, linked = f"{folder}/fused.o", f"{folder}/fused.so"
+        for options, libraries in ((["-fopenmp"], [threads]), ([], []))[threads is None :]:
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                for command in ([*FLAGS, *options, "-c", str(SOURCE), "-o", compiled],
+                                ["-shared", compiled, *libraries, "-lm", "-o", linked]):  # fmt: skip
+                    subprocess.run([*compiler, *command], check=True, capture_output=True, timeout=60)
+                _open(Path(linked))
+                os.replace(linked, path)
+                return
+    raise OSError(f"{compiler[0]} could not make it")
+
+
+def _openmp() -> str | None:
+    """The file of the OpenMP library that torch works with: threads of a second one would get in the way of its own."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            path = line[line.find("/") :]
+            if Path(path).name.startswith(("libgomp", "libiomp", "libomp")):
+                found.append(path)
+    own = str(Path(torch.__file__).parent)
+    return min(found, key=lambda path: not path.startswith(own), default=None)
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    found = ctypes.CDLL(str(path))
+    for name, signature in SIGNATURES.items():
+        getattr(found, name).argtypes, getattr(found, name).restype = signature, None
+    return found
+
+
+def takes(x: Tensor, groups: int, *parameters: Tensor, shortcut: Tensor | None = None) -> bool:
+    """Whether the library treats images like ``x`` [B, C, H, W], with ``parameters`` [C] and a ``shortcut`` like ``x``."""
+    if type(x) is not Tensor or x.dim() != 4 or traced():
+        return False
+    channels = x.shape[1]
+    group = channels // groups
+    tensors = x, *parameters, *([] if shortcut is None else [shortcut])
+    return (
+        all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and all(t.shape == x.shape[1:2] for t in parameters)
+        and (shortcut is None or shortcut.shape == x.shape)
+        and channels % LANES == 0
+        and (LANES % group == 0 or group % LANES == 0)
+        and library() is not None
+    )
+
+
+def traced() -> bool:
+    """Whether tensors are not what they seem: inside ``torch.compile``, or a transform of ``torch.func``."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _images(*images: Tensor) -> list[Tensor]:
+    return [image.contiguous(memory_format=torch.channels_last) for image in images]
+
+
+def _shape(x: Tensor, groups: int) -> tuple[int, int, int, int]:
+    """Images, pixels of one, channels, channels of a group."""
+    return x.shape[0], x.shape[2] * x.shape[3], x.shape[1], x.shape[1] // groups
+
+
+def _pointers(*tensors: Tensor | None) -> list[int | None]:
+    return [None if t is None else t.data_ptr() for t in tensors]
+
+
+def evonorm_forward(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Result, and mean and 1 / deviation [B, C] of every channel's group."""
+    [x], (v, gamma, beta) = _images(x), (v.contiguous(), gamma.contiguous(), beta.contiguous())
+    y, mean, rstd = torch.empty_like(x), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
+    library().evonorm_forward(*_pointers(x, v, gamma, beta, y, mean, rstd), *_shape(x, groups), eps)
+    return y, mean, rstd
+
+
+def evonorm_backward(g: Tensor, x: Tensor, v: Tensor, gamma: Tensor, mean: Tensor, rstd: Tensor,
+                     groups: int) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients by ``x``, ``v``, ``gamma`` and ``beta``."""
+    (g, x), v, gamma = _images(g, x), v.contiguous(), gamma.contiguous()
+    dx, sums = torch.empty_like(x), x.new_empty(3, *x.shape[:2])
+    library().evonorm_backward(*_pointers(g, x, v, gamma, mean, rstd, dx, *sums), *_shape(x, groups))
+    return dx, *sums.sum(1)
+
+
+def group_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor | None, groups: int, relu: bool,
+                       eps: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Result, and mean and 1 / deviation [B, C] of every channel's group."""
+    [x], gamma, beta = _images(x), gamma.contiguous(), beta.contiguous()
+    if shortcut is not None:
+        [shortcut] = _images(shortcut)
+    y, mean, rstd = torch.empty_like(x), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
+    library().group_norm_forward(*_pointers(x, gamma, beta, shortcut, y, mean, rstd), *_shape(x, groups), relu, eps)
+    return y, mean, rstd
+
+
+def group_norm_backward(g: Tensor, x: Tensor, y: Tensor | None, gamma: Tensor, mean: Tensor, rstd: Tensor,
+                        groups: int) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients by ``x``, ``gamma``, ``beta``, and what goes through ReLU, where ``y``, its result, is given."""
+    (g, x), gamma = _images(g, x), gamma.contiguous()
+    dx, sums, through = torch.empty_like(x), x.new_empty(2, *x.shape[:2]), g if y is None else torch.empty_like(x)
+    pointers = _pointers(g, x, y, gamma, mean, rstd, dx, through, *sums)
+    library().group_norm_backward(*pointers, *_shape(x, groups), y is not None)
+    return dx, *sums.sum(1), through

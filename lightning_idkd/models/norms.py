@@ -1,0 +1,190 @@
+"""Normalisation layers that keep their statistics within a sample, and BatchNorm for comparison."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_idkd.models import cpu_norms
+from lightning_idkd.models.formulas import again, by_channel, evonorm_s0, group_norm, over_group
+from lightning_idkd.models.vmap_layers import channelwise, kernels_for, nodewise
+
+FEW = 2**17  # values of a tensor below which torch's own calls cost less than ours
+
+
+def group_count(channels: int) -> int:
+    """Groups of every GroupNorm and EvoNorm here: 8, or the largest of 4, 2, 1 that divides ``channels``."""
+    return math.gcd(8, channels)
+
+
+class EvoNormS0(nn.Module):
+    """EvoNorm-S0, a normalisation and activation in one: ``x sigmoid(v x) / sqrt(var_group(x) + eps) * gamma + beta``.
+
+    ``[B, C, H, W] -> [B, C, H, W]``; the variance (biased) is that of one sample's group of channels, the mean is kept.
+    ``v`` (from 1), ``gamma`` and ``beta`` are learned, one a channel. Liu et al., NeurIPS 2020 (arXiv 2004.02967).
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.groups, self.eps = group_count(channels), eps
+        self.v = nn.Parameter(torch.ones(channels))
+        self.weight = nn.Parameter(torch.ones(channels))  # gamma
+        self.bias = nn.Parameter(torch.zeros(channels))  # beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._norm(x, self.v, self.weight, self.eps)
+
+    def _norm(self, x: Tensor, v: Tensor, gamma: Tensor, eps: float) -> Tensor:
+        if kernel := _kernel(x, self.groups, False, eps, (v, gamma, self.bias)):
+            return nodewise(lambda x, v, gamma, beta: kernel(x, gamma, beta, v, None), x, v, gamma, self.bias)
+        return channelwise(functools.partial(self._run, eps=eps), x, v, gamma, self.bias)
+
+    def _run(self, nodes: int, x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, *, eps: float) -> Tensor:
+        x = x.float() if x.dtype == torch.bfloat16 else x  # as autocast has it for norms
+        run = evonorm_s0 if cpu_norms.traced() else _EvoNormS0.apply
+        return run(x, v, gamma, beta, nodes * self.groups, eps)
+
+
+class EvoNormQGM(EvoNormS0):
+    """EvoNorm-S0 as the code of QG-DSGDm has it (Lin et al., ICML 2021), and IDKD's after it: 32 groups or one a channel, the
+    variance of N values divided by N - 1, ``v`` fixed at 1, and ReLU behind.
+
+    A channel count above 32 that 32 does not divide, which that code refuses, has the most groups below 32 that divide it.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(channels, eps)
+        self.groups = max(g for g in range(1, min(32, channels) + 1) if channels % g == 0)
+        self.v = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = x.shape[1:].numel() // self.groups
+        ratio = (values - 1) / values  # var / ratio + eps = (var + ratio eps) / ratio, var divided by N
+        return self._norm(x, torch.ones_like(self.weight), math.sqrt(ratio) * self.weight, ratio * self.eps).relu()
+
+
+class GroupNorm(nn.GroupNorm):
+    """``[B, C, H, W] -> [B, C, H, W]``: GroupNorm, then ``shortcut`` of that shape added, then ReLU if ``relu``."""
+
+    relu = False
+
+    @classmethod
+    def over(cls, channels: int, relu: bool = False) -> GroupNorm:
+        """With :func:`group_count` groups."""
+        made = cls(group_count(channels), channels)
+        made.relu = relu
+        return made
+
+    def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if kernel := self.affine and _kernel(input, self.num_groups, self.relu, self.eps, (self.weight, self.bias), shortcut):
+            op = lambda x, gamma, beta, add: kernel(x, gamma, beta, None, add)  # noqa: E731
+            return nodewise(op, input, self.weight, self.bias, shortcut)
+        return channelwise(self._run, input, self.weight, self.bias, shortcut)
+
+    def _run(self, nodes: int, x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor | None) -> Tensor:
+        groups = nodes * self.num_groups
+        if self.affine and x.numel() >= FEW and cpu_norms.takes(x, groups, gamma, beta, shortcut=shortcut):
+            return _GroupNorm.apply(x, gamma, beta, shortcut, groups, self.relu, self.eps)
+        return group_norm(x, gamma, beta, shortcut, groups, self.relu, self.eps)
+
+
+def _kernel(x: Tensor, groups: int, relu: bool, eps: float, parameters: tuple[Tensor, ...],
+            shortcut: Tensor | None = None) -> Callable[..., Tensor] | None:  # fmt: skip
+    """Either norm of all nodes' images, where there is a kernel for such."""
+    kernels = kernels_for(x)
+    if kernels is None or any(t.dtype != torch.float32 or t.shape != x.shape[1:2] for t in parameters):
+        return None
+    channels, height, width = x.shape[1:]
+    fits = (shortcut is None or shortcut.shape == x.shape) and kernels.slice_of(height * width, channels, channels // groups)
+    if not fits:
+        return None
+    return lambda x, gamma, beta, v, shortcut: kernels.Norm.apply(x, gamma, beta, v, shortcut, groups, relu, eps)
+
+
+class _EvoNormS0(torch.autograd.Function):
+    """Both passes by hand: what autograd makes of the formula reads and writes the images so often that it takes as long as the
+    convolutions on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> Tensor:
+        if cpu_norms.takes(x, groups, v, gamma, beta):
+            y, mean, rstd = cpu_norms.evonorm_forward(x, v, gamma, beta, groups, eps)
+        else:
+            mean = over_group(x.mean((2, 3)), groups)
+            rstd = (over_group((x - by_channel(mean)).square_().mean((2, 3)), groups) + eps).rsqrt()
+            gated = (x * by_channel(v)).sigmoid_().mul_(x)
+            y = torch.addcmul(by_channel(beta), gated, by_channel(gamma * rstd))
+        ctx.save_for_backward(x, v, gamma, beta, mean, rstd)
+        ctx.groups, ctx.eps = groups, eps
+        return y
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, v, gamma, beta, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *again(lambda *t: evonorm_s0(*t, ctx.groups, ctx.eps), (x, v, gamma, beta), g), None, None
+        if cpu_norms.takes(x, ctx.groups, v, gamma):
+            return *cpu_norms.evonorm_backward(g, x, v, gamma, mean, rstd, ctx.groups), None, None
+        gate = (x * by_channel(v)).sigmoid_()
+        gated = x * gate
+        slope = torch.addcmul(gated, gated, gate, value=-1)  # x gate', gate' = gate (1 - gate)
+        along = (g * gated).sum((2, 3))  # [B, C]
+        d_v = ((g * slope).mul_(x).sum((2, 3)) * gamma * rstd).sum(0)
+        # of the variance, times the 2 / (a group's pixels) of its own derivative by x - mean
+        d_var = over_group(along * gamma, ctx.groups) * rstd**3 / -(x.shape[2] * x.shape[3])
+        d_x = (slope * by_channel(v)).add_(gate).mul_(g).mul_(by_channel(gamma * rstd))
+        d_x.add_((x - by_channel(mean)).mul_(by_channel(d_var)))
+        return d_x, d_v, (along * rstd).sum(0), g.sum((0, 2, 3)), None, None
+
+
+class _GroupNorm(torch.autograd.Function):
+    """A norm, and a shortcut and ReLU in the same pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor | None, groups: int, relu: bool,
+                eps: float) -> Tensor:  # fmt: skip
+        y, mean, rstd = cpu_norms.group_norm_forward(x, gamma, beta, shortcut, groups, relu, eps)
+        ctx.save_for_backward(x, gamma, beta, shortcut, mean, rstd, y if relu else None)
+        ctx.settings = groups, relu, eps
+        return y
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, beta, shortcut, mean, rstd, y = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *again(lambda *t: group_norm(*t, *ctx.settings), (x, gamma, beta, shortcut), g), None, None, None
+        *gradients, through = cpu_norms.group_norm_backward(g, x, y, gamma, mean, rstd, ctx.settings[0])
+        return *gradients, None if shortcut is None else through, None, None, None
+
+
+def norm_layer(norm: str, channels: int) -> nn.Module:
+    """A normalisation without activation: nothing for "none", GroupNorm for "group" and "evonorm", else BatchNorm, with
+    running statistics for "batch" only."""
+    if norm == "none":
+        return nn.Identity()
+    if norm in ("group", "evonorm"):
+        return GroupNorm.over(channels)
+    return nn.BatchNorm2d(channels, track_running_stats=norm == "batch")
+
+
+def norm_activation(norm: str, channels: int) -> nn.Module:
+    """A normalisation and its activation: EvoNorm-S0 is both, the others are followed by ReLU."""
+    if norm.startswith("evonorm"):
+        return (EvoNormQGM if norm == "evonorm_qgm" else EvoNormS0)(channels)
+    return GroupNorm.over(channels, relu=True) if norm == "group" else nn.Sequential(norm_layer(norm, channels), nn.ReLU())
+
+
+class _Shortcut(nn.Sequential):
+    """A normalisation, a shortcut added, ReLU."""
+
+    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        return torch.relu(super().forward(x) + shortcut)
+
+
+def norm_shortcut(norm: str, channels: int) -> nn.Module:
+    """A normalisation of its first argument, to which the second is added, and ReLU."""
+    return GroupNorm.over(channels, relu=True) if norm in ("group", "evonorm") else _Shortcut(norm_layer(norm, channels))
