@@ -1,13 +1,13 @@
-"""What a researcher swaps: the bases of gossip rules, scores, thresholds and distillation, and the hooks they may use.
+"""The base classes of what a researcher swaps (gossip rules, scores, thresholds, distillation), and the hooks of a run.
 
-No postponed annotations in this package: the command line reads these signatures before torch is loaded, and to resolve postponed
-ones jsonargparse would execute the TYPE_CHECKING block.
+This package does not use postponed annotations (``from __future__ import annotations``): the command line reads these
+signatures before torch is loaded, and jsonargparse would execute the TYPE_CHECKING block to resolve postponed ones.
 """
 
 from lightning_idkd.callback.distillation import Aggregation, Distillation, Encoding, Teacher
 from lightning_idkd.callback.gossip import Compression, Context, Gossip
 from lightning_idkd.callback.hooks import HOOKS, Callback, Run
-from lightning_idkd.callback.ood import Calibration, OodScore, chance
+from lightning_idkd.callback.ood import Calibration, OodScore, format_probability
 from lightning_idkd.labels import FineTuning, Selection
 
 __all__ = [
@@ -25,5 +25,5 @@ __all__ = [
     "Run",
     "Selection",
     "Teacher",
-    "chance",
+    "format_probability",
 ]

@@ -1,4 +1,4 @@
-"""The bases of distillation: what nodes send of the public set, how they average it, and when."""
+"""The bases of distillation: who labels the public set, how labels are encoded and averaged, and when they are sent."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
@@ -15,51 +15,64 @@ if TYPE_CHECKING:
 
 
 class Teacher:
-    """Whose answers a node sends to its neighbours: its own."""
+    """Gives the parameters with which a node labels the public set; this base gives the node's own parameters."""
 
     def rows(self, run: "Run") -> "Tensor":
-        """The parameters [rows, P] that label the public set."""
+        """Returns the parameters [rows, P] that label the public set."""
         return run.stack.X
 
     def on_step_end(self, run: "Run") -> None:
-        """Called after every training step."""
+        """Runs after every training step."""
 
     def state_dict(self, run: "Run") -> dict:
-        """What a resumed run must know, of the nodes of all processes."""
+        """Returns what a resumed run needs, for the nodes of all processes."""
         return {}
 
     def load_state_dict(self, state: dict, run: "Run") -> None:
-        """The reverse of :meth:`state_dict`."""
+        """Restores what :meth:`state_dict` returned."""
 
 
 class Encoding(ABC):
-    """How labels are written on an edge."""
+    """Converts labels to the bytes that an edge carries, and back."""
 
     @abstractmethod
     def encode(self, labels: "Labels", public: int) -> bytes:
-        """The message that carries ``labels`` of a public set of that many samples."""
+        """Returns the message that carries ``labels``, given the size of the public set."""
 
     @abstractmethod
     def decode(self, message: bytes, public: int, classes: int, weighted: bool) -> "Labels":
-        """The labels, on the CPU, as the receiver has them, with the message's ``size``."""
+        """Returns the labels that a receiver reads from ``message``, on the CPU; their ``size`` is the message's.
+
+        Args:
+            message: The bytes that :meth:`encode` returned.
+            public: Number of samples in the public set.
+            classes: Number of classes k.
+            weighted: Whether the message holds a weight per label.
+        """
 
 
 class Aggregation(ABC):
-    """How a node makes one label of those that it and its neighbours have for a public sample."""
+    """Combines the labels that a node and its neighbours have for a public sample into one label."""
 
     shares: str = ""
-    """What nodes tell their neighbours for it besides labels: said at the start, and counted as other bytes."""
+    """What nodes send for it besides labels; it is printed at the start and counted as other bytes."""
 
     def prepare(self, run: "Run", step: int) -> None:  # noqa: B027 (most need nothing)
-        """Exchange what the labels alone do not tell, before every exchange of labels."""
+        """Exchanges what :meth:`combine` needs besides labels; it runs before labels of an exchange are combined."""
 
     @abstractmethod
     def combine(self, probabilities: "Tensor", votes: "Tensor", senders: list[int]) -> "Tensor":
-        """Labels [s, k] from ``probabilities`` [v, s, k] of v ``senders`` with ``votes`` [v, s]: 0 where one did not keep the
-        sample, else 1 or the weight it was sent with; each sample was kept by one of them at least."""
+        """Returns one label [s, k] per sample from the labels of v senders.
+
+        Args:
+            probabilities: The senders' labels [v, s, k].
+            votes: [v, s]; 0 where the sender did not keep the sample, else the weight sent with the label, or 1 without
+                weights. At least one sender kept each sample.
+            senders: The node number of each sender.
+        """
 
     def __call__(self, received: "dict[int, Labels]") -> "Labels":
-        """One node's distilled set from what it has of whom."""
+        """Returns the distilled set of one node, given the labels it has by sender (itself included)."""
         import torch
 
         from lightning_idkd.labels import Labels
@@ -69,69 +82,74 @@ class Aggregation(ABC):
         probabilities = first.new_zeros(len(received), len(index), first.shape[1])
         votes = first.new_zeros(len(received), len(index))
         for v, labels in enumerate(received.values()):
-            at = torch.searchsorted(index, labels.index)
-            probabilities[v, at] = labels.probabilities
-            votes[v, at] = 1.0 if labels.weights is None else labels.weights.to(votes)
-        whose = f"distillation.aggregation: {type(self).__name__}.combine"
-        found = shaped(self.combine(probabilities, votes, list(received)), probabilities.shape[1:], f"{whose} returns")
-        if not (found >= 0).all():
-            raise UserError(f"{whose} returns labels that are negative or no numbers; allowed: probabilities")
-        return Labels(index, found)
+            position = torch.searchsorted(index, labels.index)
+            probabilities[v, position] = labels.probabilities
+            votes[v, position] = 1.0 if labels.weights is None else labels.weights.to(votes)
+        method = f"distillation.aggregation: {type(self).__name__}.combine"
+        combined = self.combine(probabilities, votes, list(received))
+        combined = shaped(combined, probabilities.shape[1:], f"{method} returns")
+        if not (combined >= 0).all():
+            raise UserError(f"{method} returns labels that are negative or not numbers; allowed: probabilities")
+        return Labels(index, combined)
 
 
 class Distillation(Callback, ABC):
-    """When nodes label the public set, what they send, how they average, and how long they train on it.
+    """Decides when nodes label the public set, what they send, how they average it, and how long they train on it.
 
-    A method that sends something else overrides :meth:`exchange` and sets ``label = aggregate = None``.
+    A subclass that sends something other than labels overrides :meth:`exchange` and sets ``label = aggregate = None``.
 
     Args:
-        start: First exchange: a fraction of the epochs below 1, else an epoch; it takes place before that epoch.
-        every: Epochs between exchanges; null for one exchange only.
-        steps: ``equal`` keeps the number of steps an epoch; ``grow`` uses the mean size of private + distilled sets.
+        start: Epoch before which the first exchange takes place; a number below 1 is a fraction of all epochs.
+        every: Epochs between exchanges; null for a single exchange.
+        steps: ``equal`` keeps the number of steps per epoch; ``grow`` computes it from the mean size of the nodes'
+            private and distilled sets together.
         tuning: How nodes train on private and distilled samples together.
     """
 
     public: bool = True
-    """Whether it needs a public set."""
+    """Whether the method needs a public set."""
 
     shares: str = ""
-    """What nodes tell their neighbours besides labels of public samples: said at the start, and counted as other bytes."""
+    """What nodes send besides labels of public samples; it is printed at the start and counted as other bytes."""
 
     calibrated: bool = False
-    """Whether it selects samples by a threshold, so that ``calibration`` cannot be null."""
+    """Whether the method selects samples by a threshold; if so, ``calibration`` cannot be null."""
 
     teacher = Teacher()
 
     def __init__(self, start: int | float = 0.6, every: int | None = None, steps: str = "equal",
                  tuning: FineTuning | None = None):  # fmt: skip
         if steps not in ("equal", "grow"):
-            raise UserError(f"distillation.steps: '{steps}' is neither equal nor grow.{did_you_mean(steps, ('equal', 'grow'))}")
+            hint = did_you_mean(steps, ("equal", "grow"))
+            raise UserError(f"distillation.steps: '{steps}' is neither equal nor grow.{hint}")
         if every is not None and every < 1:
-            raise UserError(f"distillation.every: {every} is not positive; give a number of epochs, or null for one exchange")
+            raise UserError(
+                f"distillation.every: {every} is not positive; give a number of epochs, or null for a single exchange"
+            )
         self.start, self.every, self.steps, self.tuning = start, every, steps, tuning or FineTuning()
         if steps == "grow":
             self.declare("sizes of the nodes' sets")
 
     def declare(self, shared: str) -> None:
-        """Add to what nodes tell their neighbours besides labels."""
+        """Adds to :attr:`shares`, what nodes send besides labels."""
         self.shares = ", ".join(filter(None, [self.shares, shared]))
 
     @abstractmethod
     def label(self, run: "Run") -> "list[Labels]":
-        """What every node held here sends."""
+        """Returns the labels that each node of this process sends."""
 
     @abstractmethod
     def aggregate(self, run: "Run", received: "list[dict[int, Labels]]") -> "list[Labels]":
-        """Every node's distilled set, from what each has from itself and its neighbours."""
+        """Returns the distilled set of each node of this process, given its labels by sender (itself included)."""
 
     def exchange(self, run: "Run") -> "list[Labels]":
-        """Send, receive, and set what the nodes here train on from now on; returns their distilled sets, if any."""
+        """Exchanges labels, lets the nodes train on the result, and returns their distilled sets, if any."""
         distilled = self.aggregate(run, run.network.exchange(self.label(run), run.step))
         run.distil(distilled)
         return distilled
 
     def due(self, epoch: int, epochs: int) -> bool:
-        """Whether an exchange takes place before ``epoch``."""
+        """Returns whether an exchange takes place before ``epoch``."""
         from lightning_idkd.schedule import epoch_of
 
         first = epoch_of(self.start, epochs, "distillation.start")

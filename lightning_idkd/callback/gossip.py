@@ -1,4 +1,4 @@
-"""The base of decentralised optimisers, and of what compresses their messages."""
+"""The bases of decentralised optimisers (gossip rules) and of the compression of their messages."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -17,86 +17,93 @@ if TYPE_CHECKING:
 
 @dataclass
 class Context:
-    """What a gossip rule sees besides its matrices.
+    """What a gossip rule may use besides its matrices, for the nodes of this process (``rows``) and their ``e`` edges.
 
-    ``mix(T)`` is ``W(step) @ T``, with ``size=`` the bytes of a message that is written shorter than a row of ``T``;
-    ``mean(T)`` an all-reduce; ``swap(M)`` trades one message per directed edge, in the order of ``edges`` [e, 2] (row of
-    the sender here, receiver), whose ``weights`` [e] are what the sender puts on what comes back. Rules with ``columnwise =
-    False`` also have ``gradient(X)`` [rows, P], another gradient on the same batch, whose ``targets`` are [rows, B, k];
-    ``features(X)`` [rows, B, F] of its samples at parameters ``X``, in training mode; ``pull_back(X, V)`` [rows, P], the
-    gradient of a loss whose derivative by these features is ``V`` [rows, B, F]; and ``uniform(purpose, columns)`` [rows,
-    columns], random numbers in [0, 1) of every node and step.
+    Only rules with ``columnwise = False`` may call ``gradient``, ``features``, ``pull_back`` and ``uniform``.
     """
 
     step: int
+    """Number of the step, from 0."""
     lr: float
+    """Learning rate of the step, never 0."""
     mix: "Callable[..., Tensor]"
+    """``mix(T)`` returns ``W(step) @ T``; ``size=`` is the bytes of a message that is shorter than a row of ``T``."""
     mean: "Callable[[Tensor], Tensor]"
+    """``mean(T)`` gives every node the mean of all rows of ``T``, by an all-reduce."""
     swap: "Callable[..., Tensor]"
+    """``swap(M)`` sends row e of ``M`` over edge e of ``edges``, and returns in row e what came back over that edge."""
     edges: "np.ndarray"
+    """Directed edges [e, 2]: the sender, as a row of this process, and the receiver, as a node."""
     weights: "np.ndarray"
+    """Weight [e] that the sender of each edge gives to what it receives from the other end."""
     gradient: "Callable[[Tensor], Tensor]"
+    """``gradient(X)`` returns the gradient [rows, P] at other parameters ``X`` on the same batch."""
     targets: "Tensor | None"
+    """Labels [rows, B, k] of the batch."""
     features: "Callable[[Tensor], Tensor]"
+    """``features(X)`` returns the features [rows, B, F] of the batch at parameters ``X``, in training mode."""
     pull_back: "Callable[[Tensor, Tensor], Tensor]"
+    """``pull_back(X, V)`` returns the gradient [rows, P] of a loss whose derivative by the features is
+    ``V`` [rows, B, F]."""
     uniform: "Callable[[str, int], Tensor]"
+    """``uniform(purpose, columns)`` returns random numbers [rows, columns] in [0, 1), new ones at each step."""
 
 
 class Gossip(Callback, ABC):
-    """A decentralised optimiser: how the rows move, given their gradients.
-
-    ``buffers`` names matrices [n, P], or gives a width by name (None: P); ``edge_buffers`` have one row per directed edge.
-    Both start at zero, live in ``state`` and are checkpointed. A ``columnwise`` rule treats every column alike, so it may
-    be called on blocks of columns, unless buffers of a given width tie these together.
-    """
+    """A decentralised optimiser: it computes how the rows of ``X`` move, given their gradients."""
 
     buffers: tuple[str, ...] | dict[str, int | None] = ()
+    """Names of the rule's matrices [n, P], or their width by name (None: P). They start at zero, are attributes of
+    ``state`` and are checkpointed."""
     edge_buffers: ClassVar[dict[str, int | None]] = {}
+    """Width by name (None: P) of matrices that have one row per directed edge, otherwise like ``buffers``."""
     columnwise: bool = True
+    """Whether the rule treats every column alike. Then it may be called on blocks of columns, unless it has a buffer of
+    a given width, which belongs to all columns."""
     every_step: bool = False
-    """Whether it needs its mixing in every step, so that LocalSteps cannot leave some out."""
+    """Whether the rule must mix in every step, so that LocalSteps cannot skip some."""
     needs_features: bool = False
-    """Whether it asks for features, so that a network without them is refused before the start."""
+    """Whether the rule uses features, so that a network without them is refused before the start."""
     shares: str = ""
-    """What nodes tell their neighbours besides parameters and the rule's own state: said at the start, counted as other
-    bytes."""
+    """What nodes send besides parameters and the rule's state; printed at the start, and counted as other bytes."""
     takes: ClassVar[tuple[str, ...]] = ("doubly",)
-    """What may sum to 1 in W: rows and columns (doubly), columns only (column), rows only (row)."""
+    """Weights W that the rule accepts, by what sums to 1: rows and columns (doubly), columns (column) or rows (row)."""
 
     @abstractmethod
     def update(self, X: "Tensor", G: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":
-        """The next ``X`` [n, P] after gradients ``G`` [n, P]; assigns new values to the buffers in ``state``."""
+        """Returns the next ``X`` [n, P], given gradients ``G`` [n, P]; assigns new values to buffers in ``state``."""
 
     def combine(self, X: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":
-        """One mixing without a gradient: the final gossip steps."""
+        """Mixes once without a gradient, as the final gossip steps do."""
         return ctx.mix(X)
 
     def widths(self) -> dict[str, int | None]:
-        """Width of every buffer (None: P) by name."""
+        """Returns the width of every buffer (None: P) by name."""
         return dict(self.buffers) if isinstance(self.buffers, dict) else dict.fromkeys(self.buffers)
 
     @property
     def in_blocks(self) -> bool:
-        """Whether it is called on blocks of columns: not where all columns share a narrow buffer, which may move once a step."""
+        """Whether the rule is called on blocks of columns; not if they would share a narrow buffer."""
         return self.columnwise and not any((self.widths() | self.edge_buffers).values())
 
     def check(self, graph) -> None:
-        """Raise a UserError where the rule cannot run on ``graph``; the base's is about its weights."""
+        """Raises a UserError if the rule cannot run on ``graph``; this base checks the weights."""
         if graph.kind not in self.takes:
-            means = {"doubly": "rows and columns", "column": "columns", "row": "rows"}
+            sums = {"doubly": "rows and columns", "column": "columns", "row": "rows"}
+            needed = " or whose ".join(sums[kind] for kind in self.takes)
             raise UserError(
-                f"gossip: {type(self).__name__} needs weights whose {' or whose '.join(means[k] for k in self.takes)} sum to 1; "
-                f"those of graph.topology {graph.name} with graph.weights {graph.weights} do so in {means[graph.kind]} only"
+                f"gossip: {type(self).__name__} needs weights whose {needed} sum to 1; those of graph.topology "
+                f"{graph.name} with graph.weights {graph.weights} do so in {sums[graph.kind]} only"
             )
 
 
 class Compression(ABC):
-    """What a node sends instead of a vector."""
+    """Replaces the vector that a node sends by a shorter message."""
 
     @abstractmethod
     def __call__(self, T: "Tensor", ctx: Context) -> "Tensor":
-        """What arrives of the rows of ``T`` [n, P]."""
+        """Returns the rows [n, P] that receivers read from the messages for the rows of ``T`` [n, P]."""
 
     @abstractmethod
     def size(self, T: "Tensor") -> int:
-        """Bytes of the message for one row of ``T``."""
+        """Returns the bytes of the message for one row of ``T``."""

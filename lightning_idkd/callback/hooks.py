@@ -1,4 +1,4 @@
-"""The hooks of a run, and the base of everything that uses them."""
+"""The hooks of a run, what they may use of it, and the base class of everything that has hooks."""
 
 import inspect
 from contextlib import AbstractContextManager
@@ -22,71 +22,73 @@ HOOKS = {
     "on_evaluation_end": ("run", "metrics"),
     "on_fit_end": ("run", "summary"),
 }
-"""Every hook with its keyword payload, in the order of a run. A method takes those it wants.
+"""Every hook with its keyword payload, in the order of a run; a method names the parts of the payload that it uses.
 
-``run`` is a :class:`Run`; ``losses`` [rows]; ``selections`` and ``distilled`` are
-lists with a :class:`Selection` or ``Labels`` for every node held in this process; ``metrics`` and ``summary`` are dicts.
+``run`` is a :class:`Run`; ``losses`` is a tensor [rows]; ``selections`` and ``distilled`` are lists with a
+:class:`Selection` or :class:`Labels` for each node of this process; ``metrics`` and ``summary`` are dicts.
 """
 
 
 class Run(Protocol):
-    """What hooks may use of a run."""
+    """The part of a run that hooks may use."""
 
     stack: "NodeStack"
-    """The nodes of this process: parameters ``X`` [rows, P], their gradients, their modules."""
+    """The nodes of this process: parameters ``X`` [rows, P], gradients ``G`` [rows, P] and modules."""
     network: "Network"
-    """The graph and its messages, and reports from all nodes."""
+    """The graph, the messages over its edges, and reports from the nodes of all processes."""
     store: "Store"
-    """The data: private, public and distilled samples, held-out and test samples."""
+    """The data: private, public, distilled, held-out and test samples."""
     seed: int
+    """The seed of all randomness."""
     epoch: int
-    """Epochs that are finished."""
+    """Number of finished epochs."""
     epochs: int
-    """Epochs of the whole run."""
+    """Number of epochs of the whole run."""
     step: int
-    """Steps that are finished, over all epochs."""
+    """Number of finished steps, over all epochs."""
     phase: str
     """``train``, ``distil`` after the first exchange, or ``final`` after the last step."""
     lines: list[dict]
     """The metrics of every evaluation so far."""
 
     def answers(self) -> "list[Outputs]":
-        """Outputs of every node of this process on the public set, in the order of the set."""
+        """Returns the outputs of each node of this process on the public set, in the order of the set."""
 
     def calibrate(self, public: "list[Outputs]") -> "list[Selection]":
-        """What every node of this process selects, given its outputs on the public set."""
+        """Returns what each node of this process selects, given its outputs on the public set."""
 
     def exchanging(self) -> AbstractContextManager[None]:
-        """Inside, the bytes that nodes send are counted as those of an exchange of labels."""
+        """Counts the bytes that nodes send inside this context as part of an exchange."""
 
     def distil(self, labels: "list[Labels]") -> None:
-        """Let the nodes of this process train on ``labels`` from now on."""
+        """Makes the nodes of this process train on ``labels`` from now on."""
 
     def call(self, hook: str, **payload) -> None:
-        """Call a hook of all callbacks."""
+        """Calls a hook of all callbacks."""
 
     def say(self, text: str) -> None:
-        """Print a line, from the first process only."""
+        """Prints a line, in the first process only."""
 
 
 class Callback:
-    """Something that watches or steers a run through the hooks in :data:`HOOKS`."""
+    """Watches or steers a run by defining hooks, methods named in :data:`HOOKS`."""
 
     at_the_end: float = 0.0
-    """Seconds that it takes about when a run ends, which count as time left."""
+    """Seconds that the callback takes at the end of a run, roughly; the printed time left includes them."""
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         for name in [m for m in vars(cls) if m.startswith("on_")]:
+            method = f"{cls.__name__}.{name}"
             if name not in HOOKS:
-                raise UserError(f"{cls.__name__}.{name} is no hook.{did_you_mean(name, HOOKS)} Hooks: {', '.join(HOOKS)}")
+                raise UserError(f"{method} is not a hook.{did_you_mean(name, HOOKS)} Hooks: {', '.join(HOOKS)}")
             for parameter in list(inspect.signature(vars(cls)[name]).parameters)[1:]:
                 if parameter not in HOOKS[name]:
-                    raise UserError(f"{cls.__name__}.{name} has no payload '{parameter}'; it gets {', '.join(HOOKS[name])}")
+                    raise UserError(f"{method} has no payload '{parameter}'; it gets {', '.join(HOOKS[name])}")
 
     def state_dict(self) -> dict:
-        """What a resumed run must know (tensors and plain values)."""
+        """Returns what a resumed run needs (tensors and plain values)."""
         return {}
 
     def load_state_dict(self, state: dict) -> None:
-        """The reverse of :meth:`state_dict`."""
+        """Restores what :meth:`state_dict` returned."""

@@ -1,4 +1,4 @@
-"""The bases of out-of-distribution scores and of the calibrations that fix their thresholds."""
+"""The bases of out-of-distribution scores and of the calibrations that choose their thresholds."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
@@ -13,85 +13,84 @@ if TYPE_CHECKING:
     from lightning_idkd.nodes.node import NodeModule
 
 
-def chance(p: float) -> str:
-    """A probability in three digits; in words where these would be 0 or 1."""
+def format_probability(p: float) -> str:
+    """Writes a probability with three digits, or as ``below 0.001`` or ``above 0.999`` near 0 and 1."""
     if p < 0.0005:
         return "below 0.001"
     return "above 0.999" if p >= 0.9995 else f"{p:.3f}"
 
 
 class OodScore(ABC):
-    """How much a sample resembles a node's own data: larger = more in-distribution.
-
-    ``unit`` says what its numbers are, for tables and pictures, such as ``log-odds``.
-    """
+    """Measures how much a sample resembles a node's own data: larger = more in-distribution."""
 
     unit: str = ""
+    """What the numbers are, such as ``log-odds``, for tables and pictures."""
 
     @property
     def title(self) -> str:
-        """Name and unit, as pictures show them."""
+        """Name and unit, for pictures."""
         return type(self).__name__ + (f", {self.unit}" if self.unit else "")
 
     @property
     def fitted(self) -> bool:
-        """Whether it learns from a node's data first."""
+        """Whether the score must learn from a node's data first."""
         return type(self).fit is not OodScore.fit
 
     def fit(self, outputs: "Outputs", labels: "Tensor") -> None:  # noqa: B027 (most scores need nothing)
-        """Learn from the outputs of a node's training samples and their ``labels`` [N], anew for every node."""
+        """Learns from the outputs of a node's training samples and their ``labels`` [N]; every call starts afresh."""
 
     @abstractmethod
     def __call__(self, outputs: "Outputs") -> "Tensor":
-        """Scores float32 [N] from ``outputs.logits`` [N, classes], ``outputs.features`` [N, F] and ``outputs.head``.
+        """Returns scores, float32 [N], from ``outputs``: ``logits`` [N, classes], ``features`` [N, F] and ``head``.
 
-        Own and public samples are judged in one call.
+        One call scores a node's own, the public and the noise samples together.
         """
 
     def perturb(self, module: "NodeModule", x: "Tensor") -> "Tensor":
-        """The images that the score wants instead of ``x`` [B, C, H, W]; another than this one costs passes of its own."""
+        """Returns the images to score instead of ``x`` [B, C, H, W]; overriding it costs extra forward passes."""
         return x
 
     def from_probability(self, p: float) -> float:
-        """The score at which the top class has probability ``p``; only scores that are a function of it have one."""
+        """Returns the score at which the top class has probability ``p``; a UserError if ``p`` does not determine it."""
         raise UserError(
-            f"calibration.probability: {type(self).__name__} is no function of a probability; give calibration.threshold"
+            f"calibration.probability: {type(self).__name__} is not a function of a probability; "
+            "give calibration.threshold instead"
         )
 
     def probability(self, score: float) -> float | None:
-        """The probability of the top class at a score, the reverse of :meth:`from_probability`; None where there is none."""
+        """Returns the inverse of :meth:`from_probability`; None if the score does not determine the probability."""
         return None
 
     def written(self, threshold: float) -> str:
-        """A threshold for people: in the score's unit and, where there is one, as a probability."""
+        """Writes a threshold for people: in the score's unit and, where it is defined, as a probability."""
         p = self.probability(threshold)
-        return f"threshold {threshold:.4g}" + ("" if p is None else f", probability {chance(p)}")
+        return f"threshold {threshold:.4g}" + ("" if p is None else f", probability {format_probability(p)}")
 
     def features(self, outputs: "Outputs") -> "Tensor":
-        """``outputs.features`` [N, F], or a UserError where the network offers none."""
-        return self._offered(outputs.features, "features(x) [B, F]")
+        """Returns ``outputs.features`` [N, F]; raises a UserError if the network offers none."""
+        return self._require(outputs.features, "features(x) [B, F]")
 
     def head(self, outputs: "Outputs") -> "nn.Linear":
-        """The classifier behind the features, or a UserError where the network offers none."""
-        return self._offered(outputs.head, "head (nn.Linear)")
+        """Returns the classifier that follows the features; raises a UserError if the network offers none."""
+        return self._require(outputs.head, "head (nn.Linear)")
 
-    def _offered(self, found, what: str):
-        if found is None:
-            raise UserError(f"calibration.score: {type(self).__name__} needs {what}, which this network does not offer")
-        return found
+    def _require(self, part, name: str):
+        if part is None:
+            raise UserError(f"calibration.score: {type(self).__name__} needs {name}, which this network does not offer")
+        return part
 
 
 class Calibration(Callback, ABC):
-    """Fixes every node's threshold from the scores of its held-out data and of samples that are not its own.
+    """Chooses each node's threshold from the scores of its held-out samples and of samples that are not its own.
 
     Args:
-        score: The out-of-distribution score; null in a config for MSP.
-        against: What is not a node's own: the ``public`` set, or uniform ``noise`` images.
-        pooled: Average the threshold with those of the neighbours, which are told it.
+        score: The out-of-distribution score; null in a config means MSP.
+        against: The samples that are not a node's own: the ``public`` set, or uniform ``noise`` images.
+        pooled: Average the threshold with those of the neighbours, which requires sending it to them.
     """
 
     fallback_below = 8
-    """With fewer held-out samples than this, which do not carry a threshold, it is the 5 % quantile of their scores."""
+    """With fewer held-out samples than this, the threshold is the 5 % quantile of their scores."""
 
     def __init__(self, score: OodScore | None = None, against: str = "public", pooled: bool = False):
         if score is None:
@@ -103,9 +102,14 @@ class Calibration(Callback, ABC):
 
     @property
     def shares(self) -> str:
-        """What nodes tell their neighbours for it."""
+        """What nodes send to their neighbours for the calibration."""
         return "thresholds" if self.pooled else ""
 
     @abstractmethod
     def threshold(self, private: "Tensor", others: "Tensor") -> float:
-        """The threshold from held-out scores [a] and scores [m] of what it is ``against``; at or above it samples are kept."""
+        """Returns the threshold; public samples with at least this score are kept.
+
+        Args:
+            private: Scores [a] of the node's held-out samples.
+            others: Scores [m] of the samples that :attr:`against` names.
+        """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_idkd import colours
-from lightning_idkd.callback import Callback, OodScore, chance
+from lightning_idkd.callback import Callback, OodScore, format_probability
 from lightning_idkd.records import report
 
 if TYPE_CHECKING:
@@ -196,7 +196,8 @@ def score_histograms(scores: list[tuple], aurocs: list[float], score: OodScore) 
                 told = f"{outside.mean():.0%} of noise\nfurther {side}"
                 axes.text(place, 0.85, told, fontsize="xx-small", color="0.3", ha=side, transform=axes.transAxes)
         auroc = f", AUROC {aurocs[node]:.2f}" if held_out else ", none held out"
-        axes.set_title(f"node {node}{auroc}" + ("" if p is None else f", threshold p {chance(p)}"), fontsize="small")
+        limit = "" if p is None else f", threshold p {format_probability(p)}"
+        axes.set_title(f"node {node}{auroc}{limit}", fontsize="small")
         axes.tick_params(labelsize="x-small")
         axes.locator_params(axis="x", nbins=5)
         axes.set_yticks([])

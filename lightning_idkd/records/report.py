@@ -6,7 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from lightning_idkd.callback import chance
+from lightning_idkd.callback import format_probability
 from lightning_idkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def threshold(ood: dict) -> str:
     if ood["threshold"] is None:
         return "-"
     p = ood.get("threshold_probability")
-    parts = [ood.get("score") or "", "" if p is None else f"probability {chance(p)}"]
+    parts = [ood.get("score") or "", "" if p is None else f"probability {format_probability(p)}"]
     about = "; ".join(filter(None, parts))
     return f"{ood['threshold']:.3f}" + (f" ({about})" if about else "")
 

@@ -65,7 +65,7 @@ def test_a_score_of_ones_own_may_be_fixed_by_threshold_only():
             return outputs.logits.amax(1)
 
     assert Fixed(Largest(), threshold=1.0).threshold(NONE, NONE) == 1
-    with pytest.raises(UserError, match=r"calibration\.probability: Largest is no function .*calibration\.threshold"):
+    with pytest.raises(UserError, match=r"calibration\.probability: Largest is not a function .*calibration\.threshold"):
         Fixed(Largest(), probability=0.9)
 
 

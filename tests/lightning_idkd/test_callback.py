@@ -124,7 +124,7 @@ def payloads(tiny, hook):
 
 @pytest.mark.parametrize("base", [Callback, Gossip])
 def test_an_unknown_hook_is_refused_naming_the_nearest(base):
-    with pytest.raises(UserError, match=r"Mine\.on_epoch_finish is no hook\. Did you mean 'on_epoch_\w+'\?.*on_fit_end"):
+    with pytest.raises(UserError, match=r"Mine\.on_epoch_finish is not a hook\. Did you mean 'on_epoch_\w+'\?.*on_fit_end"):
         type("Mine", (base,), {"on_epoch_finish": lambda self, run: None})
     with pytest.raises(UserError, match="Did you mean 'on_step_end'"):
         type("Mine", (base,), {"on_step_ended": lambda self, run: None})
