@@ -19,8 +19,9 @@ from lightning_idkd.callback import (
     Teacher,
 )
 from lightning_idkd.config import Config
+from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import Partition
-from lightning_idkd.data.source import Images, Source
+from lightning_idkd.data.source import Source
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Topology
 from lightning_idkd.labels import FineTuning, Labels, Outputs, Selection

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_idkd.config import Config
+from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import IID, partition
-from lightning_idkd.data.source import Images
 from lightning_idkd.data.store import Store
 from lightning_idkd.graph import Graph
 from lightning_idkd.machine import describe_machine

@@ -19,7 +19,7 @@ from lightning_idkd.config.given import own_classes
 from lightning_idkd.config.parse import configure
 from lightning_idkd.config.resolved import difference
 from lightning_idkd.data.identity import by_name, changed, listed, notes
-from lightning_idkd.data.source import Images
+from lightning_idkd.data.images import Images
 from lightning_idkd.errors import UserError, require
 from lightning_idkd.files import plain, write
 from lightning_idkd.graph import Graph

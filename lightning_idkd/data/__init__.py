@@ -4,11 +4,12 @@ from lightning_idkd.data.concat import Concat
 from lightning_idkd.data.digits import Digits, Glyphs
 from lightning_idkd.data.folder import ImageFolder
 from lightning_idkd.data.huggingface import HuggingFace
+from lightning_idkd.data.images import Images
 from lightning_idkd.data.lsun import LSUN
 from lightning_idkd.data.noise import Noise
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet
 from lightning_idkd.data.skews import ClassesPerNode, FeatureSkew, FromFile, QuantitySkew, Shards
-from lightning_idkd.data.source import Images, Source, Subset
+from lightning_idkd.data.source import Source, Subset
 from lightning_idkd.data.torchvision import Torchvision
 
 __all__ = [

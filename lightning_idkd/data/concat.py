@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lightning_idkd.data.source import Images, Source
+from lightning_idkd.data.images import Images
+from lightning_idkd.data.source import Source
 from lightning_idkd.errors import UserError, require
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lightning_idkd.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning_idkd.data.source import Images
+    from lightning_idkd.data.images import Images
 
 SETS = {
     "train": "data.private: the training images",

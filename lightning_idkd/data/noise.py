@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from lightning_idkd.data.source import Images, Subset
+from lightning_idkd.data.images import Images
+from lightning_idkd.data.source import Subset
 from lightning_idkd.errors import UserError, require
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from lightning_idkd.errors import UserError, require
 
 if TYPE_CHECKING:
-    from lightning_idkd.data.source import Images
+    from lightning_idkd.data.images import Images
 
 STREAM = 0x5B117  # separates these draws from others made with the same seed
 ATTEMPTS = 50

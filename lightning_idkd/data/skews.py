@@ -13,7 +13,7 @@ from lightning_idkd.data.partition import IID, TRANSFORM, Concentrated, Partitio
 from lightning_idkd.errors import UserError, require
 
 if TYPE_CHECKING:
-    from lightning_idkd.data.source import Images
+    from lightning_idkd.data.images import Images
 
 
 @dataclass

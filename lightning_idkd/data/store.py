@@ -14,8 +14,8 @@ from torch import Tensor
 from lightning_idkd import metrics, randomness
 from lightning_idkd.data.augment import Augmentation, draw_noise, measure_channels, scale, to_channels_last
 from lightning_idkd.data.identity import notes
+from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import Split
-from lightning_idkd.data.source import Images
 from lightning_idkd.data.walks import Walks, cap_classes
 from lightning_idkd.errors import require
 from lightning_idkd.labels import FineTuning, Labels

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from lightning.fabric import Fabric
 
-    from lightning_idkd.data.source import Images
+    from lightning_idkd.data.images import Images
     from lightning_idkd.nodes.node import NodeModule
     from lightning_idkd.training.orchestrator import Orchestrator
 

@@ -8,8 +8,8 @@ from short_runs import checkpoint, extra, latest, lines, same
 from test_resume import InterruptAt
 from torch import nn
 
+from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import IID, partition
-from lightning_idkd.data.source import Images
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
 from lightning_idkd.models import CNN, ResNet

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from lightning_idkd import randomness
+from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import Split
-from lightning_idkd.data.source import Images
 from lightning_idkd.data.store import EVALUATION_BATCH, Store, same_named
 from lightning_idkd.errors import UserError
 from lightning_idkd.labels import FineTuning, Labels

@@ -10,8 +10,8 @@ from lightning.fabric import Fabric
 from callbacks import DSGD
 from lightning_idkd.callback import HOOKS
 from lightning_idkd.config import TrainConfig
+from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import Split
-from lightning_idkd.data.source import Images
 from lightning_idkd.data.store import Store
 from lightning_idkd.graph import Chain, Graph, Ring
 from lightning_idkd.labels import Labels, Outputs, Selection

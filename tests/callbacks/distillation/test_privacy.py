@@ -24,7 +24,7 @@ from callbacks import (
     Vote,
     Youden,
 )
-from lightning_idkd.data.source import Images
+from lightning_idkd.data.images import Images
 from lightning_idkd.labels import FineTuning, Labels
 from lightning_idkd.network import Network
 

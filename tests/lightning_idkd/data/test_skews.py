@@ -6,9 +6,9 @@ import torch
 
 from lightning_idkd.cli import main
 from lightning_idkd.config.parse import configure
+from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import Dirichlet, partition
 from lightning_idkd.data.skews import ClassesPerNode, FeatureSkew, FromFile, QuantitySkew, Shards
-from lightning_idkd.data.source import Images
 from lightning_idkd.errors import UserError
 from lightning_idkd.training.fit import load
 

@@ -17,10 +17,11 @@ import torch
 from image_sets import pictures, png, write_parquet
 from PIL import Image
 
-from lightning_idkd.data import source
 from lightning_idkd.data.huggingface import HuggingFace
-from lightning_idkd.data.source import Images, Remarks, Source, Subset
+from lightning_idkd.data.images import Images, Remarks
+from lightning_idkd.data.source import Source, Subset
 from lightning_idkd.errors import UserError
+from lightning_idkd.machine import cache_folder
 
 
 @pytest.fixture(autouse=True)
@@ -446,12 +447,12 @@ def test_a_cache_folder_that_cannot_be_written_is_one_warning(tmp_path, monkeypa
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch):
-    assert source.cache_folder() == Path(os.environ["IDKD_CACHE"])
+    assert cache_folder() == Path(os.environ["IDKD_CACHE"])
     monkeypatch.delenv("IDKD_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert source.cache_folder() == Path("/x/lightning_idkd")
+    assert cache_folder() == Path("/x/lightning_idkd")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert source.cache_folder() == Path.home() / ".cache" / "lightning_idkd"
+    assert cache_folder() == Path.home() / ".cache" / "lightning_idkd"
 
 
 # --- Hugging Face folders
