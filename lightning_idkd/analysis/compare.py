@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning_idkd.config import NodeConfig
-from lightning_idkd.config.resolved import RESULT, at, difference
+from lightning_idkd.config.resolved import METHOD, RESULT, SETTING, at, difference
 from lightning_idkd.errors import UserError, did_you_mean, require
 from lightning_idkd.records.run_folder import RunFolder
 
-SETTING = ("graph", "data", "node", "train")
-METHOD = ("gossip", "calibration", "distillation", "callbacks")
 ALIKE = tuple(key for key in RESULT if key != "seed")
 METRICS = ("accuracy/node_mean", "accuracy/node_min", "accuracy/consensus")
 WORDS = {

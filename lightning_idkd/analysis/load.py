@@ -17,7 +17,7 @@ from lightning_idkd.callback import OodScore
 from lightning_idkd.config import Config
 from lightning_idkd.config.given import own_classes
 from lightning_idkd.config.parse import configure
-from lightning_idkd.config.resolved import difference
+from lightning_idkd.config.resolved import TRAINED, difference
 from lightning_idkd.data.identity import by_name, changed, listed, notes
 from lightning_idkd.data.images import Images
 from lightning_idkd.errors import UserError, require
@@ -243,7 +243,7 @@ def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
         UserError: an option changes what was trained.
     """
     config = configure(["--config", str(run.folder.file("config.yaml")), *changes])
-    if found := difference(config.resolved, run.folder.config(), ("seed", "graph", "node", "train", "gossip", "distillation")):
+    if found := difference(config.resolved, run.folder.config(), TRAINED):
         raise UserError(
             f"{found[0]}: {found[1]} given, but this run was trained with {found[2]}; evaluate takes data and calibration"
         )

@@ -20,10 +20,10 @@ import yaml
 
 from lightning_idkd.config import Config, yaml_file
 from lightning_idkd.config.explain import OURS, allowed, classes, kind, parameters, types
+from lightning_idkd.config.resolved import GROUPS
 from lightning_idkd.errors import UserError, did_you_mean
 
-GROUPS = ("graph", "data", "node", "train", "run")
-NAMES = ("config", *(f.name for f in fields(Config)))  # a config's, at its top
+NAMES = ("config", *GROUPS)  # a config's, at its top
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 SHIPPED = Path(__file__).parents[2] / "configs"
 
@@ -158,7 +158,7 @@ def no_keys(value: Any, file: str) -> None:
 
     if not isinstance(value, dict):
         raise UserError(f"--config: '{file}' holds {what(value)}; allowed: keys and their values")
-    for group in GROUPS:
+    for group in (f.name for f in fields(Config) if is_dataclass(f.type)):
         if group in value and not isinstance(value[group], dict):
             raise UserError(f"--config: '{file}' has {what(value[group])} below {group}; allowed: its keys and their values")
 

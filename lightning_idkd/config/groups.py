@@ -1,8 +1,14 @@
-"""Config groups. Every field's docstring is its help text; a sweep reaches each by a dotted key such as ``train.lr``."""
+"""Config groups, and the table of them: the fields of :class:`Config`.
+
+Every field's docstring is its help text; a sweep reaches each by a dotted key such as ``train.lr``. To add a group, write its
+dataclass and give :class:`Config` a field with an :class:`Entry`: the command line, the page of keys, comparisons of runs, forks
+and ``idkd evaluate`` read what they need from there.
+"""
+# ruff: noqa: RUF009 (`entry` makes a dataclass field)
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import MISSING, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lightning_idkd.callback import Calibration, Callback, Distillation, Gossip
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet, check_share
@@ -21,6 +27,30 @@ __all__ = ["IID", "Config", "DataConfig", "Dirichlet", "GraphConfig", "LoggerCon
            "RunConfig", "TrainConfig"]  # fmt: skip
 
 MOST_NODES = 10_000
+
+
+class Entry(NamedTuple):
+    """What the table says of a group, or of a single key, besides its type, default and help text."""
+
+    fork: Literal["same", "labels", "free"] | None = None
+    """Whether a key enters the result of a run, and what a fork (``run.from``) shares with the run that it starts from.
+    ``same``: it acts from the first step, and every fork shares it. ``labels``: it acts from the first exchange, and a fork that
+    goes on with the labels of its source shares it. ``free``: a fork may change it. None: it does not enter the result, or its
+    keys say so one by one."""
+    label: Literal["setting", "method"] | None = None
+    """Which part of a row's label names it in a comparison of runs."""
+    evaluate: bool = False
+    """Whether ``idkd evaluate`` takes another value than the run's."""
+    start: Any = MISSING
+    """What the command line starts from where that is not the field's default; a class of the project by its name."""
+    older: Any = MISSING
+    """Value in runs that are older than the key."""
+
+
+def entry(default: Any = MISSING, **what: Any) -> Any:
+    """A dataclass field with an :class:`Entry`; a ``default`` that can be called makes the default."""
+    default = {"default_factory" if callable(default) else "default": default}
+    return field(**default, metadata={"entry": Entry(**what)})
 
 
 @dataclass
@@ -48,7 +78,7 @@ class DataConfig:
 
     private: Source
     """The set that is divided among the nodes; its test part is for evaluation alone."""
-    public: Source | None = None
+    public: Source | None = entry(None, fork="labels")
     """The common set that distillation labels; its own labels are never read. null: none."""
     partition: Partition = field(default_factory=IID)
     """Its division: IID, Dirichlet, QGMDirichlet, Shards, ClassesPerNode, QuantitySkew, FeatureSkew, FromFile, or yours."""
@@ -56,12 +86,12 @@ class DataConfig:
     """Share of a node's samples held out for calibration and tuning (at least 16 where it has 32 or more)."""
     image_size: int | None = None
     """Side in pixels to which all images are brought; null: as stored."""
-    channels: Literal[1, 3] | None = None
+    channels: Literal[1, 3] | None = entry(None, older=None)
     """1 makes all images grey, 3 gives grey ones three channels, as torchvision's networks take them; null: 1 where all are grey,
     else 3."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
     """Augmentation of private samples: random crop (padded by an eighth), and flip."""
-    augment_public: bool = False
+    augment_public: bool = entry(False, fork="labels")
     """Augment distilled samples too."""
 
     def __post_init__(self):
@@ -144,9 +174,9 @@ class RunConfig:
     batched call as suit the caches, on all threads; graph: the same recorded once as a CUDA graph, so that the network's Python
     code runs no more; auto: the fastest of these, timed once on a machine for networks and batches of one shape; compile: the
     loop over what torch.compile makes of a node, which takes half a minute before the first step."""
-    precision: Literal[32, 64] = 32
+    precision: Literal[32, 64] = entry(32, fork="same")
     """Bits of parameters and arithmetic."""
-    autocast: bool = False
+    autocast: bool = entry(False, fork="same", older=False)
     """Training steps of the networks in bfloat16 (torch.autocast), for CUDA devices; parameters, rule and evaluation keep the
     precision above."""
     checkpoint_every: int = 1
@@ -179,21 +209,32 @@ class RunConfig:
             raise UserError("run.resume: a folder and run.from exclude each other; allowed beside run.from: auto, or null")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Config:
     """An experiment. ``resolved`` is the same as plain values, as it goes to ``config.yaml``."""
 
-    data: DataConfig
-    gossip: Gossip
-    graph: GraphConfig = field(default_factory=GraphConfig)
-    node: NodeConfig = field(default_factory=NodeConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    calibration: Calibration | None = None
-    distillation: Distillation | None = None
-    callbacks: list[Callback] = field(default_factory=list)
-    logger: LoggerConfig | None = None
-    run: RunConfig = field(default_factory=RunConfig)
-    seed: int = 0
+    seed: int = entry(0, fork="same")
+    """Seed of all randomness."""
+    graph: GraphConfig = entry(GraphConfig, fork="same", label="setting")
+    """Who talks to whom."""
+    data: DataConfig = entry(fork="same", label="setting", evaluate=True)
+    """Private, public and test data."""
+    node: NodeConfig = entry(NodeConfig, fork="same", label="setting")
+    """What a node is."""
+    train: TrainConfig = entry(TrainConfig, fork="free", label="setting")
+    """How long and how fast."""
+    gossip: Gossip = entry(fork="same", label="method", start="QGDSGDm")
+    """Decentralised optimiser: QGDSGDm, DSGD, AllReduce, Isolated, ..."""
+    calibration: Calibration | None = entry(None, fork="labels", label="method", evaluate=True, start="Youden")
+    """How nodes fix the threshold of their OoD score."""
+    distillation: Distillation | None = entry(None, fork="labels", label="method")
+    """IDKD, VanillaKD, or null for none."""
+    callbacks: list[Callback] = entry(list, fork="free", label="method", evaluate=True)
+    """Further callbacks."""
+    logger: LoggerConfig | None = entry(None, start=LoggerConfig)
+    """Experiment logger, or null."""
+    run: RunConfig = entry(RunConfig)
+    """How a run executes."""
     resolved: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module
-from typing import get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from lightning_idkd.errors import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from lightning_idkd.config.groups import Config, Entry
 
 PLUGINS = ("callbacks", "lightning_idkd.data", "lightning_idkd.models")
 """Packages whose classes may be named without their path; importing them is all that takes."""
@@ -14,15 +19,15 @@ SCORE = "callbacks.MSP"
 """The score of a calibration that names none."""
 
 
-def parser(command: str = "fit", description: str = ""):
+def parser(command: str = "fit", description: str = "") -> ArgumentParser:
     """The parser of ``idkd COMMAND``: one key for every field of :class:`~lightning_idkd.config.Config`."""
     import yaml
-    from docstring_parser import parse_from_object
     from jsonargparse import set_dumper, set_loader, set_parsing_settings
 
     from lightning_idkd.config import class_defaults, groups, yaml_file
     from lightning_idkd.config.explain import Parser
     from lightning_idkd.config.given import NAMES
+    from lightning_idkd.config.resolved import GROUPS
 
     class_defaults.apply()
     set_loader("yaml", lambda text: yaml_file.gathered(yaml_file.read_value(text), NAMES), (yaml.YAMLError,))
@@ -36,28 +41,15 @@ def parser(command: str = "fit", description: str = ""):
     p = Parser(prog=f"idkd {command}", description=description, allow_abbrev=False)
     p.outermost = True
     p.add_argument("--config", action="config", help="YAML file of an experiment; repeatable, later ones win.")
-    p.add_argument("--seed", type=int, default=0, help="Seed of all randomness.")
-    p.add_class_arguments(groups.GraphConfig, "graph")
-    p.add_class_arguments(groups.DataConfig, "data")
-    p.add_class_arguments(groups.NodeConfig, "node")
-    p.add_class_arguments(groups.TrainConfig, "train")
-    p.add_argument("--gossip", type=groups.Gossip, help="Decentralised optimiser: QGDSGDm, DSGD, AllReduce, Isolated, ...")
-    p.add_argument("--calibration", type=groups.Calibration | None, help="How nodes fix the threshold of their OoD score.")
-    p.add_argument("--distillation", type=groups.Distillation | None, help="IDKD, VanillaKD, or null for none.")
-    p.add_argument("--callbacks", type=list[groups.Callback], default=[], help="Further callbacks.")
-    p.add_argument("--logger", type=groups.LoggerConfig | None, default=groups.LoggerConfig(), help="Experiment logger, or null.")
-    said = {d.args[1]: d.description for d in parse_from_object(groups.RunConfig).meta if len(d.args) > 1}
-    types = get_type_hints(groups.RunConfig)
-    for f in fields(groups.RunConfig):  # key by key, since "from" cannot be a field's name
-        default = f.default if f.default is not MISSING else f.default_factory()
-        p.add_argument(f"--run.{f.name.rstrip('_')}", type=types[f.name], default=default, help=said.get(f.name))
-    p.set_defaults(
-        {
-            "gossip": {"class_path": "callbacks.QGDSGDm"},
-            "calibration": {"class_path": "callbacks.Youden"},
-            "distillation": None,
-        }
-    )
+    described = descriptions(groups.Config)
+    for name, entry in GROUPS.items():
+        group = groups.Config.__dataclass_fields__[name]
+        if not is_dataclass(group.type):
+            p.add_argument(f"--{name}", type=group.type, help=described[name], **start_of(group, entry))
+        elif any(f.name.endswith("_") for f in fields(group.type)):
+            add_keys(p, name, group.type)
+        else:
+            p.add_class_arguments(group.type, name)
     if command == "bench":
         p.add_argument("--rounds", type=int, default=5, help="Turns that every form of a step gets.")
         p.add_argument("--samples", type=int | None, default=None, help="Training images; null: a few.")
@@ -69,13 +61,40 @@ def parser(command: str = "fit", description: str = ""):
     return p
 
 
-def configure(arguments: list[str], command: str = "fit", description: str = ""):
+def descriptions(cls: type) -> dict[str, str | None]:
+    """The docstring of every field of a dataclass."""
+    from docstring_parser import parse_from_object
+
+    return {part.args[1]: part.description for part in parse_from_object(cls).meta if len(part.args) > 1}
+
+
+def start_of(group: Field, entry: Entry) -> dict[str, Any]:
+    """The default of a key on the command line, as an argument of ``add_argument``; none for a key that must be given."""
+    if isinstance(entry.start, str):
+        return {"default": {"class_path": f"{PLUGINS[0]}.{entry.start}"}}
+    default = entry.start if entry.start is not MISSING else default_of(group)
+    return {} if default is MISSING else {"default": default() if callable(default) else default}
+
+
+def default_of(f: Field) -> Any:
+    """The default of a dataclass field, MISSING where it has none."""
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
+def add_keys(p: ArgumentParser, group: str, cls: type) -> None:
+    """Add a group of keys one by one: jsonargparse would call the field ``from_`` by its name, but its key is ``from``."""
+    described = descriptions(cls)
+    for f in fields(cls):
+        p.add_argument(f"--{group}.{f.name.rstrip('_')}", type=f.type, default=default_of(f), help=described.get(f.name))
+
+
+def configure(arguments: list[str], command: str = "fit", description: str = "") -> Config:
     """The :class:`~lightning_idkd.config.Config` that the arguments of a command describe."""
     from jsonargparse import Namespace
 
     from lightning_idkd.config import groups, yaml_file
     from lightning_idkd.config.given import failing_modules, in_the_making, look_over, nulls, placed
-    from lightning_idkd.config.resolved import at
+    from lightning_idkd.config.resolved import GROUPS, at
 
     p = parser(command, description)
     arguments = look_over(arguments)
@@ -86,7 +105,7 @@ def configure(arguments: list[str], command: str = "fit", description: str = "")
         raise
     if cfg.calibration and "score" in cfg.calibration.get("init_args", {}) and cfg.calibration.init_args.score is None:
         cfg.calibration.init_args.score = Namespace(class_path=SCORE)
-    resolved = yaml_file.read(p.dump(cfg, skip_validation=True, skip_none=False))
+    resolved = yaml_file.read(p.dump(cfg, skip_validation=True, skip_unset=False))
     for action in p._actions:
         if action.dest in cfg and (of := getattr(action, "_typehint", None) or action.type):
             nulls(at(resolved, action.dest), of, action.dest)
@@ -102,11 +121,5 @@ def configure(arguments: list[str], command: str = "fit", description: str = "")
             raise UserError(said) from e
         raise UserError(str(cause).splitlines()[0] if str(cause) else repr(cause)) from e
     run = {f.name: made.run[f.name.rstrip("_")] for f in fields(groups.RunConfig)}
-    return groups.Config(
-        **{
-            k: made[k]
-            for k in ("data", "gossip", "graph", "node", "train", "calibration", "distillation", "callbacks", "logger", "seed")
-        },
-        run=groups.RunConfig(**run),
-        resolved=resolved,
-    )
+    others = {name: made[name] for name in GROUPS if name != "run"}
+    return groups.Config(**others, run=groups.RunConfig(**run), resolved=resolved)

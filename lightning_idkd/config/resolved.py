@@ -1,18 +1,63 @@
-"""Resolved configs as plain values: look up keys, and compare."""
+"""Resolved configs as plain values: look up keys, compare two configs, and say which keys matter for what.
+
+The lists of keys below are read from the table of groups, the fields of :class:`~lightning_idkd.config.Config`.
+"""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-RESULT = ("seed", "graph", "data", "node", "train", "gossip", "calibration", "distillation", "callbacks", "run.precision",
-          "run.autocast")  # fmt: skip
-"""The config keys that enter a run's result: all but how and where it runs."""
-SAME = ("seed", "graph", "node", "gossip", "run.precision", "run.autocast", "data.private", "data.partition", "data.validation",
-        "data.image_size", "data.channels", "data.augment")  # fmt: skip
-"""What a fork shares with the run it starts from. The initial training does not see the public set."""
-ONGOING = ("calibration", "distillation", "data.public", "data.augment_public")
-"""What a fork must share besides, to go on with the distilled labels that it finds."""
+from lightning_idkd.config.groups import Config, Entry
+
+GROUPS: dict[str, Entry] = {f.name: f.metadata["entry"] for f in fields(Config) if "entry" in f.metadata}
+"""The config groups by name."""
+
+
+def single_keys() -> dict[str, dict[str, Entry]]:
+    """Per group of keys, its dotted keys with their entries, which are empty for most."""
+    types: dict[str, Any] = {f.name: f.type for f in fields(Config)}
+    keys: dict[str, dict[str, Entry]] = {}
+    for group in GROUPS:
+        below: tuple[Field, ...] = fields(types[group]) if is_dataclass(types[group]) else ()
+        keys[group] = {f"{group}.{f.name.rstrip('_')}": f.metadata.get("entry", Entry()) for f in below}
+    return keys
+
+
+def forks() -> dict[str, str]:
+    """Every key that enters a run's result, with what forks share of it: a group as a whole, or, where its keys differ, each."""
+    shared: dict[str, str] = {}
+    for group, keys in single_keys().items():
+        of_group = GROUPS[group].fork
+        differ = any(entry.fork for entry in keys.values())
+        for key, entry in keys.items() if differ else [(group, GROUPS[group])]:
+            if fork := entry.fork or of_group:
+                shared[key] = fork
+    return shared
+
+
+def older_values() -> dict[str, Any]:
+    """Keys that some stored runs are too old to have, with the value that these runs had in effect."""
+    values: dict[str, Any] = {}
+    for keys in single_keys().values():
+        values |= {key: entry.older for key, entry in keys.items() if entry.older is not MISSING}
+    return values
+
+
+FORKS = forks()
+SAME = tuple(key for key, fork in FORKS.items() if fork == "same")
+"""The keys that a fork shares with the run it starts from. The initial training does not see the public set."""
+ONGOING = tuple(key for key, fork in FORKS.items() if fork == "labels")
+"""The keys that a fork must share besides, to go on with the distilled labels of its source."""
+RESULT = tuple(dict.fromkeys(key.split(".")[0] if GROUPS[key.split(".")[0]].fork else key for key in FORKS))
+"""The keys that enter a run's result: all but how and where it runs."""
+TRAINED = tuple(key for key, entry in GROUPS.items() if entry.fork and not entry.evaluate)
+"""The groups that ``idkd evaluate`` takes from the run."""
+SETTING = tuple(key for key, entry in GROUPS.items() if entry.label == "setting")
+METHOD = tuple(key for key, entry in GROUPS.items() if entry.label == "method")
+"""The groups that name a row of a comparison: what is compared in, and what is compared."""
+OLDER = older_values()
 
 
 def at(config: dict, key: str) -> Any:
@@ -20,8 +65,19 @@ def at(config: dict, key: str) -> Any:
     return functools.reduce(lambda c, k: c.get(k), key.split("."), config)
 
 
+def add_newer_keys(config: dict) -> None:
+    """Give the config of a stored run the keys that are newer than the run.
+
+    Raises:
+        KeyError: a group is missing, so that this is no config of a run.
+    """
+    for key, value in OLDER.items():
+        group, _, name = key.partition(".")
+        config[group].setdefault(name, value)
+
+
 def difference(a: dict, b: dict, keys: tuple[str, ...] = RESULT) -> tuple[str, Any, Any] | None:
-    """The first dotted key, ``keys`` or below, in which two resolved configs differ, with both values."""
+    """The first dotted key, among ``keys`` or below, in which two resolved configs differ, with both values."""
     for key in keys:
         if found := _difference(at(a, key), at(b, key), key):
             return found

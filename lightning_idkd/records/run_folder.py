@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from lightning_idkd.config import yaml_file
-from lightning_idkd.config.resolved import difference
+from lightning_idkd.config.resolved import add_newer_keys, difference
 from lightning_idkd.errors import UserError
 from lightning_idkd.files import locked, plain, write
 
@@ -111,8 +111,7 @@ class RunFolder:
         path = self.file("config.yaml")
         try:
             found = yaml_file.read(path.read_text(encoding="utf-8"))
-            found["run"].setdefault("autocast", False)  # runs are older than these keys
-            found["data"].setdefault("channels", None)
+            add_newer_keys(found)
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as e:
             raise UserError(f"'{path}' is damaged, or of no run") from e
         return found

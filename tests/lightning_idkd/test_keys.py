@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightning_idkd.command import keys
+from lightning_idkd.config import resolved
 from lightning_idkd.config.explain import classes, parameters
 from lightning_idkd.config.parse import parser
 
@@ -33,3 +34,23 @@ def test_arguments_are_those_that_the_command_line_takes(name):
     """IDKD passes most of its own on to VanillaKD."""
     taken = parser().parse_args(["--data.private", "Digits", "--distillation", name]).distillation.init_args
     assert {k: p.default for k, p in parameters(classes("distillation")[name]).items()} == vars(taken)
+
+
+def test_the_table_of_groups_says_which_keys_matter_for_what():
+    """A fork, a comparison and ``idkd evaluate`` read their keys from the fields of Config; a new group needs no other list."""
+    assert resolved.RESULT == (
+        "seed", "graph", "data", "node", "train", "gossip", "calibration", "distillation", "callbacks", "run.precision",
+        "run.autocast",
+    )  # fmt: skip
+    assert set(resolved.SAME) == {
+        "seed", "graph", "node", "gossip", "run.precision", "run.autocast", "data.private", "data.partition", "data.validation",
+        "data.image_size", "data.channels", "data.augment",
+    }  # fmt: skip
+    assert set(resolved.ONGOING) == {"calibration", "distillation", "data.public", "data.augment_public"}
+    assert resolved.TRAINED == ("seed", "graph", "node", "train", "gossip", "distillation")
+    assert (resolved.SETTING, resolved.METHOD) == (
+        ("graph", "data", "node", "train"),
+        ("gossip", "calibration", "distillation", "callbacks"),
+    )
+    assert resolved.OLDER == {"data.channels": None, "run.autocast": False}
+    assert {action.dest.split(".")[0] for action in parser()._actions} >= set(resolved.GROUPS)
