@@ -1,4 +1,4 @@
-"""Who talks to whom, and with which weights: mixing matrices, spectra, drawings."""
+"""A graph on a number of nodes with its mixing weights: mixing matrices, spectra, drawings."""
 
 import math
 from dataclasses import dataclass
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Chain", "Complete", "Graph", "Mixing", "Ring", "Social15", "Social32", "Topology", "Torus"]
 
-REMEMBERED = 64  # mixing matrices kept of a graph that never repeats
-WATCHED = 64  # steps that stand for a graph that never repeats
-SMALL = 100  # nodes up to which the better of networkx's layouts takes seconds at most
-SPARSE = 16  # nodes up to which every W is treated as sparse
-EXACT = 1e-12  # eigenvalues below are 0 but for rounding
+REMEMBERED = 64  # mixing matrices that are kept where a graph never repeats
+WATCHED = 64  # first steps that are measured where a graph never repeats
+SMALL = 100  # up to so many nodes the better of networkx's layouts takes seconds at most
+SPARSE = 16  # up to so many nodes every W is treated as sparse
+EXACT = 1e-12  # smaller eigenvalues are 0 up to rounding
 
 Weights = Literal["metropolis", "uniform", "max_degree", "lazy", "push_sum", "average"]
 Kind = Literal["doubly", "column", "row"]
-"""What sums to 1 in W, all weights being 0 or more: rows and columns, columns only, rows only."""
+"""What sums to 1 in W, whose entries are all 0 or more: rows and columns, columns only, or rows only."""
 
 
 def metropolis(A: np.ndarray) -> np.ndarray:
     """Metropolis-Hastings weights w_ij = 1 / (1 + max(d_i, d_j)): symmetric and doubly stochastic on every graph.
 
-    ``A`` [n, n] is the symmetric 0/1 adjacency (Xiao, Boyd and Kim, JPDC 2007, eq. 5).
+    ``A`` [n, n] is the symmetric 0/1 adjacency matrix. Source: Xiao, Boyd and Kim, JPDC 2007, eq. 5.
     """
     degree = A.sum(1)
     W = A / (1 + np.maximum.outer(degree, degree))
@@ -46,7 +46,7 @@ def uniform(A: np.ndarray) -> np.ndarray:
     """Weights 1 / (d + 1) for a node and each of its d in-neighbours; ``A[i, j]`` is 1 where j sends to i.
 
     Raises:
-        UserError: unless every node has d edges in and d out; only then are rows and columns sums 1.
+        UserError: unless every node has d edges in and d edges out; only then do rows and columns sum to 1.
     """
     degrees = sorted({int(d) for d in (*A.sum(0), *A.sum(1))})
     if len(degrees) > 1:
@@ -58,28 +58,33 @@ def uniform(A: np.ndarray) -> np.ndarray:
 
 
 def max_degree(A: np.ndarray) -> np.ndarray:
-    """W = I - L / (d_max + 1): every edge weighs 1 / (d_max + 1) (Xiao and Boyd, Systems & Control Letters 2004, sec. 4)."""
+    """W = I - L / (d_max + 1): every edge weighs 1 / (d_max + 1).
+
+    Source: Xiao and Boyd, Systems & Control Letters 2004, sec. 4.
+    """
     return edge_weights(A / (A.sum(1).max() + 1))
 
 
 def lazy(A: np.ndarray) -> np.ndarray:
-    """(I + W) / 2 of Metropolis-Hastings weights: no negative eigenvalue, at half the speed."""
+    """(I + W) / 2 with Metropolis-Hastings weights W: no eigenvalue is negative, and mixing is half as fast."""
     return (np.eye(len(A)) + metropolis(A)) / 2
 
 
 def push_sum(A: np.ndarray) -> np.ndarray:
-    """Columns sum to 1: a node keeps 1 / (d + 1) of its mass and sends as much to each of its d out-neighbours (Kempe, Dobra and
-    Gehrke, FOCS 2003)."""
+    """Columns sum to 1: a node keeps 1 / (d + 1) of its mass and sends as much to each of its d out-neighbours.
+
+    Source: Kempe, Dobra and Gehrke, FOCS 2003.
+    """
     return (A + np.eye(len(A))) / (A.sum(0) + 1)
 
 
 def average(A: np.ndarray) -> np.ndarray:
-    """Rows sum to 1: a node takes the plain mean of its own and what its d in-neighbours sent."""
+    """Rows sum to 1: a node takes the plain mean of its own value and those of its d in-neighbours."""
     return (A + np.eye(len(A))) / (A.sum(1, keepdims=True) + 1)
 
 
 def edge_weights(A: np.ndarray) -> np.ndarray:
-    """Symmetric edge weights [n, n], as the topology gives them, with what is missing to 1 on the diagonal."""
+    """Symmetric edge weights [n, n] as the topology gives them; the diagonal fills each row up to 1."""
     return A + np.diag(1 - A.sum(1))
 
 
@@ -92,7 +97,7 @@ WEIGHTS: dict[str, tuple["Callable[[np.ndarray], np.ndarray]", Kind]] = {
     "average": (average, "row"),
     "edges": (edge_weights, "doubly"),
 }
-"""How W is made of ``A`` [n, n], which is 1 where j (column) sends to i, and its kind."""
+"""By name: the function that makes W of ``A`` [n, n], where ``A[i, j]`` is 1 if j sends to i, and the kind of W."""
 DIRECTED = ("uniform", "push_sum", "average")
 
 
@@ -101,30 +106,30 @@ class Mixing:
     """Weights and edges at one step."""
 
     W: np.ndarray
-    """float64 [n, n]; row i holds the weights node i puts on what it receives."""
+    """float64 [n, n]; row i holds the weights that node i puts on what it receives."""
     edges: np.ndarray
     """int64 [E, 2], (sender, receiver) in lexicographic order without self edges; an undirected edge gives two."""
     kind: Kind = "doubly"
     """What sums to 1 in W."""
 
     def neighbours(self, node: int) -> list[int]:
-        """Those ``node`` receives from, ascending, itself excluded."""
+        """The nodes that ``node`` receives from, ascending, without itself."""
         return [j for j in self.terms[node][0] if j != node]
 
     @property
     def dense(self) -> bool:
-        """Whether W is filled so far that multiplying by it as a whole is faster than summing what is not 0 of it."""
+        """Whether W has so few zeros that a product with the whole matrix is faster than sums of its nonzero terms."""
         n = len(self.W)
         return n > SPARSE and 4 * (len(self.edges) + n) > n * n
 
     @cached_property
     def terms(self) -> list[tuple[list[int], list[float]]]:
-        """For every node the nodes of whose rows its own becomes the weighted sum, itself included, ascending, and weights."""
+        """Per node: the senders (itself included, ascending) and their weights in its sum."""
         nodes = np.arange(len(self.W))
         pairs = np.concatenate([self.edges, np.stack([nodes, nodes], 1)])
         pairs = pairs[np.lexsort(pairs.T)]  # by receiver, then by sender
         senders = np.split(pairs[:, 0], np.searchsorted(pairs[:, 1], nodes[1:]))
-        return [(here.tolist(), self.W[i, here].tolist()) for i, here in enumerate(senders)]
+        return [(of_node.tolist(), self.W[i, of_node].tolist()) for i, of_node in enumerate(senders)]
 
 
 class Graph:
@@ -133,14 +138,14 @@ class Graph:
     Args:
         topology: the graph at each step.
         nodes: number of nodes, at least 1.
-        weights: metropolis, which stands for the topology's own weights where it has some, and for uniform on other directed
-            graphs; uniform, 1/(d+1) (regular graphs only); max_degree, 1/(d_max+1); lazy, half of metropolis; push_sum (columns
-            sum to 1) or average (rows sum to 1), for rules that take such.
-        seed: for topologies that draw at random.
+        weights: metropolis, which is replaced by the topology's own weights where it has some, and by uniform on other
+            directed graphs; uniform, 1/(d+1) (regular graphs only); max_degree, 1/(d_max+1); lazy, (I + W) / 2 of
+            metropolis; push_sum (columns sum to 1) or average (rows sum to 1), for the rules that take such weights.
+        seed: seed of the topologies that draw at random.
 
     Raises:
-        UserError: a topology that has no such number of nodes, weights that do not suit it, or a graph whose nodes can
-            never all reach each other (a static one, or all steps of a period together).
+        UserError: a topology that cannot have this number of nodes, weights that do not suit it, or a graph whose nodes
+            cannot all reach each other (over all steps of a period together).
     """
 
     def __init__(self, topology: Topology, nodes: int, weights: Weights = "metropolis", seed: int = 0):
@@ -148,7 +153,8 @@ class Graph:
             raise UserError(f"graph.nodes: {nodes} given; allowed: 1 or more")
         allowed = get_args(Weights)
         if weights not in allowed:
-            raise UserError(f"graph.weights: '{weights}' given; allowed: {', '.join(allowed)}." + did_you_mean(weights, allowed))
+            hint = did_you_mean(weights, allowed)
+            raise UserError(f"graph.weights: '{weights}' given; allowed: {', '.join(allowed)}.{hint}")
         self.topology, self.nodes, self.seed = topology, nodes, seed
         self.weights = (topology.own_weights if weights == "metropolis" else None) or weights
         if topology.directed and self.weights == "metropolis":
@@ -162,7 +168,7 @@ class Graph:
         if self.period is not None and self.period < 1:
             raise UserError(f"graph.topology: period {self.period} given; allowed: 1 or more, or None")
         self._cache: dict[int, Mixing] = {}
-        self.mixing(0)  # refuses weights that do not suit; the diameter below asks for the other steps of a period
+        self.mixing(0)  # refuses weights that do not suit the graph; the diameter needs the other steps of a period
         if self.period is not None and self.diameter is None:
             steps = "" if self.period == 1 else f", even over all {self.period} steps of its period"
             raise UserError(f"graph.topology: {self.name} on {nodes} nodes is not connected{steps}")
@@ -179,16 +185,17 @@ class Graph:
     def mixing(self, step: int) -> Mixing:
         """Weights and edges at ``step``; a static graph returns the same object each time."""
         key = step % self.period if self.period else step
-        found = self._cache.pop(key, None) or self._build(key)
-        self._cache[key] = found  # last used comes last, so the first is the one to forget
+        mixing = self._cache.pop(key, None) or self._build(key)
+        self._cache[key] = mixing  # the last used one is last, so the first one is dropped
         if len(self._cache) > (self.period or REMEMBERED):
             del self._cache[next(iter(self._cache))]
-        return found
+        return mixing
 
     def _build(self, step: int) -> Mixing:
         graph = self.topology.graph(self.nodes, step, self.seed)
         if not isinstance(graph, nx.Graph):
-            raise UserError(f"graph.topology: {self.name}.graph returns {type(graph).__name__}; allowed: a networkx graph")
+            given = type(graph).__name__
+            raise UserError(f"graph.topology: {self.name}.graph returns {given}; allowed: a networkx graph")
         if graph.is_directed() != self.topology.directed or graph.is_multigraph() or nx.number_of_selfloops(graph):
             kind = "directed" if self.topology.directed else "undirected"
             raise UserError(f"graph.topology: {self.name} must return {kind} graphs without self-loops or double edges")
@@ -199,16 +206,21 @@ class Graph:
         make, kind = WEIGHTS[self.weights]
         W = make(A.T)
         if W.min() < -EXACT:
-            raise UserError(f"graph.topology: the edge weights of {self.name} at a node sum to more than 1, or are negative")
+            which = f"the edge weights of {self.name} at a node"
+            raise UserError(f"graph.topology: {which} sum to more than 1, or are negative")
         return Mixing(W, np.argwhere(A).astype(np.int64), kind)
 
     def _eigenvalues(self, W: np.ndarray) -> np.ndarray:
         return np.linalg.eigvalsh(W) if np.array_equal(W, W.T) else np.linalg.eigvals(W)
 
     def spectral_gap(self) -> float:
-        """1 minus the second largest absolute eigenvalue of W, 0 if disconnected; 1 for a single node and for graphs that reach
-        the exact mean. Of a period it is taken of the product of its steps, a step's share of it (geometric mean). Where nothing
-        repeats, it is by how much random rows come nearer to each other in a step, over the first 64 (geometric mean)."""
+        """1 minus the second largest absolute eigenvalue of W.
+
+        It is 0 for a graph that is not connected, and 1 for a single node and for graphs that reach the exact mean.
+        With a period it is taken from the product of the period's matrices, per step (geometric mean). For a graph
+        that never repeats it is 1 minus the factor by which the distance of random rows to their mean shrinks in a
+        step (geometric mean over the first 64 steps).
+        """
         if self.nodes == 1:
             return 1.0
         if self.period is None:
@@ -230,13 +242,18 @@ class Graph:
         return float(1 - np.exp(np.mean(np.log(norms))))
 
     def smallest_eigenvalue(self) -> float:
-        """Smallest eigenvalue of W over a period, or over the first 64 steps where nothing repeats (real parts on directed
-        graphs); bias-correcting rules bound it."""
+        """Smallest eigenvalue of W over a period, or over the first 64 steps of a graph that never repeats.
+
+        On directed graphs it is the smallest real part. Bias-correcting rules bound it.
+        """
         return min(float(self._eigenvalues(self.mixing(step).W).real.min()) for step in range(self.period or WATCHED))
 
     def consensus_steps(self, most: int, within: float = 1e-3) -> int | None:
-        """Steps of mixing that bring random rows ``within`` that share of their first distance to their mean; None: more than
-        ``most``. Where only columns sum to 1, rows are divided by their mass, as push-sum does."""
+        """Steps of mixing until random rows are nearer to their mean than ``within`` times their first distance to it.
+
+        None where it takes more than ``most`` steps. Where only columns sum to 1, rows are divided by their mass, as
+        push-sum does.
+        """
         X = np.random.default_rng(0).standard_normal((self.nodes, 64))
         T, first = np.column_stack([X, np.ones(self.nodes)]), np.linalg.norm(X - X.mean(0))
         for step in range(most + 1):
@@ -248,20 +265,20 @@ class Graph:
 
     @property
     def diameter(self) -> int | None:
-        """Most edges between two nodes, all steps of a period taken together (step 0 where nothing repeats).
+        """Largest number of edges between two nodes; None where some node cannot reach another.
 
-        None where some node cannot reach another.
+        The graph has the edges of all steps of a period, or those of step 0 where it never repeats.
         """
         union = self._union()
         connected = nx.is_strongly_connected if self.topology.directed else nx.is_connected
         return nx.diameter(union) if connected(union) else None
 
     def _union(self, step: int | None = None) -> nx.Graph:
-        """The edges of a step (None: of all steps of a period, or of the first one)."""
+        """The edges of a step; None: of all steps of a period together, or of step 0 where the graph never repeats."""
         union = nx.DiGraph() if self.topology.directed else nx.Graph()
         union.add_nodes_from(range(self.nodes))
-        for drawn in range(self.period or 1) if step is None else (step,):
-            union.add_edges_from(self.mixing(drawn).edges.tolist())
+        for each in range(self.period or 1) if step is None else (step,):
+            union.add_edges_from(self.mixing(each).edges.tolist())
         return union
 
     def draw(
@@ -273,20 +290,21 @@ class Graph:
         scale: tuple[float, float] | None = None,
         step: int | None = None,
     ) -> None:
-        """Draw the graph on an axes or into an image file.
+        """Draw the graph on an axes or into an image file; the title of a changing graph says which steps are drawn.
 
         Args:
             target: axes, or the file.
-            values: [nodes]; colours the nodes and adds a colour bar.
-            meaning: what the values are, beside the colour bar.
-            labels: [nodes]; replaces the node numbers.
-            scale: values of the first and the last colour; None: 0 (or the smallest below it) and the largest value.
-            step: the edges of that step; None: of all steps of a period together, of step 0 where nothing repeats. A graph that
-                changes is titled with the steps that are drawn.
+            values: [nodes]; they colour the nodes and add a colour bar.
+            meaning: what the values are, for the colour bar.
+            labels: [nodes]; they replace the node numbers.
+            scale: values of the first and the last colour; None: 0 (or a smaller smallest value) and the largest value.
+            step: draw the edges of this step; None: those of all steps of a period together, or of step 0 where the
+                graph never repeats.
         """
         for key, given in (("values", values), ("labels", labels)):
             if given is not None:
-                require(len(given) == self.nodes, key, f"{len(given)} of them", f"one for each of the {self.nodes} nodes")
+                allowed = f"one for each of the {self.nodes} nodes"
+                require(len(given) == self.nodes, key, f"{len(given)} of them", allowed)
         if isinstance(target, (str, PathLike)):
             from matplotlib.figure import Figure
 
@@ -295,13 +313,7 @@ class Graph:
             figure.savefig(target, dpi=150)
             return
         union, size = self._union(step), min(420, 9000 / self.nodes)
-        given, start = self.topology.positions(self.nodes), dict(enumerate(circle(self.nodes)))
-        if given is not None:
-            positions = dict(enumerate(given))
-        elif self.nodes <= SMALL and nx.is_connected(nx.Graph(union)):
-            positions = nx.kamada_kawai_layout(nx.Graph(union), pos=start)
-        else:  # without a seed networkx would draw from the global generator
-            positions = nx.spring_layout(union, pos=start, iterations=300, seed=0)
+        positions = self._positions(union)
         nx.draw_networkx_edges(union, positions, ax=target, edge_color="0.6", node_size=size)
         style = {"ax": target, "node_size": size, "edgecolors": "0.3", "linewidths": 0.8}
         ink = ["black"] * self.nodes
@@ -328,6 +340,15 @@ class Graph:
         target.set_aspect("equal")
         target.set_axis_off()
         if self.period != 1:
-            after = "never repeats" if self.period is None else f"repeats after {self.period}"
+            repeats = "never repeats" if self.period is None else f"repeats after {self.period} steps"
             which = f"step {step or 0}" if self.period is None or step is not None else f"all {self.period} steps"
-            target.set_title(f"{which} of a graph that {after}" + (" steps" if self.period else ""), fontsize="medium")
+            target.set_title(f"{which} of a graph that {repeats}", fontsize="medium")
+
+    def _positions(self, union: nx.Graph) -> dict[int, np.ndarray]:
+        """Where to draw each node, [2]: as the topology says, else by a layout of networkx."""
+        given, start = self.topology.positions(self.nodes), dict(enumerate(circle(self.nodes)))
+        if given is not None:
+            return dict(enumerate(given))
+        if self.nodes <= SMALL and nx.is_connected(nx.Graph(union)):
+            return nx.kamada_kawai_layout(nx.Graph(union), pos=start)
+        return nx.spring_layout(union, pos=start, iterations=300, seed=0)  # else from the global generator

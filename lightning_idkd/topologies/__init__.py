@@ -1,4 +1,4 @@
-"""Who could talk to whom: families of graphs on any or a fixed number of nodes, static, drawn at random, or varying by step."""
+"""Topologies: families of graphs, static, drawn at random, or varying by step."""
 
 from lightning_idkd.topologies.base import Topology
 from lightning_idkd.topologies.drawn import BarabasiAlbert, EdgeList, ErdosRenyi, NetworkX, RandomRegular, WattsStrogatz

@@ -1,4 +1,4 @@
-"""What a topology is, and what several families share."""
+"""The base of all topologies, and what several of them share."""
 
 from abc import ABC, abstractmethod
 
@@ -11,44 +11,45 @@ STREAM = 0x6A9B1  # separates these draws from others made with the same seed
 
 
 class Topology(ABC):
-    """Base of the topologies; a subclass says which graph there is at a step.
-
-    Class attributes: ``directed`` (edges are arrows from sender to receiver), ``period`` (1: static; T: the graphs of steps
-    0 to T-1 repeat; None: never repeats) and ``own_weights`` (what ``graph.weights: metropolis``, the default, stands for on
-    this topology: a name of :data:`~lightning_idkd.graph.WEIGHTS`, or ``edges``: its edges carry their ``weight`` in W).
-    """
+    """Base of the topologies; a subclass defines the graph at each step."""
 
     directed: bool = False
+    """Whether edges are arrows from sender to receiver."""
     period: int | None = 1
+    """1: the graph is static; T: the graphs of steps 0 to T-1 repeat; None: it never repeats."""
     own_weights: str | None = None
+    """What replaces ``graph.weights: metropolis``, the default, on this topology: a name of
+    :data:`~lightning_idkd.graph.WEIGHTS`, where ``edges`` means that every edge has its ``weight`` in W."""
 
     @abstractmethod
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        """The graph on the nodes 0 to ``nodes`` - 1 without self-loops (an ``nx.DiGraph`` where ``directed``).
+        """The graph on the nodes 0 to ``nodes`` - 1, without self-loops (an ``nx.DiGraph`` where ``directed``).
 
-        ``step`` lies below the period where there is one. Random topologies draw from ``seed`` and ``step`` alone.
+        ``step`` is below the period where there is one. A random topology draws from ``seed`` and ``step`` only.
         """
 
     def period_on(self, nodes: int) -> int | None:
-        """The period on so many nodes; overridden where it depends on them, with ``period`` None."""
+        """The period for this number of nodes; a topology whose period depends on it overrides this
+        method and has ``period`` None."""
         return self.period
 
     def positions(self, nodes: int) -> np.ndarray | None:
-        """Where to draw the nodes, [nodes, 2]; None leaves it to networkx."""
+        """Where to draw the nodes, [nodes, 2]; None: networkx lays them out."""
         return None
 
 
 class OfAnother(Topology):
-    """A topology that is made of another one, its ``base``, static and undirected."""
+    """A topology that is derived from another one, its ``base``, which is static and undirected."""
 
     base: Topology
 
     def __post_init__(self):
         if self.base.directed or self.base.period != 1:
-            raise UserError(f"graph.topology.base: {type(self.base).__name__} is not static and undirected, as Ring or Torus are")
+            name = type(self.base).__name__
+            raise UserError(f"graph.topology.base: {name} is not static and undirected, as Ring or Torus are")
 
-    def connected(self, nodes: int, seed: int) -> nx.Graph:
-        """The base's graph."""
+    def base_of(self, nodes: int, seed: int) -> nx.Graph:
+        """The graph of the base, which must be connected."""
         graph = self.base.graph(nodes, 0, seed)
         if not nx.is_connected(graph):
             raise UserError(f"graph.topology.base: {type(self.base).__name__} on {nodes} nodes is not connected")
@@ -71,27 +72,26 @@ class OnCircle(Topology):
         return circle(nodes)
 
 
-def exactly(nodes: int, allowed: int, name: str) -> None:
-    """Refuse another number of nodes."""
+def require_nodes(nodes: int, allowed: int, name: str) -> None:
+    """Refuse any number of nodes but the allowed one."""
     if nodes != allowed:
         raise UserError(f"graph.topology: {name} has {allowed} nodes, but graph.nodes is {nodes}; allowed: {allowed}")
 
 
 def dimensions(nodes: int, name: str) -> int:
-    """log2 of the number of nodes, which must be a power of two."""
+    """log2 of the number of nodes; refuses a number that is not a power of two."""
     d = nodes.bit_length() - 1
     if nodes != 2**d:
-        raise UserError(
-            f"graph.topology: {name} has a power of two nodes, but graph.nodes is {nodes}; nearest: {2**d}, {2 ** (d + 1)}"
-        )
+        rule = f"the number of nodes of {name} is a power of two"
+        raise UserError(f"graph.topology: {rule}, but graph.nodes is {nodes}; nearest: {2**d}, {2 ** (d + 1)}")
     return d
 
 
 def generator(seed: int, step: int) -> np.random.Generator:
-    """What a topology draws from at a step."""
+    """The random generator of a topology at a step."""
     return np.random.default_rng([seed, STREAM, step])
 
 
-def numbered(graph: nx.Graph) -> nx.Graph:
-    """Its nodes as 0 to n - 1 in ascending order of their names."""
+def number_nodes(graph: nx.Graph) -> nx.Graph:
+    """The graph with its nodes named 0 to n - 1, in the order of their sorted names."""
     return nx.convert_node_labels_to_integers(graph, ordering="sorted")

@@ -8,7 +8,15 @@ import networkx as nx
 import numpy as np
 
 from lightning_idkd.errors import UserError, require
-from lightning_idkd.topologies.base import OfAnother, OnCircle, Topology, circle, dimensions, exactly, numbered
+from lightning_idkd.topologies.base import (
+    OfAnother,
+    OnCircle,
+    Topology,
+    circle,
+    dimensions,
+    number_nodes,
+    require_nodes,
+)
 
 
 @dataclass
@@ -21,7 +29,7 @@ class Ring(OnCircle):
 
 @dataclass
 class Chain(OnCircle):
-    """A ring with one edge missing: node i is joined to i - 1 and i + 1."""
+    """A ring without one edge: node i is joined to i - 1 and i + 1."""
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
         return nx.path_graph(nodes)
@@ -37,7 +45,7 @@ class Complete(OnCircle):
 
 @dataclass
 class Star(Topology):
-    """Node 0 is joined to every other, as a server would be."""
+    """Node 0 is joined to every other node, as a server would be."""
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
         return nx.star_graph(nodes - 1)
@@ -46,20 +54,19 @@ class Star(Topology):
         return np.concatenate([np.zeros((1, 2)), circle(nodes - 1)]) if nodes > 1 else circle(nodes)
 
 
-def product(topology, nodes: int, name: str, least: int) -> None:
-    """Refuse a number of nodes that is not rows * cols."""
+def require_product(topology, nodes: int, name: str, least: int) -> None:
+    """Refuse a number of nodes that is not rows * cols, and name the pairs with sides of at least ``least``."""
     rows, cols = topology.rows, topology.cols
     if rows * cols != nodes:
         pairs = [f"{r} x {nodes // r}" for r in range(least, math.isqrt(max(nodes, 0)) + 1) if nodes % r == 0]
-        raise UserError(
-            f"graph.topology: a {name} of {rows} x {cols} has {rows * cols} nodes, but graph.nodes is {nodes}; allowed: "
-            + (", ".join(pairs) if pairs else f"none, {nodes} has no two factors of at least {least}")
-        )
+        allowed = ", ".join(pairs) or f"none, {nodes} is not a product of two numbers of at least {least}"
+        grid = f"a {name} of {rows} x {cols} has {rows * cols} nodes"
+        raise UserError(f"graph.topology: {grid}, but graph.nodes is {nodes}; allowed: {allowed}")
 
 
 @dataclass
 class Torus(Topology):
-    """A grid whose opposite sides are joined: four neighbours each. Node r * cols + c lies in row r, column c.
+    """A grid whose opposite sides are joined: every node has four neighbours. Node r * cols + c is in row r, column c.
 
     Args:
         rows: number of rows, at least 3.
@@ -71,18 +78,17 @@ class Torus(Topology):
 
     def __post_init__(self):
         if min(self.rows, self.cols) < 3:
-            raise UserError(
-                f"graph.topology.rows: the sides of a torus must be at least 3, given rows {self.rows} and cols {self.cols} "
-                "(with a side of 1 it is a Ring, with a side of 2 edges coincide)"
-            )
+            given = f"rows {self.rows} and cols {self.cols}"
+            advice = "with a side of 1 it is a Ring, with a side of 2 edges coincide"
+            raise UserError(f"graph.topology.rows: the sides of a torus must be at least 3, given {given} ({advice})")
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        product(self, nodes, "torus", 3)
-        return numbered(nx.grid_2d_graph(self.rows, self.cols, periodic=True))
+        require_product(self, nodes, "torus", 3)
+        return number_nodes(nx.grid_2d_graph(self.rows, self.cols, periodic=True))
 
     def positions(self, nodes: int) -> np.ndarray:
         row, col = np.divmod(np.arange(nodes), self.cols)
-        bow = 0.35  # rows and columns are bent, so that the edge joining their ends passes beside the nodes between
+        bow = 0.35  # rows and columns are drawn bent, so that the edge between their ends does not cross other nodes
         x = col + bow * np.sin(np.pi * row / (self.rows - 1))
         y = row + bow * np.sin(np.pi * col / (self.cols - 1))
         return np.stack([x, -y], axis=1)
@@ -90,7 +96,8 @@ class Torus(Topology):
 
 @dataclass
 class Grid(Topology):
-    """A grid: two neighbours at the corners, three at the sides, four inside. Node r * cols + c lies in row r, column c.
+    """A grid: nodes have two neighbours at the corners, three at the sides, four inside. Node r * cols + c is in row r,
+    column c.
 
     Args:
         rows: number of rows, at least 2.
@@ -102,14 +109,13 @@ class Grid(Topology):
 
     def __post_init__(self):
         if min(self.rows, self.cols) < 2:
-            raise UserError(
-                f"graph.topology.rows: the sides of a grid must be at least 2, given rows {self.rows} and cols {self.cols} "
-                "(with a side of 1 it is a Chain)"
-            )
+            given = f"rows {self.rows} and cols {self.cols}"
+            advice = "with a side of 1 it is a Chain"
+            raise UserError(f"graph.topology.rows: the sides of a grid must be at least 2, given {given} ({advice})")
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        product(self, nodes, "grid", 2)
-        return numbered(nx.grid_2d_graph(self.rows, self.cols))
+        require_product(self, nodes, "grid", 2)
+        return number_nodes(nx.grid_2d_graph(self.rows, self.cols))
 
     def positions(self, nodes: int) -> np.ndarray:
         row, col = np.divmod(np.arange(nodes), self.cols)
@@ -117,7 +123,7 @@ class Grid(Topology):
 
 
 def cube(nodes: int) -> np.ndarray:
-    """Positions [nodes, 2] of a hypercube in a projection that lays no node on another."""
+    """Positions [nodes, 2] of a hypercube, in a projection in which no two nodes coincide."""
     d = np.arange(nodes.bit_length() - 1)
     length, turn = (1.0, 0.25) if len(d) <= 4 else (0.85, 0.8)
     axes = length ** d[:, None] * np.stack([np.cos(np.pi * turn * d), np.sin(np.pi * turn * d)], axis=1)
@@ -130,14 +136,14 @@ class Hypercube(Topology):
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
         d = dimensions(nodes, "Hypercube")
-        return numbered(nx.hypercube_graph(d)) if d else nx.empty_graph(1)
+        return number_nodes(nx.hypercube_graph(d)) if d else nx.empty_graph(1)
 
     def positions(self, nodes: int) -> np.ndarray:
         return cube(nodes)
 
 
 def hops(nodes: int) -> list[int]:
-    """1, 2, 4, ... below the number of nodes."""
+    """The powers of two below the number of nodes: 1, 2, 4, ..."""
     return [2**k for k in range((nodes - 1).bit_length())]
 
 
@@ -155,20 +161,21 @@ class Exponential(OnCircle):
 
 @dataclass
 class Margulis(OnCircle):
-    """The Margulis-Gabber-Galil expander on m x m nodes: degree at most 8, spectral gap bounded for every m.
+    """The Margulis-Gabber-Galil expander on m x m nodes: the degree is at most 8, and the spectral gap is bounded from
+    below for all m.
 
-    Its double edges are taken once and its self-loops left out, so degrees differ. Node x * m + y is the pair (x, y);
-    graph.nodes is a square. Source: Gabber and Galil, JCSS 1981, in networkx's form.
+    Double edges count once and self-loops are left out, so degrees differ. Node x * m + y is the pair (x, y);
+    graph.nodes is a square number. Source: Gabber and Galil, JCSS 1981, in networkx's form.
     """
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
         m = math.isqrt(nodes)
         if m * m != nodes:
             raise UserError(
-                f"graph.topology: Margulis has a square number of nodes, but graph.nodes is {nodes}; nearest: {m * m}, "
-                f"{(m + 1) ** 2}"
+                f"graph.topology: the number of nodes of Margulis is a square, but graph.nodes is {nodes}; "
+                f"nearest: {m * m}, {(m + 1) ** 2}"
             )
-        graph = numbered(nx.Graph(nx.margulis_gabber_galil_graph(m)))
+        graph = number_nodes(nx.Graph(nx.margulis_gabber_galil_graph(m)))
         graph.remove_edges_from(list(nx.selfloop_edges(graph)))
         return graph
 
@@ -177,15 +184,16 @@ Numbering = Literal["relaysgd"]
 
 
 def binary_tree(nodes: int, numbering: Numbering | None) -> nx.Graph:
-    """Node i below node (i - 1) // 2, or below i // 2 as in RelaySGD's code."""
-    require(numbering in (None, *get_args(Numbering)), "graph.topology.numbering", f"'{numbering}'", "relaysgd, or null")
+    """A binary tree in which node i is a child of node (i - 1) // 2, or of node i // 2 as in RelaySGD's code."""
+    allowed = (None, *get_args(Numbering))
+    require(numbering in allowed, "graph.topology.numbering", f"'{numbering}'", "relaysgd, or null")
     graph, first = nx.empty_graph(nodes), numbering is None
     graph.add_edges_from(((i - first) // 2, i) for i in range(1, nodes))
     return graph
 
 
 def levels(nodes: int) -> np.ndarray:
-    """Positions [nodes, 2] of a binary tree, its root at the top."""
+    """Positions [nodes, 2] of a binary tree with its root at the top."""
     depth = np.array([(i + 1).bit_length() - 1 for i in range(nodes)])
     place = np.arange(nodes) + 1 - 2**depth
     return np.stack([(place + 0.5) / 2**depth, -depth / max(1, depth[-1])], axis=1)
@@ -193,11 +201,12 @@ def levels(nodes: int) -> np.ndarray:
 
 @dataclass
 class BinaryTree(Topology):
-    """A binary tree. RelaySGD takes it.
+    """A binary tree, on which RelaySGD can run.
 
     Args:
-        numbering: null: node 0 is the root, node i is joined to 2i + 1 and 2i + 2. relaysgd, as in that rule's code: node 1 is
-            the root, node i is joined to 2i and 2i + 1, and node 0 to the root alone; 16 nodes have a diameter of 6, not 7.
+        numbering: null: node 0 is the root, and node i is joined to 2i + 1 and 2i + 2. relaysgd, as in that rule's
+            code: node 1 is the root, node i is joined to 2i and 2i + 1, and node 0 to the root only; on 16 nodes the
+            diameter is then 6 instead of 7.
     """
 
     numbering: Numbering | None = None
@@ -213,29 +222,30 @@ class BinaryTree(Topology):
 
 @dataclass
 class SpanningTree(OfAnother):
-    """Edges of another graph that join all its nodes without a circle: the ways from its centre, breadth first. RelaySGD takes
-    it.
+    """A spanning tree of another graph, found by breadth-first search from its centre; RelaySGD can run on it.
 
     Args:
-        base: the graph, static and undirected.
+        base: the graph, which is static and undirected.
     """
 
     base: Topology = field(default_factory=Ring)
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        graph = self.connected(nodes, seed)
+        graph = self.base_of(nodes, seed)
         return nx.Graph(nx.bfs_edges(graph, min(nx.center(graph)), sort_neighbors=sorted)) if nodes > 1 else graph
 
 
 @dataclass
 class DoubleBinaryTrees(OnCircle):
-    """A binary tree and its mirror image (node i as n - 1 - i) together, so that inner nodes of one are leaves in the other.
+    """A binary tree and its mirror image (node i becomes n - 1 - i) together; inner nodes of one are leaves of the
+    other.
 
-    It is no tree itself, so RelaySGD does not take it, but `BinaryTree`. RelaySGD's code sends every second parameter over one
-    tree and the rest over the other; here all go over all edges. Source: Sanders, Speck and Träff, Parallel Computing 2009.
+    The union is not a tree, so RelaySGD needs `BinaryTree` instead. RelaySGD's code sends every second parameter over
+    one tree and the rest over the other; in this project all parameters go over all edges. Source: Sanders, Speck and
+    Träff, Parallel Computing 2009.
 
     Args:
-        numbering: of the tree, as for `BinaryTree`.
+        numbering: numbering of the tree, as for `BinaryTree`.
     """
 
     numbering: Numbering | None = None
@@ -247,19 +257,20 @@ class DoubleBinaryTrees(OnCircle):
 
 @dataclass
 class Social15(Topology):
-    """Marriages of 15 Florentine families (Breiger and Pattison, 1986); nodes in alphabetical order of the families."""
+    """Marriages between 15 Florentine families, in alphabetical order (Breiger and Pattison, 1986)."""
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        exactly(nodes, 15, "Social15")
-        return numbered(nx.florentine_families_graph())
+        require_nodes(nodes, 15, "Social15")
+        return number_nodes(nx.florentine_families_graph())
 
 
 @dataclass
 class Social32(Topology):
-    """Who came to which event (Davis, 1941): nodes 0-17 are the women, in networkx's order, 18-31 the events 1-14."""
+    """Women and the events that they came to (Davis, 1941): nodes 0-17 are the women in networkx's order, nodes 18-31
+    the events 1-14."""
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        exactly(nodes, 32, "Social32")
+        require_nodes(nodes, 32, "Social32")
         davis = nx.davis_southern_women_graph()
         names = davis.graph["top"] + davis.graph["bottom"]
         return nx.relabel_nodes(davis, {name: i for i, name in enumerate(names)})
@@ -267,19 +278,20 @@ class Social32(Topology):
 
 @dataclass
 class Karate34(Topology):
-    """Who met whom outside a karate club of 34 members (Zachary, 1977), unweighted; 0 is the teacher, 33 the president."""
+    """The 34 members of a karate club, joined where two met outside it (Zachary, 1977), without weights; node 0 is the
+    teacher, and node 33 the president."""
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        exactly(nodes, 34, "Karate34")
+        require_nodes(nodes, 34, "Karate34")
         return nx.karate_club_graph()
 
 
 @dataclass
 class Petersen10(Topology):
-    """The Petersen graph: 10 nodes of degree 3, every two at most two edges apart."""
+    """The Petersen graph: 10 nodes of degree 3, diameter 2."""
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        exactly(nodes, 10, "Petersen10")
+        require_nodes(nodes, 10, "Petersen10")
         return nx.petersen_graph()
 
     def positions(self, nodes: int) -> np.ndarray:
@@ -291,5 +303,5 @@ class Dyck32(OnCircle):
     """The Dyck graph: 32 nodes of degree 3, bipartite, diameter 5."""
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
-        exactly(nodes, 32, "Dyck32")
+        require_nodes(nodes, 32, "Dyck32")
         return nx.LCF_graph(32, [5, -5, 13, -13], 8)

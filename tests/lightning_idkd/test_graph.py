@@ -262,7 +262,7 @@ def test_periodic_graphs_may_be_disconnected_at_a_step_but_not_over_a_period():
         (
             lambda: Graph(Torus(3, 3), 14),
             "graph.topology: a torus of 3 x 3 has 9 nodes, but graph.nodes is 14; "
-            "allowed: none, 14 has no two factors of at least 3",
+            "allowed: none, 14 is not a product of two numbers of at least 3",
         ),
         (
             lambda: Torus(2, 8),

@@ -143,7 +143,7 @@ class TestMistakes:
             (["--distillation.logit_adjustment", "1"], ["Did you mean 'distillation.tuning.logit_adjustment'?"]),
             (
                 ["--train.epochs", "1", "--distillation.start", "5"],
-                ["distillation.start: 5 is no start within the only epoch (train.epochs is 1); allowed: a fraction from 0 to"],
+                ["distillation.start: 5 is not the only epoch (train.epochs is 1); allowed: a fraction from 0 to"],
             ),
             (extra(Scored, score="Energi"), ["callbacks.score: there is no class 'Energi'", "Did you mean 'Energy'? Allowed: "]),
             (["--calibration.score", f"{__name__}.NoScore"], ["there is no class 'test_mistakes.NoScore' of this", "MaxLogit"]),

@@ -540,15 +540,15 @@ class Apart(topologies.Topology):
         ),
         (
             lambda: Graph(Hypercube(), 12),
-            "graph.topology: Hypercube has a power of two nodes, but graph.nodes is 12; nearest: 8, 16",
+            "graph.topology: the number of nodes of Hypercube is a power of two, but graph.nodes is 12; nearest: 8, 16",
         ),
         (
             lambda: Graph(HypercubeOnePeer(), 12),
-            "graph.topology: HypercubeOnePeer has a power of two nodes, but graph.nodes is 12; nearest: 8, 16",
+            "graph.topology: the number of nodes of HypercubeOnePeer is a power of two, but graph.nodes is 12; nearest: 8, 16",
         ),
         (
             lambda: Graph(Margulis(), 12),
-            "graph.topology: Margulis has a square number of nodes, but graph.nodes is 12; nearest: 9, 16",
+            "graph.topology: the number of nodes of Margulis is a square, but graph.nodes is 12; nearest: 9, 16",
         ),
         (lambda: Graph(Petersen10(), 16), "graph.topology: Petersen10 has 10 nodes, but graph.nodes is 16; allowed: 10"),
         (lambda: Graph(Dyck32(), 16), "graph.topology: Dyck32 has 32 nodes, but graph.nodes is 16; allowed: 32"),
