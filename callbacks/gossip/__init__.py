@@ -1,4 +1,4 @@
-"""Decentralised optimisers: one rule a class, the paper's algebra on the rows."""
+"""Decentralised optimisers: each class is one rule, written as its paper's algebra on the rows of ``X``."""
 
 from callbacks.gossip.bias_correction import D2, EDM
 from callbacks.gossip.compressed import AdaGossip, ChocoSGD

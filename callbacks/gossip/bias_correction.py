@@ -1,4 +1,4 @@
-"""Exact diffusion: each step takes back what the last one's mixing left of a node's own bias."""
+"""Exact diffusion: each step corrects the bias that different local data caused in the step before."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from lightning_idkd.errors import UserError
 
 
 class D2(LocalStep):
-    """X+ <- W (2 X - X_old - lr D + lr_old D_old), D2 (Tang et al., ICML 2018, Alg. 1), written as exact diffusion (Yuan et al.,
-    2019): Psi = X - lr D, X+ = W (Psi + X - Psi_old), so that a momentum goes into Psi (as in Vogels et al., NeurIPS 2021).
+    """D2 (Tang et al., ICML 2018, Alg. 1): X+ <- W (2 X - X_old - lr D + lr_old D_old), written as exact diffusion
+    (Yuan et al., 2019): Psi = X - lr D, X+ <- W (Psi + X - Psi_old), with momentum inside Psi (as in Vogels et al.,
+    NeurIPS 2021).
 
-    What is taken back has the learning rate of the step before, as in RelaySGD's code, so nodes are thrown apart for some steps
-    where it drops.
+    The correction contains the learning rate of the previous step, as in RelaySGD's code. Therefore nodes move apart
+    for some steps after the learning rate drops.
 
     Args:
         momentum: Factor of the local momentum; 0 for none.
@@ -28,7 +29,7 @@ class D2(LocalStep):
 
     def check(self, graph) -> None:
         super().check(graph)
-        eigenvalues_above(-1 / 3, self, graph)
+        require_eigenvalues_above(-1 / 3, self, graph)
 
     def update(self, X, G, state, ctx):
         Psi = X - ctx.lr * self.direction(X, G, state)
@@ -52,27 +53,27 @@ class EDM(D2):
         return super().accelerate((1 - self.momentum) * D, state)
 
 
-def static(rule: Gossip, graph) -> None:
-    """Refuse a graph that changes: what ``rule`` takes back or makes up for is what this graph's weights did a step before."""
+def require_static(rule: Gossip, graph) -> None:
+    """Refuses a graph that changes, since ``rule`` corrects what the same weights did in the step before."""
     if graph.period != 1:
-        raise UserError(f"gossip: {type(rule).__name__} takes static graphs, and graph.topology {graph.name} changes")
+        raise UserError(f"gossip: {type(rule).__name__} takes static graphs, but graph.topology {graph.name} changes")
 
 
-def undirected(rule: Gossip, graph, why: str = "") -> None:
-    """Refuse a directed graph."""
+def require_undirected(rule: Gossip, graph, why: str = "") -> None:
+    """Refuses a directed graph; ``why`` is appended to what the rule takes."""
     if graph.topology.directed:
         name = type(rule).__name__
-        raise UserError(f"gossip: {name} takes undirected graphs{why}, and graph.topology {graph.name} is directed")
+        raise UserError(f"gossip: {name} takes undirected graphs{why}, but graph.topology {graph.name} is directed")
 
 
-def eigenvalues_above(least: float, rule: Gossip, graph) -> None:
-    """Refuse a graph on which differences between nodes would not die out under ``rule``: one with smaller eigenvalues."""
+def require_eigenvalues_above(least: float, rule: Gossip, graph) -> None:
+    """Refuses eigenvalues of ``least`` or less, with which differences between nodes would not decay."""
     name = type(rule).__name__
-    static(rule, graph)
-    undirected(rule, graph)
+    require_static(rule, graph)
+    require_undirected(rule, graph)
     smallest = graph.smallest_eigenvalue()
     if smallest < least + 1e-9:
         raise UserError(
-            f"gossip: {name} takes mixing weights whose eigenvalues lie above {least:.4f}, and the smallest of this "
+            f"gossip: {name} takes mixing weights whose eigenvalues lie above {least:.4f}, but the smallest of this "
             f"{graph.name} is {smallest:.4f}; set graph.weights: lazy"
         )

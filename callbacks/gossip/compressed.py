@@ -1,8 +1,8 @@
-"""Gossip of compressed differences, whose errors are made up for later."""
+"""Gossip of compressed differences; later messages correct the error of the compression."""
 
 from __future__ import annotations
 
-from callbacks.gossip.bias_correction import static
+from callbacks.gossip.bias_correction import require_static
 from callbacks.gossip.dsgd import LocalStep
 from lightning_idkd.callback import Compression
 from lightning_idkd.errors import require
@@ -11,19 +11,20 @@ from lightning_idkd.errors import require
 class ChocoSGD(LocalStep):
     """CHOCO-SGD (Koloskova et al., ICML 2019, Alg. 2; with momentum as in their ICLR 2020 paper).
 
-    All know a replica H of every node's row, to which a step adds the compressed Q of what the row has gone ahead of it; rows
-    move by gamma (W H - H). A node keeps W H instead of its neighbours' replicas. These start at zero as in the paper, so that
-    the first steps pull rows towards it if gamma is large. Final gossip is not compressed.
+    Each node's row has a replica H that its neighbours know too. A step compresses the difference between row and
+    replica to Q, adds Q to H, and moves the row by gamma (W H - H). A node stores W H instead of its neighbours'
+    replicas. Replicas start at zero as in the paper, so a large gamma pulls rows towards zero in the first steps. Final
+    gossip is not compressed.
 
     Args:
-        compression: TopK, RandomK, Sign, QSGD, a class of yours, or null, which with a gamma of 1 gives DSGD.
-        gamma: Consensus step size, above 0 to 1; the stronger the compression, the smaller.
+        compression: TopK, RandomK, Sign, QSGD or a class of yours; null for none, which with a gamma of 1 gives DSGD.
+        gamma: Consensus step size, above 0 to 1; stronger compression needs a smaller one.
         momentum: Factor of the local momentum; 0 for none.
         nesterov: Step along D + momentum * M instead of M.
         weight_decay: L2 coefficient added to the gradient.
     """
 
-    columnwise = False  # compression looks at whole rows
+    columnwise = False  # a compression needs whole rows
     every_step = True
 
     def __init__(self, compression: Compression | None = None, gamma: float = 1.0, momentum: float = 0.0,
@@ -35,7 +36,7 @@ class ChocoSGD(LocalStep):
 
     def check(self, graph) -> None:
         super().check(graph)
-        static(self, graph)  # nodes know their neighbours by all that these have sent
+        require_static(self, graph)  # a replica is the sum of all that its node has sent to the same neighbours
 
     def update(self, X, G, state, ctx):
         half = X - ctx.lr * self.direction(X, G, state)
@@ -46,16 +47,18 @@ class ChocoSGD(LocalStep):
         return half + self.towards(state.WH - state.H, state, ctx)
 
     def towards(self, R, state, ctx):
-        """The step of the rows along the gossip ``R`` [n, P]."""
+        """Returns the consensus step of the rows, given ``R`` = W H - H [n, P]."""
         return self.gamma * R
 
 
 class AdaGossip(ChocoSGD):
-    """CHOCO-SGD whose consensus step shrinks where much is to be moved: R gamma / sqrt(V), V a running mean of R squared, R = W H
-    - H (AdaG-SGD, Aketi et al., arXiv 2404.05919; V corrected for its start and the step at most R, as in the authors' code).
+    """CHOCO-SGD whose consensus step is smaller where rows still differ much: gamma R / sqrt(V), where R = W H - H and
+    V is a running mean of R squared (AdaG-SGD, Aketi et al., arXiv 2404.05919).
+
+    As in the authors' code, V is corrected for its start at zero, and the step is at most R.
 
     Args:
-        compression: TopK, RandomK, Sign, QSGD, a class of yours, or null.
+        compression: TopK, RandomK, Sign, QSGD or a class of yours; null for none.
         gamma: Consensus step size, above 0 to 1.
         beta: Factor of the running mean, 0 to below 1.
         momentum: Factor of the local momentum; 0 for none.

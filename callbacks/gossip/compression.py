@@ -1,4 +1,4 @@
-"""What a node sends instead of a whole vector."""
+"""Compressions of the vector that a node sends."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ class _Sparse(Compression):
         require(0 < ratio <= 1, "gossip.compression.ratio", ratio, "above 0 to 1, the share of the values that is sent")
         self.ratio = ratio
 
-    def kept(self, T) -> int:
-        """k, how many values are sent."""
-        return max(1, math.ceil(self.ratio * T.shape[1] - 1e-9))  # in binary 0.1 * 30 is more than 3
+    def count(self, T) -> int:
+        """Returns k, the number of values that are sent per row."""
+        return max(1, math.ceil(self.ratio * T.shape[1] - 1e-9))  # in floating point 0.1 * 30 is more than 3
 
     @abstractmethod
-    def choice(self, T, ctx):
-        """What values are ranked by [n, P]."""
+    def rank(self, T, ctx):
+        """Returns [n, P]; the values of ``T`` are sent where it is largest."""
 
     def __call__(self, T, ctx):
         import torch
 
-        index = self.choice(T, ctx).topk(self.kept(T), dim=1).indices
+        index = self.rank(T, ctx).topk(self.count(T), dim=1).indices
         return torch.zeros_like(T).scatter_(1, index, T.gather(1, index))
 
 
 class TopK(_Sparse):
-    """The k values of largest size, each with a 4-byte index (Alistarh et al., NeurIPS 2018).
+    """Sends the k values of largest magnitude, each with a 4-byte index (Alistarh et al., NeurIPS 2018).
 
     Args:
         ratio: Share of the values that is sent, above 0 to 1; k is rounded up.
     """
 
-    def choice(self, T, ctx):
+    def rank(self, T, ctx):
         return T.abs()
 
     def size(self, T):
-        return self.kept(T) * (T.element_size() + 4)
+        return self.count(T) * (T.element_size() + 4)
 
 
 class RandomK(_Sparse):
-    """k values at random places, not scaled up; no index is sent, since the receiver draws the same ones (Stich et al., NeurIPS
-    2018).
+    """Sends k values at random positions, without scaling them up (Stich et al., NeurIPS 2018). No index is sent, since
+    the receiver draws the same positions.
 
     Args:
         ratio: Share of the values that is sent, above 0 to 1; k is rounded up.
     """
 
-    def choice(self, T, ctx):
+    def rank(self, T, ctx):
         return ctx.uniform("random k", T.shape[1])
 
     def size(self, T):
-        return self.kept(T) * T.element_size()
+        return self.count(T) * T.element_size()
 
 
 class Sign(Compression):
-    """A bit a value, and the mean of their sizes (Karimireddy et al., ICML 2019)."""
+    """Sends one bit per value, its sign, and the mean magnitude of the values (Karimireddy et al., ICML 2019)."""
 
     def __call__(self, T, ctx):
         scale = T.abs().mean(1, keepdim=True)
@@ -70,11 +70,12 @@ class Sign(Compression):
 
 
 class QSGD(Compression):
-    """Values rounded at random to multiples of norm / s, scaled down so that the error is less than the vector (Alistarh et al.,
-    NeurIPS 2017; the factor of Koloskova et al., ICML 2019, Sec. 3.5). A value takes ceil(log2(2 s + 1)) bits.
+    """Rounds values at random to multiples of norm / s (Alistarh et al., NeurIPS 2017), and scales them down so that
+    the error is smaller than the vector (by the factor of Koloskova et al., ICML 2019, Sec. 3.5). A value takes
+    ceil(log2(2 s + 1)) bits.
 
     Args:
-        levels: s, levels above zero; 1 or more.
+        levels: s, the number of levels above zero; 1 or more.
     """
 
     def __init__(self, levels: int = 15):

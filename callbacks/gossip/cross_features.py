@@ -1,12 +1,12 @@
-"""Features of neighbours' models and data."""
+"""A loss on the features that neighbours' models and neighbours' data give."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 
-from callbacks.gossip.bias_correction import static, undirected
-from callbacks.gossip.cross_gradients import average, of_each
+from callbacks.gossip.bias_correction import require_static, require_undirected
+from callbacks.gossip.cross_gradients import evaluate_at_neighbours, mix_received
 from callbacks.gossip.dsgd import DSGD
 from callbacks.gossip.quasi_global import QGDSGDm
 from lightning_idkd.callback import Gossip
@@ -14,21 +14,23 @@ from lightning_idkd.errors import require
 
 
 class CCL(Gossip):
-    """Cross-feature contrastive loss (Aketi and Roy, WACV 2024, arXiv 2310.15890) on QG-DSGDm-N or DSGDm-N: draws a node's
-    features of its samples to those of its neighbours' models, and to the means of the samples' classes over their data too.
+    """Cross-feature contrastive loss (Aketi and Roy, WACV 2024, arXiv 2310.15890) on QG-DSGDm-N or DSGDm-N. It pulls
+    the features of a node's samples towards those that its neighbours' models give, and towards the class means of
+    features over the data of the node and its neighbours.
 
-    As in the authors' code, the loss gains ``lambda_m`` * sum over neighbours j of MSE(features, features of j's model on the
-    same batch) and ``lambda_d`` * MSE(features, mean of the sample's class), MSEs being means over samples and features. The
-    mean is over the node's own batch and those of its neighbours, which send back what its model makes of theirs as sums and
-    counts. Models are those that crossed in the last gossip, before averaging; a node's own features are of the average.
+    As in the authors' code, the loss gains ``lambda_m`` * sum over neighbours j of MSE(features, features of j's model
+    on the same batch) and ``lambda_d`` * MSE(features, mean of the sample's class). An MSE is a mean over samples and
+    features. The class mean is over the node's own batch and its neighbours' batches: neighbours evaluate the node's
+    model on their batches, and send back a sum and a count per class. Neighbours' models are those sent in the last
+    gossip, before averaging; the node's own features are those of its averaged model.
 
-    Unlike in that code, the quasi-global momentum is Lin et al.'s, and neighbours' models run in training mode as one's own. A
-    sample's class is its most probable label; distilled samples count as private ones do.
+    Unlike in that code, the quasi-global momentum is that of Lin et al., and neighbours' models run in training mode
+    like the node's own. The class of a sample is its most probable label; distilled samples count like private ones.
 
     Args:
         lambda_m: Weight of the model-variant loss.
         lambda_d: Weight of the data-variant loss; at 0 no class sums are sent.
-        quasi_global: QG-DSGDm(-N); otherwise DSGDm(-N).
+        quasi_global: Whether the momentum is quasi-global, as in QG-DSGDm(-N); false gives DSGDm(-N).
         momentum: Factor of the momentum.
         nesterov: Step along D + momentum * M instead of M.
         weight_decay: L2 coefficient added to the gradient.
@@ -44,13 +46,13 @@ class CCL(Gossip):
         require(0 <= lambda_d < math.inf, "gossip.lambda_d", lambda_d, "0 or more")
         self.rule = (QGDSGDm if quasi_global else DSGD)(momentum, nesterov, weight_decay)
         self.lambda_m, self.lambda_d, self.buffers = lambda_m, lambda_d, self.rule.buffers
-        self.edge_buffers = {"models": None} if lambda_m or lambda_d else {}  # as they crossed in the last gossip
+        self.edge_buffers = {"models": None} if lambda_m or lambda_d else {}  # as sent in the last gossip
         self.shares = "class sums of features" if lambda_d else ""
 
     def check(self, graph) -> None:
         super().check(graph)
-        undirected(self, graph, ", since features go back")
-        static(self, graph)
+        require_undirected(self, graph, ", since features are sent back")
+        require_static(self, graph)
 
     def update(self, X, G, state, ctx):
         if not self.edge_buffers:
@@ -61,15 +63,15 @@ class CCL(Gossip):
 
         def mix(half):
             state.models = ctx.swap(half[node])
-            return average(half, state.models, node, w)
+            return mix_received(half, state.models, node, w)
 
         G = G + self.gradient(X, models, node, ctx)
         return self.rule.update(X, G, state, dataclasses.replace(ctx, mix=mix))
 
     def gradient(self, X, models, node, ctx):
-        """Of both losses [n, P]."""
+        """Returns the gradient [n, P] of both losses."""
         own = ctx.features(X)
-        theirs = of_each(models, ctx.features, own, X, node, ctx)
+        theirs = evaluate_at_neighbours(models, ctx.features, own, X, node, ctx)
         V = self.lambda_m * own.new_zeros(own.shape).index_add(0, node, own[node] - theirs)
         if self.lambda_d:
             V = V + self.lambda_d * (own - self.class_means(own, theirs, node, ctx))
@@ -77,11 +79,11 @@ class CCL(Gossip):
 
     @staticmethod
     def class_means(own, theirs, node, ctx):
-        """Of every sample's class [n, B, F]."""
+        """Returns the mean features [n, B, F] of each sample's class."""
         from torch.nn.functional import one_hot, pad
 
         member = one_hot(ctx.targets.argmax(2), ctx.targets.shape[2]).to(own)  # [n, B, k]
-        sums = member.mT @ pad(own, (0, 1), value=1.0)  # [n, k, F + 1], the last column how many
+        sums = member.mT @ pad(own, (0, 1), value=1.0)  # [n, k, F + 1]; the last column counts samples
         back = member[node].mT @ pad(theirs, (0, 1), value=1.0)
         sums = sums.index_add(0, node, ctx.swap(back.flatten(1), kind="other").view_as(back))
         return member @ (sums[..., :-1] / sums[..., -1:].clamp(min=1))

@@ -10,7 +10,7 @@ from lightning_idkd.errors import require
 
 
 class LocalStep(Gossip):
-    """Base of rules whose local step is SGD's, with weight decay and (Nesterov) momentum.
+    """Base of rules with the local step of SGD, with weight decay and (Nesterov) momentum.
 
     Args:
         momentum: Factor of the local momentum; 0 for none.
@@ -25,11 +25,11 @@ class LocalStep(Gossip):
         self.buffers = ("M",) if momentum else ()
 
     def direction(self, X, G, state):
-        """The local step's direction [n, P]; moves the momentum."""
+        """Returns the direction [n, P] of the local step, and updates the momentum."""
         return self.accelerate(G + self.weight_decay * X, state)
 
     def accelerate(self, D, state):
-        """``D`` with (Nesterov) momentum, which it moves."""
+        """Adds (Nesterov) momentum to ``D`` [n, P], and updates the momentum."""
         if not self.momentum:
             return D
         state.M = self.momentum * state.M + D
@@ -37,8 +37,8 @@ class LocalStep(Gossip):
 
 
 class DSGD(LocalStep):
-    """Adapt, then combine: X <- W (X - lr D), with local (Nesterov) momentum (Lian et al., NeurIPS 2017, whose Alg. 1 combines
-    first: :class:`CombineThenAdapt`).
+    """Decentralised SGD that adapts, then combines: X <- W (X - lr D), with local (Nesterov) momentum (Lian et al.,
+    NeurIPS 2017; their Alg. 1 combines first, as CombineThenAdapt does).
 
     Args:
         momentum: Factor of the local momentum; 0 for none.
@@ -46,14 +46,15 @@ class DSGD(LocalStep):
         weight_decay: L2 coefficient added to the gradient.
     """
 
-    takes: ClassVar = ("doubly", "row")  # rows alone bias the mean, as epidemic learning accepts
+    takes: ClassVar = ("doubly", "row")  # rows alone summing to 1 bias the mean; epidemic learning accepts it
 
     def update(self, X, G, state, ctx):
         return self.combine(X - ctx.lr * self.direction(X, G, state), state, ctx)
 
 
 class CombineThenAdapt(DSGD):
-    """Combine, then adapt: X <- W X - lr D (the order of D-PSGD, Lian et al., NeurIPS 2017, Alg. 1).
+    """Decentralised SGD that combines, then adapts: X <- W X - lr D (the order of D-PSGD, Lian et al., NeurIPS 2017,
+    Alg. 1).
 
     Args:
         momentum: Factor of the local momentum; 0 for none.
@@ -66,7 +67,7 @@ class CombineThenAdapt(DSGD):
 
 
 class AllReduce(DSGD):
-    """Every node gets the exact mean after every step: synchronous centralised SGD, the upper bound.
+    """Sets every node to the exact mean after every step: synchronous centralised SGD, the upper bound.
 
     Args:
         momentum: Factor of the local momentum; 0 for none.
@@ -79,7 +80,7 @@ class AllReduce(DSGD):
 
 
 class Isolated(DSGD):
-    """Nodes never communicate: the lower bound.
+    """Trains every node alone, without communication: the lower bound.
 
     Args:
         momentum: Factor of the local momentum; 0 for none.

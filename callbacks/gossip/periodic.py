@@ -1,4 +1,4 @@
-"""Rules that do not do the same in every step."""
+"""Rules that communicate differently in some steps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lightning_idkd.errors import UserError, require
 
 
 class GossipPGA(DSGD):
-    """Gossip SGD with periodic global averaging (Chen et al., ICML 2021, Alg. 1): DSGD that every ``period`` steps takes the
-    exact mean over all nodes instead of a mixing.
+    """Gossip SGD with periodic global averaging (Chen et al., ICML 2021, Alg. 1): DSGD, but every ``period`` steps the
+    exact mean over all nodes replaces the mixing.
 
     Args:
-        period: The paper's H, steps from one global average to the next; 1 gives AllReduce.
+        period: The paper's H, the number of steps from one global average to the next; 1 gives AllReduce.
         momentum: Factor of the local momentum; 0 for none.
         nesterov: Step along D + momentum * M instead of M.
         weight_decay: L2 coefficient added to the gradient.
@@ -31,25 +31,27 @@ class GossipPGA(DSGD):
 
 
 class LocalSteps(Gossip):
-    """Any rule that only mixes, at every k-th step alone: in between it runs with W = I, and nothing is sent.
+    """Lets a rule mix in every k-th step only: in the other steps it runs with W = I, and nothing is sent.
 
-    Around AllReduce that is local SGD (Stich, ICLR 2019), around DSGD local decentralised SGD (Koloskova et al., ICML 2020).
+    Around AllReduce this is local SGD (Stich, ICLR 2019); around DSGD it is local decentralised SGD (Koloskova et al.,
+    ICML 2020).
 
     Args:
-        rule: The rule.
-        every: k, steps from one mixing to the next.
+        rule: The rule to run; it may only mix, not send other messages.
+        every: k, the number of steps from one mixing to the next.
     """
 
     def __init__(self, rule: Gossip, every: int = 2):
         require(every >= 1, "gossip.every", every, "1 or more")
         if rule.every_step or rule.edge_buffers:
-            raise UserError(f"gossip.rule: LocalSteps takes rules that may leave out a mixing, and {type(rule).__name__} may not")
+            name = type(rule).__name__
+            raise UserError(f"gossip.rule: LocalSteps takes rules that may skip a mixing, but {name} must mix in every step")
         self.rule, self.every = rule, every
         for hook in HOOKS:
             if hasattr(rule, hook):
                 setattr(self, hook, getattr(rule, hook))
 
-    every_step = True  # one around another would do no more than one alone
+    every_step = True  # LocalSteps around LocalSteps does no more than one of them
     buffers = property(lambda self: self.rule.buffers)
     columnwise = property(lambda self: self.rule.columnwise)
     shares = property(lambda self: self.rule.shares)
@@ -60,11 +62,11 @@ class LocalSteps(Gossip):
 
     def update(self, X, G, state, ctx):
         if (ctx.step + 1) % self.every:
-            ctx = dataclasses.replace(ctx, mix=alone, mean=alone, swap=self.refuse)
+            ctx = dataclasses.replace(ctx, mix=keep, mean=keep, swap=self.refuse)
         return self.rule.update(X, G, state, ctx)
 
     def refuse(self, M, **_):
-        """What a swap is where nothing is sent."""
+        """Raises a UserError: the rule swaps messages in a step in which nothing is sent."""
         raise UserError(f"gossip.rule: {type(self.rule).__name__} swaps messages, so it must set every_step = True")
 
     def combine(self, X, state, ctx):
@@ -77,6 +79,6 @@ class LocalSteps(Gossip):
         self.rule.load_state_dict(state)
 
 
-def alone(T, **_):
-    """A mixing without neighbours."""
+def keep(T, **_):
+    """Returns ``T`` unchanged, as a mixing with W = I."""
     return T

@@ -1,4 +1,4 @@
-"""Averages over directed edges, whose weights sum to 1 over what a node sends, not over what it receives."""
+"""Push-sum: averages over directed edges, with weights that sum to 1 over what a node sends."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from callbacks.gossip.dsgd import LocalStep
 class SGP(LocalStep):
     """Stochastic gradient push (Assran et al., ICML 2019, Alg. 1): push-sum, also on directed graphs that change.
 
-    Rows are the paper's de-biased z = x / w; x = w z and the push weight w, one more value a message, are mixed by weights
-    whose columns sum to 1. With doubly stochastic ones w stays 1, and it is DSGD. The consensus model is the mean of the z.
+    Rows are the paper's de-biased z = x / w. Weights whose columns sum to 1 mix x = w z and the push weight w, which is
+    one more value per message. With doubly stochastic weights w stays 1, and the rule is DSGD. The consensus model is
+    the mean of the z.
 
     Args:
         momentum: Factor of the local momentum; 0 for none.

@@ -9,7 +9,7 @@ from lightning_idkd.errors import require
 
 
 class QGDSGDm(Gossip):
-    """QG-DSGDm, and QG-DSGDm-N with ``nesterov`` (Lin et al., ICML 2021, Alg. 1; its beta = mu = ``momentum``).
+    """QG-DSGDm, and with ``nesterov`` QG-DSGDm-N (Lin et al., ICML 2021, Alg. 1, with its beta = mu = ``momentum``).
 
     Args:
         momentum: Factor of the quasi-global momentum.

@@ -1,4 +1,4 @@
-"""Relayed sums over a spanning tree."""
+"""Sums of models that nodes relay along a tree."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from lightning_idkd.errors import UserError
 class RelaySGD(DSGD):
     """RelaySGD with RelaySum/Model on a tree (Vogels et al., NeurIPS 2021, Alg. 1).
 
-    Each node sends over every edge the sum of its own model and of what came over its other edges, and divides what it
-    has by the number of models in it; once messages have crossed the tree that is the (delayed) average of all nodes.
+    Each node sends over every edge the sum of its own model and of the sums that it received over its other edges. Its
+    next model is the sum of its own model and everything it received, divided by the number of models in that sum. Once
+    messages have crossed the tree, this is the (delayed) average of all nodes.
 
-    Until then the authors' code, where it is not told to divide by counts, divides by n, with the common start for models that
-    have not come yet.
+    Until then the authors' code, unless its option to divide by counts is set, divides by n and uses the common initial
+    model for models that have not arrived.
 
     Args:
         momentum: Factor of the local momentum; 0 for none.
@@ -24,15 +25,15 @@ class RelaySGD(DSGD):
     """
 
     every_step = True
-    edge_buffers: ClassVar = {"R": None, "C": 1}  # the model sums that came last over each edge, and how many models they hold
+    edge_buffers: ClassVar = {"R": None, "C": 1}  # the last sum received over each edge, and the number of models in it
 
     def check(self, graph) -> None:
         super().check(graph)
         static = graph.period == 1 and not graph.topology.directed
-        if not static or len(graph.mixing(0).edges) != 2 * (graph.nodes - 1):  # connected it is anyway
+        if not static or len(graph.mixing(0).edges) != 2 * (graph.nodes - 1):  # every graph is connected
             raise UserError(
-                "gossip: RelaySGD takes a static tree, such as Chain or a SpanningTree of another graph, and graph.topology "
-                f"{graph.name} is none"
+                "gossip: RelaySGD takes a static tree, such as Chain or a SpanningTree of another graph, but "
+                f"graph.topology {graph.name} is not one"
             )
 
     def update(self, X, G, state, ctx):
@@ -42,7 +43,7 @@ class RelaySGD(DSGD):
         sender = X.new_tensor(ctx.edges[:, 0]).long()
         total = half.index_add(0, sender, state.R)
         models = X.new_ones(len(X), 1).index_add(0, sender, state.C)
-        message = torch.cat([total[sender] - state.R, models[sender] - state.C], 1)  # one an edge, its last value the count
+        message = torch.cat([total[sender] - state.R, models[sender] - state.C], 1)  # [e, P + 1]; the last is the count
         state.R, state.C = ctx.swap(message).split([X.shape[1], 1], 1)
         models = X.new_ones(len(X), 1).index_add(0, sender, state.C)
         return half.index_add(0, sender, state.R) / models

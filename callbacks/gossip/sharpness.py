@@ -1,4 +1,4 @@
-"""Sharpness-aware steps before the gossip."""
+"""Sharpness-aware local steps."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lightning_idkd.errors import require
 
 
 class SharpnessAwareDSGD(DSGD):
-    """DSGD with the gradient at the worst nearby point (SAM, Foret et al., ICLR 2021, Eq. 2; decentralised as in DFedSAM,
-    Shi et al., ICML 2023, with one local step).
+    """DSGD with the gradient at the worst nearby point (SAM, Foret et al., ICLR 2021, Eq. 2), decentralised as in
+    DFedSAM (Shi et al., ICML 2023) with one local step.
 
     Args:
-        rho: Radius of the neighbourhood.
+        rho: Radius within which the worst point is sought, above 0.
         momentum: Factor of the local momentum; 0 for none.
         nesterov: Step along D + momentum * M instead of M.
         weight_decay: L2 coefficient added to the gradient.

@@ -1,18 +1,18 @@
-"""Rules that follow what all nodes together would do: of gradients, of momenta, of whole updates."""
+"""Tracking: each node estimates the mean over all nodes of the gradients, the momenta or the whole updates."""
 
 from __future__ import annotations
 
-from callbacks.gossip.bias_correction import eigenvalues_above, static
+from callbacks.gossip.bias_correction import require_eigenvalues_above, require_static
 from callbacks.gossip.dsgd import LocalStep
 from lightning_idkd.errors import require
 
 
 class GradientTracking(LocalStep):
-    """Y <- W Y + D - D_old; X <- W (X - lr Y): the mean of Y is that of the gradients (Di Lorenzo and Scutari,
-    2016). Momentum accumulates Y. Two messages an edge and step.
+    """Gradient tracking (Di Lorenzo and Scutari, 2016): Y <- W Y + D - D_old; X <- W (X - lr Y), so that the mean of Y
+    is the mean of the gradients. Momentum accumulates Y. Each step sends two messages per edge.
 
-    Adapts, then combines, as in RelaySGD's code. Y is without the learning rate; there the steps themselves are tracked, which
-    differs only after lr has changed. :class:`MomentumTracking` combines first.
+    The rule adapts, then combines, as in RelaySGD's code. That code tracks whole steps, while Y does not contain the
+    learning rate; the two differ only after lr has changed. :class:`MomentumTracking` combines first.
 
     Args:
         momentum: Factor of the local momentum; 0 for none.
@@ -32,10 +32,11 @@ class GradientTracking(LocalStep):
 
 
 class MomentumTracking(LocalStep):
-    """Momentum tracking (Takezawa et al., TMLR 2023, Alg. 1): M <- momentum M + D; X <- W X - lr (M - C); C <- W (C - M) + M.
+    """Momentum tracking (Takezawa et al., TMLR 2023, Alg. 1): M <- momentum M + D; X <- W X - lr (M - C); C <- W (C -
+    M) + M.
 
-    Starts from M = C = 0; the authors' code starts both from D less its mean over all nodes, divided by 1 - momentum, for which
-    it needs an all-reduce, and then follows the same lines. Two messages an edge and step.
+    Each step sends two messages per edge. The rule starts from M = C = 0. The authors' code needs an all-reduce, since
+    it starts M and C from D minus its mean over all nodes, divided by 1 - momentum; after that it computes the same.
 
     Args:
         momentum: Factor of the momentum; 0 gives gradient tracking that combines first.
@@ -55,8 +56,8 @@ class MomentumTracking(LocalStep):
 
 
 class DecentLaM(LocalStep):
-    """DecentLaM (Yuan et al., ICCV 2021, Alg. 2): momentum accumulates (X - W (X - lr D)) / lr, the whole step of DSGD, so that
-    it adds nothing to DSGD's bias.
+    """DecentLaM (Yuan et al., ICCV 2021, Alg. 2): momentum accumulates (X - W (X - lr D)) / lr, the whole step of DSGD,
+    and therefore adds nothing to DSGD's bias.
 
     Args:
         momentum: Factor of the momentum; 0 gives DSGD.
@@ -70,7 +71,7 @@ class DecentLaM(LocalStep):
 
     def check(self, graph) -> None:
         super().check(graph)
-        static(self, graph)
+        require_static(self, graph)
 
     def update(self, X, G, state, ctx):
         D = (X - ctx.mix(X - ctx.lr * (G + self.weight_decay * X))) / ctx.lr
@@ -78,20 +79,22 @@ class DecentLaM(LocalStep):
 
 
 class GUT(LocalStep):
-    """Global update tracking (Aketi et al., NeurIPS 2023, Alg. 1), and QG-GUTm with ``momentum``; one message an edge and step.
+    """Global update tracking (Aketi et al., NeurIPS 2023, Alg. 1), and with ``momentum`` QG-GUTm. Each step sends one
+    message per edge.
 
-    Of x, the rows before mixing, a node tracks Delta = D - (W x - x) / lr. Its neighbours' models tell it their steps, so that
-    Y = Delta + scaling (W Y_old - (W x_old - x_old) / lr - Delta_old), and x <- x - lr Y. Momentum (heavy ball or Nesterov) runs
-    over Y, which holds the gossip, and is taken off the neighbours' steps again, as in the authors' code. Unlike there, the
-    gossip of Delta is divided by the lr of this step, not of the one before, and weights are those of the graph, not a ring's.
+    With x the rows before mixing, a node tracks Delta = D - (W x - x) / lr. It computes its neighbours' steps from the
+    models they send, so that Y = Delta + scaling (W Y_old - (W x_old - x_old) / lr - Delta_old), and x <- x - lr Y.
+    Momentum (heavy ball or Nesterov) accumulates Y, which includes the gossip, and is subtracted from the neighbours'
+    steps again, as in the authors' code. Unlike in that code, the gossip in Delta is divided by the lr of this step,
+    not of the previous one, and W is that of the graph, not of a ring.
 
     Args:
-        scaling: The paper's mu, how much of the tracked difference is added: 0 gives DSGD, whose bias shrinks by 1 - scaling;
-            below 1 - momentum.
+        scaling: The paper's mu, the factor of the tracked difference, from 0 (which gives DSGD) to below 1 - momentum;
+            it shrinks the bias of DSGD by a factor 1 - scaling.
         momentum: Factor of the momentum; 0 gives GUT.
         nesterov: Step along Y + momentum * M instead of M.
         weight_decay: L2 coefficient added to the gradient.
-        mixed: Rows are W x, so that gradients are taken there as in the authors' code; false: rows are x, as in Alg. 1.
+        mixed: Whether rows are W x, where the authors' code takes gradients; false: rows are x, as in Alg. 1.
     """
 
     every_step = True
@@ -101,15 +104,15 @@ class GUT(LocalStep):
         super().__init__(momentum, nesterov, weight_decay)
         require(0 <= scaling < 1 - momentum, "gossip.scaling", scaling, f"0 to below 1 - momentum, {1 - momentum:g}")
         self.scaling, self.mixed = scaling, mixed
-        self.buffers = (*self.buffers, "V", "C")  # W x - x, and the difference that is tracked
-        self.gossips = 1 + momentum + (momentum**2 if nesterov else 0)  # how much of V / lr a step holds
+        self.buffers = (*self.buffers, "V", "C")  # V = W x - x; C is the tracked difference
+        self.gossips = 1 + momentum + (momentum**2 if nesterov else 0)  # the factor of V / lr in a step
 
     def check(self, graph) -> None:
         super().check(graph)
-        # at which eigenvalue, without gradients, what nodes differ by along its eigenvector only changes sign in a step
+        # The bound is the eigenvalue along whose eigenvector a step without gradients only flips the differences' sign.
         kept = 1 - self.scaling * (self.gossips - 1)
         turned = 2 * (1 + self.momentum) / (1 + 2 * self.momentum * self.nesterov)
-        eigenvalues_above(max((kept - turned) / (kept + 2 * self.scaling), -1.0), self, graph)
+        require_eigenvalues_above(max((kept - turned) / (kept + 2 * self.scaling), -1.0), self, graph)
 
     def update(self, X, G, state, ctx):
         x, V, lr = (X - state.V if self.mixed else X), state.V, ctx.lr
@@ -117,6 +120,6 @@ class GUT(LocalStep):
         step = self.accelerate(Delta + self.scaling * state.C, state)
         x_new = x - lr * step
         mixed = ctx.mix(x_new)
-        told = (x + V - mixed) / lr  # W step, from the neighbours' models
-        state.V, state.C = mixed - x_new, told - self.gossips * V / lr - Delta
+        W_step = (x + V - mixed) / lr  # computed from the neighbours' models
+        state.V, state.C = mixed - x_new, W_step - self.gossips * V / lr - Delta
         return mixed if self.mixed else x_new

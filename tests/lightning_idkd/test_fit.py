@@ -183,7 +183,7 @@ class TestFiles:
 
     def test_a_rule_that_shares_more_than_parameters_says_so(self, fit, capsys):
         fit("--gossip", "NGC", "--distillation", "null", "--train.epochs", "1", "--train.final_gossip", "0")
-        assert re.search(r"^shares +gradients of their models$", capsys.readouterr().out, re.MULTILINE)
+        assert re.search(r"^shares +gradients of neighbours' models$", capsys.readouterr().out, re.MULTILINE)
         sent = json.loads((latest(fit.runs) / "summary.json").read_text())["communication"]
         assert sent["other_bytes"] == sent["parameter_bytes"] > 0
 

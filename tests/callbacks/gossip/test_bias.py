@@ -298,6 +298,6 @@ def test_scalings_that_feed_themselves_are_refused(arguments, below):
 def test_graphs_that_change_are_refused(rule):
     """What was mixed by the last step's weights would be taken back by this step's: nodes part, whatever each one's spectrum."""
     with pytest.raises(
-        UserError, match=rf"{type(rule).__name__} takes static graphs, and graph.topology HypercubeOnePeer changes"
+        UserError, match=rf"{type(rule).__name__} takes static graphs, but graph.topology HypercubeOnePeer changes"
     ):
         rule.check(Graph(HypercubeOnePeer(), 8, "lazy"))

@@ -66,7 +66,7 @@ def test_gradients_are_counted_as_other_bytes_and_said_to_be_shared(alpha):
     gradients = edges * 8 * P * (alpha > 0)
     sent = {"parameter_bytes": edges * 8 * P, "other_bytes": gradients, "label_bytes": 0}
     assert run.network.counts() == sent | {"messages": edges * (1 + (alpha > 0))}
-    assert rule.shares == ("gradients of their models" if alpha else "")
+    assert rule.shares == ("gradients of neighbours' models" if alpha else "")
 
 
 class Arrows(Topology):

@@ -70,11 +70,11 @@ def test_blocks_of_columns_are_the_whole(monkeypatch):
 
 
 @pytest.mark.parametrize(("optimizer", "arguments", "message"), [
-    ("torch.optim.LBFGS", {}, r"gossip.optimizer: torch.optim.LBFGS does not treat every parameter alike .*closure.*AdamW"),
-    ("torch.optim.Adafactor", {}, r"gossip.optimizer: torch.optim.Adafactor does not treat every parameter alike and alone;"),
+    ("torch.optim.LBFGS", {}, r"gossip.optimizer: torch.optim.LBFGS does not update every parameter .*closure.*AdamW"),
+    ("torch.optim.Adafactor", {}, r"gossip.optimizer: torch.optim.Adafactor does not update .* by the same rule;"),
     ("torch.optim.SparseAdam", {}, r"gossip.optimizer: torch.optim.SparseAdam .*dense"),
-    ("torch.optim.Adamm", {}, r"'torch.optim.Adamm' is no torch optimiser. Did you mean 'Adam'\?"),
-    ("torch.nn.Linear", {}, r"'torch.nn.Linear' is no torch optimiser"),
+    ("torch.optim.Adamm", {}, r"'torch.optim.Adamm' is not an optimiser of torch. Did you mean 'Adam'\?"),
+    ("torch.nn.Linear", {}, r"'torch.nn.Linear' is not an optimiser of torch"),
     ("no.where.Adam", {}, r"gossip.optimizer: cannot import 'no.where'"),
     ("Adam", {}, r"gossip.optimizer: cannot import ''.* give a path such as torch.optim.AdamW"),
     ("torch.optim.Adam", {"eps": -1}, r"gossip.arguments: torch.optim.Adam does not take \{'eps': -1\} \(Invalid epsilon"),
@@ -89,10 +89,10 @@ def test_what_cannot_be_a_local_step_is_refused(optimizer, arguments, message):
 def test_muon_is_refused():
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("this torch has none")
-    with pytest.raises(UserError, match="Muon does not treat every parameter alike and alone"):
+    with pytest.raises(UserError, match="Muon does not update every parameter by itself"):
         LocalOptimizer("torch.optim.Muon").check(GRAPHS["ring"])
 
 
 def test_a_learning_rate_of_its_own_is_refused():
-    with pytest.raises(UserError, match=r"gossip.arguments: lr is given here; the learning rate is train.lr"):
+    with pytest.raises(UserError, match=r"gossip.arguments: lr is given; the learning rate is train.lr"):
         LocalOptimizer("torch.optim.Adam", {"lr": 0.1})
