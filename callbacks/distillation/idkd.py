@@ -88,7 +88,7 @@ class VanillaKD(Distillation):
 
         if self.labels == "relayed" and run.store.distilled is not None:
             return [self.encoded(run, labels) for labels in run.store.distilled]
-        with run.stack.standing_on(self.teacher.rows(run)):
+        with run.stack.use_parameters(self.teacher.rows(run)):
             public = run.answers()
             chosen = self.select(run, public)
         return [

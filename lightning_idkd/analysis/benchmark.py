@@ -30,7 +30,8 @@ from lightning_idkd.machine import describe_machine
 from lightning_idkd.models import norms
 from lightning_idkd.models.formulas import evonorm_s0
 from lightning_idkd.network import Network
-from lightning_idkd.nodes.stack import WARM, NodeStack
+from lightning_idkd.nodes.engines import WARM_UP_CALLS
+from lightning_idkd.nodes.stack import NodeStack
 from lightning_idkd.records import report
 from lightning_idkd.training import memory
 from lightning_idkd.training.evaluation import measure
@@ -179,7 +180,7 @@ def in_turns(forms: dict[str, Form], rounds: int, device: torch.device) -> dict[
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     for form in forms.values():
         torch.set_num_threads(form.threads)
-        for _ in range(1 + WARM * (device.type == "cuda")):  # warms up
+        for _ in range(1 + WARM_UP_CALLS * (device.type == "cuda")):  # warms up
             form.step()
     steps = dict.fromkeys(forms, 1)
     for turn in range(rounds + 1):

@@ -62,12 +62,12 @@ def consensus(graph: Graph) -> str:
 
 def parameters(config: Config) -> tuple[int, str]:
     """Number of trained parameters of a node for 10 classes of such images, and what was counted in words."""
-    from lightning_idkd.nodes.layout import trained
+    from lightning_idkd.nodes.layout import trained_parameters
     from lightning_idkd.training.fit import node_maker
 
     channels, side = image_shape(config)
     node = node_maker(config, channels, side, 10)()
-    count = sum(p.numel() for p in trained(node).values())
+    count = sum(p.numel() for p in trained_parameters(node).values())
     kind = "parameters" if all(p.requires_grad for p in node.parameters()) else "trained parameters"
     return count, f"{count:,} {kind} of {type(config.node.network).__name__} for {channels}x{side}x{side}, 10 classes"
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_idkd.models import cpu_norms
 from lightning_idkd.models.formulas import again, by_channel, evonorm_s0, group_norm, over_group
-from lightning_idkd.models.vmap_layers import channelwise, kernels_for, nodewise
+from lightning_idkd.models.vmap_ops import channelwise, kernels_for, nodewise
 
 FEW = 2**17  # values of a tensor below which torch's own calls cost less than ours
 

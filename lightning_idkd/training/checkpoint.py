@@ -12,7 +12,7 @@ from lightning_idkd.errors import UserError
 from lightning_idkd.files import is_number, kind_of
 from lightning_idkd.labels import Labels
 from lightning_idkd.models import cpu_norms
-from lightning_idkd.nodes.stack import BATCHED
+from lightning_idkd.nodes.engines import BATCHED
 
 if TYPE_CHECKING:
     from lightning_idkd.callback import Run

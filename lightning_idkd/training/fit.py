@@ -183,7 +183,7 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
 
     from lightning_idkd.data.identity import listed
     from lightning_idkd.models import cpu_norms
-    from lightning_idkd.nodes.stack import BATCHED
+    from lightning_idkd.nodes.engines import BATCHED
 
     graph, store = run.network.graph, run.store
     engine = f"{run.stack.engine} on {run.fabric.device}, {run.network.world} x {torch.get_num_threads()} threads"

@@ -12,9 +12,9 @@ from lightning_idkd.config import Config
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph
-from lightning_idkd.nodes.layout import trained
+from lightning_idkd.nodes.engines import BATCHED
+from lightning_idkd.nodes.layout import trained_parameters
 from lightning_idkd.nodes.node import NodeModule
-from lightning_idkd.nodes.stack import BATCHED
 from lightning_idkd.records.report import size
 from lightning_idkd.training.orchestrator import block
 
@@ -39,7 +39,7 @@ def abreast(kept: int, rows: int, device: torch.device) -> int:
 
 def predict(config: Config, node: NodeModule, store: Store, graph: Graph, kept: int, processes: int = 1) -> dict[str, int]:
     """Bytes of every part at the peak, in the process with most rows; ``kept`` are those of a node's activations."""
-    parameters, rows = sum(p.numel() for p in trained(node).values()), -(-graph.nodes // processes)
+    parameters, rows = sum(p.numel() for p in trained_parameters(node).values()), -(-graph.nodes // processes)
     frozen = sum(p.numel() for p in node.parameters()) - parameters
     item, rule = (8 if config.run.precision == 64 else 4), config.gossip
     matrix, width = rows * parameters * item, lambda w: w or parameters

@@ -92,7 +92,7 @@ def main() -> None:
 
 def step() -> list[float]:
     """Losses and gradients of two nodes in one call, against one after the other in float64."""
-    from lightning_idkd.models import ResNet, cuda_kernels, norms, vmap_layers
+    from lightning_idkd.models import ResNet, cuda_kernels, norms, vmap_layers, vmap_ops
     from lightning_idkd.nodes.node import NodeModule
     from lightning_idkd.nodes.stack import NodeStack
 
@@ -100,8 +100,8 @@ def step() -> list[float]:
         used = []
 
         def kernels_for(x):
-            used.append(vmap_layers.batched(x))
-            return cuda_kernels if vmap_layers.batched(x) else None
+            used.append(vmap_ops.batched(x))
+            return cuda_kernels if vmap_ops.batched(x) else None
 
         vmap_layers.kernels_for = norms.kernels_for = kernels_for
     g = torch.Generator().manual_seed(1)

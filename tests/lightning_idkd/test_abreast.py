@@ -6,7 +6,8 @@ from torch import nn
 
 from lightning_idkd import NodeModule, NodeStack
 from lightning_idkd.models.norms import EvoNormQGM, EvoNormS0, GroupNorm
-from lightning_idkd.models.vmap_layers import MaxPool2d, channelwise
+from lightning_idkd.models.vmap_layers import MaxPool2d
+from lightning_idkd.models.vmap_ops import channelwise
 
 N, B, C, S = 3, 4, 16, 6
 LAYERS = {

@@ -255,7 +255,7 @@ def test_features_and_gradients_through_them_leave_everything_in_place(name, eng
 def test_nodes_stand_on_other_rows_for_a_while(name):
     s = spread(stack(name))
     before, other, x = snapshot(s), (s.X + 0.1).clone(), batch()[0]
-    with s.standing_on(other):
+    with s.use_parameters(other):
         assert torch.equal(s.X, other)
         assert_views(s)
         there = [run_network(module, [x[0]]).logits for module in s.modules]
@@ -264,10 +264,10 @@ def test_nodes_stand_on_other_rows_for_a_while(name):
     for i, logits in enumerate(there):
         with torch.no_grad():
             np.testing.assert_allclose(logits, s.model(other[i], {k: b[i] for k, b in s.buffers.items()})(x[0]), atol=1e-6)
-    with pytest.raises(KeyError), s.standing_on(other):
+    with pytest.raises(KeyError), s.use_parameters(other):
         raise KeyError
     assert same(s, before)
-    with s.standing_on(s.X):  # its own: changes inside are meant
+    with s.use_parameters(s.X):  # its own: changes inside are meant
         s.X.add_(1.0)
     assert torch.equal(s.X, before["X"] + 1.0)
 
@@ -382,7 +382,7 @@ def test_workers_give_the_bits_of_the_loop(name, workers, threads):
     assert all(torch.equal(b, parallel.buffers[k]) for k, b in loop.buffers.items())
     assert torch.get_num_threads() == workers
     shares = [N] if name is Drawing else [1, 2] if workers == 2 else [1, 1, 1]
-    assert [len(rows) for rows in parallel._split(range(N))] == shares
+    assert [len(rows) for rows in parallel._split_rows(range(N))] == shares
 
 
 @pytest.mark.parametrize("network", [Drawing, "group norm"])
@@ -467,8 +467,8 @@ def test_draws_from_the_global_generator_depend_on_seed_node_and_step_alone():
 def test_vmap_may_take_some_nodes_at_a_time(name, monkeypatch):
     together, apart = (spread(stack(name, "vmap")) for _ in range(2))
     apart.abreast = 2
-    calls, vmap = [], NodeStack._vmap
-    monkeypatch.setattr(NodeStack, "_vmap", lambda self, of, rows, *rest: calls.append(rows) or vmap(self, of, rows, *rest))
+    calls, vmap = [], NodeStack._run_vmap
+    monkeypatch.setattr(NodeStack, "_run_vmap", lambda self, f, rows, *rest: calls.append(rows) or vmap(self, f, rows, *rest))
     losses = [s.step(*batch(), 0) for s in (together, apart)]
     assert calls == [range(3), range(1), range(1, 3)]
     torch.testing.assert_close(*losses, rtol=1e-12, atol=1e-12)
@@ -532,7 +532,7 @@ def test_choosing_an_engine_measures_without_a_trace(network):
 def test_choosing_picks_the_fastest(monkeypatch):
     s = stack()
     cost = {("loop", 1): 5, ("loop", 2): 4, ("parallel", 2): 3.5, ("vmap", 1): 2, ("vmap", 2): 3}
-    monkeypatch.setattr(s, "_seconds", lambda *_: cost[s.engine, torch.get_num_threads()])
+    monkeypatch.setattr(s, "_time_step", lambda *_: cost[s.engine, torch.get_num_threads()])
     assert s.choose(*batch(), ENGINES, [1, 2]) == ("vmap", 1)
     assert (s.engine, torch.get_num_threads()) == ("vmap", 1)
     assert s.choose(*batch(), ["loop", "parallel"], [1, 2]) == ("parallel", 2)
@@ -598,7 +598,7 @@ def test_prediction_keeps_the_order_and_the_mode():
 def test_outputs_of_all_nodes_in_one_call_are_those_of_each():
     s = spread(stack("group norm"))
     batches = [batch(seed, n=1)[0][0] for seed in range(2)]
-    together = list(s._outputs(range(1, N), batches))
+    together = list(s._predict(range(1, N), batches))
     assert len(together) == N - 1
     for outputs, module in zip(together, s.modules[1:], strict=True):
         expected = run_network(module, batches)
@@ -612,7 +612,7 @@ def test_outputs_of_all_nodes_in_one_call_are_those_of_each():
 def test_networks_without_features_have_outputs_too():
     s = spread(stack(Drawing))
     [x] = batch(n=1)[0]
-    for outputs, module in zip(s._outputs(range(N), [x]), s.modules, strict=True):
+    for outputs, module in zip(s._predict(range(N), [x]), s.modules, strict=True):
         torch.testing.assert_close(outputs.logits, run_network(module, [x]).logits)
         assert outputs.features is None
         assert outputs.head is None
