@@ -24,7 +24,7 @@ def shades() -> Colormap:
     return LinearSegmentedColormap.from_list("shades", ["white", *dark])
 
 
-def on(background) -> str:
+def choose_text_colour(background) -> str:
     """Black or white, whichever reads better on a colour (r, g, b[, a]) in 0 to 1."""
     red, green, blue = background[:3]
     return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"

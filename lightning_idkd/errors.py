@@ -21,7 +21,7 @@ def require(right: bool, key: str, value: object, allowed: str) -> None:
         raise UserError(f"{key}: {value} given; allowed: {allowed}")
 
 
-def reason(error: Exception, folder: Path) -> str:
+def explain_write_error(error: Exception, folder: Path) -> str:
     """Why a file in ``folder`` could not be written, in words; torch raises a RuntimeError of its own where a disk is full."""
     if getattr(error, "strerror", None):
         return error.strerror
@@ -30,7 +30,7 @@ def reason(error: Exception, folder: Path) -> str:
     return str(error).splitlines()[0]
 
 
-def shaped(found: object, shape: Iterable[int], whose: str) -> Any:
+def require_shape(found: object, shape: Iterable[int], whose: str) -> Any:
     """``found``, refused where it is no tensor of this ``shape``; ``whose`` says whose it is, after the config key."""
     given = list(found.shape) if hasattr(found, "shape") else type(found).__name__
     if given != list(shape):

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning_idkd.errors import UserError, reason
+from lightning_idkd.errors import UserError, explain_write_error
 
 
 @contextlib.contextmanager
-def locked(folder: Path, taken: str) -> Iterator[None]:
+def lock_folder(folder: Path, taken: str) -> Iterator[None]:
     """Keep other processes away from ``folder``; a UserError that says ``taken`` where one is at work. The lock ends with the
     process at the latest."""
     with open(folder / ".lock", "a") as handle:
@@ -32,12 +32,13 @@ def write(path: Path, save: Callable[[Path], None]) -> None:
         save(part)
         os.replace(part, path)
     except (OSError, RuntimeError) as e:
-        raise UserError(f"run.dir: cannot write '{path}' ({reason(e, path.parent)}); what was there before is intact") from e
+        cause = explain_write_error(e, path.parent)
+        raise UserError(f"run.dir: cannot write '{path}' ({cause}); what was there before is intact") from e
     finally:
         part.unlink(missing_ok=True)
 
 
-def plain(value: Any, what: str) -> Any:
+def to_json(value: Any, what: str) -> Any:
     """``value`` as JSON has it: a number of torch or numpy becomes Python's, nan and inf become null.
 
     Raises:
@@ -47,16 +48,16 @@ def plain(value: Any, what: str) -> Any:
         for key in value:
             if not isinstance(key, (str, int)):
                 raise UserError(f"{what} has the key {key!r}, of type {type(key).__name__}; allowed: text")
-        return {key: plain(v, f"{what}[{key!r}]") for key, v in value.items()}
+        return {key: to_json(v, f"{what}[{key!r}]") for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v, f"{what}[{i}]") for i, v in enumerate(value)]
+        return [to_json(v, f"{what}[{i}]") for i, v in enumerate(value)]
     if is_number(value):
         value = value.item()
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    raise UserError(f"{what} is {kind_of(value)}; allowed: a number, text, true, false, null, or lists and dicts of these")
+    raise UserError(f"{what} is {describe_type(value)}; allowed: a number, text, true, false, null, or lists and dicts of these")
 
 
 def is_number(value: Any) -> bool:
@@ -64,7 +65,7 @@ def is_number(value: Any) -> bool:
     return getattr(value, "shape", None) == () and hasattr(value, "item")
 
 
-def kind_of(value: Any) -> str:
+def describe_type(value: Any) -> str:
     """What ``value`` is, in words."""
     shape = getattr(value, "shape", None)
     name = type(value).__name__

@@ -327,7 +327,7 @@ class Graph:
                 vmax=high if high > low else low + 1, **style
             )  # fmt: skip
             target.figure.colorbar(drawn, ax=target, shrink=0.8, label=meaning)
-            ink = [colours.on(rgb) for rgb in drawn.cmap(drawn.norm(colour))]
+            ink = [colours.choose_text_colour(rgb) for rgb in drawn.cmap(drawn.norm(colour))]
         for node in range(self.nodes):
             target.annotate(
                 str(node if labels is None else labels[node]),

@@ -23,7 +23,7 @@ from lightning_idkd.labels import Labels
 KINDS = ("parameter", "label", "other")
 
 
-def rows_of(nodes: int, world: int) -> list[range]:
+def assign_rows(nodes: int, world: int) -> list[range]:
     """The contiguous block of nodes every process holds."""
     cuts = [len(part) for part in np.array_split(np.arange(nodes), world)]
     ends = np.cumsum(cuts)
@@ -69,7 +69,7 @@ class Network:
 
     def __init__(self, graph: Graph, rank: int = 0, world: int = 1):
         self.graph, self.rank, self.world = graph, rank, world
-        self.blocks = rows_of(graph.nodes, world)
+        self.blocks = assign_rows(graph.nodes, world)
         self.rows = self.blocks[rank]
         self._routes: Routes | None = None  # of the step last asked for
         self._weights: tuple[Mixing, Tensor] | None = None  # W of the step last asked for, where all of it was

@@ -66,16 +66,16 @@ def permutations(sizes: Tensor, seed: int, purpose: str, *counters: Tensor) -> l
     return list(index[order].split(sizes.tolist()))
 
 
-def seed_of(seed: int, purpose: str, *counters: int) -> int:
+def derive_seed(seed: int, purpose: str, *counters: int) -> int:
     """A seed for code that has a generator of its own (numpy, weight initialisation)."""
     return int(_shift(bits(seed, purpose, *counters), 1))
 
 
 @contextmanager
-def forked(seed: int, purpose: str, *counters: int) -> Iterator[None]:
+def fork_generators(seed: int, purpose: str, *counters: int) -> Iterator[None]:
     """Code inside draws from the global generators, seeded from the hash; outside they are as before."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed_of(seed, purpose, *counters))
+        torch.manual_seed(derive_seed(seed, purpose, *counters))
         yield
 
 

@@ -21,7 +21,7 @@ from lightning_idkd.config.resolved import TRAINED, difference
 from lightning_idkd.data.identity import by_name, changed, listed, notes
 from lightning_idkd.data.images import Images
 from lightning_idkd.errors import UserError, require
-from lightning_idkd.files import plain, write
+from lightning_idkd.files import to_json, write
 from lightning_idkd.graph import Graph
 from lightning_idkd.labels import Outputs
 from lightning_idkd.nodes.node import NodeModule
@@ -267,7 +267,7 @@ def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
     for key in consensus:
         result[key] = over_nodes(torch.tensor([n[key] for n in nodes], dtype=torch.float64)) | {"consensus": consensus[key]}
     if per_class:
-        result["per_class"] = plain(by_class(torch.stack(confusion), run.describe()["classes"]), "evaluate")
+        result["per_class"] = to_json(by_class(torch.stack(confusion), run.describe()["classes"]), "evaluate")
     return result
 
 

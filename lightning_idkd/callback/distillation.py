@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from lightning_idkd.callback.hooks import Callback
-from lightning_idkd.errors import UserError, did_you_mean, shaped
+from lightning_idkd.errors import UserError, did_you_mean, require_shape
 from lightning_idkd.labels import FineTuning
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Aggregation(ABC):
             votes[v, position] = 1.0 if labels.weights is None else labels.weights.to(votes)
         method = f"distillation.aggregation: {type(self).__name__}.combine"
         combined = self.combine(probabilities, votes, list(received))
-        combined = shaped(combined, probabilities.shape[1:], f"{method} returns")
+        combined = require_shape(combined, probabilities.shape[1:], f"{method} returns")
         if not (combined >= 0).all():
             raise UserError(f"{method} returns labels that are negative or not numbers; allowed: probabilities")
         return Labels(index, combined)

@@ -15,7 +15,7 @@ from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichle
 from lightning_idkd.data.source import Source
 from lightning_idkd.errors import UserError, require
 from lightning_idkd.graph import Graph, Weights
-from lightning_idkd.machine import cores
+from lightning_idkd.machine import count_cores
 from lightning_idkd.models import CNN, Architecture
 from lightning_idkd.schedule import Schedule, Step
 from lightning_idkd.topologies import Ring, Topology
@@ -244,7 +244,8 @@ class Config:
             raise UserError(
                 f"run.devices: {self.run.devices} processes have no rows to share; allowed: 1 to graph.nodes, {self.graph.nodes}"
             )
-        require((self.run.threads or 1) <= cores(), "run.threads", self.run.threads, f"1 to {cores()}, the cores here, or null")
+        cores = count_cores()
+        require((self.run.threads or 1) <= cores, "run.threads", self.run.threads, f"1 to {cores}, the cores here, or null")
         self.data.private.check("data.private")
         if self.data.public is not None:
             self.data.public.check("data.public")

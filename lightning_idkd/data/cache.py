@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from lightning_idkd.data.images import Images
-from lightning_idkd.errors import reason
+from lightning_idkd.errors import explain_write_error
 from lightning_idkd.machine import cache_folder
 
 FORMAT = 3  # raise it when decoding changes: files of another format are not used
@@ -64,5 +64,5 @@ def _save(images: Images, file: Path) -> None:
         logging.getLogger(__name__).warning(
             "decoded images are not kept for the next run: cannot write to %s (%s); set IDKD_CACHE to another folder",
             file.parent,
-            reason(error, file.parent),
+            explain_write_error(error, file.parent),
         )

@@ -32,7 +32,7 @@ SIGNATURES = {
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def load_library() -> ctypes.CDLL | None:
     """The library, from the cache or compiled now; None where it cannot be made."""
     compiler = shlex.split(os.environ.get("CC", "")) or [c for c in ("cc", "gcc", "clang") if shutil.which(c)][:1]
     with contextlib.suppress(OSError, RuntimeError, UserError):  # no source, no home, a cache that cannot be written, ...
@@ -48,9 +48,9 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
-def by(device: torch.device) -> str:
+def name_backend(device: torch.device) -> str:
     """Who computes the norms: this library, on a CPU where it can be made, or torch."""
-    return "C" if device.type == "cpu" and library() is not None else "torch"
+    return "C" if device.type == "cpu" and load_library() is not None else "torch"
 
 
 def _make(compiler: list[str], threads: str | None, path: Path) -> None:
@@ -87,9 +87,9 @@ def _open(path: Path) -> ctypes.CDLL:
     return found
 
 
-def takes(x: Tensor, groups: int, *parameters: Tensor, shortcut: Tensor | None = None) -> bool:
+def supports(x: Tensor, groups: int, *parameters: Tensor, shortcut: Tensor | None = None) -> bool:
     """Whether the library treats images like ``x`` [B, C, H, W], with ``parameters`` [C] and a ``shortcut`` like ``x``."""
-    if type(x) is not Tensor or x.dim() != 4 or traced():
+    if type(x) is not Tensor or x.dim() != 4 or is_traced():
         return False
     channels = x.shape[1]
     group = channels // groups
@@ -100,11 +100,11 @@ def takes(x: Tensor, groups: int, *parameters: Tensor, shortcut: Tensor | None =
         and (shortcut is None or shortcut.shape == x.shape)
         and channels % LANES == 0
         and (LANES % group == 0 or group % LANES == 0)
-        and library() is not None
+        and load_library() is not None
     )
 
 
-def traced() -> bool:
+def is_traced() -> bool:
     """Whether tensors are not what they seem: inside ``torch.compile``, or a transform of ``torch.func``."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
@@ -126,7 +126,7 @@ def evonorm_forward(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: i
     """Result, and mean and 1 / deviation [B, C] of every channel's group."""
     [x], (v, gamma, beta) = _images(x), (v.contiguous(), gamma.contiguous(), beta.contiguous())
     y, mean, rstd = torch.empty_like(x), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
-    library().evonorm_forward(*_pointers(x, v, gamma, beta, y, mean, rstd), *_shape(x, groups), eps)
+    load_library().evonorm_forward(*_pointers(x, v, gamma, beta, y, mean, rstd), *_shape(x, groups), eps)
     return y, mean, rstd
 
 
@@ -135,7 +135,7 @@ def evonorm_backward(g: Tensor, x: Tensor, v: Tensor, gamma: Tensor, mean: Tenso
     """Gradients by ``x``, ``v``, ``gamma`` and ``beta``."""
     (g, x), v, gamma = _images(g, x), v.contiguous(), gamma.contiguous()
     dx, sums = torch.empty_like(x), x.new_empty(3, *x.shape[:2])
-    library().evonorm_backward(*_pointers(g, x, v, gamma, mean, rstd, dx, *sums), *_shape(x, groups))
+    load_library().evonorm_backward(*_pointers(g, x, v, gamma, mean, rstd, dx, *sums), *_shape(x, groups))
     return dx, *sums.sum(1)
 
 
@@ -146,7 +146,7 @@ def group_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor 
     if shortcut is not None:
         [shortcut] = _images(shortcut)
     y, mean, rstd = torch.empty_like(x), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
-    library().group_norm_forward(*_pointers(x, gamma, beta, shortcut, y, mean, rstd), *_shape(x, groups), relu, eps)
+    load_library().group_norm_forward(*_pointers(x, gamma, beta, shortcut, y, mean, rstd), *_shape(x, groups), relu, eps)
     return y, mean, rstd
 
 
@@ -156,5 +156,5 @@ def group_norm_backward(g: Tensor, x: Tensor, y: Tensor | None, gamma: Tensor, m
     (g, x), gamma = _images(g, x), gamma.contiguous()
     dx, sums, through = torch.empty_like(x), x.new_empty(2, *x.shape[:2]), g if y is None else torch.empty_like(x)
     pointers = _pointers(g, x, y, gamma, mean, rstd, dx, through, *sums)
-    library().group_norm_backward(*pointers, *_shape(x, groups), y is not None)
+    load_library().group_norm_backward(*pointers, *_shape(x, groups), y is not None)
     return dx, *sums.sum(1), through

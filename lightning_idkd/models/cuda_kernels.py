@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_idkd.models.formulas import again, evonorm_s0, group_norm
+from lightning_idkd.models.formulas import differentiate, evonorm_s0, group_norm
 
 PIXELS, CHANNELS = 128, 64  # of a convolution's tile, at most
 VALUES = 2**14  # of an image that a program of a norm holds, at most
@@ -226,7 +226,7 @@ class Convolution(torch.autograd.Function):
             formula = lambda x, w: torch.stack(  # noqa: E731
                 [F.conv2d(a, b.to(a.dtype), stride=ctx.stride, padding=ctx.padding) for a, b in zip(x, w, strict=True)]
             )
-            return *again(formula, (x, w), g), None, None
+            return *differentiate(formula, (x, w), g), None, None
         x, w, g, d_x, d_w = _last(x), packed, _last(g), None, None
         if ctx.needs_input_grad[0]:
             d_x = _convolved(g, w, x.shape[2:4], ctx.stride, ctx.padding, True).movedim(-1, -3)
@@ -285,7 +285,7 @@ class Norm(torch.autograd.Function):
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
         *given, gamma, v, mean, rstd, y = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *again(functools.partial(_formula, *ctx.formula), given, g), None, None, None
+            return *differentiate(functools.partial(_formula, *ctx.formula), given, g), None, None, None
         x, g, tile = _last(given[0]), _last(g), ctx.tile
         d_x, through = torch.empty_like(x), torch.empty_like(x) if tile.add else None
         sums = torch.empty(2 + tile.evo, *mean.shape, device=x.device)

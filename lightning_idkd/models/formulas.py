@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def again(formula: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], g: Tensor) -> tuple[Tensor | None, ...]:
+def differentiate(formula: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], g: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of ``formula(*inputs)`` that can be differentiated once more."""
     wanted = [t for t in inputs if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(formula(*inputs), wanted, g, create_graph=True))
@@ -18,8 +18,8 @@ def again(formula: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], g: 
 
 def evonorm_s0(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> Tensor:
     """The formula as it stands, for autograd."""
-    variance = over_group((x - by_channel(over_group(x.mean((2, 3)), groups))).square().mean((2, 3)), groups)
-    return x * (x * by_channel(v)).sigmoid() * by_channel((variance + eps).rsqrt() * gamma) + by_channel(beta)
+    variance = mean_over_group((x - add_pixel_axes(mean_over_group(x.mean((2, 3)), groups))).square().mean((2, 3)), groups)
+    return x * (x * add_pixel_axes(v)).sigmoid() * add_pixel_axes((variance + eps).rsqrt() * gamma) + add_pixel_axes(beta)
 
 
 def group_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, shortcut: Tensor | None, groups: int, relu: bool,
@@ -30,12 +30,12 @@ def group_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, shortcut: T
     return y.relu() if relu else y
 
 
-def over_group(t: Tensor, groups: int) -> Tensor:
+def mean_over_group(t: Tensor, groups: int) -> Tensor:
     """Mean of a group's channels, at each of them: ``[B, C] -> [B, C]``."""
     grouped = t.unflatten(1, (groups, -1))
     return grouped.mean(2, keepdim=True).expand_as(grouped).flatten(1)
 
 
-def by_channel(t: Tensor) -> Tensor:
+def add_pixel_axes(t: Tensor) -> Tensor:
     """``[C]`` or ``[B, C]`` beside images."""
     return t[..., None, None]

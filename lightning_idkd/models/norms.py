@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_idkd.models import cpu_norms
-from lightning_idkd.models.formulas import again, by_channel, evonorm_s0, group_norm, over_group
-from lightning_idkd.models.vmap_ops import channelwise, kernels_for, nodewise
+from lightning_idkd.models.formulas import add_pixel_axes, differentiate, evonorm_s0, group_norm, mean_over_group
+from lightning_idkd.models.vmap_ops import call_channelwise, call_nodewise, find_kernels
 
 FEW = 2**17  # values of a tensor below which torch's own calls cost less than ours
 
@@ -40,12 +40,12 @@ class EvoNormS0(nn.Module):
 
     def _norm(self, x: Tensor, v: Tensor, gamma: Tensor, eps: float) -> Tensor:
         if kernel := _kernel(x, self.groups, False, eps, (v, gamma, self.bias)):
-            return nodewise(lambda x, v, gamma, beta: kernel(x, gamma, beta, v, None), x, v, gamma, self.bias)
-        return channelwise(functools.partial(self._run, eps=eps), x, v, gamma, self.bias)
+            return call_nodewise(lambda x, v, gamma, beta: kernel(x, gamma, beta, v, None), x, v, gamma, self.bias)
+        return call_channelwise(functools.partial(self._run, eps=eps), x, v, gamma, self.bias)
 
     def _run(self, nodes: int, x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, *, eps: float) -> Tensor:
         x = x.float() if x.dtype == torch.bfloat16 else x  # as autocast has it for norms
-        run = evonorm_s0 if cpu_norms.traced() else _EvoNormS0.apply
+        run = evonorm_s0 if cpu_norms.is_traced() else _EvoNormS0.apply
         return run(x, v, gamma, beta, nodes * self.groups, eps)
 
 
@@ -82,12 +82,12 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if kernel := self.affine and _kernel(input, self.num_groups, self.relu, self.eps, (self.weight, self.bias), shortcut):
             op = lambda x, gamma, beta, add: kernel(x, gamma, beta, None, add)  # noqa: E731
-            return nodewise(op, input, self.weight, self.bias, shortcut)
-        return channelwise(self._run, input, self.weight, self.bias, shortcut)
+            return call_nodewise(op, input, self.weight, self.bias, shortcut)
+        return call_channelwise(self._run, input, self.weight, self.bias, shortcut)
 
     def _run(self, nodes: int, x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor | None) -> Tensor:
         groups = nodes * self.num_groups
-        if self.affine and x.numel() >= FEW and cpu_norms.takes(x, groups, gamma, beta, shortcut=shortcut):
+        if self.affine and x.numel() >= FEW and cpu_norms.supports(x, groups, gamma, beta, shortcut=shortcut):
             return _GroupNorm.apply(x, gamma, beta, shortcut, groups, self.relu, self.eps)
         return group_norm(x, gamma, beta, shortcut, groups, self.relu, self.eps)
 
@@ -95,7 +95,7 @@ class GroupNorm(nn.GroupNorm):
 def _kernel(x: Tensor, groups: int, relu: bool, eps: float, parameters: tuple[Tensor, ...],
             shortcut: Tensor | None = None) -> Callable[..., Tensor] | None:  # fmt: skip
     """Either norm of all nodes' images, where there is a kernel for such."""
-    kernels = kernels_for(x)
+    kernels = find_kernels(x)
     if kernels is None or any(t.dtype != torch.float32 or t.shape != x.shape[1:2] for t in parameters):
         return None
     channels, height, width = x.shape[1:]
@@ -111,13 +111,13 @@ class _EvoNormS0(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> Tensor:
-        if cpu_norms.takes(x, groups, v, gamma, beta):
+        if cpu_norms.supports(x, groups, v, gamma, beta):
             y, mean, rstd = cpu_norms.evonorm_forward(x, v, gamma, beta, groups, eps)
         else:
-            mean = over_group(x.mean((2, 3)), groups)
-            rstd = (over_group((x - by_channel(mean)).square_().mean((2, 3)), groups) + eps).rsqrt()
-            gated = (x * by_channel(v)).sigmoid_().mul_(x)
-            y = torch.addcmul(by_channel(beta), gated, by_channel(gamma * rstd))
+            mean = mean_over_group(x.mean((2, 3)), groups)
+            rstd = (mean_over_group((x - add_pixel_axes(mean)).square_().mean((2, 3)), groups) + eps).rsqrt()
+            gated = (x * add_pixel_axes(v)).sigmoid_().mul_(x)
+            y = torch.addcmul(add_pixel_axes(beta), gated, add_pixel_axes(gamma * rstd))
         ctx.save_for_backward(x, v, gamma, beta, mean, rstd)
         ctx.groups, ctx.eps = groups, eps
         return y
@@ -126,18 +126,18 @@ class _EvoNormS0(torch.autograd.Function):
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
         x, v, gamma, beta, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *again(lambda *t: evonorm_s0(*t, ctx.groups, ctx.eps), (x, v, gamma, beta), g), None, None
-        if cpu_norms.takes(x, ctx.groups, v, gamma):
+            return *differentiate(lambda *t: evonorm_s0(*t, ctx.groups, ctx.eps), (x, v, gamma, beta), g), None, None
+        if cpu_norms.supports(x, ctx.groups, v, gamma):
             return *cpu_norms.evonorm_backward(g, x, v, gamma, mean, rstd, ctx.groups), None, None
-        gate = (x * by_channel(v)).sigmoid_()
+        gate = (x * add_pixel_axes(v)).sigmoid_()
         gated = x * gate
         slope = torch.addcmul(gated, gated, gate, value=-1)  # x gate', gate' = gate (1 - gate)
         along = (g * gated).sum((2, 3))  # [B, C]
         d_v = ((g * slope).mul_(x).sum((2, 3)) * gamma * rstd).sum(0)
         # of the variance, times the 2 / (a group's pixels) of its own derivative by x - mean
-        d_var = over_group(along * gamma, ctx.groups) * rstd**3 / -(x.shape[2] * x.shape[3])
-        d_x = (slope * by_channel(v)).add_(gate).mul_(g).mul_(by_channel(gamma * rstd))
-        d_x.add_((x - by_channel(mean)).mul_(by_channel(d_var)))
+        d_var = mean_over_group(along * gamma, ctx.groups) * rstd**3 / -(x.shape[2] * x.shape[3])
+        d_x = (slope * add_pixel_axes(v)).add_(gate).mul_(g).mul_(add_pixel_axes(gamma * rstd))
+        d_x.add_((x - add_pixel_axes(mean)).mul_(add_pixel_axes(d_var)))
         return d_x, d_v, (along * rstd).sum(0), g.sum((0, 2, 3)), None, None
 
 
@@ -156,7 +156,7 @@ class _GroupNorm(torch.autograd.Function):
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, shortcut, mean, rstd, y = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *again(lambda *t: group_norm(*t, *ctx.settings), (x, gamma, beta, shortcut), g), None, None, None
+            return *differentiate(lambda *t: group_norm(*t, *ctx.settings), (x, gamma, beta, shortcut), g), None, None, None
         *gradients, through = cpu_norms.group_norm_backward(g, x, y, gamma, mean, rstd, ctx.settings[0])
         return *gradients, None if shortcut is None else through, None, None, None
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_idkd.models.norms import GroupNorm
-from lightning_idkd.models.vmap_ops import channelwise, kernels_for, nodewise
+from lightning_idkd.models.vmap_ops import call_channelwise, call_nodewise, find_kernels
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -15,7 +15,7 @@ class MaxPool2d(nn.MaxPool2d):
     def forward(self, input: Tensor) -> Tensor:
         if self.return_indices or input.dim() != 4:
             return super().forward(input)
-        return channelwise(lambda _, x: super(MaxPool2d, self).forward(x), input)
+        return call_channelwise(lambda _, x: super(MaxPool2d, self).forward(x), input)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -32,12 +32,12 @@ class Conv2d(nn.Conv2d):
     """The same."""
 
     def forward(self, input: Tensor) -> Tensor:
-        x, kernels = input, kernels_for(input)
+        x, kernels = input, find_kernels(input)
         if kernels is None or not self._simple or x.shape[1:2] != (self.in_channels,):
             return super().forward(x)
         if torch.is_autocast_enabled("cuda"):
             x = x.to(torch.get_autocast_dtype("cuda"))
-        y = nodewise(lambda x, w: kernels.Convolution.apply(x, w, self.stride[0], self.padding[0]), x, self.weight)
+        y = call_nodewise(lambda x, w: kernels.Convolution.apply(x, w, self.stride[0], self.padding[0]), x, self.weight)
         return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
 
     @property

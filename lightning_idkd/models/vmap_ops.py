@@ -19,33 +19,33 @@ from torch import Tensor
 from lightning_idkd.models import cpu_norms
 
 
-def channelwise(op: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+def call_channelwise(op: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
     """``op(nodes, *tensors)``, which treats groups of channels alone: images [B, C, H, W] and parameters [C], ``nodes`` being 1.
     Under ``vmap`` those of all nodes in one call: [B, n C, H, W] and [n C]."""
 
     def of_all(n: int, *tensors: Tensor | None) -> tuple[Tensor, int]:
         return op(n, *(t if t is None else _abreast(t) for t in tensors)).unflatten(1, (n, -1)), 1
 
-    return _OfAll.apply(of_all, *tensors) if batched(tensors[0]) else op(1, *tensors)
+    return _OfAll.apply(of_all, *tensors) if is_batched(tensors[0]) else op(1, *tensors)
 
 
-def nodewise(op: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+def call_nodewise(op: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
     """``op(*tensors)`` of images [n, B, C, H, W] and parameters [n, ...]: under ``vmap`` of all nodes at once, else of one."""
-    if batched(tensors[0]):
+    if is_batched(tensors[0]):
         return _OfAll.apply(lambda n, *tensors: (op(*tensors), 0), *tensors)
     return op(*(t if t is None else t[None] for t in tensors))[0]
 
 
-def batched(x: Tensor) -> bool:
+def is_batched(x: Tensor) -> bool:
     """Whether this is seen from inside ``vmap``."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(x)
 
 
-def kernels_for(x: Tensor) -> ModuleType | None:
+def find_kernels(x: Tensor) -> ModuleType | None:
     """The kernels for such images; None where there are none, and where tensors are not what they seem."""
     if not x.is_cuda or x.dim() != 4 or x.dtype not in (torch.float32, torch.bfloat16):
         return None
-    return _kernels() if batched(x) or (type(x) is Tensor and not cpu_norms.traced()) else None
+    return _kernels() if is_batched(x) or (type(x) is Tensor and not cpu_norms.is_traced()) else None
 
 
 @functools.cache

@@ -164,7 +164,7 @@ class Engines(Rows):
             if self._draws is None:
                 before = self._generator_states()
             if self._draws is not False:
-                torch.manual_seed(randomness.seed_of(self.seed, "node", self.nodes[i], step))
+                torch.manual_seed(randomness.derive_seed(self.seed, "node", self.nodes[i], step))
                 seeded = self._generator_states()
             results.append(call(function, i, *(t[k] for t in batch)))
             if self._draws is None:

@@ -51,7 +51,7 @@ class Rows:
     def __init__(self, make: Callable[[], NodeModule], nodes: Sequence[int], seed: int = 0,
                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):  # fmt: skip
         self.nodes, self.seed, self.device = list(nodes), seed, torch.device(device)
-        with randomness.forked(seed, "initialisation"):
+        with randomness.fork_generators(seed, "initialisation"):
             first = randomness.replace_dropout(make()).to(self.device, dtype)
         replace_layers(first)
         set_training_mode(first)

@@ -157,7 +157,7 @@ def label_counts(histogram: np.ndarray, classes: tuple[str, ...]) -> Figure:
     size = min(8, 0.7 * 72 * height / n, 0.9 * 72 * width / k / (LETTERS * digits))  # points, of 72 an inch
     if size >= 4:
         for node, c in np.argwhere(histogram):
-            colour = colours.on(shown.cmap(shown.norm(histogram[node, c])))
+            colour = colours.choose_text_colour(shown.cmap(shown.norm(histogram[node, c])))
             axes.text(c, node, str(histogram[node, c]), ha="center", va="center", fontsize=size, color=colour)
     figure.colorbar(shown, ax=axes, label="samples")
     return figure

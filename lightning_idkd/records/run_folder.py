@@ -15,7 +15,7 @@ import yaml
 from lightning_idkd.config import yaml_file
 from lightning_idkd.config.resolved import add_newer_keys, difference
 from lightning_idkd.errors import UserError
-from lightning_idkd.files import locked, plain, write
+from lightning_idkd.files import lock_folder, to_json, write
 
 
 class RunFolder:
@@ -87,7 +87,7 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes away; a UserError where one is at work."""
-        with locked(self.path, f"run.resume: another process works on '{self.path}'; wait for it, or stop it"):
+        with lock_folder(self.path, f"run.resume: another process works on '{self.path}'; wait for it, or stop it"):
             yield
 
     def free(self) -> bool:
@@ -120,7 +120,7 @@ class RunFolder:
         write(self.file(name), lambda part: part.write_text(text, encoding="utf-8"))
 
     def json(self, name: str, content: Any) -> None:
-        self.text(name, json.dumps(plain(content, name), indent=1) + "\n")
+        self.text(name, json.dumps(to_json(content, name), indent=1) + "\n")
 
     def yaml(self, name: str, content: dict) -> None:
         self.text(name, yaml_file.write(content))
@@ -132,7 +132,7 @@ class RunFolder:
 
     def log(self, lines: list[dict]) -> None:
         """Rewrite ``metrics.jsonl``: a few hundred lines at most, so that a kill never leaves half of one."""
-        self.text("metrics.jsonl", "".join(json.dumps(plain(line, "metrics")) + "\n" for line in lines))
+        self.text("metrics.jsonl", "".join(json.dumps(to_json(line, "metrics")) + "\n" for line in lines))
 
     def save(self, state: dict, name: str, keep: list[str]) -> None:
         """Write a checkpoint, and keep it under the further names."""

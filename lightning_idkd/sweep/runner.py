@@ -25,7 +25,7 @@ from lightning_idkd import randomness
 from lightning_idkd.config import Config
 from lightning_idkd.config.resolved import RESULT, SAME, at, difference
 from lightning_idkd.errors import UserError, require
-from lightning_idkd.files import locked, write
+from lightning_idkd.files import lock_folder, write
 from lightning_idkd.records.run_folder import RunFolder
 from lightning_idkd.schedule import epoch_of
 from lightning_idkd.sweep.file import SERVER, combinations, expand, leaves, read, word
@@ -101,7 +101,7 @@ def called(parameters: dict) -> str:
 
 def digest(value: object) -> str:
     """Eight letters that stand for ``value``."""
-    return f"{randomness.seed_of(0, json.dumps(value, sort_keys=True)) % 16**8:08x}"
+    return f"{randomness.derive_seed(0, json.dumps(value, sort_keys=True)) % 16**8:08x}"
 
 
 def folder(sweep: dict, path: Path, runs: str) -> Path:
@@ -318,7 +318,7 @@ def run(path: Path, jobs: int, runs: str) -> bool:
     place = folder(sweep, path, runs)
     if unused := [key for key in SERVER if key in sweep]:
         print(f"without a server {', '.join(unused)} do{'es' * (len(unused) == 1)} nothing: all cells run here to their end")
-    with locked(place, f"another process runs this sweep in '{place}'; wait for it, or stop it"):
+    with lock_folder(place, f"another process runs this sweep in '{place}'; wait for it, or stop it"):
         # a queue's end comes as Ctrl-C, which a shell lets its background jobs ignore
         before = {s: signal.signal(s, signal.default_int_handler) for s in (signal.SIGINT, signal.SIGTERM)}
         try:

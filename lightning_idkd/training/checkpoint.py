@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_idkd.callback import Calibration, Distillation
 from lightning_idkd.errors import UserError
-from lightning_idkd.files import is_number, kind_of
+from lightning_idkd.files import describe_type, is_number
 from lightning_idkd.labels import Labels
 from lightning_idkd.models import cpu_norms
 from lightning_idkd.nodes.engines import BATCHED
@@ -36,7 +36,7 @@ def gather(run: Run) -> dict:
         "engine": run.stack.engine,
         "threads": torch.get_num_threads(),
         "abreast": run.stack.abreast if run.stack.engine in BATCHED else None,
-        "norms": cpu_norms.by(run.stack.device),
+        "norms": cpu_norms.name_backend(run.stack.device),
         "devices": network.world,
         "epoch": run.epoch,
         "step": run.step,
@@ -87,7 +87,7 @@ def storable(value: Any, what: str) -> Any:
     if is_number(value):
         return value.item()
     raise UserError(
-        f"{what} is {kind_of(value)}; allowed: tensors, numbers, text, true, false, null, and lists and dicts of these"
+        f"{what} is {describe_type(value)}; allowed: tensors, numbers, text, true, false, null, and lists and dicts of these"
     )
 
 

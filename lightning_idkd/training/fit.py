@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lightning_idkd.config import Config
 from lightning_idkd.config.resolved import ONGOING, SAME, difference
 from lightning_idkd.errors import UserError, did_you_mean
-from lightning_idkd.machine import cores
+from lightning_idkd.machine import count_cores
 from lightning_idkd.records import loggers, report
 from lightning_idkd.records.run_folder import RunFolder
 
@@ -127,7 +127,7 @@ def build(config: Config, fabric: Fabric, before: Before | None = None) -> Orche
         dtype=dtype,
     )
     make = node_maker(config, private.channels, private.size, store.k)
-    with randomness.forked(config.seed, "trial"):
+    with randomness.fork_generators(config.seed, "trial"):
         trial = make().to(fabric.device, dtype)
         kept = memory.activations(trial, store, config.run.autocast)
     needs = memory.predict(config, trial, store, network.graph, kept, network.world)
@@ -189,7 +189,7 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
     engine = f"{run.stack.engine} on {run.fabric.device}, {run.network.world} x {torch.get_num_threads()} threads"
     if run.stack.engine in BATCHED:
         engine += f", {min(run.stack.abreast, run.stack.n)} nodes a call"
-    if run.fabric.device.type == "cpu" and cpu_norms.by(run.fabric.device) != "C":
+    if run.fabric.device.type == "cpu" and cpu_norms.name_backend(run.fabric.device) != "C":
         engine += ", norms by torch (no C compiler)"
     public = {}
     if store.public:
@@ -290,10 +290,10 @@ def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator)
     from lightning_idkd.models import cpu_norms
     from lightning_idkd.training import timings
 
-    asked, share = config.run, max(1, cores() // config.run.devices)
+    asked, share = config.run, max(1, count_cores() // config.run.devices)
     engines = run.stack.engines() if asked.engine == "auto" else [asked.engine]
     threads = [asked.threads] if asked.threads else sorted({1, share}) if run.fabric.device.type == "cpu" else [1]
-    norms = cpu_norms.by(run.fabric.device)
+    norms = cpu_norms.name_backend(run.fabric.device)
     same = saved and (saved["devices"], saved.get("device", "cpu")) == (asked.devices, run.fabric.device.type)
     if same and (not fork or (asked.engine == "auto" and asked.threads is None)):
         found, run.stack.abreast = (saved["engine"], saved["threads"]), saved.get("abreast") or run.stack.abreast
@@ -313,8 +313,8 @@ def execution(config: Config, saved: dict | None, fork: bool, run: Orchestrator)
                 timings.remember(key, found)
         run.stack.engine = found[0]
     torch.set_num_threads(found[1])
-    if run.fabric.device.type == "cpu" and (count := asked.devices * found[1]) > cores():
-        run.say(report.part("note", f"{count} threads of all processes on {cores()} cores wait for each other"))
+    if run.fabric.device.type == "cpu" and (count := asked.devices * found[1]) > count_cores():
+        run.say(report.part("note", f"{count} threads of all processes on {count_cores()} cores wait for each other"))
     return found
 
 

@@ -16,7 +16,7 @@ from torch import distributed
 
 from lightning_idkd.config import RunConfig
 from lightning_idkd.errors import UserError
-from lightning_idkd.machine import cores
+from lightning_idkd.machine import count_cores
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -41,7 +41,7 @@ def launch(run: RunConfig) -> Fabric:
     fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=run.devices, strategy=strategy)
     fabric.launch()
     keep_memory()
-    torch.set_num_threads(run.threads or max(1, cores() // run.devices))  # until `fit.execution` decides
+    torch.set_num_threads(run.threads or max(1, count_cores() // run.devices))  # until `fit.execution` decides
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     if cuda:

@@ -24,8 +24,8 @@ from lightning_idkd import randomness
 from lightning_idkd.callback import Calibration, Callback, Context, Distillation, Gossip
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
-from lightning_idkd.errors import UserError, shaped
-from lightning_idkd.files import plain
+from lightning_idkd.errors import UserError, require_shape
+from lightning_idkd.files import to_json
 from lightning_idkd.labels import MEASURES, Labels, Outputs, Selection
 from lightning_idkd.network import Network
 from lightning_idkd.nodes.stack import NodeStack
@@ -51,7 +51,7 @@ def added(values: dict, before: dict, what: str) -> None:
     ``what`` says in words which values."""
     if wrong := [key for key in values if not isinstance(key, str)]:
         raise UserError(f"{what} has the key {wrong[0]!r}, of type {type(wrong[0]).__name__}; allowed: text")
-    values.update(plain(values, what))
+    values.update(to_json(values, what))
     if changed := [key for key in before if key not in values or values[key] != before[key]]:
         raise UserError(f"{what}[{changed[0]!r}] is changed or removed; allowed: new keys")
 
@@ -184,10 +184,10 @@ class Orchestrator:
         held = {k: v[:, columns] if v.shape[1] == width else v for k, v in (self.buffers | self.edge_buffers).items()}
         state = SimpleNamespace(**held)
         rule = f"gossip: {type(self.rule).__name__}"
-        X.copy_(shaped(step(X, state), X.shape, f"{rule}.update returns"))
+        X.copy_(require_shape(step(X, state), X.shape, f"{rule}.update returns"))
         for name, matrix in held.items():
             if getattr(state, name) is not matrix:
-                matrix.copy_(shaped(getattr(state, name), matrix.shape, f"{rule} sets its buffer {name} to"))
+                matrix.copy_(require_shape(getattr(state, name), matrix.shape, f"{rule} sets its buffer {name} to"))
 
     def context(self, step: int, lr: float, first: bool = True, batch: tuple[Tensor, ...] = ()) -> Context:
         edges = self.network.edges(step)
@@ -284,7 +284,7 @@ class Orchestrator:
         payload["run"] = self
         for method, names in self.methods(hook):
             given = {name: payload[name] for name in names}
-            before = {name: plain(given[name], name) for name in names if name in ("metrics", "summary")}
+            before = {name: to_json(given[name], name) for name in names if name in ("metrics", "summary")}
             method(**given)
             for name, values in before.items():
                 added(payload[name], values, f"callbacks: {type(method.__self__).__name__}: {name}")
@@ -414,7 +414,7 @@ class Orchestrator:
         summary["communication"] |= self.overhead()
         summary["per_node"], summary["exchanges"] = self.per_node, self.exchanges
         summary |= self.header
-        ours = plain(summary, "summary")
+        ours = to_json(summary, "summary")
         try:
             self.call("on_fit_end", summary=summary)
         except Exception:  # of a callback, which shall not cost the run its result

@@ -100,8 +100,8 @@ def step() -> list[float]:
         used = []
 
         def kernels_for(x):
-            used.append(vmap_ops.batched(x))
-            return cuda_kernels if vmap_ops.batched(x) else None
+            used.append(vmap_ops.is_batched(x))
+            return cuda_kernels if vmap_ops.is_batched(x) else None
 
         vmap_layers.kernels_for = norms.kernels_for = kernels_for
     g = torch.Generator().manual_seed(1)

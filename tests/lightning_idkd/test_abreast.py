@@ -7,7 +7,7 @@ from torch import nn
 from lightning_idkd import NodeModule, NodeStack
 from lightning_idkd.models.norms import EvoNormQGM, EvoNormS0, GroupNorm
 from lightning_idkd.models.vmap_layers import MaxPool2d
-from lightning_idkd.models.vmap_ops import channelwise
+from lightning_idkd.models.vmap_ops import call_channelwise
 
 N, B, C, S = 3, 4, 16, 6
 LAYERS = {
@@ -56,10 +56,10 @@ def test_parameters_of_all_and_images_of_all():
     """What is not batched belongs to every node."""
     weight, x = torch.arange(1.0, C + 1), side_by_side()
     op = lambda nodes, x, w: x * w[:, None, None] * nodes  # noqa: E731
-    found = torch.vmap(lambda x: channelwise(op, x, weight), in_dims=1)(x)
+    found = torch.vmap(lambda x: call_channelwise(op, x, weight), in_dims=1)(x)
     torch.testing.assert_close(found, N * x.movedim(1, 0) * weight[:, None, None])
     each = torch.arange(N)[:, None] + weight
-    found = torch.vmap(lambda w: channelwise(lambda _, w, x: x * w[:, None, None], w, x[:, 0]))(each)
+    found = torch.vmap(lambda w: call_channelwise(lambda _, w, x: x * w[:, None, None], w, x[:, 0]))(each)
     assert torch.equal(found, x[None, :, 0] * each[:, None, :, None, None])
 
 

@@ -309,7 +309,7 @@ class TestCentral:
             for s in range(steps):
                 x, y = store.batch(order[:, s * 64 : (s + 1) * 64], epoch * steps + s)
                 batches.append((x[0], y[0].argmax(1)))
-        with randomness.forked(0, "initialisation"):
+        with randomness.fork_generators(0, "initialisation"):
             node = NodeModule(
                 config.node.network.build(1, 8, 10), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4
             ).double()

@@ -32,10 +32,10 @@ def drawn(*shape, mean=0.0):
 
 
 def test_a_compiler_is_used_where_there_is_one():
-    assert cpu_norms.library() is not None
-    assert cpu_norms.takes(torch.zeros(1, 16, 2, 2), 8)
-    assert not cpu_norms.takes(torch.zeros(1, 16, 2, 2, dtype=torch.float64), 8)
-    assert not cpu_norms.takes(torch.zeros(1, 24, 2, 2), 8)
+    assert cpu_norms.load_library() is not None
+    assert cpu_norms.supports(torch.zeros(1, 16, 2, 2), 8)
+    assert not cpu_norms.supports(torch.zeros(1, 16, 2, 2, dtype=torch.float64), 8)
+    assert not cpu_norms.supports(torch.zeros(1, 24, 2, 2), 8)
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
@@ -183,9 +183,9 @@ def test_without_a_compiler_torch_does_the_same(compiler, monkeypatch, tmp_path)
     fast = [layer(x) for layer in layers]
     monkeypatch.setenv("CC", compiler)
     monkeypatch.setenv("IDKD_CACHE", str(tmp_path))
-    assert cpu_norms.library.__wrapped__() is None
+    assert cpu_norms.load_library.__wrapped__() is None
     assert not list(tmp_path.glob("*.so"))
-    monkeypatch.setattr(cpu_norms, "library", lambda: None)
+    monkeypatch.setattr(cpu_norms, "load_library", lambda: None)
     for layer, expected in zip(layers, fast, strict=True):
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
 
@@ -193,7 +193,7 @@ def test_without_a_compiler_torch_does_the_same(compiler, monkeypatch, tmp_path)
 def test_a_compiler_may_have_arguments(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", f"{shutil.which('cc')} -pthread")
     monkeypatch.setenv("IDKD_CACHE", str(tmp_path))
-    assert cpu_norms.library.__wrapped__() is not None
+    assert cpu_norms.load_library.__wrapped__() is not None
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("Could not determine home directory."), OSError("Read-only file system")])
@@ -202,18 +202,18 @@ def test_without_a_cache_torch_does_the_same(failure, monkeypatch):
         raise failure
 
     monkeypatch.setattr(cpu_norms, "cache_folder", no_folder)
-    assert cpu_norms.library.__wrapped__() is None
+    assert cpu_norms.load_library.__wrapped__() is None
 
 
 def test_it_has_the_threads_of_torch():
     threads = cpu_norms._openmp()
     if threads is None:
         pytest.skip("torch has no OpenMP library of its own here")
-    assert Path(threads).name.partition(".")[0].partition("-")[0].encode() in Path(cpu_norms.library()._name).read_bytes()
+    assert Path(threads).name.partition(".")[0].partition("-")[0].encode() in Path(cpu_norms.load_library()._name).read_bytes()
 
 
 def test_a_library_that_cannot_be_loaded_is_made_anew(monkeypatch, tmp_path):
-    name = Path(cpu_norms.library()._name).name
+    name = Path(cpu_norms.load_library()._name).name
     (tmp_path / name).write_bytes(b"nonsense")
     monkeypatch.setenv("IDKD_CACHE", str(tmp_path))
-    assert Path(cpu_norms.library.__wrapped__()._name) == tmp_path / name
+    assert Path(cpu_norms.load_library.__wrapped__()._name) == tmp_path / name

@@ -43,7 +43,7 @@ class Noting(Callback):
 
 def key() -> list:
     """What every bit depends on."""
-    return [*describe_machine(), "fused norms" if cpu_norms.library() else "torch's norms"]
+    return [*describe_machine(), "fused norms" if cpu_norms.load_library() else "torch's norms"]
 
 
 def losses(name: str, runs: Path) -> list[list[float]]:

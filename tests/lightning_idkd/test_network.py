@@ -12,7 +12,7 @@ from torch.multiprocessing import spawn
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Complete, Graph, Ring, Social15, Topology, Torus
 from lightning_idkd.labels import Labels
-from lightning_idkd.network import Network, rows_of
+from lightning_idkd.network import Network, assign_rows
 from lightning_idkd.topologies import ErdosRenyi
 
 
@@ -285,7 +285,7 @@ def test_counting_goes_on_from_restored_counts():
 
 @pytest.mark.parametrize(("nodes", "world", "sizes"), [(5, 1, [5]), (5, 2, [3, 2]), (15, 4, [4, 4, 4, 3]), (3, 3, [1, 1, 1])])
 def test_rows_are_spread_in_even_adjacent_blocks(nodes, world, sizes):
-    blocks = rows_of(nodes, world)
+    blocks = assign_rows(nodes, world)
     assert [len(b) for b in blocks] == sizes
     assert [i for b in blocks for i in b] == list(range(nodes))
 

@@ -7,7 +7,17 @@ import torch
 from torch import nn
 
 from lightning_idkd import randomness
-from lightning_idkd.randomness import Dropout, bits, forked, permutation, permutations, randint, replace_dropout, seed_of, uniform
+from lightning_idkd.randomness import (
+    Dropout,
+    bits,
+    derive_seed,
+    fork_generators,
+    permutation,
+    permutations,
+    randint,
+    replace_dropout,
+    uniform,
+)
 
 MASK = (1 << 64) - 1
 
@@ -41,7 +51,7 @@ def test_bits_agree_with_unbounded_integers(seed):
         assert int(bits(seed, "order", *counters)) & MASK == expected
         assert float(uniform(seed, "order", *counters)) == (expected >> 40) / 2**24
         assert int(randint(10, seed, "order", *counters)) == (expected >> 1) % 10
-        assert seed_of(seed, "order", *counters) == expected >> 1
+        assert derive_seed(seed, "order", *counters) == expected >> 1
 
 
 def test_tensors_of_counters_broadcast_to_the_scalars():
@@ -96,16 +106,16 @@ def test_permutations_are_permutations_and_differ():
 def test_forked_draws_depend_on_its_arguments_alone_and_leave_no_trace():
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    with forked(5, "initialisation", 2):
+    with fork_generators(5, "initialisation", 2):
         first = torch.randn(4)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    with forked(5, "initialisation", 2):
+    with fork_generators(5, "initialisation", 2):
         again = torch.randn(4)
-    with forked(5, "initialisation", 3):
+    with fork_generators(5, "initialisation", 3):
         other = torch.randn(4)
-    with pytest.raises(ZeroDivisionError), forked(5, "initialisation", 2):
+    with pytest.raises(ZeroDivisionError), fork_generators(5, "initialisation", 2):
         torch.randn(int(4 / 0))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, again)

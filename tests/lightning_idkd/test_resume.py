@@ -75,7 +75,7 @@ class TestResume:
 
     def test_norms_by_another_are_told(self, fit, capsys, monkeypatch):
         assert fit("--run.until", "1") == 0
-        monkeypatch.setattr(cpu_norms, "by", lambda device: "another")
+        monkeypatch.setattr(cpu_norms, "name_backend", lambda device: "another")
         assert fit("--run.resume", "auto", "--run.until", "2") == 0
         assert "by another from here" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from short_runs import checkpoint, extra, latest
 
 from lightning_idkd import Callback
 from lightning_idkd.errors import UserError
-from lightning_idkd.files import plain
+from lightning_idkd.files import to_json
 from lightning_idkd.training.checkpoint import storable
 
 NUMBERS = [
@@ -25,7 +25,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize(("value", "expected"), NUMBERS)
 def test_a_single_number_is_stored_as_python_has_it(value, expected):
-    for found in (plain(value, "x"), plain({"a": [value]}, "x")["a"][0]):
+    for found in (to_json(value, "x"), to_json({"a": [value]}, "x")["a"][0]):
         assert found == expected
         assert type(found) is type(expected)
     if not isinstance(value, torch.Tensor):
@@ -34,7 +34,7 @@ def test_a_single_number_is_stored_as_python_has_it(value, expected):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, torch.tensor(math.nan), np.float64("inf")])
 def test_what_json_has_no_number_for_is_null(value):
-    assert plain([value], "x") == [None]
+    assert to_json([value], "x") == [None]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_what_json_has_no_number_for_is_null(value):
 )
 def test_anything_else_is_refused_with_its_place(value, said):
     with pytest.raises(UserError) as e:
-        plain({"a": [value]}, "x")
+        to_json({"a": [value]}, "x")
     assert said in str(e.value)
 
 
