@@ -1,4 +1,4 @@
-"""The detectors of pytorch-ood, where that package is installed (``pip install lightning-idkd[ood]``)."""
+"""The detectors of pytorch-ood, if that package is installed (``pip install lightning-idkd[ood]``)."""
 
 from __future__ import annotations
 
@@ -10,40 +10,43 @@ from lightning_idkd.errors import UserError, did_you_mean, require
 
 
 class PytorchOOD(OodScore):
-    """A logit or feature detector of pytorch-ood 0.4, sign reversed: there larger is further out.
+    """A detector of pytorch-ood 0.4 that uses logits or features. The sign of its score is reversed, since larger means
+    further out of distribution there.
 
     Args:
-        detector: Its class in pytorch_ood.detector, such as KNN.
-        arguments: Its further arguments, such as {k: 20}; the network's head is given where one asks for it.
+        detector: Name of the detector's class in pytorch_ood.detector, such as KNN.
+        arguments: The detector's other arguments, such as {k: 20}; a detector that takes the network's head receives
+            it.
     """
 
     def __init__(self, detector: str, arguments: dict | None = None):
         try:
-            import pytorch_ood.detector as there
+            import pytorch_ood.detector as detectors
             from pytorch_ood.api import FeaturesDetector, LogitsDetector
         except ModuleNotFoundError as error:
             raise UserError(
                 f"calibration.score: PytorchOOD needs a package that is not installed ({error.name}): pip install pytorch-ood"
             ) from error
-        carried = {
-            name: found for name in dir(there) if isinstance(found := getattr(there, name), type)
-            and issubclass(found, (LogitsDetector, FeaturesDetector))
-        }  # fmt: skip
-        if detector not in carried:
-            exists = isinstance(getattr(there, detector, None), type)  # its modules are not
-            why = "needs the network itself, not its outputs" if exists else "is no detector of pytorch-ood"
-            hint = "" if exists else did_you_mean(detector, carried)
-            raise UserError(f"calibration.score.detector: {detector} {why}.{hint} Allowed: {', '.join(sorted(carried))}")
-        self.kind, self.arguments = carried[detector], arguments or {}
+        classes = {name: value for name, value in vars(detectors).items() if isinstance(value, type)}
+        supported = {name: cls for name, cls in classes.items() if issubclass(cls, (LogitsDetector, FeaturesDetector))}
+        if detector not in supported:
+            exists = detector in classes
+            why = "needs the network itself, not its outputs" if exists else "is not a detector of pytorch-ood"
+            hint = "" if exists else did_you_mean(detector, supported)
+            allowed = ", ".join(sorted(supported))
+            raise UserError(f"calibration.score.detector: {detector} {why}.{hint} Allowed: {allowed}")
+        self.kind, self.arguments = supported[detector], arguments or {}
         self.of_features = issubclass(self.kind, FeaturesDetector)
-        takes = inspect.signature(self.kind.__init__).parameters
-        self.given = [name for name in ("head", "w", "b") if name in takes]
-        own = ("self", "model", "encoder", *self.given)
-        known = [name for name, of in takes.items() if name not in own and of.kind is not inspect.Parameter.VAR_KEYWORD]
-        for name in self.arguments:
+        parameters = dict(inspect.signature(self.kind.__init__).parameters)
+        self.head_arguments = [name for name in ("head", "w", "b") if name in parameters]
+        for name in ("self", "model", "encoder", *self.head_arguments):
+            parameters.pop(name, None)
+        known = [name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        for name, value in self.arguments.items():
             allowed = f"{', '.join(known) or 'none'}.{did_you_mean(name, known)}"
-            require(name in known, f"calibration.score.arguments: {detector} has no '{name}'", self.arguments[name], allowed)
-        missing = [n for n in known if takes[n].default is inspect.Parameter.empty and n not in self.arguments]
+            require(name in known, f"calibration.score.arguments: {detector} has no '{name}'", value, allowed)
+        required = [name for name in known if parameters[name].default is inspect.Parameter.empty]
+        missing = [name for name in required if name not in self.arguments]
         if missing:
             raise UserError(f"calibration.score.arguments: {detector} needs {', '.join(missing)}")
 
@@ -51,38 +54,42 @@ class PytorchOOD(OodScore):
     def title(self):
         return f"pytorch-ood's {self.kind.__name__}, sign reversed"
 
-    fitted = True  # made anew for every node, whose head it may hold
+    fitted = True  # fit creates a new detector for every node, since it may contain the node's head
 
     def fit(self, outputs, labels):
         import torch
 
-        held = labels.unique()
+        classes = labels.unique()
         if self.kind.__name__ in ("Mahalanobis", "RMD"):
-            labels = torch.searchsorted(held, labels)  # it wants the classes from 0 on; which is which does not matter
-        elif self.kind.__name__ == "SHE" and len(held) < outputs.logits.shape[1]:
-            raise UserError(f"calibration.score.detector: SHE needs own samples of every class, a node has {held.tolist()} only")
-        first = {"encoder" if self.of_features else "model": None}
-        given = {}
-        if self.given:
+            labels = torch.searchsorted(classes, labels)  # these need classes 0, 1, ...; their order does not matter
+        elif self.kind.__name__ == "SHE" and len(classes) < outputs.logits.shape[1]:
+            raise UserError(
+                "calibration.score.detector: SHE needs training samples of every class, but a node has only those of "
+                f"classes {classes.tolist()}"
+            )
+        arguments = {"encoder" if self.of_features else "model": None}
+        if self.head_arguments:
             head = self.head(outputs)
             bias = head.weight.new_zeros(len(head.weight)) if head.bias is None else head.bias
-            given = {"head": head, "w": head.weight, "b": bias}
-        arguments = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in self.arguments.items()}
+            values = {"head": head, "w": head.weight, "b": bias}
+            arguments |= {name: values[name] for name in self.head_arguments}
+        arguments |= {k: torch.tensor(v) if isinstance(v, list) else v for k, v in self.arguments.items()}
         samples = self._input(outputs)
-        with self._refusals(len(labels)):
-            self.detector = self.kind(**first, **{k: given[k] for k in self.given}, **arguments)
+        with self._explain_failures(len(labels)):
+            self.detector = self.kind(**arguments)
             if self.detector.requires_fit:
                 with torch.enable_grad():  # temperature scaling is optimised
                     (self.detector.fit_features if self.of_features else self.detector.fit_logits)(samples, labels)
 
     @contextmanager
-    def _refusals(self, samples):
-        """What the detector does not take, which it says in words of its own or none."""
+    def _explain_failures(self, samples):
+        """Raises any exception of the detector as a UserError, since many have no clear message."""
         try:
             yield
         except Exception as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"calibration.score: {self.kind.__name__} fails on a node's {samples} samples ({why})") from error
+            name = self.kind.__name__
+            raise UserError(f"calibration.score: {name} fails on a node's {samples} samples ({why})") from error
 
     def _input(self, outputs):
         return self.features(outputs) if self.of_features else outputs.logits
@@ -92,5 +99,5 @@ class PytorchOOD(OodScore):
 
         predict = self.detector.predict_features if self.of_features else self.detector.predict_logits
         samples = self._input(outputs)
-        with torch.no_grad(), self._refusals(len(outputs)):
+        with torch.no_grad(), self._explain_failures(len(outputs)):
             return -predict(samples).float()

@@ -1,4 +1,4 @@
-"""Several scores as one."""
+"""Combines several scores into one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from lightning_idkd.errors import UserError, require
 
 
 class RankEnsemble(OodScore):
-    """Mean of the ranks, from 0 to 1, that several scores give to the samples judged together; equal scores share a rank.
+    """Mean of the ranks, from 0 to 1, that several scores give to the samples of one call; equal scores share a rank.
 
     Args:
-        scores: Two or more.
+        scores: Two or more scores.
     """
 
     unit = "mean rank, 0 to 1"
@@ -18,7 +18,7 @@ class RankEnsemble(OodScore):
     def __init__(self, scores: list[OodScore]):
         require(len(scores) >= 2, "calibration.score.scores", len(scores), "two scores or more")
         if any(type(s).perturb is not OodScore.perturb for s in scores):
-            raise UserError("calibration.score.scores: ODIN changes the images, which the others would see too; leave it out")
+            raise UserError("calibration.score.scores: ODIN changes the images that the others see too; leave it out")
         self.scores = scores
 
     @property
@@ -37,7 +37,7 @@ class RankEnsemble(OodScore):
 
         ranks = []
         for score in self.scores:
-            _, at, count = judge(score, outputs).unique(return_inverse=True, return_counts=True)
-            middle = count.cumsum(0) - (count + 1) / 2  # from 0 to N - 1
-            ranks.append(middle[at] / max(len(at) - 1, 1))
+            _, position, count = judge(score, outputs).unique(return_inverse=True, return_counts=True)
+            rank = count.cumsum(0) - (count + 1) / 2  # mean rank of the samples with each score, from 0 to N - 1
+            ranks.append(rank[position] / max(len(position) - 1, 1))
         return torch.stack(ranks).mean(0)

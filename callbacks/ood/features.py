@@ -1,25 +1,26 @@
-"""Scores of the features before the classifier; all learn from a node's own training samples first."""
+"""Scores of the features before the classifier; all of them learn from the node's training samples first."""
 
 from __future__ import annotations
 
 from lightning_idkd.callback import OodScore
 from lightning_idkd.errors import require
 
-CHUNK = 4096  # samples compared with all own ones at once
+BLOCK = 4096  # number of samples that are compared with all training samples at once
 
 
-def chunked(of, samples):
-    """``of`` applied to blocks of ``samples`` [N, F], so that a matrix of all pairs never exists."""
+def map_blocks(function, samples):
+    """Applies ``function`` to blocks of ``samples`` [N, F], so that a matrix of all pairs never exists."""
     import torch
 
-    return torch.cat([of(block) for block in samples.split(CHUNK)])
+    return torch.cat([function(block) for block in samples.split(BLOCK)])
 
 
 class KNN(OodScore):
-    """Minus the distance to the k-th nearest own sample, features normalised to length 1 (Sun et al., ICML 2022).
+    """Minus the distance to the k-th nearest training sample, with features normalised to length 1 (Sun et al., ICML
+    2022).
 
     Args:
-        neighbours: k; at most the number of own samples counts.
+        neighbours: k; if a node has fewer training samples, it uses their number.
     """
 
     unit = "minus a distance"
@@ -29,22 +30,22 @@ class KNN(OodScore):
         self.neighbours = neighbours
 
     @staticmethod
-    def _normal(features):
+    def _normalise(features):
         return features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
     def fit(self, outputs, labels):
-        self.own = self._normal(self.features(outputs).double())
+        self.own = self._normalise(self.features(outputs).double())
 
     def __call__(self, outputs):
         import torch
 
         k = min(self.neighbours, len(self.own))
-        samples = self._normal(self.features(outputs).double())  # in float32 cdist would lose distances below 1e-3
-        return chunked(lambda x: -torch.cdist(x, self.own).kthvalue(k, dim=1).values, samples).float()
+        samples = self._normalise(self.features(outputs).double())  # in float32 cdist would lose distances below 1e-3
+        return map_blocks(lambda x: -torch.cdist(x, self.own).kthvalue(k, dim=1).values, samples).float()
 
 
 def ledoit_wolf(centred) -> float:
-    """Ledoit and Wolf's share of the identity in the covariance of ``centred`` [N, F]; 1 where nothing varies."""
+    """Returns Ledoit and Wolf's weight of the identity in the covariance of ``centred`` [N, F]; 1 if all of it is 0."""
     from sklearn.covariance import ledoit_wolf_shrinkage
 
     if not centred.any():
@@ -52,10 +53,10 @@ def ledoit_wolf(centred) -> float:
     return float(ledoit_wolf_shrinkage(centred.cpu().numpy(), assume_centered=True))
 
 
-def gaussian(centred, shrinkage: float):
-    """Inverse covariance [F, F] of ``centred`` [N, F], shrunk towards a multiple of the identity, in float64.
+def invert_covariance(centred, shrinkage: float):
+    """Returns the inverse covariance [F, F], float64, of ``centred`` [N, F], shrunk towards a multiple of the identity.
 
-    The identity where nothing varies, as with one sample a class.
+    If all of ``centred`` is 0, as with one sample per class, it is the identity.
     """
     import torch
 
@@ -67,19 +68,20 @@ def gaussian(centred, shrinkage: float):
     return torch.linalg.pinv((1 - shrinkage) * covariance + shrinkage * mean * identity, hermitian=True)
 
 
-def squared(x, mean, inverse):
-    """Squared Mahalanobis distance [N] of ``x`` [N, F] from ``mean``."""
+def squared_distance(x, mean, inverse):
+    """Returns the squared Mahalanobis distance [N] of ``x`` [N, F] from ``mean`` [F]."""
     x = x - mean
     return ((x @ inverse) * x).sum(1)
 
 
 class Mahalanobis(OodScore):
-    """Minus the least squared Mahalanobis distance to the mean of a class, one covariance for all (Lee et al., NeurIPS 2018).
+    """Minus the squared Mahalanobis distance to the nearest class mean, with one covariance for all classes (Lee et
+    al., NeurIPS 2018).
 
-    Only the classes that a node holds count.
+    Only classes of which the node has training samples count.
 
     Args:
-        shrinkage: Share of the identity in the covariance, 0 to 1; null for Ledoit and Wolf's.
+        shrinkage: Weight of the identity in the covariance, 0 to 1; null for that of Ledoit and Wolf.
     """
 
     unit = "minus a squared distance"
@@ -92,29 +94,31 @@ class Mahalanobis(OodScore):
         import torch
 
         x, labels = self.features(outputs).double(), labels.to(outputs.logits.device)
-        held, at = labels.unique(return_inverse=True)
-        self.means = torch.stack([x[at == c].mean(0) for c in range(len(held))])
-        centred = x - self.means[at]
-        self.shrunk = ledoit_wolf(centred) if self.shrinkage is None else self.shrinkage
-        self.inverse = gaussian(centred, self.shrunk)
+        classes, index = labels.unique(return_inverse=True)
+        self.means = torch.stack([x[index == c].mean(0) for c in range(len(classes))])
+        centred = x - self.means[index]
+        self.shrunk_by = ledoit_wolf(centred) if self.shrinkage is None else self.shrinkage
+        self.inverse = invert_covariance(centred, self.shrunk_by)
 
     def distances(self, x):
-        """[N, classes held] of features ``x`` [N, F] in float64."""
+        """Returns the squared distances [N, classes of the node] of features ``x`` [N, F], float64."""
         import torch
 
-        return torch.stack([squared(x, mean, self.inverse) for mean in self.means], dim=1)
+        return torch.stack([squared_distance(x, mean, self.inverse) for mean in self.means], dim=1)
 
     def __call__(self, outputs):
         return -self.distances(self.features(outputs).double()).amin(1).float()
 
 
 class RMD(Mahalanobis):
-    """Relative Mahalanobis distance: that to the nearest class, less that to all own samples as one (Ren et al., 2021).
+    """Relative Mahalanobis distance (Ren et al., 2021): the squared distance to the mean of all training samples, minus
+    the squared distance to the nearest class mean.
 
-    Both covariances are shrunk alike, or their difference would measure the shrinkage.
+    Both covariances have the same shrinkage; otherwise the difference would measure the shrinkage.
 
     Args:
-        shrinkage: Share of the identity in the covariances, 0 to 1; null for Ledoit and Wolf's of the classes' covariance.
+        shrinkage: Weight of the identity in both covariances, 0 to 1; null for that of Ledoit and Wolf for the classes'
+            covariance.
     """
 
     unit = "difference of squared distances"
@@ -123,18 +127,19 @@ class RMD(Mahalanobis):
         super().fit(outputs, labels)
         x = self.features(outputs).double()
         self.centre = x.mean(0)
-        self.background = gaussian(x - self.centre, self.shrunk)
+        self.background = invert_covariance(x - self.centre, self.shrunk_by)
 
     def __call__(self, outputs):
         x = self.features(outputs).double()
-        return (squared(x, self.centre, self.background) - self.distances(x).amin(1)).float()
+        return (squared_distance(x, self.centre, self.background) - self.distances(x).amin(1)).float()
 
 
 class ViM(OodScore):
-    """Energy less a virtual logit, the scaled norm of the features' part outside the principal subspace (Wang et al., CVPR 2022).
+    """Energy minus a virtual logit, which is the scaled norm of the features' component outside the principal subspace
+    (Wang et al., CVPR 2022).
 
     Args:
-        dimension: Dimensions of the principal subspace; null for half of the features'.
+        dimension: Dimension of the principal subspace; null for half the number of features.
     """
 
     unit = "a logit"
@@ -151,9 +156,9 @@ class ViM(OodScore):
         bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
         self.origin = -torch.linalg.pinv(weight) @ bias
         x = x - self.origin
-        kept = self.dimension or x.shape[1] // 2
-        require(kept < x.shape[1], "calibration.score.dimension", kept, f"below the {x.shape[1]} features")
-        self.rest = torch.linalg.eigh(x.T @ x / len(x)).eigenvectors[:, : x.shape[1] - kept]  # smallest eigenvalues first
+        dimension, F = self.dimension or x.shape[1] // 2, x.shape[1]
+        require(dimension < F, "calibration.score.dimension", dimension, f"below the {F} features")
+        self.rest = torch.linalg.eigh(x.T @ x / len(x)).eigenvectors[:, : F - dimension]  # smallest eigenvalues first
         norm = (x @ self.rest).norm(dim=1).mean().clamp_min(1e-12)
         self.alpha = outputs.logits.double().amax(1).mean() / norm
 
@@ -163,14 +168,15 @@ class ViM(OodScore):
 
 
 class DensityRatio(OodScore):
-    """Ratio of the density of own features to a uniform one, by KuLSIF (Kanamori et al., 2012), which
-    Selective-FD selects by (Shao et al., Nature Communications 2024).
+    """Ratio of the density of the node's features to a uniform density, estimated by KuLSIF (Kanamori et al., 2012), as
+    in Selective-FD (Shao et al., Nature Communications 2024).
 
-    Gaussian kernel, its width the median distance; the uniform samples fill the box of the own features.
+    The kernel is Gaussian, and its width is the median distance. The uniform samples fill the smallest box around the
+    node's features.
 
     Args:
-        samples: Own samples used at most, and uniform samples.
-        penalty: lambda, above 0.
+        samples: Largest number of training samples used, and number of uniform samples.
+        penalty: The regularisation lambda, above 0.
     """
 
     unit = "ratio of densities"
@@ -196,13 +202,14 @@ class DensityRatio(OodScore):
         self.uniform = low + (high - low) * uniform
         self.width = torch.pdist(own).median().clamp_min(1e-12) if len(own) > 1 else x.new_ones(())
         n, m = len(self.uniform), len(own)
-        system = self._kernel(self.uniform, self.uniform) / n + self.penalty * torch.eye(n, dtype=x.dtype, device=x.device)
+        identity = torch.eye(n, dtype=x.dtype, device=x.device)
+        system = self._kernel(self.uniform, self.uniform) / n + self.penalty * identity
         pull = self._kernel(self.uniform, own).sum(1) / (n * m * self.penalty)
         self.weights = -torch.linalg.solve(system, pull)
 
     def ratio(self, x):
-        """The ratio [N] at features ``x`` [N, F]; the estimate may be negative."""
+        """Returns the estimated ratio [N], which may be negative, at features ``x`` [N, F]."""
         return self._kernel(x, self.uniform) @ self.weights + self._kernel(x, self.own).mean(1) / self.penalty
 
     def __call__(self, outputs):
-        return chunked(self.ratio, self.features(outputs).double()).float()
+        return map_blocks(self.ratio, self.features(outputs).double()).float()

@@ -1,4 +1,4 @@
-"""Scores of the logits alone, in forms that float32 does not saturate: a sure network's p is 1 for thousands of samples."""
+"""Scores of the logits alone, in forms that do not saturate where p is 1 in float32, as of a confident network."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from lightning_idkd.callback import OodScore
 from lightning_idkd.errors import require
 
 
-def behind(logits):
-    """(log S [N], top [N, 1], at [N, 1]): S is the sum of exp(z_j - z_top) over all classes but the top one, so that
-    p_top = 1 / (1 + S)."""
-    top, at = logits.max(1, keepdim=True)
-    return logits.scatter(1, at, -math.inf).logsumexp(1) - top[:, 0], top, at
+def compare_with_top(logits):
+    """Returns log S [N], the top logit [N, 1] and its class [N, 1], where S is the sum of exp(z_j - z_top) over the
+    other classes, so that p_top = 1 / (1 + S)."""
+    top, top_class = logits.max(1, keepdim=True)
+    return logits.scatter(1, top_class, -math.inf).logsumexp(1) - top[:, 0], top, top_class
 
 
 class MSP(OodScore):
-    """Maximum softmax probability p (Hendrycks & Gimpel, ICLR 2017) as its log-odds log(p / (1 - p)).
+    """Maximum softmax probability p (Hendrycks & Gimpel, ICLR 2017), as its log-odds log(p / (1 - p)).
 
-    The order is that of p, without the ties that p itself has in float32 once a network is confident.
+    The order is that of p, without the ties that p has in float32 when a network is confident.
     """
 
     unit = "log-odds of the top class"
 
     def __call__(self, outputs):
-        return -behind(outputs.logits)[0]
+        return -compare_with_top(outputs.logits)[0]
 
     def from_probability(self, p: float) -> float:
         return math.log(p / (1 - p))
@@ -43,7 +43,7 @@ class MaxLogit(OodScore):
 
 
 class Margin(OodScore):
-    """The largest logit minus the second, which is the log of the ratio of their probabilities."""
+    """The largest logit minus the second largest, which is the log of the ratio of their probabilities."""
 
     unit = "difference of two logits"
 
@@ -72,28 +72,29 @@ class Energy(OodScore):
 class Entropy(OodScore):
     """Negative entropy H of the softmax, as -log H, which has the same order and no ties where H is tiny.
 
-    H / S = log(1 + S) / S + (mean of z_top - z_j over the other classes, weighted by their probabilities) / (1 + S), where
-    S = (1 - p_top) / p_top.
+    With S = (1 - p_top) / p_top, H / S = log(1 + S) / S + (mean of z_top - z_j over the other classes, weighted by
+    their probabilities) / (1 + S).
     """
 
     unit = "minus the log of nats"
 
     def __call__(self, outputs):
         logits = outputs.logits
-        log_s, top, at = behind(logits)
+        log_s, top, top_class = compare_with_top(logits)
         s = log_s.exp()
-        others = logits.scatter(1, at, -math.inf).softmax(1)
+        others = logits.scatter(1, top_class, -math.inf).softmax(1)
         gap = (others * (top - logits)).sum(1)
         share = (s.log1p() / s).where(s > 1e-30, 1.0)
         return -(log_s + (share + gap / (1 + s)).log())
 
 
 class GEN(OodScore):
-    """Generalised entropy, minus the sum of (p (1 - p))^gamma over the largest probabilities (Liu et al., CVPR 2023, Eq. 4).
+    """Negative generalised entropy: minus the sum of (p (1 - p))^gamma over the largest probabilities (Liu et al., CVPR
+    2023, Eq. 4).
 
     Args:
         gamma: Exponent, in (0, 1].
-        largest: How many of the largest probabilities count; null for all.
+        largest: Number of largest probabilities in the sum; null for all.
     """
 
     unit = "minus a generalised entropy"
@@ -107,10 +108,10 @@ class GEN(OodScore):
         import torch
 
         logits = outputs.logits
-        log_s, _, at = behind(logits)
+        log_s, _, top_class = compare_with_top(logits)
         log_top = -log_s.exp().log1p()[:, None]
-        log_p = logits.log_softmax(1).scatter(1, at, log_top)
-        log_not_p = (-log_p.exp()).log1p().scatter(1, at, log_s[:, None] + log_top)
+        log_p = logits.log_softmax(1).scatter(1, top_class, log_top)
+        log_not_p = (-log_p.exp()).log1p().scatter(1, top_class, log_s[:, None] + log_top)
         terms = torch.exp(self.gamma * (log_p + log_not_p))
         if self.largest is not None:
             terms = terms.gather(1, logits.topk(min(self.largest, logits.shape[1]), dim=1).indices)
@@ -118,20 +119,21 @@ class GEN(OodScore):
 
 
 class KLMatching(OodScore):
-    """Minus the smallest KL(p || typical p of a class) over the classes a node predicts (Hendrycks et al., ICML 2022).
+    """Minus the smallest KL(p || typical p of a class) over the classes that a node predicts (Hendrycks et al., ICML
+    2022).
 
-    The typical p is the mean over a node's own samples of that predicted class. In float64: the divergence of two sure
-    answers is a tiny difference.
+    The typical p of a class is the mean over the node's training samples that it predicts to be of that class. All is
+    computed in float64, since the divergence between two confident predictions is a tiny difference.
     """
 
     unit = "minus nats"
 
     @staticmethod
     def _log_p(logits):
-        """log p [N, k] and the top class [N]; log p_top is that of 1 - S / (1 + S), exact where p_top is nearly 1."""
+        """Returns log p [N, k] and the top class [N]; log p_top = -log(1 + S) is exact even where p_top is nearly 1."""
         logits = logits.double()
-        log_s, _, at = behind(logits)
-        return logits.log_softmax(1).scatter(1, at, -log_s.exp().log1p()[:, None]), at[:, 0]
+        log_s, _, top_class = compare_with_top(logits)
+        return logits.log_softmax(1).scatter(1, top_class, -log_s.exp().log1p()[:, None]), top_class[:, 0]
 
     def fit(self, outputs, labels):
         import torch
@@ -141,7 +143,7 @@ class KLMatching(OodScore):
 
     @staticmethod
     def _log_mean(log_p, top):
-        """log of the mean [k] of the probabilities of samples with one top class."""
+        """Returns the log [k] of the mean probabilities of samples that have the same class ``top`` on top."""
         mean = log_p.logsumexp(0) - math.log(len(log_p))
         mean[top] = log_p[:, top].expm1().mean().log1p()
         return mean

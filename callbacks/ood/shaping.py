@@ -1,4 +1,4 @@
-"""Scores of changed activations or inputs: they change what the classifier sees, then any logit score judges its answer."""
+"""Scores that change activations or images first; then a score of the logits judges the classifier's answer."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import math
 from abc import abstractmethod
 from typing import Literal
 
-from callbacks.ood.logits import Energy, behind
+from callbacks.ood.logits import Energy, compare_with_top
 from lightning_idkd.callback import OodScore
 from lightning_idkd.errors import UserError, require
 
 
 class Shaped(OodScore):
-    """Base of the activation shapings: subclasses say how features [N, F] change.
+    """Base of activation shaping; subclasses define how features [N, F] change.
 
     Args:
-        score: The score of the logits that follow; null for Energy.
+        score: The score of the logits that follow from the changed features; null for Energy.
     """
 
     def __init__(self, score: OodScore | None = None):
         if score is not None and type(score).perturb is not OodScore.perturb:
-            raise UserError("calibration.score.score: ODIN changes the images, not their features; take another")
+            raise UserError("calibration.score.score: ODIN changes the images, not the features; take another score")
         self.score = score or Energy()
 
     @property
@@ -33,10 +33,10 @@ class Shaped(OodScore):
 
     @abstractmethod
     def shape(self, features):
-        """The features [N, F] that the classifier gets."""
+        """Returns the features [N, F] that the classifier is given."""
 
-    def reshaped(self, outputs):
-        """Outputs with shaped features and the logits that the classifier makes of them."""
+    def reshape(self, outputs):
+        """Returns outputs with changed features, and with the logits that the classifier computes from them."""
         import torch
 
         features = self.shape(self.features(outputs))
@@ -45,18 +45,18 @@ class Shaped(OodScore):
 
     def fit(self, outputs, labels):
         if self.score.fitted:
-            self.score.fit(self.reshaped(outputs), labels)
+            self.score.fit(self.reshape(outputs), labels)
 
     def __call__(self, outputs):
-        return self.score(self.reshaped(outputs))
+        return self.score(self.reshape(outputs))
 
 
 class ReAct(Shaped):
-    """Features clipped at a percentile of all own activations (Sun et al., NeurIPS 2021).
+    """Clips features at a percentile of all activations of the node's training samples (Sun et al., NeurIPS 2021).
 
     Args:
-        score: The score of the logits that follow; null for Energy.
-        percentile: Share of the own activations below the clip, in (0, 1].
+        score: The score of the logits that follow from the changed features; null for Energy.
+        percentile: Share of these activations below the clip, in (0, 1].
     """
 
     def __init__(self, score: OodScore | None = None, percentile: float = 0.9):
@@ -73,20 +73,23 @@ class ReAct(Shaped):
         return features.clamp(max=self.clip)
 
 
-def strongest(features, percentile: float):
-    """The features with all but their largest ``1 - percentile`` share, a sample, set to 0; and how many stay."""
-    kept = max(1, features.shape[1] - round(features.shape[1] * percentile))
-    values, at = features.topk(kept, dim=1)
-    return features.new_zeros(features.shape).scatter(1, at, values), at
+def keep_strongest(features, percentile: float):
+    """Sets all but the largest ``1 - percentile`` share of each sample's features to 0; returns them and the index of
+    the rest."""
+    count = max(1, features.shape[1] - round(features.shape[1] * percentile))
+    values, index = features.topk(count, dim=1)
+    return features.new_zeros(features.shape).scatter(1, index, values), index
 
 
 class ASH(Shaped):
-    """Features with the weakest removed, the rest kept, made equal, or scaled up (Djurisic et al., ICLR 2023).
+    """Sets each sample's weakest features to 0, and keeps the rest, makes them equal, or scales them up (Djurisic et
+    al., ICLR 2023).
 
     Args:
-        score: The score of the logits that follow; null for Energy.
+        score: The score of the logits that follow from the changed features; null for Energy.
         percentile: Share of a sample's features set to 0, in [0, 1).
-        variant: ``p`` keeps the rest, ``b`` makes them equal with the old sum, ``s`` scales them by exp(old / new sum).
+        variant: ``p`` keeps the rest; ``b`` makes them equal, with the sum of all features; ``s`` multiplies them by
+            exp(sum of all / sum of the rest).
     """
 
     def __init__(self, score: OodScore | None = None, percentile: float = 0.65, variant: Literal["p", "b", "s"] = "s"):
@@ -95,25 +98,25 @@ class ASH(Shaped):
         self.percentile, self.variant = percentile, variant
 
     def shape(self, features):
-        pruned, at = strongest(features, self.percentile)
+        pruned, index = keep_strongest(features, self.percentile)
         total = features.sum(1, keepdim=True)
         if self.variant == "b":
-            return pruned.scatter(1, at, (total / at.shape[1]).expand(at.shape))
-        return pruned if self.variant == "p" else pruned * scaling(total, pruned)
+            return pruned.scatter(1, index, (total / index.shape[1]).expand(index.shape))
+        return pruned if self.variant == "p" else pruned * compute_scale(total, pruned)
 
 
-def scaling(total, pruned):
-    """exp of the sum before over the sum after pruning; 1 where nothing is active."""
+def compute_scale(total, pruned):
+    """Returns exp(sum before / sum after pruning) [N, 1]; 1 where the sum after pruning is 0."""
     after = pruned.sum(1, keepdim=True)
     return (total / after).where(after != 0, 0).exp()
 
 
 class SCALE(Shaped):
-    """All features scaled by exp(sum of all / sum of the strongest) (Xu et al., ICLR 2024).
+    """Multiplies all features by exp(sum of all / sum of the strongest) (Xu et al., ICLR 2024).
 
     Args:
-        score: The score of the logits that follow; null for Energy.
-        percentile: Share of a sample's features that are not among the strongest, in [0, 1).
+        score: The score of the logits that follow from the changed features; null for Energy.
+        percentile: Share of a sample's features that do not count as strongest, in [0, 1).
     """
 
     def __init__(self, score: OodScore | None = None, percentile: float = 0.65):
@@ -122,17 +125,19 @@ class SCALE(Shaped):
         self.percentile = percentile
 
     def shape(self, features):
-        return features * scaling(features.sum(1, keepdim=True), strongest(features, self.percentile)[0])
+        pruned, _ = keep_strongest(features, self.percentile)
+        return features * compute_scale(features.sum(1, keepdim=True), pruned)
 
 
 class ODIN(OodScore):
-    """Softmax at a high temperature of images moved a little towards a surer answer (Liang et al., ICLR 2018), as log-odds.
+    """Maximum softmax probability at a high temperature, as log-odds, of images moved slightly towards a more confident
+    answer (Liang et al., ICLR 2018).
 
-    Costs a pass with gradients and one more a sample; the step is taken on normalised pixels.
+    It costs a forward and backward pass and one more forward pass per sample. The step is taken on normalised pixels.
 
     Args:
         temperature: T, above 0.
-        epsilon: Size of the step.
+        epsilon: Size of the step, 0 or more.
     """
 
     unit = "log-odds of the top class at temperature T"
@@ -152,4 +157,4 @@ class ODIN(OodScore):
         return (x + self.epsilon * slope.sign()).detach()
 
     def __call__(self, outputs):
-        return -behind(outputs.logits / self.temperature)[0]
+        return -compare_with_top(outputs.logits / self.temperature)[0]

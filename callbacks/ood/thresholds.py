@@ -1,4 +1,4 @@
-"""How a node fixes its threshold."""
+"""Calibrations: ways to choose a node's threshold."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from lightning_idkd.errors import UserError, require
 
 
 class Youden(Calibration):
-    """Largest true- minus false-positive rate of held-out private against other samples (Youden's J).
+    """Maximises the true-positive minus the false-positive rate of held-out private against other samples (Youden's J).
 
     Args:
-        score: The out-of-distribution score; null in a config for MSP.
-        against: What is not a node's own: the ``public`` set, or uniform ``noise`` images.
-        pooled: Average the threshold with those of the neighbours, which are told it.
+        score: The out-of-distribution score; null in a config means MSP.
+        against: The samples that are not a node's own: the ``public`` set, or uniform ``noise`` images.
+        pooled: Average the threshold with those of the neighbours, which requires sending it to them.
     """
 
-    def __init__(self, score: OodScore | None = None, against: Literal["public", "noise"] = "public", pooled: bool = False):
+    def __init__(self, score: OodScore | None = None, against: Literal["public", "noise"] = "public",
+                 pooled: bool = False):  # fmt: skip
         super().__init__(score, against, pooled)
 
     def threshold(self, private, others):
@@ -28,15 +29,15 @@ class Youden(Calibration):
 
 
 class IdQuantile(Calibration):
-    """The ``q`` quantile of the held-out private scores: a share 1 - q of own data would be kept.
+    """Takes the ``q`` quantile of the held-out private scores, so that a share 1 - q of own data would be kept.
 
     Args:
-        score: The out-of-distribution score; null in a config for MSP.
-        q: Share of own data given up, at least 0 and below 1.
-        pooled: Average the threshold with those of the neighbours, which are told it.
+        score: The out-of-distribution score; null in a config means MSP.
+        q: Share of the node's own data that would not be kept, at least 0 and below 1.
+        pooled: Average the threshold with those of the neighbours, which requires sending it to them.
     """
 
-    fallback_below = 0  # it is a quantile already
+    fallback_below = 0  # the threshold is a quantile already
 
     def __init__(self, score: OodScore | None = None, q: float = 0.05, pooled: bool = False):
         super().__init__(score, pooled=pooled)
@@ -50,12 +51,12 @@ class IdQuantile(Calibration):
 
 
 class TargetKept(Calibration):
-    """The threshold that keeps a given share of the public set: its largest scores, and those equal to the last of them.
+    """Keeps a given share of the public set: the samples with the largest scores, and those equal to the last of these.
 
     Args:
-        score: The out-of-distribution score; null in a config for MSP.
-        fraction: The share, above 0, to 1; with ``pooled`` that of a node's own threshold.
-        pooled: Average the threshold with those of the neighbours, which are told it.
+        score: The out-of-distribution score; null in a config means MSP.
+        fraction: The share that is kept, above 0 to 1; with ``pooled`` it applies to the thresholds before averaging.
+        pooled: Average the threshold with those of the neighbours, which requires sending it to them.
     """
 
     fallback_below = 0
@@ -66,18 +67,20 @@ class TargetKept(Calibration):
         self.fraction = fraction
 
     def threshold(self, private, others):
-        kept = max(1, round(self.fraction * len(others)))
-        return others.sort(descending=True).values[kept - 1].item()
+        count = max(1, round(self.fraction * len(others)))
+        return others.sort(descending=True).values[count - 1].item()
 
 
 class Mixture(Calibration):
-    """Where two Gaussians fitted to the public scores are equally likely: no held-out data, no labels.
+    """Fits two Gaussians to the public scores, and takes the score at which both are equally likely; this needs neither
+    held-out data nor labels.
 
-    The upper one is taken for samples like a node's own. Where they do not cross between their means, the middle of these.
+    The upper Gaussian is assumed to be of samples like the node's own. If the two do not cross between their means, the
+    threshold is halfway between the means.
 
     Args:
-        score: The out-of-distribution score; null in a config for MSP.
-        pooled: Average the threshold with those of the neighbours, which are told it.
+        score: The out-of-distribution score; null in a config means MSP.
+        pooled: Average the threshold with those of the neighbours, which requires sending it to them.
     """
 
     fallback_below = 0
@@ -92,23 +95,24 @@ class Mixture(Calibration):
         values = others.double().cpu().numpy()
         if np.ptp(values) == 0:
             return float(values[0])
-        middle, spread = values.mean(), values.std()
-        values = (values - middle) / spread  # the fit adds a constant to the variances
+        mean, deviation = values.mean(), values.std()
+        values = (values - mean) / deviation  # since the fit adds a constant to the variances
         low, high = np.quantile(values, [0.25, 0.75])
         fit = GaussianMixture(2, means_init=[[low], [high]], random_state=0).fit(values[:, None])
         first, second = np.argsort(fit.means_[:, 0])
         grid = np.linspace(*fit.means_[[first, second], 0], 1001)
-        ahead = fit.predict_proba(grid[:, None])[:, second] >= 0.5
-        return float(middle + spread * (grid[ahead.argmax()] if ahead.any() and not ahead[0] else grid[500]))
+        upper = fit.predict_proba(grid[:, None])[:, second] >= 0.5
+        crossing = grid[upper.argmax()] if upper.any() and not upper[0] else grid[500]
+        return float(mean + deviation * crossing)
 
 
 class Fixed(Calibration):
-    """The same threshold for all nodes, as in the authors' code (probability 0.98).
+    """Uses the same threshold at all nodes, as in the authors' code (probability 0.98).
 
     Args:
-        score: The out-of-distribution score; null in a config for MSP.
-        probability: For MSP: keep samples whose top class has at least this probability.
-        threshold: In the score's own unit, instead of a probability.
+        score: The out-of-distribution score; null in a config means MSP.
+        probability: With the score MSP, keep samples whose top class has at least this probability.
+        threshold: The threshold in the score's own unit, instead of a probability.
     """
 
     fallback_below = 0  # nothing is estimated
