@@ -46,7 +46,7 @@ class FakeRun:
     def __init__(self, outputs, kept, epochs=10):
         self.outputs, self.kept, self.epochs, self.step = outputs, kept, epochs, 0
         self.network = Network(Graph(Chain(), len(outputs)))
-        self.stack = SimpleNamespace(n=len(outputs), X=None, standing_on=lambda X: nullcontext())
+        self.stack = SimpleNamespace(n=len(outputs), X=None, use_parameters=lambda X: nullcontext())
         self.held = torch.tensor([[5, 0, 1], [0, 9, 2], [3, 3, 3], [0, 0, 20]]).repeat(3, 1)[: len(outputs)].int()
         self.store = SimpleNamespace(distilled=None, public=len(outputs[0]), k=K, counts=lambda: self.held)
         self.store.log_prior = ((self.held + 1) / (self.held + 1).sum(1, keepdim=True)).log()
