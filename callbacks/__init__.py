@@ -1,4 +1,4 @@
-"""What a researcher swaps: gossip rules, scores and thresholds, distillation. Named in configs by ``class_path``."""
+"""What a researcher swaps: gossip rules, scores, calibrations and distillation; configs name them by ``class_path``."""
 
 from callbacks import distillation, gossip, ood
 from callbacks.distillation import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""What nodes send about public samples and how they learn from it."""
+"""Distillation: what nodes send about public samples, how they average it, and how they learn from it."""
 
 from callbacks.distillation.aggregation import ERA, ClassCount, ConfidenceMean, LogitMean, Mean, Vote
 from callbacks.distillation.idkd import IDKD, VanillaKD

@@ -1,4 +1,4 @@
-"""One label from several."""
+"""Aggregations: ways to combine several labels of a sample into one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from lightning_idkd.errors import require
 
 
 class Mean(Aggregation):
-    """Mean of the probabilities of those, self included, that kept the sample (Ravikumar et al., TMLR 2024)."""
+    """Mean of the probabilities from the nodes (itself included) that kept the sample (Ravikumar et al., TMLR 2024)."""
 
     def combine(self, probabilities, votes, senders):
         return (probabilities * votes[..., None]).sum(0) / votes.sum(0)[:, None]
 
 
 class LogitMean(Aggregation):
-    """Softmax of the mean logits (FedMD, Li & Wang 2019; FedDF, Lin et al., NeurIPS 2020), of log p instead: they differ by a
-    constant a sample, which the softmax does not see."""
+    """Softmax of the mean logits (FedMD, Li & Wang 2019; FedDF, Lin et al., NeurIPS 2020). Means are over log p, which
+    differs from the logits by a constant per sample, to which the softmax is invariant."""
 
     def combine(self, probabilities, votes, senders):
         logs = probabilities.clamp_min(1e-30).log()
@@ -25,20 +25,21 @@ class LogitMean(Aggregation):
 
 
 class ConfidenceMean(Mean):
-    """Mean of the probabilities, each weighted by how sure it is: 1 - entropy / log k."""
+    """Mean of the probabilities, each weighted by its confidence, 1 - entropy / log k."""
 
     def combine(self, probabilities, votes, senders):
         from lightning_idkd.metrics import confidence
 
-        sure = confidence(probabilities).clamp_min(1e-6)  # all at random count alike
-        return super().combine(probabilities, votes * sure, senders)
+        weights = confidence(probabilities).clamp_min(1e-6)  # equal weights if all labels are uniform
+        return super().combine(probabilities, votes * weights, senders)
 
 
 class ERA(Mean):
-    """The mean sharpened by a softmax of its own, entropy-reduction aggregation (DS-FL, Itahara et al., 2021, Eq. 14).
+    """Entropy-reduction aggregation: the softmax of the mean probabilities at a low temperature (DS-FL, Itahara et al.,
+    2021, Eq. 14).
 
     Args:
-        temperature: T of softmax(mean / T), above 0; small is sharp.
+        temperature: T in softmax(mean / T), above 0; a smaller T gives sharper labels.
     """
 
     def __init__(self, temperature: float = 0.1):
@@ -50,7 +51,7 @@ class ERA(Mean):
 
 
 class Vote(Mean):
-    """Share of the votes for each class, one sender one vote."""
+    """Share of votes for each class, where each sender votes for its most probable class."""
 
     def combine(self, probabilities, votes, senders):
         import torch.nn.functional as F
@@ -60,10 +61,10 @@ class Vote(Mean):
 
 
 class ClassCount(Aggregation):
-    """The label of the one that holds most private samples of the class it predicts, as in the authors' code.
+    """The label of the node that has most private samples of the class that it predicts, as in the authors' code.
 
-    There a neighbour that did not keep the sample takes part with a label of zeros, which may win and leaves the sample
-    without a label; here only those that kept it do. The first of equals wins.
+    In that code a neighbour that did not keep the sample takes part with a label of zeros, which may win and leave the
+    sample without a label; here only nodes that kept the sample take part. Of equals the first wins.
     """
 
     shares = "class histograms of private data"
@@ -74,7 +75,7 @@ class ClassCount(Aggregation):
     def combine(self, probabilities, votes, senders):
         import torch
 
-        held = torch.stack([self.histograms[j] for j in senders]).to(probabilities.device)  # [v, k]
-        samples = held.gather(1, probabilities.argmax(2)).where(votes > 0, -1)
+        histograms = torch.stack([self.histograms[j] for j in senders]).to(probabilities.device)  # [v, k]
+        samples = histograms.gather(1, probabilities.argmax(2)).where(votes > 0, -1)
         best = samples.argmax(0)
         return probabilities[best, torch.arange(len(best), device=best.device)]

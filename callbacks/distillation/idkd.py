@@ -1,4 +1,4 @@
-"""In-distribution knowledge distillation, and distillation without its filter."""
+"""In-distribution knowledge distillation (IDKD), and vanilla knowledge distillation, which has no filter."""
 
 from __future__ import annotations
 
@@ -11,42 +11,45 @@ from lightning_idkd.errors import require
 from lightning_idkd.labels import FineTuning
 
 
-def uniform_offset(logits):
-    """Offsets [k] of the classes with which softmax of ``logits`` [m, k] is uniform on average, in float64 inside."""
+def compute_uniform_offset(logits):
+    """Returns the offsets [k] of the classes with which the softmax of ``logits`` [m, k] is uniform on average."""
     import torch
 
     z = logits.double()
     offset = torch.zeros_like(z[0])
     for _ in range(100):
-        off = (z + offset).softmax(1).mean(0).clamp_min(1e-30).log() + math.log(z.shape[1])
-        offset -= off
-        if off.abs().max() < 1e-4:
+        error = (z + offset).softmax(1).mean(0).clamp_min(1e-30).log() + math.log(z.shape[1])
+        offset -= error
+        if error.abs().max() < 1e-4:
             break
     return (offset - offset.mean()).to(logits)
 
 
 class VanillaKD(Distillation):
-    """Exchange and average the soft labels of all public samples, without a filter.
+    """Exchanges and averages the soft labels of all public samples, without a filter.
 
     Args:
-        start: First exchange: a fraction of the epochs below 1, else an epoch; it takes place before that epoch.
-        every: Epochs between exchanges; null for one exchange only.
-        temperature: Softmax temperature of the labels, above 0; below 1 sharpens them.
-        hard: Send the most probable class alone, as a label of zeros and a one.
-        prior: How much of a node's own label prior its labels leave out: log of its (add-one) label frequencies times this is
-            taken off the logits; 0 for none, 1 for all.
-        align: Add to each class's logits what makes a node's labels of all public samples uniform on average (distribution
-            alignment, Berthelot et al., ICLR 2020, with a uniform target): undoes a bias whatever it comes from.
-        labels: At later exchanges ``fresh`` labels and selections, the last averages ``relayed`` one hop further, or fresh
-            ones ``accumulated`` with older ones of other samples.
-        hops: Times that an exchange passes the averages on to neighbours; 1 for neighbours' own labels alone.
-        min_confidence: Averaged labels whose largest probability is below are dropped, 0 to 1 (the ensemble's selector of
+        start: Epoch before which the first exchange takes place; a number below 1 is a fraction of all epochs.
+        every: Epochs between exchanges; null for a single exchange.
+        temperature: Softmax temperature of the labels, above 0; a value below 1 sharpens them.
+        hard: Send one-hot labels of the most probable class.
+        prior: Factor of the log of the node's (add-one) label frequencies, which is subtracted from the logits to
+            remove the node's label prior; 0 removes nothing, 1 all of it.
+        align: Add an offset to the logits of each class, with which a node's labels of all public samples are uniform
+            on average (distribution alignment, Berthelot et al., ICLR 2020, with a uniform target). This removes a bias
+            of any origin.
+        labels: What later exchanges send: ``fresh`` labels of a new selection; the last averages, ``relayed`` one hop
+            further; or fresh labels, ``accumulated`` with older ones of other samples.
+        hops: Number of hops that labels travel per exchange; with 1 a node averages only its own and its neighbours'
+            labels.
+        min_confidence: Drop averaged labels whose largest probability is below this, 0 to 1 (the ensemble's selector of
             Selective-FD).
-        steps: ``equal`` keeps the number of steps an epoch; ``grow`` uses the mean size of private + distilled sets.
-        aggregation: How labels of one sample become one; null for Mean.
-        teacher: Whose answers are sent; null for the node's own.
-        encoding: How labels are written on an edge; null for 4-byte indices and float32 probabilities.
-        tuning: How nodes train on private and distilled samples together.
+        steps: ``equal`` keeps the number of steps per epoch; ``grow`` computes it from the mean size of the nodes'
+            private and distilled sets together.
+        aggregation: How several labels of a sample become one; null for Mean.
+        teacher: Which parameters label the public set; null for the node's own.
+        encoding: How labels become bytes on an edge; null for 4-byte indices and float32 probabilities.
+        tuning: How nodes train on private and distilled samples together; null for its defaults.
     """
 
     def __init__(self, start: int | float = 0.6, every: int | None = None, temperature: float = 1.0, hard: bool = False,
@@ -66,19 +69,22 @@ class VanillaKD(Distillation):
         self.declare(self.aggregation.shares)
 
     def select(self, run, public):
-        """(index [s], weights [s] or None) of what every node here sends; ``public`` are its outputs on the public set."""
+        """Returns the index [s] of the samples that each node of this process sends, with weights [s] or None.
+
+        ``public`` are each node's outputs on the public set.
+        """
         import torch
 
         return [(torch.arange(len(outputs), device=outputs.logits.device), None) for outputs in public]
 
     def soft(self, run, i, logits):
-        """Labels [m, k] that row ``i`` gives to the public samples with these ``logits`` [m, k]."""
+        """Returns the labels [m, k] that row ``i`` gives to public samples with these ``logits`` [m, k]."""
         import torch.nn.functional as F
 
         if self.prior:
             logits = logits - self.prior * run.store.log_prior[i].to(logits)
         if self.align:
-            logits = logits + self.temperature * uniform_offset(logits / self.temperature)
+            logits = logits + self.temperature * compute_uniform_offset(logits / self.temperature)
         if self.hard:
             return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits)
         return (logits / self.temperature).softmax(1)
@@ -87,17 +93,18 @@ class VanillaKD(Distillation):
         from lightning_idkd.labels import Labels
 
         if self.labels == "relayed" and run.store.distilled is not None:
-            return [self.encoded(run, labels) for labels in run.store.distilled]
+            return [self.encode(run, labels) for labels in run.store.distilled]
         with run.stack.use_parameters(self.teacher.rows(run)):
             public = run.answers()
-            chosen = self.select(run, public)
-        return [
-            self.encoded(run, Labels(index, self.soft(run, i, outputs.logits)[index], weights))
-            for i, (outputs, (index, weights)) in enumerate(zip(public, chosen, strict=True))
-        ]
+            selected = self.select(run, public)
+        sent = []
+        for i, (outputs, (index, weights)) in enumerate(zip(public, selected, strict=True)):
+            labels = Labels(index, self.soft(run, i, outputs.logits)[index], weights)
+            sent.append(self.encode(run, labels))
+        return sent
 
-    def encoded(self, run, labels):
-        """What arrives of ``labels``, with the size of what was sent."""
+    def encode(self, run, labels):
+        """Returns ``labels`` as a receiver reads them, with the size of the message."""
         if self.encoding is None:
             return labels
         message = self.encoding.encode(labels, run.store.public)
@@ -106,29 +113,31 @@ class VanillaKD(Distillation):
 
     def aggregate(self, run, received):
         self.aggregation.prepare(run, run.step)
-        found = [self.aggregation(labels) for labels in received]
+        averages = [self.aggregation(labels) for labels in received]
         for step in range(run.step + 1, run.step + self.hops):
-            if run.network.graph.period != 1:  # other neighbours
+            if run.network.graph.period != 1:  # the neighbours change
                 self.aggregation.prepare(run, step)
-            passed_on = run.network.exchange([self.encoded(run, labels) for labels in found], step)
-            found = [self.aggregation(labels) for labels in passed_on]
-        found = [labels[labels.probabilities.amax(1) >= self.min_confidence] for labels in found]
+            received = run.network.exchange([self.encode(run, labels) for labels in averages], step)
+            averages = [self.aggregation(labels) for labels in received]
+        averages = [labels[labels.probabilities.amax(1) >= self.min_confidence] for labels in averages]
         if self.labels == "accumulated" and run.store.distilled is not None:
-            found = [new.over(old) for new, old in zip(found, run.store.distilled, strict=True)]
-        return found
+            averages = [new.over(old) for new, old in zip(averages, run.store.distilled, strict=True)]
+        return averages
 
     def on_step_end(self, run):
         self.teacher.on_step_end(run)
 
 
 class IDKD(VanillaKD):
-    """Exchange and average the soft labels of those public samples that a node's detector calls in-distribution
+    """Exchanges and averages the soft labels of those public samples that a node's detector calls in-distribution
     (Ravikumar et al., TMLR 2024).
 
-    Takes the arguments of :class:`VanillaKD` too; the detector looks at answers that ``prior`` and ``align`` did not correct.
+    It also takes the arguments of :class:`VanillaKD`. The detector scores outputs before ``prior`` and ``align``
+    correct them.
 
     Args:
-        weighted: Send with every label the rank of its score among those kept, from 0 to 1, by which averages weigh it.
+        weighted: Send with each label the rank of its score among the kept samples, above 0 to 1, as the label's weight
+            in averages.
     """
 
     calibrated = True
@@ -142,11 +151,11 @@ class IDKD(VanillaKD):
     def select(self, run, public):
         import torch
 
-        chosen = []
+        selected = []
         for selection in run.calibrate(public):
             index, weights = selection.kept.nonzero()[:, 0], None
             if self.weighted:
                 rank = torch.argsort(torch.argsort(selection.public[index], stable=True), stable=True)
                 weights = (rank + 1) / max(len(index), 1)
-            chosen.append((index, weights))
-        return chosen
+            selected.append((index, weights))
+        return selected

@@ -1,4 +1,4 @@
-"""Neighbours' models as teachers on a node's own samples: no public set."""
+"""Mutual distillation: neighbours' models label a node's private samples, without a public set."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from lightning_idkd.errors import require
 
 
 class MutualKD(Distillation):
-    """Neighbours trade models, and each learns its own samples from the neighbours' answers too: mutual distillation without a
-    public set, after Def-KT (Li, Li & Varshney, 2021).
+    """Neighbours exchange models, and each node learns its private samples from their answers too: mutual distillation
+    without a public set, after Def-KT (Li, Li & Varshney, 2021).
 
-    There a pair trains both models on one node's batch at once; here both ends of every edge learn, from models as they were
-    at the exchange. Models cross (counted as parameters), labels of private samples do not.
+    In Def-KT a pair of nodes trains both models on a batch of one of them. Here both ends of every edge learn, from
+    models as they were at the exchange. Models are sent (counted as parameters); labels of private samples are not.
 
     Args:
-        start: First exchange: a fraction of the epochs below 1, else an epoch; it takes place before that epoch.
-        every: Epochs between exchanges; null for one exchange only.
+        start: Epoch before which the first exchange takes place; a number below 1 is a fraction of all epochs.
+        every: Epochs between exchanges; null for a single exchange.
         temperature: Softmax temperature of the neighbours' answers, above 0.
-        weight: Share of the neighbours' answers in a sample's label, 0 to 1.
+        weight: Weight of the neighbours' answers in a sample's label, 0 to 1.
     """
 
     public = False
@@ -37,16 +37,16 @@ class MutualKD(Distillation):
 
         from lightning_idkd.nodes.stack import run_network
 
-        known = run.network.share(run.stack.X, run.step, kind="parameter")
+        models = run.network.share(run.stack.X, run.step, kind="parameter")
         mixing, soft = run.network.graph.mixing(run.step), []
         for i, node in enumerate(run.network.rows):
             answers = []
             for j in mixing.neighbours(node):
-                teacher = run.stack.model(known[j].to(run.stack.X), {k: b[i] for k, b in run.stack.buffers.items()})
+                teacher = run.stack.model(models[j].to(run.stack.X), {k: b[i] for k, b in run.stack.buffers.items()})
                 logits = run_network(teacher, run.store.private_batches(run.store.own[i].cpu())).logits
                 answers.append((logits / self.temperature).softmax(1))
-            alone = F.one_hot(run.store.labels[run.store.own[i]], run.store.k)  # no neighbours at this step
-            soft.append(torch.stack(answers).mean(0) if answers else alone)
+            labels = F.one_hot(run.store.labels[run.store.own[i]], run.store.k)  # for a node without neighbours
+            soft.append(torch.stack(answers).mean(0) if answers else labels)
         run.store.soften(soft, self.weight)
         run.phase = "distil"
         return []

@@ -1,4 +1,4 @@
-"""How labels are written on an edge; what is counted is the length of what is written."""
+"""Encodings of labels; the counted bytes are the length of the encoded message."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from lightning_idkd.errors import require
 
 
 class Packed(Encoding):
-    """Which samples (a bitmap or indices, whichever is shorter), then their largest probabilities in a small number format.
+    """Sends the index of the samples (as a bitmap or a list), then their largest probabilities in a short number
+    format.
 
-    With ``top`` below the number of classes the left out share is spread evenly over the other classes.
+    With ``top`` below the number of classes, receivers spread the remaining probability evenly over the other classes.
+    Received probabilities are scaled to sum to 1.
 
     Args:
-        values: ``float32``, ``float16``, or ``uint8`` in steps of 1/255, made to sum to 1 again on arrival.
-        top: Number of classes a label that cross; null for all.
-        index: ``bitmap`` of the public set, 4-byte ``list`` of indices, or the ``shorter`` one.
+        values: Number format: ``float32``, ``float16``, or ``uint8`` in steps of 1/255.
+        top: Number of classes per label that are sent; null for all.
+        index: ``bitmap`` of the public set, ``list`` of 4-byte indices, or the ``shorter`` of the two.
     """
 
     def __init__(self, values: Literal["float32", "float16", "uint8"] = "float16", top: int | None = None,
@@ -29,22 +31,24 @@ class Packed(Encoding):
         import torch
 
         index = labels.index.cpu().numpy()
-        listed = index.astype("<i4").tobytes()
+        indices = index.astype("<i4").tobytes()
         kept = np.zeros(public, bool)
         kept[index] = True
         bitmap = np.packbits(kept).tobytes()
-        as_list = self.index == "list" or (self.index == "shorter" and len(listed) < len(bitmap))
+        as_list = self.index == "list" or (self.index == "shorter" and len(indices) < len(bitmap))
         p = labels.probabilities.float().cpu()
-        parts = [bytes([as_list]), len(index).to_bytes(4, "little"), listed if as_list else bitmap]
+        parts = [bytes([as_list]), len(index).to_bytes(4, "little"), indices if as_list else bitmap]
         if self._top(p.shape[1]) < p.shape[1]:
             p, classes = p.topk(self.top, dim=1)
             parts.append(classes.numpy().astype("<u2").tobytes())
-        parts.append(self._numbers(p))
+        parts.append(self._write(p))
         if labels.weights is not None:
-            weights = labels.weights.float().cpu()  # one that rounds to 0 would be no vote at all
-            parts.append(self._numbers(weights.clamp_min(1 / 255) if self.values == "uint8" else weights))
+            weights = labels.weights.float().cpu()
+            if self.values == "uint8":
+                weights = weights.clamp_min(1 / 255)  # a weight that rounds to 0 would not count as a vote
+            parts.append(self._write(weights))
         if not torch.equal(labels.index.sort().values, labels.index):
-            raise ValueError("labels are sent in ascending order of their samples")
+            raise ValueError("labels must be in ascending order of their samples")
         return b"".join(parts)
 
     def decode(self, message, public, classes, weighted):
@@ -53,37 +57,40 @@ class Packed(Encoding):
 
         from lightning_idkd.labels import Labels
 
-        as_list, size, at = bool(message[0]), int.from_bytes(message[1:5], "little"), 5
-        length = 4 * size if as_list else -(-public // 8)
-        raw = np.frombuffer(message, "<i4" if as_list else np.uint8, count=length // (4 if as_list else 1), offset=at)
-        index = torch.from_numpy(raw.astype(np.int64) if as_list else np.flatnonzero(np.unpackbits(raw)[:public]))
-        at += length
+        as_list, size, position = bool(message[0]), int.from_bytes(message[1:5], "little"), 5
+        if as_list:
+            index = np.frombuffer(message, "<i4", size, position).astype(np.int64)
+            position += 4 * size
+        else:
+            length = -(-public // 8)
+            index = np.flatnonzero(np.unpackbits(np.frombuffer(message, np.uint8, length, position))[:public])
+            position += length
         top = self._top(classes)
         if top < classes:
-            chosen = torch.from_numpy(np.frombuffer(message, "<u2", size * top, at).astype(np.int64)).view(size, top)
-            at += 2 * size * top
-        p, at = self._read(message, size * top, at)
+            top_classes = np.frombuffer(message, "<u2", size * top, position).astype(np.int64)
+            position += 2 * size * top
+        p, position = self._read(message, size * top, position)
         p = p.view(size, top)
         if top < classes:
             rest = ((1 - p.sum(1, keepdim=True)) / (classes - top)).clamp_min(0)
-            p = rest.expand(size, classes).scatter(1, chosen, p)
-        total = p.sum(1, keepdim=True)  # 0 where all of very many classes round to 0
+            p = rest.expand(size, classes).scatter(1, torch.from_numpy(top_classes).view(size, top), p)
+        total = p.sum(1, keepdim=True)  # 0 if all probabilities round to 0, as with very many classes
         p = torch.where(total > 0, p / total.clamp_min(1e-12), 1 / classes)
-        weights = self._read(message, size, at)[0] if weighted else None
-        return Labels(index, p, weights, len(message))
+        weights = self._read(message, size, position)[0] if weighted else None
+        return Labels(torch.from_numpy(index), p, weights, len(message))
 
     def _top(self, classes: int) -> int:
         return min(self.top or classes, classes)
 
-    def _numbers(self, T) -> bytes:
+    def _write(self, T) -> bytes:
         if self.values == "uint8":
             return (255 * T).round().byte().numpy().tobytes()
         return T.numpy().astype("<f4" if self.values == "float32" else "<f2").tobytes()
 
-    def _read(self, message: bytes, count: int, at: int):
+    def _read(self, message: bytes, count: int, position: int):
         import numpy as np
         import torch
 
         kind = {"float32": "<f4", "float16": "<f2", "uint8": "u1"}[self.values]
-        found = torch.from_numpy(np.frombuffer(message, kind, count, at).astype(np.float32))
-        return (found / 255 if self.values == "uint8" else found), at + count * np.dtype(kind).itemsize
+        numbers = torch.from_numpy(np.frombuffer(message, kind, count, position).astype(np.float32))
+        return (numbers / 255 if self.values == "uint8" else numbers), position + count * np.dtype(kind).itemsize

@@ -1,4 +1,4 @@
-"""Whose answers a node sends: its own, those of its row some gossip steps later, or of a slowly moving copy."""
+"""Teachers: the parameters with which a node labels the public set, after extra gossip steps or averaged over time."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from lightning_idkd.errors import require
 
 
 class Gossiped(Teacher):
-    """A node's row after more gossip steps, for labelling only: nearer to the consensus model, which knows all classes.
+    """Labels with the node's row after extra gossip steps, which brings it nearer to the consensus model, which knows
+    all classes. Training continues from the row before these steps.
 
     Args:
-        steps: How many; their bytes are counted as parameters'.
+        steps: Number of gossip steps; their bytes are counted as those of parameters.
     """
 
     def __init__(self, steps: int = 8):
@@ -20,19 +21,19 @@ class Gossiped(Teacher):
     def rows(self, run):
         import torch
 
-        X, pushed = run.stack.X, run.network.graph.kind == "column"
-        if pushed:  # rows of such weights do not sum to 1: push-sum mixes, and divides by, what they sum to
+        X, push_sum = run.stack.X, run.network.graph.kind == "column"
+        if push_sum:  # rows of these weights do not sum to 1, so their sum is mixed too, and X is divided by it
             X = torch.cat([X, torch.ones_like(X[:, :1])], 1)
         for step in range(run.step, run.step + self.steps):
             X = run.network.mix(X, step)
-        return X[:, :-1] / X[:, -1:] if pushed else X
+        return X[:, :-1] / X[:, -1:] if push_sum else X
 
 
 class MovingAverage(Teacher):
-    """An exponential average of a node's row over the steps, from where the run began or was forked.
+    """Labels with an exponential moving average of the node's row over the steps since the run began or was forked.
 
     Args:
-        decay: Weight of the past, in [0, 1).
+        decay: Weight of the previous average in each step, in [0, 1).
     """
 
     def __init__(self, decay: float = 0.99):
@@ -51,5 +52,5 @@ class MovingAverage(Teacher):
         return {"mean": None if self.mean is None else run.network.report(self.mean).clone()}
 
     def load_state_dict(self, state, run):
-        mine = slice(run.network.rows.start, run.network.rows.stop)
-        self.mean = None if state["mean"] is None else state["mean"][mine].to(run.stack.X).clone()
+        rows = slice(run.network.rows.start, run.network.rows.stop)
+        self.mean = None if state["mean"] is None else state["mean"][rows].to(run.stack.X).clone()

@@ -103,7 +103,7 @@ class Distillation(Callback, ABC):
         every: Epochs between exchanges; null for a single exchange.
         steps: ``equal`` keeps the number of steps per epoch; ``grow`` computes it from the mean size of the nodes'
             private and distilled sets together.
-        tuning: How nodes train on private and distilled samples together.
+        tuning: How nodes train on private and distilled samples together; null for its defaults.
     """
 
     public: bool = True

@@ -51,7 +51,8 @@ class OodScore(ABC):
         return x
 
     def from_probability(self, p: float) -> float:
-        """Returns the score at which the top class has probability ``p``; a UserError if ``p`` does not determine it."""
+        """Returns the score at which the top class has probability ``p``; a UserError if ``p`` does not determine
+        it."""
         raise UserError(
             f"calibration.probability: {type(self).__name__} is not a function of a probability; "
             "give calibration.threshold instead"
