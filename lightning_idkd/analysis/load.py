@@ -18,7 +18,7 @@ from lightning_idkd.config import Config
 from lightning_idkd.config.given import own_classes
 from lightning_idkd.config.parse import configure
 from lightning_idkd.config.resolved import TRAINED, difference
-from lightning_idkd.data.identity import by_name, changed, listed, notes
+from lightning_idkd.data.identity import abridge, collect_notes, describe_change, renumber
 from lightning_idkd.data.images import Images
 from lightning_idkd.errors import UserError, require
 from lightning_idkd.files import to_json, write
@@ -100,23 +100,23 @@ class Run:
         """
         config = config or self.config
         test = labelled(config, "test", self.images["size"], self.images["channels"])
-        odd, before = notes(("data.private", test)), self.images.get("data")
+        odd, before = collect_notes(("data.private", test)), self.images.get("data")
         if before is None:
             allowed = f"{self.images['classes']}, as trained"
             require(len(test.classes) == self.images["classes"], "data.private: classes", len(test.classes), allowed)
             return test, odd
-        names, test = test.classes, by_name(test, self.classes, "data.private: the test part")
+        names, test = test.classes, renumber(test, self.classes, "data.private: the test part")
         if names != self.classes:
             if lacking := [name for name in self.classes if name not in names]:
                 of = f"{len(names)} classes of {len(self.classes)}"
-                odd.append(f"data.private: the test images have {of}, without {listed(lacking)}")
+                odd.append(f"data.private: the test images have {of}, without {abridge(lacking)}")
             else:
                 odd.append("data.private: the classes come in another order than in training; labels go by name")
         if test.stored != before["test"]["stored"]:
             shape = f"{test.size}x{test.size}, {test.channels} channel{'s' * (test.channels > 1)}"
             stored = f"{test.stored}, those of the run's test as {before['test']['stored']}"
             odd.append(f"data.private: the images are stored as {stored}; both are brought to {shape}")
-        found, same = changed(test.identity, before["test"]), ("data.private", "data.image_size", "data.channels")
+        found, same = describe_change(test.identity, before["test"]), ("data.private", "data.image_size", "data.channels")
         if found and difference(config.resolved, self.config.resolved, same) is None:
             odd.append(f"data.private: the test images have changed since the run ({found})")
         return test, odd
@@ -254,8 +254,8 @@ def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
         score = None
     if public is not None and score is not None:
         public = public.load("train", images["size"], images["channels"], key="data.public")
-        odd += notes(("data.public", public))
-        since = changed(public.identity, (images.get("data") or {}).get("public"))
+        odd += collect_notes(("data.public", public))
+        since = describe_change(public.identity, (images.get("data") or {}).get("public"))
         if since and difference(config.resolved, run.config.resolved, ("data.public",)) is None:
             odd.append(f"data.public: the images have changed since the run ({since})")
     print("".join(f"note: {note}\n" for note in odd), end="", file=sys.stderr)

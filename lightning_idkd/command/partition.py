@@ -15,13 +15,13 @@ NAMED = 20  # classes that fit a table, a column each
 def main(arguments: list[str]) -> int:
     """Print the label histogram of every node and draw it."""
     config = configure(arguments, "partition")
-    from lightning_idkd.data.identity import notes
+    from lightning_idkd.data.identity import collect_notes
     from lightning_idkd.data.partition import partition
     from lightning_idkd.records import pictures, report
     from lightning_idkd.training.fit import private_images
 
     private = private_images(config)
-    print("".join(report.part("note", note) + "\n" for note in notes(("data.private", private))), end="")
+    print("".join(report.part("note", note) + "\n" for note in collect_notes(("data.private", private))), end="")
     labels, k = private.labels.numpy(), len(private.classes)
     split = partition(config.data.partition, labels, config.graph.nodes, config.seed, config.data.validation, k)
     table(split, private.classes)

@@ -1,9 +1,10 @@
-"""Several sets as one."""
+"""A source that joins several sets into one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from lightning_idkd.data.images import Images
 from lightning_idkd.data.source import Source
@@ -14,10 +15,10 @@ from lightning_idkd.errors import UserError, require
 class Concat(Source):
     """Several sets as one, such as a public set of which a part resembles the private data.
 
-    Classes of one name are one class; an image without a label keeps having none.
+    Classes with the same name are one class; images without a label stay without one.
 
     Args:
-        parts: the sets, whose images follow in this order; each may have a limit and classes of its own.
+        parts: the sets, whose images follow each other in this order; each may have its own limit and classes.
     """
 
     parts: list[Source]
@@ -28,7 +29,7 @@ class Concat(Source):
             part.check(f"{key}.parts[{i}]")
 
     def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
-        """As :meth:`Source.load`, by the parts' own caches; in colour where one part is."""
+        """As :meth:`Source.load`; every part has its own cache, and all are in colour where one part is."""
         import torch
 
         self.check(key)
@@ -36,15 +37,17 @@ class Concat(Source):
         if len({part.size for part in parts}) > 1:
             sizes = ", ".join(f"{part.size}x{part.size}" for part in parts)
             raise UserError(f"{key}.parts: images differ in size ({sizes}); set data.image_size")
-        names = tuple(dict.fromkeys(name for part in parts for name in part.classes))
-        pixels, labels, colours = [], [], max(part.channels for part in parts)
-        for part in parts:
-            pixels.append(part.pixels.expand(-1, colours, -1, -1))
+        names = tuple(dict.fromkeys(chain.from_iterable(part.classes for part in parts)))
+        pixels, labels, notes, unlabelled = [], [], [], []
+        most = max(part.channels for part in parts)
+        for i, part in enumerate(parts):
+            pixels.append(part.pixels.expand(-1, most, -1, -1))
             labels.append(part.named(names).labels)
+            notes += [f".parts[{i}]{note}" for note in part.notes]
+            unlabelled += [f".parts[{i}]{part.unlabelled}"] if part.unlabelled else []
         stored = ", ".join(dict.fromkeys(part.stored for part in parts))
-        notes = tuple(f".parts[{i}]{note}" for i, part in enumerate(parts) for note in part.notes)
-        lacking = next((f".parts[{i}]{part.unlabelled}" for i, part in enumerate(parts) if part.unlabelled), "")
-        return Images(torch.cat(pixels), torch.cat(labels), names, stored, notes, lacking)
+        why = unlabelled[0] if unlabelled else ""
+        return Images(torch.cat(pixels), torch.cat(labels), names, stored, tuple(notes), why)
 
     def labelled_splits(self, split: str, size: int | None, key: str) -> str:
         advice = (part.labelled_splits(split, size, f"{key}.parts[{i}]") for i, part in enumerate(self.parts))

@@ -1,4 +1,4 @@
-"""Small sets that need no download: scikit-learn's handwritten digits, and printed characters as their public set."""
+"""Two small sets that need no download: scikit-learn's handwritten digits, and printed characters as a public set."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lightning_idkd.errors import UserError, require
 
 @dataclass
 class Digits(Subset):
-    """The 1,797 handwritten digits of scikit-learn, 8x8, grey, their ink 0..16 scaled to 0..255.
+    """The 1,797 handwritten digits of scikit-learn: 8x8 pixels, grey, with their ink 0..16 scaled to 0..255.
 
-    One fixed split: 20 % of every class, drawn once, are the test set; the rest keep their order.
+    The split is fixed: 20 % of every class are the test set, drawn at random once; the others keep their order.
 
     Source: Alpaydin and Kaynak, Optical recognition of handwritten digits, UCI, 1998 (its test part).
     """
@@ -39,24 +39,24 @@ class Digits(Subset):
 
 GROUPS = ("0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", "!#$%&()*+/<=>?@[\\]^{}~")
 CHARACTERS = "".join(GROUPS)
-FONTS = (  # of matplotlib's, those that have every character at its own code point
+FONTS = (  # the fonts of matplotlib that have every character at its own code point
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold"),
     *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic"),
     *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
 )
-CANVAS = 64  # pixels a side before 8x8 blocks are averaged
+CANVAS = 64  # side in pixels before blocks of 8x8 pixels are averaged
 
 
 @dataclass
 class Glyphs(Subset):
-    """Printed digits, letters and signs, a third each, drawn to look like `Digits`: 8x8, bright on black.
+    """Printed digits, letters and signs, one third of each, drawn to look like `Digits`: 8x8 pixels, bright on black.
 
-    Each is a random character of a random font of those shipped with matplotlib, with random weight, slant, size and
-    place. It serves as a public set that lies partly in the distribution of `Digits`: labels, the characters, are for
-    diagnosis. Image i is the same in every set.
+    An image shows a random character in a random font of those that matplotlib brings, with random weight, slant, size
+    and place. The set is meant as a public set that lies partly in the distribution of `Digits`; its labels, the
+    characters, serve diagnosis only. Image i is the same for every number of samples.
 
     Args:
-        samples: how many images to draw.
+        samples: number of images to draw.
     """
 
     samples: int = 6000
@@ -64,11 +64,11 @@ class Glyphs(Subset):
     def identity(self, split: str, size: int | None, key: str) -> tuple:
         from importlib.metadata import version
 
-        return ("glyphs", self.samples, version("pillow"), version("matplotlib"))  # they bring rasteriser and fonts
+        return ("glyphs", self.samples, version("pillow"), version("matplotlib"))  # which bring rasteriser and fonts
 
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...], Iterable[tuple]]:
         if split == "test":
-            raise UserError(f"{key}: Glyphs is a public set, it has no test images; allowed for data.private: Digits")
+            raise UserError(f"{key}: Glyphs is a public set without test images; allowed for data.private: Digits")
         return tuple(CHARACTERS), self._draw()
 
     def check(self, key: str) -> None:
@@ -95,10 +95,10 @@ class Glyphs(Subset):
             slant = 0.25 * draw[3] - 0.15
             slanted = width + abs(slant) * height
             tall, wide = CANVAS * (0.95 + 0.1 * draw[4]) / height, CANVAS * (0.55 + 0.3 * draw[5]) / slanted
-            wide = min(wide, 1.3 * tall)  # a 1 stays thin,
-            tall = min(tall, 1.6 * wide) if slanted > 1.5 * height else tall  # a = flat
+            wide = min(wide, 1.3 * tall)  # the character 1 stays thin,
+            tall = min(tall, 1.6 * wide) if slanted > 1.5 * height else tall  # and = stays flat
             x, y = CANVAS / 2 + 4 * (draw[6] - 0.5), CANVAS / 2 + 2 * (draw[7] - 0.5)
-            # where in the shape each canvas pixel comes from: rows of the inverse affine map
+            # the rows of the inverse affine map, from a canvas pixel to its place in the shape
             across = (1 / wide, slant / tall, width / 2 - x / wide - slant * y / tall)
             down = (0, 1 / tall, height / 2 - y / tall)
             affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR

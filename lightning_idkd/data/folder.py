@@ -1,4 +1,4 @@
-"""Image files in folders, one a class."""
+"""A source that reads image files from folders, one folder for every class."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from lightning_idkd.data.images import Remarks, class_name
 from lightning_idkd.data.source import Subset
 from lightning_idkd.errors import UserError, did_you_mean
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
-OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".svg", ".psd", ".dng", ".npy")  # images too, but not read
-STORED_AS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}  # the first there is
+ENDINGS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".svg", ".psd", ".dng", ".npy")  # images that are not read
+STORED_AS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}  # the first that exists is used
 
 
 @dataclass
 class ImageFolder(Subset):
-    """Image files below ``path``: train/CLASS/*.png and test/CLASS/*.png (or val/), class names in sorted order.
+    """Image files below ``path``: train/CLASS/*.png and test/CLASS/*.png (or val/); class names are sorted.
 
-    A public set needs no test part, no train/ level and no classes: all images below ``path`` will do.
+    A public set needs neither a test part, nor a train/ level, nor classes: all images below ``path`` are read.
 
     Args:
         path: the folder.
-        train_split: folder below ``path`` to train on, or of a public set; null for train, else ``path`` itself.
-        test_split: folder below ``path`` to test on; null for test, else val, validation or valid.
+        train_split: folder below ``path`` with the training images, or those of a public set; null for train, or
+            ``path`` itself where there is none.
+        test_split: folder below ``path`` with the test images; null for test, or the first of val, validation and
+            valid that exists.
     """
 
     path: str = ""
@@ -34,8 +39,10 @@ class ImageFolder(Subset):
 
     def identity(self, split: str, size: int | None, key: str) -> tuple:
         names, folders = self._classes(split, key)
-        files = [f for folder in folders.values() for f in self._images(folder)]
-        return ("folder", names, list(folders), [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+        files = []
+        for folder in folders.values():
+            files += [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in self._images(folder)]
+        return ("folder", names, list(folders), files)
 
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...], Iterable[tuple], Remarks]:
         names, folders = self._classes(split, key)
@@ -44,87 +51,103 @@ class ImageFolder(Subset):
             root = Path(self.path).expanduser()
             lacks = "has no train folder, and its images" if folders[-1] == root else "holds images that"
             remarks.lacking(f".path: '{folders[-1]}' {lacks} have no class folders")
-        if others := [f for folder in folders.values() for f in folder.rglob("*") if f.suffix.lower() in OTHERS]:
+        others, samples = [], []
+        for label, folder in folders.items():
+            others += [f for f in folder.rglob("*") if f.suffix.lower() in OTHERS]
+            samples += [(f, label) for f in self._images(folder)]
+        if others:
             some = f"{len(others):,} {split} files are left out, such as '{others[0].name}'"
             remarks.notes.append(f": {some}; allowed endings: {' '.join(ENDINGS)}")
-        return names, [(f, label) for label, folder in folders.items() for f in self._images(folder)], remarks
+        return names, samples, remarks
 
     def labelled_splits(self, split: str, size: int | None, key: str) -> str:
         root = Path(self.path).expanduser()
-        used = [self._stored(root, part) for part in STORED_AS]
-        found = [f.name for f in self._folders(root) if f not in used and self._labelled(f)]
-        return f"set {key}.{split}_split to a folder with class folders: {', '.join(found)}" if found else ""
+        used = [self._folder_of(root, part) for part in STORED_AS]
+        others = [f.name for f in self._folders(root) if f not in used and self._has_classes(f)]
+        return f"set {key}.{split}_split to a folder with class folders: {', '.join(others)}" if others else ""
 
-    def _labelled(self, folder: Path) -> bool:
-        return bool(folders := self._folders(folder)) and not self._images(folder, "*") and all(map(self._images, folders))
+    def _has_classes(self, folder: Path) -> bool:
+        """Whether all images of a folder lie in class folders."""
+        folders = self._folders(folder)
+        return bool(folders) and not self._images(folder, "*") and all(map(self._images, folders))
 
     def _names(self, split: str) -> tuple[str, ...]:
-        """Names of the folder; the first there is counts."""
+        """Possible names of a split's folder; the first that exists is used."""
         given = self.train_split if split == "train" else self.test_split
         return (given,) if given else STORED_AS[split]
 
     def _classes(self, split: str, key: str) -> tuple[tuple[str, ...], dict[int, Path]]:
-        """Class names and the folder of every label; no names, and -1, where images lie in the folder directly."""
+        """Class names and the folder of every label.
+
+        Where images lie directly in the split's folder there are no names, and its label is -1.
+        """
         root = Path(self.path).expanduser()
         if not self.path or not root.is_dir():
-            raise UserError(f"{key}.path: '{self.path}' is no folder; allowed: one with train/CLASS/ and test/CLASS/ images")
-        there = self._stored(root, split)
-        if there is None and (split == "test" or self.train_split):
+            allowed = "one with train/CLASS/ and test/CLASS/ images"
+            raise UserError(f"{key}.path: '{self.path}' is not a folder; allowed: {allowed}")
+        part = self._folder_of(root, split)
+        if part is None and (split == "test" or self.train_split):
             wanted = " or ".join(self._names(split)[:2])
             has = ", ".join(f.name for f in self._folders(root)[:10]) or "no folders"
             raise UserError(
-                f"{key}.path: '{self.path}' has no {wanted} folder with {split} images; it has {has} ({key}.{split}_split "
-                "chooses one)"
+                f"{key}.path: '{self.path}' has no {wanted} folder with {split} images; it has {has} "
+                f"({key}.{split}_split chooses one)"
             )
-        there = there or root
-        folders = self._folders(there)
-        if there == root:
+        part = part or root
+        folders = self._folders(part)
+        if part == root:
             folders = [f for f in folders if f.name.lower() not in (*STORED_AS["test"], self.test_split)]
-        if not folders or self._images(there, "*"):
-            if not self._images(there):
-                allowed = f"{' '.join(ENDINGS)}{_tables(there, key)}"
-                raise UserError(f"{key}.path: no images below '{there}'; allowed endings: {allowed}")
+        if not folders or self._images(part, "*"):
+            if not self._images(part):
+                allowed = f"{' '.join(ENDINGS)}{_mention_tables(part, key)}"
+                raise UserError(f"{key}.path: no images below '{part}'; allowed endings: {allowed}")
             if split == "test":
-                said = f"{key}.path: the test images in '{there}' have no class folders"
-                raise UserError("; ".join(filter(None, [said, self.labelled_splits(split, None, key)])))
-            return (), {-1: there}
+                lacks = f"{key}.path: the test images in '{part}' have no class folders"
+                raise UserError("; ".join(filter(None, [lacks, self.labelled_splits(split, None, key)])))
+            return (), {-1: part}
         for folder in folders:
             if not self._images(folder):
-                raise UserError(f"{key}.path: the class folder '{folder}' holds no images{_tables(folder, key)}")
+                tables = _mention_tables(folder, key)
+                raise UserError(f"{key}.path: the class folder '{folder}' holds no images{tables}")
         names = tuple(class_name(f.name) for f in folders)
         if split == "train":
             return names, dict(enumerate(folders))
         known = self._classes("train", key)[0]  # a class without test images keeps its label
         for name, folder in zip(names, folders, strict=True):
             if name not in known:
-                raise UserError(f"{key}.path: '{folder}' is no class of the training part.{did_you_mean(name, known)}")
+                hint = did_you_mean(name, known)
+                raise UserError(f"{key}.path: '{folder}' is not a class of the training part.{hint}")
         return known, {known.index(name): folder for name, folder in zip(names, folders, strict=True)}
 
     def _folders(self, folder: Path) -> list[Path]:
-        """Folders in a folder, sorted, hidden ones and what macOS adds to archives apart."""
+        """The folders in a folder, sorted, without hidden ones and those that macOS adds to archives."""
         return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith((".", "__MACOSX")))
 
-    def _stored(self, root: Path, split: str) -> Path | None:
-        """The folder of a split, upper case or not."""
+    def _folder_of(self, root: Path, split: str) -> Path | None:
+        """The folder of a split, in upper or lower case; None where there is none."""
         folders = {f.name: f for f in self._folders(root)}
         folders = {name.lower(): f for name, f in folders.items()} | folders
         return next((folders[name] for name in self._names(split) if name in folders), None)
 
     def _images(self, folder: Path, pattern: str = "**/*") -> list[Path]:
-        """Image files, hidden ones apart; the pattern says how deep.
+        """The image files in a folder, without hidden ones; the pattern says how deep they may lie.
 
         Raises:
-            FileNotFoundError: a link to nothing, which would be an image less than the folder lists.
+            FileNotFoundError: a broken link, since its image would be left out silently.
         """
-        found = (f for f in folder.glob(pattern) if f.suffix.lower() in ENDINGS and (f.is_file() or f.is_symlink()))
-        found = sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts))
-        for file in found:
+        images = []
+        for file in folder.glob(pattern):
+            hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+            if file.suffix.lower() in ENDINGS and not hidden and (file.is_file() or file.is_symlink()):
+                images.append(file)
+        images.sort()
+        for file in images:
             if file.is_symlink():
                 file.stat()
-        return found
+        return images
 
 
-def _tables(folder: Path, key: str) -> str:
-    """What to say of a folder without images where it holds tables."""
+def _mention_tables(folder: Path, key: str) -> str:
+    """The end of a message about a folder without images: which source reads the tables in it, if there are some."""
     tables = any(f.suffix.lower() == ".parquet" for f in islice(folder.rglob("*"), 1000))
-    return f"; it holds parquet files, which {key}: HuggingFace reads" * tables
+    return f"; it holds parquet files, which {key}: HuggingFace reads" if tables else ""

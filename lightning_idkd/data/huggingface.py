@@ -1,4 +1,4 @@
-"""Image data sets in the Hugging Face parquet layout, from a folder or the hub."""
+"""A source of image data sets in the Hugging Face parquet layout, from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from lightning_idkd.data.parquet import Column
 from lightning_idkd.data.source import Subset
 from lightning_idkd.errors import UserError, did_you_mean
 
-IterableDataset = Any  # that of `datasets`; jsonargparse would run an import under TYPE_CHECKING, which takes seconds
-STORED_AS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}  # the first there is
+IterableDataset = Any  # a class of `datasets`; jsonargparse would run an import under TYPE_CHECKING, taking seconds
+STORED_AS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}  # the first that exists is used
 
 
 @dataclass
 class HuggingFace(Subset):
     """An image data set of the Hugging Face hub, or a folder with its parquet files.
 
-    A folder holds ``train-*.parquet`` and ``test-*.parquet`` (or ``validation-*``), directly, in ``data/`` or in the folder of
-    a configuration, or ``train/*.parquet`` and so on. Searched in this order: ``path`` itself, ``$IDKD_DATA/<last part of
-    path>``, the same with ``-<S>`` for the smallest stored size S that is not below ``data.image_size`` (else the largest),
-    the hub. A hub set is fetched once and then taken from the cache; delete the cache folder to fetch it again. Class names come
-    from the files; where these have none, the numbers or texts that occur are the classes.
+    The folder has ``train-*.parquet`` and ``test-*.parquet`` (or ``validation-*``) directly, in ``data/`` or in the
+    folder of a configuration, or it has ``train/*.parquet`` and so on. The set is looked for in this order: ``path``
+    itself, ``$IDKD_DATA/<last part of path>``, the same with ``-<S>`` for the smallest stored size S that is not below
+    ``data.image_size`` (else the largest), the hub. A set of the hub is downloaded once and then read from the cache;
+    delete the cache folder to download it again. Class names come from the files; where these have no class names, the
+    numbers or texts that occur are the classes.
 
     Args:
         path: a folder, or a name on the hub such as uoft-cs/cifar100.
-        image: column of the images; null for the only one that holds images.
-        label: column of the labels; null for label, else fine_label, labels, fine_labels, else the only class label, else
-            the only column with another usual name, such as target. A public set needs none.
+        image: column of the images; null for the only column with images.
+        label: column of the labels; null for the first of label, fine_label, labels and fine_labels that exists, else
+            the only column of class labels, else the only column with another usual name, such as target. A public set
+            needs no labels.
         config_name: configuration of the set, a folder below ``path``; null for the only one.
-        train_split: stored split to train on, or of a public set; null for train.
-        test_split: stored split to test on; null for test, else validation, valid or val.
+        train_split: stored split with the training images, or with those of a public set; null for train.
+        test_split: stored split with the test images; null for test, or the first of validation, valid and val.
     """
 
     path: str
@@ -61,7 +63,7 @@ class HuggingFace(Subset):
             table = self._table(folder, self._files(folder, split, key), key)
             return table.names, table.rows(), table.remarks
         dataset, remarks = self._open(split, key), Remarks()
-        columns = {name: described(feature) for name, feature in (dataset.features or {}).items()}
+        columns = {name: describe_column(feature) for name, feature in (dataset.features or {}).items()}
         image = parquet.image_column(self.image, columns, self.path, key)
         label = parquet.label_column(self.label, columns, self.path, key, remarks)
         names = columns[label].names if label else ()
@@ -73,12 +75,14 @@ class HuggingFace(Subset):
             return f"{key}.{split}_split chooses another split"
         splits = self._splits(folder, key)
         used = {next((name for name in self._names(part) if name in splits), None) for part in STORED_AS}
-        found = []
+        labelled = []
         for name in sorted({*splits} - used):
             with contextlib.suppress(UserError):
-                if self._table(folder, parquet.whole(splits[name], folder, key), key).labelled():
-                    found.append(name)
-        return f"set {key}.{split}_split to a labelled split: {', '.join(found)}" if found else "no other split has labels"
+                if self._table(folder, parquet.check_upload(splits[name], folder, key), key).labelled():
+                    labelled.append(name)
+        if not labelled:
+            return "no other split has labels"
+        return f"set {key}.{split}_split to a labelled split: {', '.join(labelled)}"
 
     def _table(self, folder: Path, files: list[Path], key: str) -> parquet.Table:
         return parquet.Table(files, folder, self.image, self.label, self.path, key)
@@ -92,33 +96,33 @@ class HuggingFace(Subset):
             for block in rows.cast_column(image, datasets.Image(decode=False)).iter(batch_size=parquet.ROWS):
                 labels = [-1] * len(block[image])
                 if label:
-                    labels = parquet.numbers(block[label], names, names, f"'{self.path}'", remarks)
+                    labels = parquet.number_labels(block[label], names, names, f"'{self.path}'", remarks)
                 for picture, number in zip(block[image], labels, strict=True):
                     if picture is None:
                         raise UserError(f"{key}.path: '{self.path}': a row has no image")
-                    yield _content(picture, self.path, key), number
+                    yield _read_content(picture, self.path, key), number
         except UserError:
             raise
-        except Exception as error:  # of the network, of datasets, of pyarrow
-            raise UserError(parquet.unreadable(key, self.path, error)) from error
+        except Exception as error:  # from the network, datasets or pyarrow
+            raise UserError(parquet.explain_unreadable(key, self.path, error)) from error
 
     def _names(self, split: str) -> tuple[str, ...]:
-        """Names that the split may be stored by; the first there is counts."""
+        """Possible names of a stored split; the first that exists is used."""
         given = self.train_split if split == "train" else self.test_split
         return (given,) if given else STORED_AS[split]
 
     def _folder(self, size: int | None, key: str = "data.private") -> Path | None:
-        """The folder that holds the data, or None where only the hub may have them."""
+        """The folder with the data; None where only the hub can have them."""
         given = Path(self.path).expanduser()
         if given.is_dir():
             return given
         if given.is_file():
-            raise UserError(f"{key}.path: '{self.path}' is a file; set it to the folder that holds it, '{given.parent}'")
+            raise UserError(f"{key}.path: '{self.path}' is a file; set it to its folder, '{given.parent}'")
         if not (root := os.environ.get("IDKD_DATA")):
             return None
         if not Path(root).is_dir():
             raise UserError(
-                f"IDKD_DATA: '{root}' is no folder, and '{self.path}' is sought there; set it to a folder, or unset it"
+                f"IDKD_DATA: '{root}' is not a folder, so it cannot hold '{self.path}'; set it to a folder, or unset it"
             )
         if (Path(root) / given.name).is_dir():
             return Path(root) / given.name
@@ -130,24 +134,26 @@ class HuggingFace(Subset):
     def _splits(self, folder: Path, key: str) -> dict[str, list[Path]]:
         """The files of every split of the configuration."""
         asked = (self.train_split, self.test_split)
-        found = parquet.layout(folder, asked)
-        names = {name for name, splits in found.items() if {*parquet.SPLITS, *asked} & {*splits}} or {*found}
+        configurations = parquet.find_files(folder, asked)
+        known = {*parquet.SPLITS, *asked}
+        names = {name for name, splits in configurations.items() if known & {*splits}} or {*configurations}
         if self.config_name is not None:
-            if self.config_name not in found:
+            if self.config_name not in configurations:
                 allowed = ", ".join(sorted(filter(None, names))) or "null, since there are none"
                 hint = did_you_mean(self.config_name, names)
-                raise UserError(f"{key}.config_name: '{folder}' has no folder '{self.config_name}'.{hint} Allowed: {allowed}")
-            return found[self.config_name]
+                lacks = f"'{folder}' has no folder '{self.config_name}'"
+                raise UserError(f"{key}.config_name: {lacks}.{hint} Allowed: {allowed}")
+            return configurations[self.config_name]
         if len(names) > 1 and "" not in names:
             several = ", ".join(sorted(names))
             raise UserError(f"{key}.config_name: '{folder}' holds several configurations; set it to one of {several}")
-        return found["" if "" in names else min(names)] if names else {}
+        return configurations["" if "" in names else min(names)] if names else {}
 
     def _files(self, folder: Path, split: str, key: str) -> list[Path]:
         splits = self._splits(folder, key)
         for name in self._names(split):
             if name in splits:
-                return parquet.whole(splits[name], folder, key)
+                return parquet.check_upload(splits[name], folder, key)
         wanted = " or ".join(f"{name}-*.parquet" for name in self._names(split)[:2])
         place = f"'{self.path}'" if str(folder) == self.path else f"'{self.path}' ({folder})"
         lacks = f"{key}.path: no {split} images in {place}, which holds no {wanted}"
@@ -172,9 +178,9 @@ class HuggingFace(Subset):
             raise
         except Exception as error:  # datasets and pyarrow raise many kinds for what they cannot read
             if several := re.search(r"available configs: \[(.*?)\]", str(error)):
-                said = f"{key}.config_name: '{self.path}' holds several configurations; set it to one of"
-                raise UserError(f"{said} {several[1].replace(chr(39), '')}") from error
-            raise UserError(parquet.unreadable(key, self.path, error)) from error
+                where = f"{key}.config_name: '{self.path}' holds several configurations"
+                raise UserError(f"{where}; set it to one of {several[1].replace(chr(39), '')}") from error
+            raise UserError(parquet.explain_unreadable(key, self.path, error)) from error
         for name in self._names(split):
             if name in splits:
                 return splits[name]
@@ -182,7 +188,7 @@ class HuggingFace(Subset):
         raise UserError(f"{key}.path: '{self.path}' has no {split} images; its splits: {', '.join(splits)} {chooses}")
 
     def _reach_hub(self, key: str) -> None:
-        """Fail at once where `datasets` would try again for 20 s."""
+        """Fail at once where the hub does not answer; `datasets` would try again for 20 s."""
         import huggingface_hub
 
         last = Path(self.path).name
@@ -197,13 +203,13 @@ class HuggingFace(Subset):
         except huggingface_hub.errors.RepositoryNotFoundError as error:
             where = "is neither a folder nor a data set that the Hugging Face hub shows you (private ones need a login)"
             raise UserError(f"{key}.path: '{self.path}' {where}.\n{advice}") from error
-        except Exception as error:  # no network, a proxy's answer, offline mode, not a name the hub allows
+        except Exception as error:  # no network, a proxy's answer, offline mode, or a name that the hub does not allow
             where = "is neither a folder nor reachable on the Hugging Face hub (offline?)"
             raise UserError(f"{key}.path: '{self.path}' {where}.\n{advice}") from error
 
 
-def described(feature: Any) -> Column:
-    """A column of `datasets`."""
+def describe_column(feature: Any) -> Column:
+    """What a column of `datasets` holds."""
     import datasets
 
     if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature):
@@ -215,12 +221,13 @@ def described(feature: Any) -> Column:
     return Column("bytes" if type in ("binary", "large_binary") else kind, type)
 
 
-def _content(picture: dict | bytes, path: str, key: str) -> bytes:
+def _read_content(picture: dict | bytes, path: str, key: str) -> bytes:
+    """The bytes of an image, which the table holds or names by an address on the hub."""
     content = picture["bytes"] if isinstance(picture, dict) else picture
     if content is not None:
         return content
     where = str(picture["path"])
-    if "hf://" not in where and not where.startswith("https://huggingface.co/"):  # never a file of this machine
+    if "hf://" not in where and not where.startswith("https://huggingface.co/"):  # never read local files
         raise UserError(f"{key}.path: '{path}' names the image '{where}', which is not on the hub")
     import fsspec
 

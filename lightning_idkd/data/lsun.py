@@ -1,4 +1,4 @@
-"""LSUN's scenes, from the databases that its project hands out."""
+"""A source that reads LSUN's scenes from the databases that its project publishes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from lightning_idkd.errors import UserError, require
 
 @dataclass
 class LSUN(Subset):
-    """Scenes of LSUN, a public set: all CATEGORY_val_lmdb/ folders below ``path``, which its project's download script leaves.
+    """The scenes of LSUN, a public set: all CATEGORY_val_lmdb/ folders below ``path``, as its download script makes
+    them.
 
-    Needs the package lmdb and data.image_size. All ten categories' validation parts are 3,000 images; of the training
-    parts one alone can have millions, and all are decoded before limit takes some.
+    It needs the package lmdb and data.image_size. The validation parts of all ten categories have 3,000 images; a
+    single training part can have millions, which are all decoded before the limit applies.
 
     Args:
         path: the folder.
@@ -36,18 +37,19 @@ class LSUN(Subset):
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...], Iterable[tuple]]:
         folders = self._folders(split, key)
         try:
-            import lmdb  # noqa: F401 (told here, before anything is read)
+            import lmdb  # noqa: F401 (so that it fails before anything is read)
         except ModuleNotFoundError as error:
             raise UserError(f"{key}: LSUN needs a package that is not installed: pip install lmdb") from error
         return tuple(folder.name.rsplit("_", 2)[0] for folder in folders), self._rows(folders, key)
 
     def _folders(self, split: str, key: str) -> list[Path]:
         if split == "test":
-            raise UserError(f"{key}: LSUN has no labelled test part here, so it can be a public set only")
+            raise UserError(f"{key}: LSUN has no labelled test part, so it can be a public set only")
         root = Path(self.path).expanduser()
         folders = sorted(file.parent for file in root.glob(f"*_{self.part}_lmdb/data.mdb")) if self.path else []
         if not folders:
-            raise UserError(f"{key}.path: '{self.path}' holds no CATEGORY_{self.part}_lmdb/data.mdb, LSUN's databases unpacked")
+            databases = f"CATEGORY_{self.part}_lmdb/data.mdb"
+            raise UserError(f"{key}.path: '{self.path}' holds no {databases}, the unpacked databases of LSUN")
         return folders
 
     def _rows(self, folders: list[Path], key: str) -> Iterator[tuple]:

@@ -1,4 +1,4 @@
-"""Images without content, as a public set to compare with."""
+"""A public set of noise, as a baseline."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from lightning_idkd.errors import UserError, require
 
 @dataclass
 class Noise(Subset):
-    """Independent pixels, a public set that resembles nobody's data; image i is the same in every set of its kind.
+    """Images of independent random pixels: a public set that resembles no private data.
+
+    Image i is the same for every number of samples.
 
     Args:
-        kind: ``uniform`` over 0..255, or ``gaussian`` with mean 127.5 and deviation 64, clipped.
-        samples: how many images.
+        kind: ``uniform`` over 0..255, or ``gaussian`` with mean 127.5 and standard deviation 64, clipped to 0..255.
+        samples: number of images.
     """
 
     kind: Literal["uniform", "gaussian"] = "uniform"
     samples: int = 10000
 
     def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
-        """As :meth:`Subset.load`; grey noise is the first channel, since the luma of three deviates less than any of them."""
+        """As :meth:`Subset.load`; grey noise is the first channel, since the luma of three has a smaller deviation."""
         images = super().load(split, size, 3, key=key)
         if channels != 1:
             return images
@@ -38,11 +40,11 @@ class Noise(Subset):
         require(self.kind in ("uniform", "gaussian"), f"{key}.kind", self.kind, "uniform or gaussian")
 
     def identity(self, split: str, size: int | None, key: str) -> None:
-        return None  # drawn faster than read
+        return None  # drawing is faster than reading a cache file
 
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...], Iterable[tuple]]:
         if split == "test":
-            raise UserError(f"{key}: Noise is a public set, it has no test images and no classes")
+            raise UserError(f"{key}: Noise is a public set without test images and classes")
         rng, shape = np.random.default_rng([8, self.kind == "gaussian"]), (size or 32, size or 32, 3)
 
         def draw() -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_idkd import metrics, randomness
 from lightning_idkd.data.augment import Augmentation, draw_noise, measure_channels, scale, to_channels_last
-from lightning_idkd.data.identity import notes
+from lightning_idkd.data.identity import collect_notes
 from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import Split
 from lightning_idkd.data.walks import Walks, cap_classes
@@ -79,7 +79,7 @@ class Store:
         self.test_labels = test.labels.to(self.device)
         self.truth = same_named(public, private.classes)
         self.public_stored = "" if public is None else public.stored
-        self.notes = notes(("data.private", private), ("data.private", test), ("data.public", public))
+        self.notes = collect_notes(("data.private", private), ("data.private", test), ("data.public", public))
 
         train = torch.cat([torch.from_numpy(indices) for indices in split.train])
         self.nodes, self.samples = len(split.train), len(train)

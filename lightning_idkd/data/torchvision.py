@@ -1,4 +1,4 @@
-"""Image sets that torchvision downloads and checks, by one name each."""
+"""A source of the image sets that torchvision downloads and checks, each by its name."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from lightning_idkd.data.source import Subset
 from lightning_idkd.errors import UserError, did_you_mean
 
-# class in torchvision.datasets, its arguments for the training and for the test part (None: has none)
+Dataset = Any  # torchvision's; jsonargparse would run an import under TYPE_CHECKING, which takes seconds
+
+# class in torchvision.datasets, its arguments for the training part and for the test part (None: it has no test part)
 SETS: dict[str, tuple[str, list[dict], list[dict] | None]] = {
     "cifar10": ("CIFAR10", [{"train": True}], [{"train": False}]),
     "cifar100": ("CIFAR100", [{"train": True}], [{"train": False}]),
@@ -21,21 +24,21 @@ SETS: dict[str, tuple[str, list[dict], list[dict] | None]] = {
     "textures": ("DTD", [{"split": "train"}, {"split": "val"}], [{"split": "test"}]),
     "places365": ("Places365", [{"split": "val", "small": True}], None),
 }
-IMAGENETTE = {"train": 9469, "test": 3925}  # torchvision takes whatever an interrupted unpacking has left
+IMAGENETTE = {"train": 9469, "test": 3925}  # images; torchvision does not notice that unpacking was interrupted
 
 
 @dataclass
 class Torchvision(Subset):
     """A set that torchvision downloads.
 
-    cifar10, cifar100 (the fine classes), mnist, fashion_mnist, svhn, imagenette (10 ImageNet classes, 160 pixels; its
-    validation part tests), textures (DTD; its training and validation parts train), places365 (the 36,500 validation
-    scenes, a public set). Sets of larger images need data.image_size.
+    The sets are cifar10, cifar100 (the fine classes), mnist, fashion_mnist, svhn, imagenette (10 ImageNet classes, 160
+    pixels; the validation part is the test set), textures (DTD; the training and validation parts are trained on) and
+    places365 (the 36,500 validation scenes, a public set). Sets of images of different sizes need data.image_size.
 
     Args:
-        name: which one.
-        path: folder for torchvision's files.
-        download: fetch them where they are missing.
+        name: name of the set.
+        path: folder of torchvision's files.
+        download: whether to download files that are missing.
     """
 
     name: str = "cifar10"
@@ -44,12 +47,11 @@ class Torchvision(Subset):
 
     def __post_init__(self):
         if self.name not in SETS:
-            raise UserError(
-                f"data.private.name: there is no set '{self.name}'.{did_you_mean(self.name, SETS)} Allowed: {', '.join(SETS)}"
-            )
+            hint = did_you_mean(self.name, SETS)
+            raise UserError(f"data.private.name: there is no set '{self.name}'.{hint} Allowed: {', '.join(SETS)}")
 
     def identity(self, split: str, size: int | None, key: str) -> tuple:
-        return ("torchvision", self.name, split)  # complete sets have one content only, wherever that lies
+        return ("torchvision", self.name, split)  # a complete set has the same content in every folder
 
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...] | None, Iterable[tuple]]:
         import torchvision.datasets
@@ -59,26 +61,28 @@ class Torchvision(Subset):
         if parts is None:
             raise UserError(f"{key}.name: {self.name} has no test part, so it can be a public set only")
         make, folder = getattr(torchvision.datasets, name), Path(self.path).expanduser()
-        paths = {"loader": Path} if name in ("Imagenette", "DTD", "Places365") else {}  # files, to be decoded with all others
+        # These sets are files; a loader that keeps their paths leaves the decoding to this package.
+        paths = {"loader": Path} if name in ("Imagenette", "DTD", "Places365") else {}
         try:
-            found = [make(folder, **part, **paths, download=self.download) for part in parts]
-        except (OSError, RuntimeError) as error:  # no network; torchvision's "not found or corrupted"
+            datasets = [make(folder, **part, **paths, download=self.download) for part in parts]
+        except (OSError, RuntimeError) as error:  # no network, or torchvision's "not found or corrupted"
             why = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{key}.path: '{self.path}' does not hold the complete {self.name} files of torchvision"
                 + (f", and they cannot be downloaded ({why})." if self.download else f"; set {key}.download to true.")
             ) from error
-        if self.name == "imagenette" and (count := sum(map(len, found))) != IMAGENETTE[split]:
+        if self.name == "imagenette" and (count := sum(map(len, datasets))) != IMAGENETTE[split]:
             raise UserError(
-                f"{key}.path: '{folder / 'imagenette2-160'}' holds {count} of {IMAGENETTE[split]} {split} images; delete it, "
-                f"and set {key}.download to true"
+                f"{key}.path: '{folder / 'imagenette2-160'}' holds {count} of {IMAGENETTE[split]} {split} images; "
+                f"delete it, and set {key}.download to true"
             )
-        classes = getattr(found[0], "classes", range(10))  # SVHN's are digits
-        return tuple(c[0] if isinstance(c, tuple) else str(c) for c in classes), chain.from_iterable(map(samples, found))
+        classes = getattr(datasets[0], "classes", range(10))  # SVHN names no classes, which are digits
+        names = tuple(c[0] if isinstance(c, tuple) else str(c) for c in classes)
+        return names, chain.from_iterable(map(read_samples, datasets))
 
 
-def samples(dataset) -> Iterable[tuple]:
-    """(image, label) pairs of a torchvision dataset: from its arrays where it has them."""
+def read_samples(dataset: Dataset) -> Iterable[tuple]:
+    """The (image, label) pairs of a torchvision dataset, from its arrays where it has them."""
     import numpy as np
 
     if not hasattr(dataset, "data"):

@@ -181,7 +181,7 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
     """What the lines above the first evaluation say."""
     import torch
 
-    from lightning_idkd.data.identity import listed
+    from lightning_idkd.data.identity import abridge
     from lightning_idkd.models import cpu_norms
     from lightning_idkd.nodes.engines import BATCHED
 
@@ -199,7 +199,7 @@ def parts(config: Config, run: Orchestrator) -> dict[str, str]:
             public["warning"] = f"{same:,} public images are test images too: what nodes learn of them is not distillation"
     notes, count = list(store.notes), store.test_labels.cpu().bincount(minlength=store.k)
     if absent := [name for name, images in zip(store.classes, count.tolist(), strict=True) if not images]:
-        notes.append(f"data.private: no test image of {listed(absent)}")
+        notes.append(f"data.private: no test image of {abridge(absent)}")
     told = [run.rule.shares]
     if run.distillation is not None:
         told += [run.distillation.shares, run.calibration.shares if run.distillation.calibrated else ""]
@@ -334,18 +334,18 @@ def check_epoch(config: Config, saved: dict, goes_on: bool) -> None:
 
 def private_images(config: Config, before: Before | None = None) -> Images:
     """The private set's training part, all of its images with a label, its classes in the order of the run ``before``."""
-    from lightning_idkd.data.identity import listed
+    from lightning_idkd.data.identity import abridge
 
     private = labelled(config, "train", config.data.image_size, config.data.channels)
     if len(private.classes) < 2:
         raise UserError(f"data.private: this set has only one class, '{private.classes[0]}'; nodes need two classes or more")
     if twice := {name for name in private.classes if private.classes.count(name) > 1}:
-        raise UserError(f"data.private: several classes have the same name: {listed(sorted(twice))}; classes go by name")
+        raise UserError(f"data.private: several classes have the same name: {abridge(sorted(twice))}; classes go by name")
     if before and before.data:
         known = before.data["classes"]
         if set(known) != set(private.classes):
             more, less = ([name for name in a if name not in b] for a, b in ((private.classes, known), (known, private.classes)))
-            said = " and ".join(f"{word} {listed(names)}" for word, names in (("has", more), ("lacks", less)) if names)
+            said = " and ".join(f"{word} {abridge(names)}" for word, names in (("has", more), ("lacks", less)) if names)
             raise UserError(f"data.private: the classes are not those of '{before.run}': this set {said}")
         private = private.named(known)
     config.data.partition.check(private)
@@ -376,7 +376,7 @@ def load(config: Config, before: Before | None = None) -> tuple:
 
     data, private = config.data, private_images(config, before)
     test = labelled(config, "test", private.size, private.channels)
-    test = identity.by_name(test, private.classes, "data.private: the test part")
+    test = identity.renumber(test, private.classes, "data.private: the test part")
     public = None
     if data.public is not None and config.distillation is not None and config.distillation.public:
         public = data.public.load("train", private.size, private.channels, key="data.public")

@@ -55,7 +55,7 @@ def test_test_images_are_numbered_by_the_training_classes(tmp_path):
     assert (test.classes, test.labels.tolist(), levels(test)) == (("a", "b", "c"), [1, 2], [5, 4])
     write(tmp_path, "test/aa/1.png")
     with pytest.raises(
-        UserError, match=r"^data\.private\.path: .*/test/aa' is no class of the training part.*Did you mean 'a'\?"
+        UserError, match=r"^data\.private\.path: .*/test/aa' is not a class of the training part.*Did you mean 'a'\?"
     ):
         load(tmp_path, "test")
 
@@ -232,7 +232,7 @@ def test_an_empty_class_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("path", ["", "nowhere"])
 def test_a_missing_folder_is_refused(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=rf"^data\.private\.path: '{path}' is no folder"):
+    with pytest.raises(UserError, match=rf"^data\.private\.path: '{path}' is not a folder"):
         ImageFolder(path).load("train")
 
 

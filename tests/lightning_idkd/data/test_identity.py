@@ -44,12 +44,12 @@ def test_how_tensors_lie_in_memory_is_no_part_of_it():
     (replace(images(), pixels=torch.zeros(4, 3, 2, 2, dtype=torch.uint8)), "2x2 with 3 channels, not 2x2 with 1 channels"),
 ])  # fmt: skip
 def test_what_differs_is_said(other, said):
-    assert identity.changed(other.identity, images().identity) == said
+    assert identity.describe_change(other.identity, images().identity) == said
 
 
 def test_an_unknown_set_is_like_any():
-    assert identity.changed(None, images().identity) is None
-    assert identity.changed(images().identity, None) is None
+    assert identity.describe_change(None, images().identity) is None
+    assert identity.describe_change(images().identity, None) is None
 
 
 def test_only_the_sets_that_count_are_compared_and_the_public_one_without_its_labels():
@@ -74,11 +74,11 @@ def test_labels_go_by_name():
 
 def test_a_test_part_may_lack_classes_but_has_no_others():
     test = images((0, 1), ("c", "a"))
-    assert identity.by_name(test, ("a", "b", "c"), "the test part").labels.tolist() == [2, 0]
+    assert identity.renumber(test, ("a", "b", "c"), "the test part").labels.tolist() == [2, 0]
     unused = images((0, 0), ("c", "x"))
-    assert identity.by_name(unused, ("a", "b", "c"), "the test part").labels.tolist() == [2, 2]
+    assert identity.renumber(unused, ("a", "b", "c"), "the test part").labels.tolist() == [2, 2]
     with pytest.raises(UserError, match=r"^the test part has classes that are not trained on: x and lacks a; trained on: a, c$"):
-        identity.by_name(images((0, 1), ("c", "x")), ("a", "c"), "the test part")
+        identity.renumber(images((0, 1), ("c", "x")), ("a", "c"), "the test part")
 
 
 def test_a_set_of_several_keeps_their_notes_and_reasons():

@@ -47,7 +47,7 @@ def test_every_category_below_the_folder_is_read(root):
 @pytest.mark.parametrize(
     ("path", "part", "split", "said"),
     [
-        (".", "val", "test", r"^data\.public: LSUN has no labelled test part here, so it can be a public set only"),
+        (".", "val", "test", r"^data\.public: LSUN has no labelled test part, so it can be a public set only"),
         (".", "validation", "train", r"^data\.public\.part: 'validation' given; allowed: val, train"),
         ("cache", "val", "train", r"^data\.public\.path: '.*cache' holds no CATEGORY_val_lmdb/data\.mdb"),
     ],

@@ -164,7 +164,7 @@ def test_a_link_to_a_shard_is_read_and_a_link_to_nothing_is_refused(tmp_path):
     link.symlink_to(blob)
     assert levels(load(tmp_path / "set")) == [1]
     blob.unlink()
-    refused(rf"^data\.private\.path: '{link}' is a link to nothing$", tmp_path / "set")
+    refused(rf"^data\.private\.path: '{link}' is a broken link$", tmp_path / "set")
 
 
 @pytest.mark.parametrize(("images", "said"), [
@@ -177,7 +177,7 @@ def test_what_is_not_an_image_is_said_without_python(tmp_path, images, said):
 
 def test_a_file_in_place_of_its_folder_is_said(tmp_path):
     file = of_level(tmp_path / "train-0.parquet", 1)
-    refused(rf"^data\.private\.path: '{file}' is a file; set it to the folder that holds it, '{tmp_path}'$", file)
+    refused(rf"^data\.private\.path: '{file}' is a file; set it to its folder, '{tmp_path}'$", file)
 
 
 # --- shards that differ
@@ -414,4 +414,4 @@ def test_files_are_found_in_the_order_of_their_numbers(tmp_path):
     for i in range(11):
         of_level(tmp_path / f"train-{i}-of-11.parquet", i)
     assert levels(load(tmp_path)) == list(range(11))
-    assert [*parquet.layout(tmp_path)] == [""]
+    assert [*parquet.find_files(tmp_path)] == [""]

@@ -540,7 +540,7 @@ def test_the_data_folder_of_the_environment_is_searched_by_the_last_part_of_the_
 
 def test_a_data_folder_of_the_environment_that_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("IDKD_DATA", str(tmp_path / "dta"))
-    with pytest.raises(UserError, match=r"IDKD_DATA: '.*dta' is no folder, and 'uoft-cs/cifar100' is sought there"):
+    with pytest.raises(UserError, match=r"IDKD_DATA: '.*dta' is not a folder, so it cannot hold 'uoft-cs/cifar100'"):
         HuggingFace("uoft-cs/cifar100").load("train")
 
 
