@@ -5,6 +5,7 @@ Light names are imported at once; those that need torch only when they are used,
 
 from importlib import import_module
 
+from lightning_idkd import checkout
 from lightning_idkd.callback import (
     HOOKS,
     Aggregation,
@@ -28,6 +29,8 @@ from lightning_idkd.labels import FineTuning, Labels, Outputs, Selection
 from lightning_idkd.models import Architecture
 from lightning_idkd.schedule import Schedule
 from lightning_idkd.training.fit import fit
+
+checkout.install()
 
 _WITH_TORCH = {
     "Network": "network",

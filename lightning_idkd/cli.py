@@ -6,6 +6,7 @@ import os
 import sys
 from importlib import import_module
 
+from lightning_idkd.checkout import ROOT
 from lightning_idkd.command import COMMANDS
 from lightning_idkd.errors import UserError, did_you_mean
 
@@ -26,8 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"error: no command '{command}'.{did_you_mean(command, COMMANDS)} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # so that a class of the user's own can be named by its import path
+    if os.getcwd() not in sys.path:  # so that a class of the user's own can be named by its import path
+        checkout = [i for i, entry in enumerate(sys.path) if entry == str(ROOT)]  # whose callbacks/ would hide the user's
+        sys.path.insert(checkout[0] if checkout else len(sys.path), os.getcwd())
     try:
         return import_module(f"lightning_idkd.command.{command}").main(rest)
     except UserError as e:

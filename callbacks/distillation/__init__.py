@@ -1,10 +1,10 @@
 """Distillation: what nodes send about public samples, how they average it, and how they learn from it."""
 
-from callbacks.distillation.aggregation import ERA, ClassCount, ConfidenceMean, LogitMean, Mean, Vote
-from callbacks.distillation.idkd import IDKD, VanillaKD
-from callbacks.distillation.mutual import MutualKD
-from callbacks.distillation.payload import Packed
-from callbacks.distillation.teachers import Gossiped, MovingAverage
+from .aggregation import ERA, ClassCount, ConfidenceMean, LogitMean, Mean, Vote
+from .idkd import IDKD, VanillaKD
+from .mutual import MutualKD
+from .payload import Packed
+from .teachers import Gossiped, MovingAverage
 
 __all__ = [
     "ERA", "IDKD", "ClassCount", "ConfidenceMean", "Gossiped", "LogitMean", "Mean", "MovingAverage", "MutualKD", "Packed",

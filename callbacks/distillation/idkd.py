@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from callbacks.distillation.aggregation import Mean
 from lightning_idkd.callback import Aggregation, Distillation, Encoding, Teacher
 from lightning_idkd.errors import require
 from lightning_idkd.labels import FineTuning
+
+from .aggregation import Mean
 
 
 def compute_uniform_offset(logits):

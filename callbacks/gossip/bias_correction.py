@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from callbacks.gossip.dsgd import LocalStep
 from lightning_idkd.callback import Gossip
 from lightning_idkd.errors import UserError
+
+from .dsgd import LocalStep
 
 
 class D2(LocalStep):

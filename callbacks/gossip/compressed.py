@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from callbacks.gossip.bias_correction import require_static
-from callbacks.gossip.dsgd import LocalStep
 from lightning_idkd.callback import Compression
 from lightning_idkd.errors import require
+
+from .bias_correction import require_static
+from .dsgd import LocalStep
 
 
 class ChocoSGD(LocalStep):

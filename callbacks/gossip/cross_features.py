@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from callbacks.gossip.bias_correction import require_static, require_undirected
-from callbacks.gossip.cross_gradients import evaluate_at_neighbours, mix_received
-from callbacks.gossip.dsgd import DSGD
-from callbacks.gossip.quasi_global import QGDSGDm
 from lightning_idkd.callback import Gossip
 from lightning_idkd.errors import require
+
+from .bias_correction import require_static, require_undirected
+from .cross_gradients import evaluate_at_neighbours, mix_received
+from .dsgd import DSGD
+from .quasi_global import QGDSGDm
 
 
 class CCL(Gossip):

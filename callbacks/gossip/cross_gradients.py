@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from callbacks.gossip.bias_correction import require_undirected
-from callbacks.gossip.dsgd import LocalStep
 from lightning_idkd.errors import require
+
+from .bias_correction import require_undirected
+from .dsgd import LocalStep
 
 
 class NGC(LocalStep):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from callbacks.gossip.dsgd import DSGD
 from lightning_idkd.callback import HOOKS, Gossip
 from lightning_idkd.errors import UserError, require
+
+from .dsgd import DSGD
 
 
 class GossipPGA(DSGD):

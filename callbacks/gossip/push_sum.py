@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from callbacks.gossip.dsgd import LocalStep
+from .dsgd import LocalStep
 
 
 class SGP(LocalStep):

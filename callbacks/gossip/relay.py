@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from callbacks.gossip.dsgd import DSGD
 from lightning_idkd.errors import UserError
+
+from .dsgd import DSGD
 
 
 class RelaySGD(DSGD):

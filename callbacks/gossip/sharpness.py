@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from callbacks.gossip.dsgd import DSGD
 from lightning_idkd.errors import require
+
+from .dsgd import DSGD
 
 
 class SharpnessAwareDSGD(DSGD):

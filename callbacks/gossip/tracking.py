@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from callbacks.gossip.bias_correction import require_eigenvalues_above, require_static
-from callbacks.gossip.dsgd import LocalStep
 from lightning_idkd.errors import require
+
+from .bias_correction import require_eigenvalues_above, require_static
+from .dsgd import LocalStep
 
 
 class GradientTracking(LocalStep):

@@ -6,9 +6,10 @@ import math
 from abc import abstractmethod
 from typing import Literal
 
-from callbacks.ood.logits import Energy, compare_with_top
 from lightning_idkd.callback import OodScore
 from lightning_idkd.errors import UserError, require
+
+from .logits import Energy, compare_with_top
 
 
 class Shaped(OodScore):

@@ -7,7 +7,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 
 from lightning_idkd import callback, config
-from lightning_idkd.config.explain import BASES, OURS, classes, parameters
+from lightning_idkd.checkout import CALLBACKS
+from lightning_idkd.config.explain import BASES, classes, parameters
 from lightning_idkd.config.parse import PLUGINS
 
 HEAD = """# Configs
@@ -85,8 +86,8 @@ def text() -> str:
     lines += ["## Classes", ""]
     for key, base in BASES.items():
         same = [k for k, b in BASES.items() if b is base]
-        ours = ("callbacks",) if key == "callbacks" else OURS  # the core's callbacks are always there
-        there = {name: c for name, c in classes(key).items() if c.__module__.split(".")[0] in ours}
+        ours = CALLBACKS if key == "callbacks" else "lightning_idkd"  # the core's callbacks are always there
+        there = {name: c for name, c in classes(key).items() if c.__module__.startswith(f"{ours}.")}
         if key != same[0] or not there:
             continue
         lines += [f"### {', '.join(same)}", ""]

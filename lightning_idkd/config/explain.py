@@ -19,7 +19,7 @@ from lightning_idkd.data.torchvision import SETS
 from lightning_idkd.errors import UserError, did_you_mean, nearest
 from lightning_idkd.models import Architecture
 
-OURS = ("callbacks", "lightning_idkd")
+OURS = ("lightning_idkd",)
 BASES: dict[str, type] = {
     "gossip": callback.Gossip,
     "gossip.compression": callback.Compression,

@@ -18,14 +18,15 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from lightning_idkd.config import Config, yaml_file
+from lightning_idkd import checkout
+from lightning_idkd.config import Config, class_paths, yaml_file
 from lightning_idkd.config.explain import OURS, allowed, classes, kind, parameters, types
 from lightning_idkd.config.resolved import GROUPS
 from lightning_idkd.errors import UserError, did_you_mean
 
 NAMES = ("config", *GROUPS)  # a config's, at its top
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
-SHIPPED = Path(__file__).parents[2] / "configs"
+SHIPPED = checkout.CONFIGS
 
 
 def look_over(arguments: list[str]) -> list[str]:
@@ -39,8 +40,8 @@ def look_over(arguments: list[str]) -> list[str]:
         if option == "--config":
             file = shipped(text)
             arguments[at] = f"--config={file}" if arguments[at].startswith("--config=") else file
-        elif (json_text := from_python(text)) != text:
-            arguments[at] = f"{option}={json_text}" if arguments[at].startswith(f"{option}=") else json_text
+        elif (plain := class_paths.of_option(option, from_python(text))) != text:
+            arguments[at] = f"{option}={plain}" if arguments[at].startswith(f"{option}=") else plain
     for value, key in values(arguments):
         stray_arguments(value, key)
     return arguments
@@ -131,7 +132,7 @@ def content(file: str) -> Any:
         known = [str(p.relative_to(SHIPPED).with_suffix("")) for p in SHIPPED.rglob("*.yaml")]
         raise UserError(f"--config: there is no file '{file}'.{did_you_mean(file, known)}") from e
     try:
-        return yaml_file.gathered(yaml_file.read(text), NAMES)
+        return class_paths.full_paths(yaml_file.gathered(yaml_file.read(text), NAMES))
     except UserError as e:
         raise UserError(f"--config: '{file}', {e}") from e
     except (yaml.YAMLError, ValueError) as e:

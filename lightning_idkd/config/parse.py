@@ -6,6 +6,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_idkd.checkout import CALLBACKS
 from lightning_idkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
 
     from lightning_idkd.config.groups import Config, Entry
 
-PLUGINS = ("callbacks", "lightning_idkd.data", "lightning_idkd.models")
+PLUGINS = (CALLBACKS, "lightning_idkd.data", "lightning_idkd.models")
 """Packages whose classes may be named without their path; importing them is all that takes."""
-SCORE = "callbacks.MSP"
+SCORE = f"{CALLBACKS}.MSP"
 """The score of a calibration that names none."""
 
 
@@ -24,19 +25,20 @@ def parser(command: str = "fit", description: str = "") -> ArgumentParser:
     import yaml
     from jsonargparse import set_dumper, set_loader, set_parsing_settings
 
-    from lightning_idkd.config import class_defaults, groups, yaml_file
+    from lightning_idkd.config import class_defaults, class_paths, groups, yaml_file
     from lightning_idkd.config.explain import Parser
     from lightning_idkd.config.given import NAMES
     from lightning_idkd.config.resolved import GROUPS
 
+    def load(text: str):
+        value = yaml_file.gathered(yaml_file.read_value(text), NAMES)
+        return value if isinstance(value, str) else class_paths.full_paths(value)  # a bare text may be a name of anything
+
     class_defaults.apply()
-    set_loader("yaml", lambda text: yaml_file.gathered(yaml_file.read_value(text), NAMES), (yaml.YAMLError,))
+    set_loader("yaml", load, (yaml.YAMLError,))
     set_dumper("yaml", yaml_file.write)
     for plugin in PLUGINS:
-        if not hasattr(found := import_module(plugin), "__all__"):
-            raise UserError(
-                f"'{found.__file__ or plugin}' hides this project's package '{plugin}'; rename it, or start elsewhere"
-            )
+        import_module(plugin)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     p = Parser(prog=f"idkd {command}", description=description, allow_abbrev=False)
     p.outermost = True
@@ -71,7 +73,7 @@ def descriptions(cls: type) -> dict[str, str | None]:
 def start_of(group: Field, entry: Entry) -> dict[str, Any]:
     """The default of a key on the command line, as an argument of ``add_argument``; none for a key that must be given."""
     if isinstance(entry.start, str):
-        return {"default": {"class_path": f"{PLUGINS[0]}.{entry.start}"}}
+        return {"default": {"class_path": f"{CALLBACKS}.{entry.start}"}}
     default = entry.start if entry.start is not MISSING else default_of(group)
     return {} if default is MISSING else {"default": default() if callable(default) else default}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lightning_idkd.config import yaml_file
+from lightning_idkd.config import class_paths, yaml_file
 from lightning_idkd.config.resolved import add_newer_keys, difference
 from lightning_idkd.errors import UserError
 from lightning_idkd.files import lock_folder, to_json, write
@@ -110,7 +110,7 @@ class RunFolder:
     def config(self) -> dict:
         path = self.file("config.yaml")
         try:
-            found = yaml_file.read(path.read_text(encoding="utf-8"))
+            found = yaml_file.read(class_paths.of_run(path.read_text(encoding="utf-8")))
             add_newer_keys(found)
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as e:
             raise UserError(f"'{path}' is damaged, or of no run") from e

@@ -22,6 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lightning_idkd import randomness
+from lightning_idkd.checkout import CALLBACKS
 from lightning_idkd.config import Config
 from lightning_idkd.config.resolved import RESULT, SAME, at, difference
 from lightning_idkd.errors import UserError, require
@@ -101,7 +102,8 @@ def called(parameters: dict) -> str:
 
 def digest(value: object) -> str:
     """Eight letters that stand for ``value``."""
-    return f"{randomness.derive_seed(0, json.dumps(value, sort_keys=True)) % 16**8:08x}"
+    text = json.dumps(value, sort_keys=True).replace(f"{CALLBACKS}.", "callbacks.")  # as older sweeps have named their folders
+    return f"{randomness.derive_seed(0, text) % 16**8:08x}"
 
 
 def folder(sweep: dict, path: Path, runs: str) -> Path:

@@ -13,8 +13,9 @@ from sklearn.covariance import LedoitWolf, shrunk_covariance
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-import callbacks.ood.features as features_module
-from callbacks import (
+import lightning_idkd.callbacks.ood.features as features_module
+from lightning_idkd.callback import OodScore
+from lightning_idkd.callbacks import (
     ASH,
     GEN,
     KNN,
@@ -34,7 +35,6 @@ from callbacks import (
     ReAct,
     ViM,
 )
-from lightning_idkd.callback import OodScore
 from lightning_idkd.errors import UserError
 from lightning_idkd.labels import Outputs
 

@@ -8,8 +8,8 @@ import torch
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from callbacks import MSP, Energy, Fixed, IdQuantile, Mixture, TargetKept, Youden
 from lightning_idkd.callback import OodScore
+from lightning_idkd.callbacks import MSP, Energy, Fixed, IdQuantile, Mixture, TargetKept, Youden
 from lightning_idkd.errors import UserError
 
 NONE = torch.empty(0)

@@ -13,7 +13,7 @@ from lightning_idkd.errors import UserError
 
 for plugin in PLUGINS:
     import_module(plugin)
-RULES = {name: cls for name, cls in classes("gossip").items() if cls.__module__.startswith("callbacks")}
+RULES = {name: cls for name, cls in classes("gossip").items() if cls.__module__.startswith("lightning_idkd.callbacks.")}
 OWN = """
 from lightning_idkd import Calibration, Callback
 
@@ -153,7 +153,7 @@ def test_arguments_survive_where_the_same_class_is_named_again_or_none(parse):
             "calibration: {class_path: Youden, init_args: {score: {class_path: Energy}}}",
             "--calibration IdQuantile",
             "calibration.score.class_path",
-            "callbacks.MSP",
+            "lightning_idkd.callbacks.MSP",
         ),
         (
             "callbacks: [{class_path: own_defaults.First, init_args: {x: 5}}]",
@@ -180,9 +180,9 @@ def test_a_calibration_that_names_no_score_has_msp(parse, tmp_path, monkeypatch)
     for name in ("Youden", "IdQuantile", "TargetKept", "Mixture", "own_mean.Mean"):
         assert (
             parse("calibration: null", f"calibration: {{class_path: {name}}}", key="calibration.score.class_path")
-            == "callbacks.MSP"
+            == "lightning_idkd.callbacks.MSP"
         )
-    from callbacks.ood import Youden
+    from lightning_idkd.callbacks.ood import Youden
 
     with pytest.raises(UserError, match=r"calibration\.score: none given; allowed: a score, such as MSP\(\)"):
         Youden()
@@ -195,7 +195,7 @@ def test_options_of_a_class_may_stand_before_it(parse):
         "--gossip.momentum=0.5 --gossip=DSGD",
     ):
         assert parse(words, key="gossip") == {
-            "class_path": "callbacks.DSGD",
+            "class_path": "lightning_idkd.callbacks.DSGD",
             "init_args": {"momentum": 0.5, "nesterov": False, "weight_decay": 0.0},
         }
     words = "--calibration.score.temperature 3 --calibration.score Energy --calibration IdQuantile"

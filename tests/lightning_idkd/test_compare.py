@@ -30,8 +30,9 @@ def runs(tmp_path):
             config = {
                 "seed": seed, "graph": {"nodes": 16}, "node": {}, "train": {"lr": 0.1}, "run": {"precision": 32},
                 "data": {"partition": {"class_path": "x.Dirichlet", "init_args": {"alpha": alpha}}},
-                "gossip": {"class_path": "callbacks.DSGD", "init_args": {"momentum": 0.9}}, "calibration": None, "callbacks": [],
-                "distillation": method and {"class_path": f"callbacks.{method}", "init_args": {"start": 0.6}},
+                "gossip": {"class_path": "lightning_idkd.callbacks.DSGD", "init_args": {"momentum": 0.9}},
+                "calibration": None, "callbacks": [],
+                "distillation": method and {"class_path": f"lightning_idkd.callbacks.{method}", "init_args": {"start": 0.6}},
             }  # fmt: skip
             (folder / "config.yaml").write_text(yaml.safe_dump(config))
             summary = {"seed": seed, "accuracy": {"node_mean": accuracy}, "communication": {"label_bytes": 10}}
@@ -175,8 +176,8 @@ def test_rows_of_one_label_differ_by_further_keys_whichever_run_is_newer(tmp_pat
     copy(runs, "a", run={"precision": 64})
     copy(runs, "b", distillation={"class_path": "mine.IDKD", "init_args": {"start": 0.6}})
     methods = [line[1] for line in table(runs, None)[1] if line[0] == "alpha=0.1"]
-    assert methods == ["IDKD class_path=callbacks.IDKD", "IDKD class_path=mine.IDKD", "VanillaKD", "none precision=32",
-                       "none precision=64"]  # fmt: skip
+    assert methods == ["IDKD class_path=lightning_idkd.callbacks.IDKD", "IDKD class_path=mine.IDKD", "VanillaKD",
+                       "none precision=32", "none precision=64"]  # fmt: skip
 
 
 def test_what_labels_do_not_tell_apart_is_not_one_row(runs):

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from short_runs import SHORT, checkpoint, command_of, latest, lines, same
 
-import callbacks.gossip
 from lightning_idkd import topologies
 from lightning_idkd.callback import Gossip
+from lightning_idkd.callbacks import gossip
 from lightning_idkd.cli import main
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs" / "presets" / "rules").glob("*.yaml"))
@@ -62,7 +62,7 @@ def test_every_rule_trains_a_network(preset, configs, tmp_path):
 
 def test_every_rule_has_a_preset():
     used = {yaml.safe_load(path.read_text())["gossip"]["class_path"] for path in PRESETS}
-    rules = (getattr(callbacks.gossip, name) for name in callbacks.gossip.__all__)
+    rules = (getattr(gossip, name) for name in gossip.__all__)
     assert {rule.__name__ for rule in rules if issubclass(rule, Gossip)} == used
 
 

@@ -205,7 +205,7 @@ class TestFiles:
         assert np.mean(read[-1]["per_node"]["threshold"]) == pytest.approx(read[-1]["ood/threshold"])
 
     def test_a_class_in_the_users_folder_is_found_by_its_import_path(self, fit, tmp_path, monkeypatch):
-        (tmp_path / "my_rule.py").write_text("from callbacks import DSGD\n\nclass Mine(DSGD):\n    pass\n")
+        (tmp_path / "my_rule.py").write_text("from lightning_idkd.callbacks import DSGD\n\nclass Mine(DSGD):\n    pass\n")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", sys.path[:])
         assert fit("--gossip", "my_rule.Mine", "--train.epochs", "1", "--distillation", "null") == 0

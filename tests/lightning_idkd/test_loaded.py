@@ -300,7 +300,7 @@ def test_a_report_holds_numbers_pictures_and_config(run, capsys):
         if line.startswith("!["):
             assert (run / line.split("(")[1].rstrip(")")).exists()
     assert text.count("![") == 5
-    assert "class_path: callbacks.IDKD" in text
+    assert "class_path: lightning_idkd.callbacks.IDKD" in text
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["report"]])

@@ -340,7 +340,7 @@ class TestMistakes:
     def test_a_class_whose_module_fails(self, fit, tmp_path, capsys, monkeypatch, request, code, kind, way):
         """Told with its place; modules have other names in every test, since a process imports a name once."""
         module = f"mine_{abs(hash(request.node.name))}"
-        (tmp_path / f"{module}.py").write_text(f"from callbacks import DSGD, MSP\n{code}\n")
+        (tmp_path / f"{module}.py").write_text(f"from lightning_idkd.callbacks import DSGD, MSP\n{code}\n")
         monkeypatch.syspath_prepend(tmp_path)
         key = "calibration.score" if "MSP)" in code else "gossip"
         (tmp_path / "mine.yaml").write_text(f"{key}: {{class_path: {module}.Mine}}")
@@ -351,14 +351,6 @@ class TestMistakes:
         assert kind in said
         assert said.endswith(f"{tmp_path / module}.py, line {1 + len(code.splitlines())}\n")
         assert said.count("\n") == 2
-
-    def test_a_file_that_hides_the_callbacks(self, tmp_path):
-        (tmp_path / "callbacks.py").write_text("")
-        done = subprocess.run(
-            [sys.executable, "-m", "lightning_idkd", "fit", "--help"], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert done.returncode == 2
-        assert done.stderr.startswith(f"error: '{tmp_path / 'callbacks.py'}' hides")
 
     def test_short_names_are_no_hints_for_each_other(self, fit, capsys):
         for option, value in (("accelerator", "gpu"), ("precision", "16")):

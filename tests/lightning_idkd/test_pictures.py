@@ -12,8 +12,8 @@ from matplotlib.colors import to_rgb
 from short_runs import SHORT
 from sklearn.metrics import roc_auc_score
 
-from callbacks import MSP, Energy, MaxLogit
 from lightning_idkd import colours
+from lightning_idkd.callbacks import MSP, Energy, MaxLogit
 from lightning_idkd.cli import main
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Ring

@@ -8,7 +8,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from callbacks import (
+from lightning_idkd.callback import OodScore
+from lightning_idkd.callbacks import (
     KNN,
     MSP,
     ODIN,
@@ -26,7 +27,6 @@ from callbacks import (
     ViM,
     Youden,
 )
-from lightning_idkd.callback import OodScore
 from lightning_idkd.cli import main
 from lightning_idkd.config.parse import configure
 from lightning_idkd.errors import UserError
@@ -373,7 +373,7 @@ SCORES = [
 
 @pytest.mark.parametrize("name", SCORES)
 def test_every_score_runs_on_real_nodes(name, real):
-    import callbacks
+    from lightning_idkd import callbacks
 
     run = real[1]
     run.calibration = Youden(getattr(callbacks, name)())
@@ -387,7 +387,7 @@ def test_every_score_runs_on_real_nodes(name, real):
 @pytest.mark.parametrize("detector", ["MaxSoftmax", "GMM", "NCI", "NNGuide", "fDBD", "TemperatureScaling", "PNML"])
 def test_detectors_of_pytorch_ood_run_on_real_nodes(detector, real):
     pytest.importorskip("pytorch_ood")
-    from callbacks import PytorchOOD
+    from lightning_idkd.callbacks import PytorchOOD
 
     run = real[1]
     run.calibration = Youden(PytorchOOD(detector))

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
-from callbacks import DSGD
 from lightning_idkd.callback import HOOKS
+from lightning_idkd.callbacks import DSGD
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import Split

@@ -5,7 +5,7 @@ import pytest
 import torch
 from four_nodes import K, as_dict, chain_of_four, labels, softmax
 
-from callbacks import ERA, ClassCount, ConfidenceMean, LogitMean, Mean, Vote
+from lightning_idkd.callbacks import ERA, ClassCount, ConfidenceMean, LogitMean, Mean, Vote
 from lightning_idkd.labels import Labels
 
 

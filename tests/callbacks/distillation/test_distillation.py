@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks import ERA, IDKD, MutualKD, VanillaKD
 from lightning_idkd.callback import Callback
+from lightning_idkd.callbacks import ERA, IDKD, MutualKD, VanillaKD
 from lightning_idkd.cli import main
 from lightning_idkd.errors import UserError
 

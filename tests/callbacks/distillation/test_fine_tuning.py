@@ -8,7 +8,7 @@ import pytest
 import torch
 from four_nodes import TRAIN, K, N, images, real_run, train
 
-from callbacks import IDKD, MSP, Fixed, VanillaKD
+from lightning_idkd.callbacks import IDKD, MSP, Fixed, VanillaKD
 from lightning_idkd.labels import FineTuning
 
 

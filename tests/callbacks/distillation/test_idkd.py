@@ -5,7 +5,7 @@ import pytest
 import torch
 from four_nodes import PUBLIC, K, N, as_dict, chain, chain_of_four, counted, real_run, softmax, train
 
-from callbacks import IDKD, MSP, ClassCount, Fixed, Packed, VanillaKD
+from lightning_idkd.callbacks import IDKD, MSP, ClassCount, Fixed, Packed, VanillaKD
 from lightning_idkd.graph import Chain, Graph
 from lightning_idkd.labels import Selection
 from lightning_idkd.network import Network

@@ -8,7 +8,7 @@ import pytest
 import torch
 from four_nodes import TRAIN, K, N, counted, everything, real_run, softmax, train
 
-from callbacks import MutualKD
+from lightning_idkd.callbacks import MutualKD
 from lightning_idkd.graph import Chain
 from lightning_idkd.network import Network
 

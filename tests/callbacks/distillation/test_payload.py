@@ -7,7 +7,7 @@ import pytest
 import torch
 from four_nodes import real_run
 
-from callbacks import IDKD, MSP, Fixed, Mean, Packed, VanillaKD
+from lightning_idkd.callbacks import IDKD, MSP, Fixed, Mean, Packed, VanillaKD
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Graph
 from lightning_idkd.labels import Labels

@@ -8,7 +8,7 @@ import torch
 from four_nodes import TRAIN, K, N, counted, images, real_run, train
 from torch import Tensor
 
-from callbacks import (
+from lightning_idkd.callbacks import (
     ERA,
     IDKD,
     MSP,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from four_nodes import real_run, train
 
-from callbacks import IDKD, MSP, Fixed, Gossiped, MovingAverage, VanillaKD, Youden
 from lightning_idkd.callback import Teacher
+from lightning_idkd.callbacks import IDKD, MSP, Fixed, Gossiped, MovingAverage, VanillaKD, Youden
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Graph, Ring, Topology
 from lightning_idkd.network import Network

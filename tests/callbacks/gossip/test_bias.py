@@ -5,7 +5,7 @@ import pytest
 import torch
 from quadratics import GRAPHS, LOCAL, LR, N, Quadratics, average, neighbours, same_as_the_paper, same_in_blocks, sgd, trajectory
 
-from callbacks import D2, DSGD, EDM, GUT, AllReduce, DecentLaM, GradientTracking, MomentumTracking
+from lightning_idkd.callbacks import D2, DSGD, EDM, GUT, AllReduce, DecentLaM, GradientTracking, MomentumTracking
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Complete, Graph, Ring, Torus
 from lightning_idkd.topologies import HypercubeOnePeer

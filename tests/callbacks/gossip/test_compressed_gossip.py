@@ -9,8 +9,8 @@ import pytest
 import torch
 from quadratics import GRAPHS, LOCAL, N, P, Quadratics, driver, same_as_the_paper, sgd, trajectory
 
-from callbacks import DSGD, QSGD, AdaGossip, ChocoSGD, RandomK, Sign, TopK
 from lightning_idkd import randomness
+from lightning_idkd.callbacks import DSGD, QSGD, AdaGossip, ChocoSGD, RandomK, Sign, TopK
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Ring, Topology
 from lightning_idkd.network import Network

@@ -8,7 +8,7 @@ from quadratics import GRAPHS, LR, N, driver, neighbours, sgd
 from quadratics import average as mixed
 from torch import nn
 
-from callbacks import CCL, DSGD, QGDSGDm
+from lightning_idkd.callbacks import CCL, DSGD, QGDSGDm
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Ring, Topology
 from lightning_idkd.nodes.node import NodeModule

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from quadratics import GRAPHS, LOCAL, N, P, Quadratics, driver, same_as_the_paper, trajectory
 
-from callbacks import DSGD, NGC, AllReduce, CombineThenAdapt
+from lightning_idkd.callbacks import DSGD, NGC, AllReduce, CombineThenAdapt
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Complete, Graph, Ring, Topology
 

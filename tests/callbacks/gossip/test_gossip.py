@@ -22,7 +22,7 @@ from quadratics import (
     trajectory,
 )
 
-from callbacks import (
+from lightning_idkd.callbacks import (
     CCL,
     D2,
     DSGD,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from quadratics import GRAPHS, LOCAL, LR, N, P, Quadratics, average, driver, same_in_blocks, sgd, trajectory
 
-from callbacks import (
+from lightning_idkd.callback import Gossip
+from lightning_idkd.callbacks import (
     CCL,
     D2,
     DSGD,
@@ -22,7 +23,6 @@ from callbacks import (
     QGDSGDm,
     RelaySGD,
 )
-from lightning_idkd.callback import Gossip
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Graph, Ring
 

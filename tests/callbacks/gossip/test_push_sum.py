@@ -7,7 +7,7 @@ import pytest
 import torch
 from quadratics import GRAPHS, LOCAL, LR, N, P, Quadratics, driver, same_in_blocks, sgd, trajectory
 
-from callbacks import DSGD, SGP
+from lightning_idkd.callbacks import DSGD, SGP
 from lightning_idkd.graph import Graph, Mixing, Ring
 
 

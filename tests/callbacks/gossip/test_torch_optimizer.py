@@ -5,7 +5,7 @@ import pytest
 import torch
 from quadratics import GRAPHS, LOCAL, LR, Quadratics, driver, same_in_blocks, trajectory
 
-from callbacks import DSGD, LocalOptimizer
+from lightning_idkd.callbacks import DSGD, LocalOptimizer
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Ring
 

@@ -1,0 +1,61 @@
+"""Reads class paths of the form ``callbacks.X``.
+
+They mean ``lightning_idkd.callbacks.X``, unless the user's own package ``callbacks`` has X.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from lightning_idkd.checkout import CALLBACKS
+
+CLASSLESS = ("run", "logger")
+"""Groups of a config in which no value names a class."""
+
+
+def lookup(path: str) -> Any:
+    """The object at an import path; None where there is none. Errors of the module itself pass."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name, None)
+    except ModuleNotFoundError as e:
+        if f"{module}.".startswith(f"{e.name}."):
+            return None
+        raise
+
+
+def full_path(path: str) -> str:
+    """``callbacks.X`` in full where the project has a class X and the user's own package has none; other texts unchanged.
+
+    Where the user's own package fails, the path is unchanged too, so that the failure is reported.
+    """
+    full = f"lightning_idkd.{path}"
+    if not path.startswith("callbacks.") or not isinstance(ours := lookup(full), type):
+        return path
+    try:
+        return full if lookup(path) in (None, ours) else path
+    except (Exception, SystemExit):
+        return path
+
+
+def full_paths(value: Any) -> Any:
+    """A config, or a part of one, with its class paths in full."""
+    if isinstance(value, str):
+        return full_path(value)
+    if isinstance(value, list):
+        return [full_paths(v) for v in value]
+    if isinstance(value, dict):
+        return {k: v if k in CLASSLESS else full_paths(v) for k, v in value.items()}
+    return value
+
+
+def of_option(option: str, text: str) -> str:
+    """The ``text`` of a command line's option, in full where it is a class path."""
+    return text if option.lstrip("-").split(".")[0] in CLASSLESS else full_path(text)
+
+
+def of_run(text: str) -> str:
+    """The text of a run's ``config.yaml`` with its class paths in full. Where it has none in full, the run is from before this
+    project's ``callbacks`` lay in its package, and ``callbacks.X`` was the project's."""
+    return text if f"{CALLBACKS}." in text else text.replace("class_path: callbacks.", f"class_path: {CALLBACKS}.")
