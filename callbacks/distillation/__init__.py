@@ -7,6 +7,6 @@ from .payload import Packed
 from .teachers import Gossiped, MovingAverage
 
 __all__ = [
-    "ERA", "IDKD", "ClassCount", "ConfidenceMean", "Gossiped", "LogitMean", "Mean", "MovingAverage", "MutualKD", "Packed",
-    "VanillaKD", "Vote",
+    "ERA", "IDKD", "ClassCount", "ConfidenceMean", "Gossiped", "LogitMean", "Mean", "MovingAverage", "MutualKD",
+    "Packed", "VanillaKD", "Vote",
 ]  # fmt: skip

@@ -56,8 +56,8 @@ class VanillaKD(Distillation):
     def __init__(self, start: int | float = 0.6, every: int | None = None, temperature: float = 1.0, hard: bool = False,
                  prior: float = 0.0, align: bool = False, labels: Literal["fresh", "relayed", "accumulated"] = "fresh",
                  hops: int = 1, min_confidence: float = 0.0, steps: Literal["equal", "grow"] = "equal",
-                 aggregation: Aggregation | None = None, teacher: Teacher | None = None, encoding: Encoding | None = None,
-                 tuning: FineTuning | None = None):  # fmt: skip
+                 aggregation: Aggregation | None = None, teacher: Teacher | None = None,
+                 encoding: Encoding | None = None, tuning: FineTuning | None = None):  # fmt: skip
         super().__init__(start, every, steps, tuning)
         require(0 < temperature < math.inf, "distillation.temperature", temperature, "above 0")
         require(0 <= prior < math.inf, "distillation.prior", prior, "0 or more")

@@ -46,7 +46,7 @@ class LocalSteps(Gossip):
         require(every >= 1, "gossip.every", every, "1 or more")
         if rule.every_step or rule.edge_buffers:
             name = type(rule).__name__
-            raise UserError(f"gossip.rule: LocalSteps takes rules that may skip a mixing, but {name} must mix in every step")
+            raise UserError(f"gossip.rule: LocalSteps takes rules that may skip a mixing, but {name} needs every one")
         self.rule, self.every = rule, every
         for hook in HOOKS:
             if hasattr(rule, hook):

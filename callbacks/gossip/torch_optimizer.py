@@ -65,7 +65,8 @@ class LocalOptimizer(Gossip):
         try:
             members = vars(import_module(module))
         except (ImportError, ValueError) as e:
-            raise UserError(f"gossip.optimizer: cannot import '{module}' ({e}); give a path such as torch.optim.AdamW") from e
+            hint = "give a path such as torch.optim.AdamW"
+            raise UserError(f"gossip.optimizer: cannot import '{module}' ({e}); {hint}") from e
         if not (isinstance(members.get(name), type) and issubclass(members[name], torch.optim.Optimizer)):
             names = [k for k, v in members.items() if isinstance(v, type) and issubclass(v, torch.optim.Optimizer)]
             hint = did_you_mean(name, names)

@@ -106,12 +106,12 @@ class GUT(LocalStep):
         require(0 <= scaling < 1 - momentum, "gossip.scaling", scaling, f"0 to below 1 - momentum, {1 - momentum:g}")
         self.scaling, self.mixed = scaling, mixed
         self.buffers = (*self.buffers, "V", "C")  # V = W x - x; C is the tracked difference
-        self.gossips = 1 + momentum + (momentum**2 if nesterov else 0)  # the factor of V / lr in a step
+        self.gossip_factor = 1 + momentum + (momentum**2 if nesterov else 0)  # of V / lr in a step
 
     def check(self, graph) -> None:
         super().check(graph)
         # The bound is the eigenvalue along whose eigenvector a step without gradients only flips the differences' sign.
-        kept = 1 - self.scaling * (self.gossips - 1)
+        kept = 1 - self.scaling * (self.gossip_factor - 1)
         turned = 2 * (1 + self.momentum) / (1 + 2 * self.momentum * self.nesterov)
         require_eigenvalues_above(max((kept - turned) / (kept + 2 * self.scaling), -1.0), self, graph)
 
@@ -122,5 +122,5 @@ class GUT(LocalStep):
         x_new = x - lr * step
         mixed = ctx.mix(x_new)
         W_step = (x + V - mixed) / lr  # computed from the neighbours' models
-        state.V, state.C = mixed - x_new, W_step - self.gossips * V / lr - Delta
+        state.V, state.C = mixed - x_new, W_step - self.gossip_factor * V / lr - Delta
         return mixed if self.mixed else x_new

@@ -11,7 +11,7 @@ from lightning_idkd.errors import UserError, did_you_mean, require
 
 class PytorchOOD(OodScore):
     """A detector of pytorch-ood 0.4 that uses logits or features. The sign of its score is reversed, since larger means
-    further out of distribution there.
+    further out of distribution in that package.
 
     Args:
         detector: Name of the detector's class in pytorch_ood.detector, such as KNN.
@@ -24,9 +24,8 @@ class PytorchOOD(OodScore):
             import pytorch_ood.detector as detectors
             from pytorch_ood.api import FeaturesDetector, LogitsDetector
         except ModuleNotFoundError as error:
-            raise UserError(
-                f"calibration.score: PytorchOOD needs a package that is not installed ({error.name}): pip install pytorch-ood"
-            ) from error
+            why = f"needs a package that is not installed ({error.name})"
+            raise UserError(f"calibration.score: PytorchOOD {why}: pip install pytorch-ood") from error
         classes = {name: value for name, value in vars(detectors).items() if isinstance(value, type)}
         supported = {name: cls for name, cls in classes.items() if issubclass(cls, (LogitsDetector, FeaturesDetector))}
         if detector not in supported:
