@@ -15,9 +15,9 @@ from torch import Tensor
 from lightning_idkd import metrics
 from lightning_idkd.callback import OodScore
 from lightning_idkd.config import Config
-from lightning_idkd.config.given import own_classes
 from lightning_idkd.config.parse import configure
 from lightning_idkd.config.resolved import TRAINED, difference
+from lightning_idkd.config.user_classes import explain_errors
 from lightning_idkd.data.identity import abridge, collect_notes, describe_change, renumber
 from lightning_idkd.data.images import Images
 from lightning_idkd.errors import UserError, require
@@ -259,7 +259,7 @@ def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
         if since and difference(config.resolved, run.config.resolved, ("data.public",)) is None:
             odd.append(f"data.public: the images have changed since the run ({since})")
     print("".join(f"note: {note}\n" for note in odd), end="", file=sys.stderr)
-    with own_classes(config.resolved):
+    with explain_errors(config.resolved):
         judgements = [judged(run, module, test, public, score) for module in [*run.stack.modules, run.consensus()]]
     confusion = [judgement.pop("confusion") for judgement in judgements]
     nodes, consensus = judgements[:-1], judgements[-1]

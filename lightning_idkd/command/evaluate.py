@@ -15,7 +15,7 @@ OWN = ("-h", "--help", "--export", "--per-class", "--json")
 
 def main(arguments: list[str]) -> int:
     """Look at the nodes of a run on any test set."""
-    from lightning_idkd.config.given import NAMES
+    from lightning_idkd.config.arguments import TOP_KEYS
 
     p = options.parser("evaluate")
     p.description += " Keys data.* and calibration.* are as for idkd fit: other sets than the run's, another score."
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         if word.startswith("-"):  # an option, whose value follows
             option, key = word.split("=")[0], word.lstrip("-").partition("=")[0]
             to = own if option in OWN else changes
-            if to is changes and key.split(".")[0] not in NAMES:
+            if to is changes and key.split(".")[0] not in TOP_KEYS:
                 raise UserError(
                     f"{option}: there is no such option.{did_you_mean(option.replace('_', '-'), OWN)} "
                     f"Allowed: {', '.join(OWN[2:])}, and keys of data and calibration, such as --data.private"

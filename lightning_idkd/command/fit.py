@@ -10,7 +10,7 @@ from lightning_idkd.command.options import configure
 def main(arguments: list[str]) -> int:
     """Train, and where ``run.control`` asks for it the control too."""
     from lightning_idkd.command.control import finished, train_control
-    from lightning_idkd.config.given import own_classes
+    from lightning_idkd.config.user_classes import explain_errors
     from lightning_idkd.training.fit import fit
 
     config = configure(arguments, "fit")
@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
         print("no control: this run has no distillation itself", flush=True)
     folder = finished(config) if config.trains_control and config.run.resume == "auto" else None
     try:
-        with own_classes(config.resolved):
+        with explain_errors(config.resolved):
             summary = fit(config) if folder is None else None
         if summary is not None and config.trains_control:
             folder = finished(config)

@@ -6,9 +6,8 @@ import inspect
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 
-from lightning_idkd import callback, config
 from lightning_idkd.checkout import CALLBACKS
-from lightning_idkd.config.explain import BASES, classes, parameters
+from lightning_idkd.config.kinds import choices, class_keys, parameters
 from lightning_idkd.config.parse import PLUGINS
 
 HEAD = """# Configs
@@ -27,74 +26,70 @@ twice in a file is an error; of options given twice on the command line the last
 
 `seed`: seed of all randomness; default 0.
 """
-GROUPS = {
-    "graph": config.GraphConfig,
-    "data": config.DataConfig,
-    "node": config.NodeConfig,
-    "train": config.TrainConfig,
-    "distillation.tuning": callback.FineTuning,
-    "logger": config.LoggerConfig,
-    "run": config.RunConfig,
-}
 
 
-def documented(cls: type) -> dict[str, str]:
-    """Parameter and its description, of a class and its bases."""
+def read_docstrings(cls: type) -> dict[str, str]:
+    """The description of every argument of a class, from its docstring and those of its bases."""
     from docstring_parser import parse_from_object
 
-    found: dict[str, str] = {}
+    described: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
-        found |= {d.args[1]: " ".join((d.description or "").split()) for d in parse_from_object(base).meta if len(d.args) > 1}
-    return found
+        for part in parse_from_object(base).meta:
+            if len(part.args) > 1:
+                described[part.args[1]] = " ".join((part.description or "").split())
+    return described
 
 
-def shown(value: object) -> str:
-    """A default as YAML has it."""
+def show_default(value: object) -> str:
+    """The default of an argument as YAML has it."""
+    if value is inspect.Parameter.empty:
+        return "required"
     if value is None:
-        return "null"
+        return "default null"
     if isinstance(value, bool):
-        return str(value).lower()
+        return f"default {str(value).lower()}"
     if is_dataclass(value) or not isinstance(value, (int, float, str, list, tuple, dict)):
-        return type(value).__name__
-    return str(list(value) if isinstance(value, tuple) else value)
+        return f"default {type(value).__name__}"
+    return f"default {list(value) if isinstance(value, tuple) else value}"
 
 
-def arguments(cls: type) -> list[str]:
-    """A line for every argument of a class."""
-    said, lines = documented(cls), []
-    made = {f.name: f.default_factory() for f in fields(cls) if f.default_factory is not MISSING} if is_dataclass(cls) else {}
+def describe_arguments(cls: type, prefix: str) -> list[str]:
+    """A line for every argument of a class, or every key of a group."""
+    described, lines, made = read_docstrings(cls), [], {}
+    if is_dataclass(cls):
+        made = {f.name: f.default_factory() for f in fields(cls) if f.default_factory is not MISSING}
     for name, parameter in parameters(cls).items():
-        value = made.get(name, parameter.default)
-        default = "required" if value is inspect.Parameter.empty else f"default {shown(value)}"
-        lines.append(f"  - `{name}` ({default}): {said.get(name, '')}")
+        default = show_default(made.get(name, parameter.default))
+        lines.append(f"{prefix}{name.rstrip('_')}` ({default}): {described.get(name, '')}")
     return lines
 
 
+def describe_class(name: str, cls: type) -> list[str]:
+    """The first paragraph of a class's docstring, and its arguments."""
+    paragraph = inspect.getdoc(cls).split("\n\n")[0]
+    return [f"- **{name}**: {' '.join(paragraph.split())}", *describe_arguments(cls, "  - `")]
+
+
 def text() -> str:
-    """The whole page."""
+    """The whole page: of classes those of this project, of further callbacks those of its callbacks package."""
     for plugin in PLUGINS:
         import_module(plugin)
-    lines = [HEAD]
-    for group, cls in GROUPS.items():
-        lines += [f"## {group}", "", (inspect.getdoc(cls) or "").splitlines()[0], ""]
-        said = documented(cls)
-        for f in fields(cls):
-            made = f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else MISSING
-            default = "required" if made is MISSING else f"default {shown(made)}"
-            lines.append(f"- `{group}.{f.name.rstrip('_')}` ({default}): {said.get(f.name, '')}")
-        lines.append("")
+    lines, kinds = [HEAD], {}
+    for key, cls in dict(class_keys(ours=True)).items():
+        if is_dataclass(cls):
+            lines += [f"## {key}", "", (inspect.getdoc(cls) or "").splitlines()[0], ""]
+            lines += [*describe_arguments(cls, f"- `{key}."), ""]
+        else:
+            kinds.setdefault(cls, []).append(key)
     lines += ["## Classes", ""]
-    for key, base in BASES.items():
-        same = [k for k, b in BASES.items() if b is base]
-        ours = CALLBACKS if key == "callbacks" else "lightning_idkd"  # the core's callbacks are always there
-        there = {name: c for name, c in classes(key).items() if c.__module__.startswith(f"{ours}.")}
-        if key != same[0] or not there:
-            continue
-        lines += [f"### {', '.join(same)}", ""]
-        for name, cls in sorted(there.items()):
-            paragraph = inspect.getdoc(cls).split("\n\n")[0]
-            lines += [f"- **{name}**: {' '.join(paragraph.split())}", *arguments(cls)]
-        lines.append("")
+    for base, keys in kinds.items():
+        package = CALLBACKS if keys == ["callbacks"] else "lightning_idkd"  # the core's callbacks are always there
+        ours = {name: c for name, c in choices(base).items() if c.__module__.startswith(f"{package}.")}
+        if ours:
+            lines += [f"### {', '.join(keys)}", ""]
+            for name in sorted(ours):
+                lines += describe_class(name, ours[name])
+            lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -21,9 +21,9 @@ def describe(command: str) -> str:
 
 def parser(command: str):
     """A parser without options, for a command that takes no experiment."""
-    from lightning_idkd.config.explain import Parser
+    from lightning_idkd.config.mistakes import Parser
 
-    p = Parser(prog=f"idkd {command}", description=describe(command), allow_abbrev=False)
+    p = Parser(prog=f"idkd {command}", description=describe(command), allow_abbrev=False, parser_mode="yaml")
     p.outermost = True
     return p
 

@@ -9,7 +9,7 @@ from lightning_idkd.command import options
 
 def main(arguments: list[str]) -> int:
     """Run all cells of a sweep file here."""
-    from lightning_idkd.config.given import shipped
+    from lightning_idkd.config.arguments import find_config
     from lightning_idkd.sweep.runner import run
 
     p = options.parser("sweep")
@@ -17,4 +17,4 @@ def main(arguments: list[str]) -> int:
     p.add_argument("--jobs", type=int, default=1, help="Cells at the same time.")
     p.add_argument("--dir", type=str, default="runs", help="Folder of all runs; a sweep's lie below its name, else its file's.")
     given = p.parse_args(arguments)
-    return 0 if run(Path(shipped(given.file)), given.jobs, given.dir) else 1
+    return 0 if run(Path(find_config(given.file)), given.jobs, given.dir) else 1

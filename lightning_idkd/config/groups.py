@@ -1,9 +1,8 @@
 """Config groups, and the table of them: the fields of :class:`Config`.
 
-Every field's docstring is its help text; a sweep reaches each by a dotted key such as ``train.lr``. To add a group, write its
-dataclass and give :class:`Config` a field with an :class:`Entry`: the command line, the page of keys, comparisons of runs, forks
-and ``idkd evaluate`` read what they need from there.
-"""
+Every field's docstring is its help text; a sweep reaches each by a dotted key such as ``train.lr``. To add a group,
+write its dataclass and give :class:`Config` a field with an :class:`Entry`: the command line, the page of keys,
+comparisons of runs, forks and ``idkd evaluate`` read what they need from there."""
 # ruff: noqa: RUF009 (`entry` makes a dataclass field)
 
 import math
@@ -34,9 +33,9 @@ class Entry(NamedTuple):
 
     fork: Literal["same", "labels", "free"] | None = None
     """Whether a key enters the result of a run, and what a fork (``run.from``) shares with the run that it starts from.
-    ``same``: it acts from the first step, and every fork shares it. ``labels``: it acts from the first exchange, and a fork that
-    goes on with the labels of its source shares it. ``free``: a fork may change it. None: it does not enter the result, or its
-    keys say so one by one."""
+    ``same``: it acts from the first step, and every fork shares it. ``labels``: it acts from the first exchange, and a
+    fork that goes on with the labels of its source shares it. ``free``: a fork may change it. None: it does not enter
+    the result, or its keys say so one by one."""
     label: Literal["setting", "method"] | None = None
     """Which part of a row's label names it in a comparison of runs."""
     evaluate: bool = False
@@ -60,10 +59,12 @@ class GraphConfig:
     nodes: int = 16
     """Number of nodes n."""
     topology: Topology = field(default_factory=Ring)
-    """Ring, Torus, Hypercube, Exponential, BaseGraph, RandomMatchings, ... (configs/README.md has all), or a class of yours."""
+    """Ring, Torus, Hypercube, Exponential, BaseGraph, RandomMatchings, ... (configs/README.md has all), or a class of
+    yours."""
     weights: Weights = "metropolis"
-    """Mixing weights: metropolis (Metropolis-Hastings, or those of its own that a topology has), uniform (1/(d+1), on regular
-    graphs), max_degree (1/(d_max+1)), lazy ((I + W) / 2 of metropolis), push_sum (columns sum to 1), average (rows sum to 1)."""
+    """Mixing weights: metropolis (Metropolis-Hastings, or those of its own that a topology has), uniform (1/(d+1), on
+    regular graphs), max_degree (1/(d_max+1)), lazy ((I + W) / 2 of metropolis), push_sum (columns sum to 1), average
+    (rows sum to 1)."""
 
     def __post_init__(self):
         require(1 <= self.nodes <= MOST_NODES, "graph.nodes", self.nodes, f"1 to {MOST_NODES} (mixing matrices are dense)")
@@ -81,14 +82,15 @@ class DataConfig:
     public: Source | None = entry(None, fork="labels")
     """The common set that distillation labels; its own labels are never read. null: none."""
     partition: Partition = field(default_factory=IID)
-    """Its division: IID, Dirichlet, QGMDirichlet, Shards, ClassesPerNode, QuantitySkew, FeatureSkew, FromFile, or yours."""
+    """Its division: IID, Dirichlet, QGMDirichlet, Shards, ClassesPerNode, QuantitySkew, FeatureSkew, FromFile, or
+    yours."""
     validation: float = 0.2
     """Share of a node's samples held out for calibration and tuning (at least 16 where it has 32 or more)."""
     image_size: int | None = None
     """Side in pixels to which all images are brought; null: as stored."""
     channels: Literal[1, 3] | None = entry(None, older=None)
-    """1 makes all images grey, 3 gives grey ones three channels, as torchvision's networks take them; null: 1 where all are grey,
-    else 3."""
+    """1 makes all images grey, 3 gives grey ones three channels, as torchvision's networks take them; null: 1 where all
+    are grey, else 3."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
     """Augmentation of private samples: random crop (padded by an eighth), and flip."""
     augment_public: bool = entry(False, fork="labels")
@@ -145,19 +147,21 @@ class LoggerConfig:
     """Where metrics go besides the run folder."""
 
     kind: Literal["wandb", "tensorboard", "csv"] = "wandb"
-    """Weights & Biases, TensorBoard (pip install tensorboard), or a CSV file; numbers go to all, pictures and tables to W&B."""
+    """Weights & Biases, TensorBoard (pip install tensorboard), or a CSV file; numbers go to all, pictures and tables to
+    W&B."""
     project: str = "lightning-idkd"
     """W&B project; the default gives way to WANDB_PROJECT."""
     group: str | None = None
     """Group within the project."""
     offline: bool | None = None
-    """Keep W&B's files in the run folder only; null: where there is no login, or WANDB_MODE says so. WANDB_MODE=disabled: no
-    W&B at all."""
+    """Keep W&B's files in the run folder only; null: where there is no login, or WANDB_MODE says so.
+    WANDB_MODE=disabled: no W&B at all."""
 
 
 @dataclass
 class RunConfig:
-    """How a run executes; precision aside, engine and threads change the last bits only, which training then amplifies."""
+    """How a run executes; precision aside, engine and threads change the last bits only, which training then
+    amplifies."""
 
     name: str = "idkd"
     """Name; runs go to DIR/NAME/ID."""
@@ -170,15 +174,16 @@ class RunConfig:
     threads: int | None = None
     """Threads a process; null: 1 or cores / devices, whichever is faster, timed once on a machine."""
     engine: Literal["auto", "loop", "parallel", "vmap", "graph", "compile"] = "auto"
-    """loop: one node after the other, each on all threads; parallel: nodes split over the threads; vmap: as many nodes in a
-    batched call as suit the caches, on all threads; graph: the same recorded once as a CUDA graph, so that the network's Python
-    code runs no more; auto: the fastest of these, timed once on a machine for networks and batches of one shape; compile: the
-    loop over what torch.compile makes of a node, which takes half a minute before the first step."""
+    """loop: one node after the other, each on all threads; parallel: nodes split over the threads; vmap: as many nodes
+    in a batched call as suit the caches, on all threads; graph: the same recorded once as a CUDA graph, so that the
+    network's Python code runs no more; auto: the fastest of these, timed once on a machine for networks and batches of
+    one shape; compile: the loop over what torch.compile makes of a node, which takes half a minute before the first
+    step."""
     precision: Literal[32, 64] = entry(32, fork="same")
     """Bits of parameters and arithmetic."""
     autocast: bool = entry(False, fork="same", older=False)
-    """Training steps of the networks in bfloat16 (torch.autocast), for CUDA devices; parameters, rule and evaluation keep the
-    precision above."""
+    """Training steps of the networks in bfloat16 (torch.autocast), for CUDA devices; parameters, rule and evaluation
+    keep the precision above."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     pictures: bool = True
@@ -186,7 +191,8 @@ class RunConfig:
     keep: list[int] = field(default_factory=list)
     """Epochs whose checkpoint stays as checkpoints/epoch_N.ckpt, to fork from."""
     control: bool = False
-    """After a run with distillation, train the same without it from the first exchange on, in DIR/NAME_control; print both."""
+    """After a run with distillation, train the same without it from the first exchange on, in DIR/NAME_control; print
+    both."""
     until: int | None = None
     """Stop after this epoch with a checkpoint, to be resumed or forked; null: go to the end."""
     resume: str | None = None
@@ -252,7 +258,7 @@ class Config:
         self.train.schedule.decay(0.0, self.train.epochs)
         for extra in self.callbacks:
             if isinstance(extra, (Gossip, Calibration, Distillation)):
-                raise UserError(f"callbacks: {type(extra).__name__} is no extra; set it as gossip, calibration or distillation")
+                raise UserError(f"callbacks: {type(extra).__name__} has a key of its own: gossip, calibration or distillation")
         if self.distillation is not None:
             self.first_exchange()
             if self.data.public is None and self.distillation.public:

@@ -26,12 +26,12 @@ def parser(command: str = "fit", description: str = "") -> ArgumentParser:
     from jsonargparse import set_dumper, set_loader, set_parsing_settings
 
     from lightning_idkd.config import class_defaults, class_paths, groups, yaml_file
-    from lightning_idkd.config.explain import Parser
-    from lightning_idkd.config.given import NAMES
+    from lightning_idkd.config.arguments import TOP_KEYS
+    from lightning_idkd.config.mistakes import Parser
     from lightning_idkd.config.resolved import GROUPS
 
-    def load(text: str):
-        value = yaml_file.gathered(yaml_file.read_value(text), NAMES)
+    def load(text: str) -> Any:
+        value = yaml_file.nest_dotted_keys(yaml_file.read_value(text), TOP_KEYS)
         return value if isinstance(value, str) else class_paths.full_paths(value)  # a bare text may be a name of anything
 
     class_defaults.apply()
@@ -40,14 +40,14 @@ def parser(command: str = "fit", description: str = "") -> ArgumentParser:
     for plugin in PLUGINS:
         import_module(plugin)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    p = Parser(prog=f"idkd {command}", description=description, allow_abbrev=False)
+    p = Parser(prog=f"idkd {command}", description=description, allow_abbrev=False, parser_mode="yaml")
     p.outermost = True
     p.add_argument("--config", action="config", help="YAML file of an experiment; repeatable, later ones win.")
-    described = descriptions(groups.Config)
+    described = read_docstrings(groups.Config)
     for name, entry in GROUPS.items():
         group = groups.Config.__dataclass_fields__[name]
         if not is_dataclass(group.type):
-            p.add_argument(f"--{name}", type=group.type, help=described[name], **start_of(group, entry))
+            p.add_argument(f"--{name}", type=group.type, help=described[name], **get_start(group, entry))
         elif any(f.name.endswith("_") for f in fields(group.type)):
             add_keys(p, name, group.type)
         else:
@@ -63,31 +63,34 @@ def parser(command: str = "fit", description: str = "") -> ArgumentParser:
     return p
 
 
-def descriptions(cls: type) -> dict[str, str | None]:
+def read_docstrings(cls: type) -> dict[str, str | None]:
     """The docstring of every field of a dataclass."""
     from docstring_parser import parse_from_object
 
     return {part.args[1]: part.description for part in parse_from_object(cls).meta if len(part.args) > 1}
 
 
-def start_of(group: Field, entry: Entry) -> dict[str, Any]:
-    """The default of a key on the command line, as an argument of ``add_argument``; none for a key that must be given."""
+def get_start(group: Field, entry: Entry) -> dict[str, Any]:
+    """The default of a key on the command line, as an argument of ``add_argument``; none for a key that must be
+    given."""
     if isinstance(entry.start, str):
         return {"default": {"class_path": f"{CALLBACKS}.{entry.start}"}}
-    default = entry.start if entry.start is not MISSING else default_of(group)
+    default = entry.start if entry.start is not MISSING else get_default(group)
     return {} if default is MISSING else {"default": default() if callable(default) else default}
 
 
-def default_of(f: Field) -> Any:
+def get_default(f: Field) -> Any:
     """The default of a dataclass field, MISSING where it has none."""
     return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 def add_keys(p: ArgumentParser, group: str, cls: type) -> None:
-    """Add a group of keys one by one: jsonargparse would call the field ``from_`` by its name, but its key is ``from``."""
-    described = descriptions(cls)
+    """Add a group of keys one by one: jsonargparse would call the field ``from_`` by its name, but its key is
+    ``from``."""
+    described = read_docstrings(cls)
     for f in fields(cls):
-        p.add_argument(f"--{group}.{f.name.rstrip('_')}", type=f.type, default=default_of(f), help=described.get(f.name))
+        option = f"--{group}.{f.name.rstrip('_')}"
+        p.add_argument(option, type=f.type, default=get_default(f), help=described.get(f.name))
 
 
 def configure(arguments: list[str], command: str = "fit", description: str = "") -> Config:
@@ -95,22 +98,22 @@ def configure(arguments: list[str], command: str = "fit", description: str = "")
     from jsonargparse import Namespace
 
     from lightning_idkd.config import groups, yaml_file
-    from lightning_idkd.config.given import failing_modules, in_the_making, look_over, nulls, placed
-    from lightning_idkd.config.resolved import GROUPS, at
+    from lightning_idkd.config.arguments import prepare
+    from lightning_idkd.config.mistakes import name_argument, refuse_nulls
+    from lightning_idkd.config.resolved import GROUPS
+    from lightning_idkd.config.user_classes import explain_constructor, refuse_failing_modules
 
     p = parser(command, description)
-    arguments = look_over(arguments)
+    arguments = prepare(arguments)
     try:
         cfg = p.parse_args(arguments)
     except (Exception, SystemExit):
-        failing_modules(arguments)
+        refuse_failing_modules(arguments)
         raise
     if cfg.calibration and "score" in cfg.calibration.get("init_args", {}) and cfg.calibration.init_args.score is None:
         cfg.calibration.init_args.score = Namespace(class_path=SCORE)
     resolved = yaml_file.read(p.dump(cfg, skip_validation=True, skip_unset=False))
-    for action in p._actions:
-        if action.dest in cfg and (of := getattr(action, "_typehint", None) or action.type):
-            nulls(at(resolved, action.dest), of, action.dest)
+    refuse_nulls(resolved)
     try:
         made = p.instantiate(cfg)
     except Exception as e:  # a class refused its arguments; jsonargparse wraps that where the key may also be null
@@ -118,9 +121,9 @@ def configure(arguments: list[str], command: str = "fit", description: str = "")
         while not isinstance(cause, UserError) and cause.__cause__ is not None:
             cause = cause.__cause__
         if isinstance(cause, UserError):
-            raise UserError(placed(cause, resolved)) from e
-        if said := in_the_making(cause, resolved):
-            raise UserError(said) from e
+            raise UserError(name_argument(cause, resolved)) from e
+        if sentence := explain_constructor(cause, resolved):
+            raise UserError(sentence) from e
         raise UserError(str(cause).splitlines()[0] if str(cause) else repr(cause)) from e
     run = {f.name: made.run[f.name.rstrip("_")] for f in fields(groups.RunConfig)}
     others = {name: made[name] for name in GROUPS if name != "run"}

@@ -26,7 +26,8 @@ def single_keys() -> dict[str, dict[str, Entry]]:
 
 
 def forks() -> dict[str, str]:
-    """Every key that enters a run's result, with what forks share of it: a group as a whole, or, where its keys differ, each."""
+    """Every key that enters a run's result, with what forks share of it: a group as a whole, or, where its keys differ,
+    each."""
     shared: dict[str, str] = {}
     for group, keys in single_keys().items():
         of_group = GROUPS[group].fork

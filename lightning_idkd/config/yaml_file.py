@@ -87,7 +87,7 @@ def read_value(text: str) -> Any:
     return found
 
 
-def gathered(found: Any, names: Collection[str]) -> Any:
+def nest_dotted_keys(found: Any, names: Collection[str]) -> Any:
     """A config with these top-level ``names`` whose dotted keys, such as gossip.momentum, stand below the key they belong to
     where that is given too: the parser would let one replace the other. Anything else as it is.
 
@@ -96,7 +96,9 @@ def gathered(found: Any, names: Collection[str]) -> Any:
     """
     if not isinstance(found, dict) or not all(isinstance(k, str) and k.split(".")[0] in names for k in found):
         return found
-    result: dict[str, Any] = {k: gathered(v, v) if isinstance(v, dict) and "class_path" not in v else v for k, v in found.items()}
+    result: dict[str, Any] = {
+        k: nest_dotted_keys(v, v) if isinstance(v, dict) and "class_path" not in v else v for k, v in found.items()
+    }
     for key in sorted((k for k in result if "." in k), key=lambda k: k.count(".")):
         parts = key.split(".")
         above = next((a for i in range(1, len(parts)) if (a := ".".join(parts[:i])) in result), None)

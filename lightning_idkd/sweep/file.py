@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
+from lightning_idkd.checkout import CONFIGS
 from lightning_idkd.config import yaml_file
-from lightning_idkd.config.given import SHIPPED
 from lightning_idkd.errors import UserError, did_you_mean, require
 
 KEYS = ("program", "method", "name", "metric", "parameters", "command", "run_cap", "description", "kind", "apiVersion")
@@ -63,7 +63,7 @@ def read(path: Path) -> dict:
     try:
         sweep = yaml_file.read(path.read_text(encoding="utf-8"), yaml.SafeLoader)  # W&B's agents read YAML 1.1
     except FileNotFoundError as e:
-        known = [f"{at}/{file.stem}{end}" for file in (SHIPPED / "sweeps").glob("*.yaml")
+        known = [f"{at}/{file.stem}{end}" for file in (CONFIGS / "sweeps").glob("*.yaml")
                  for at, end in (("configs/sweeps", ".yaml"), ("sweeps", ""))]  # fmt: skip
         raise UserError(f"there is no sweep file {path}.{did_you_mean(str(path), known)}") from e
     except (OSError, UnicodeDecodeError) as e:

@@ -7,13 +7,13 @@ from importlib import import_module
 
 import pytest
 
-from lightning_idkd.config.explain import classes, parameters
+from lightning_idkd.config.kinds import base_of, choices, parameters
 from lightning_idkd.config.parse import PLUGINS, configure
 from lightning_idkd.errors import UserError
 
 for plugin in PLUGINS:
     import_module(plugin)
-RULES = {name: cls for name, cls in classes("gossip").items() if cls.__module__.startswith("lightning_idkd.callbacks.")}
+RULES = {name: cls for name, cls in choices(base_of("gossip")).items() if cls.__module__.startswith("lightning_idkd.callbacks.")}
 OWN = """
 from lightning_idkd import Calibration, Callback
 

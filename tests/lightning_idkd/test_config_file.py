@@ -172,4 +172,4 @@ def test_a_key_below_null_is_refused(tmp_path, capsys):
 
 def test_dotted_keys_of_a_users_own_mapping_stay():
     value = {"layer1": {"a": 1}, "layer1.weight": 2}
-    assert yaml_file.gathered(value, ("seed", "train")) == value
+    assert yaml_file.nest_dotted_keys(value, ("seed", "train")) == value

@@ -6,7 +6,7 @@ import pytest
 
 from lightning_idkd.command import keys
 from lightning_idkd.config import resolved
-from lightning_idkd.config.explain import classes, parameters
+from lightning_idkd.config.kinds import base_of, choices, parameters
 from lightning_idkd.config.parse import parser
 
 
@@ -33,7 +33,7 @@ def test_every_key_and_argument_is_described():
 def test_arguments_are_those_that_the_command_line_takes(name):
     """IDKD passes most of its own on to VanillaKD."""
     taken = parser().parse_args(["--data.private", "Digits", "--distillation", name]).distillation.init_args
-    assert {k: p.default for k, p in parameters(classes("distillation")[name]).items()} == vars(taken)
+    assert {k: p.default for k, p in parameters(choices(base_of("distillation"))[name]).items()} == vars(taken)
 
 
 def test_the_table_of_groups_says_which_keys_matter_for_what():
