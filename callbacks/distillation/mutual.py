@@ -47,6 +47,5 @@ class MutualKD(Distillation):
                 answers.append((logits / self.temperature).softmax(1))
             labels = F.one_hot(run.store.labels[run.store.own[i]], run.store.k)  # for a node without neighbours
             soft.append(torch.stack(answers).mean(0) if answers else labels)
-        run.store.soften(soft, self.weight)
-        run.phase = "distil"
+        run.soften(soft, self.weight)
         return []

@@ -33,11 +33,11 @@ class RankEnsemble(OodScore):
     def __call__(self, outputs):
         import torch
 
-        from lightning_idkd.training.calibrate import judge
+        from lightning_idkd.training.calibrate import compute_finite_scores
 
         ranks = []
         for score in self.scores:
-            _, position, count = judge(score, outputs).unique(return_inverse=True, return_counts=True)
+            _, position, count = compute_finite_scores(score, outputs).unique(return_inverse=True, return_counts=True)
             rank = count.cumsum(0) - (count + 1) / 2  # mean rank of the samples with each score, from 0 to N - 1
             ranks.append(rank[position] / max(len(position) - 1, 1))
         return torch.stack(ranks).mean(0)

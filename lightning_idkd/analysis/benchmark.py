@@ -34,10 +34,11 @@ from lightning_idkd.nodes.engines import WARM_UP_CALLS
 from lightning_idkd.nodes.stack import NodeStack
 from lightning_idkd.records import report
 from lightning_idkd.training import memory
+from lightning_idkd.training.build import node_maker
 from lightning_idkd.training.evaluation import measure
-from lightning_idkd.training.fit import node_maker
 from lightning_idkd.training.launch import keep_memory, launch
 from lightning_idkd.training.orchestrator import Orchestrator
+from lightning_idkd.training.record import read_peak_memory
 
 CLASSES = 10
 LEAST = 0.3  # seconds that a turn of one form takes at least, and so how many steps it has
@@ -146,7 +147,7 @@ def alone(rank: int, config: Config, channels: int, size: int, samples: int | No
     for _ in range(5):
         step()
     examine(run)
-    tell(folder, run.peak_memory())
+    tell(folder, read_peak_memory(run.stack.device))
 
 
 def random_images(count: int, channels: int, size: int) -> Images:
@@ -167,9 +168,10 @@ def walker(run: Orchestrator) -> Callable[[], None]:
     order: list[Tensor] = []
 
     def step() -> None:
-        run.epoch_step %= run.steps
-        if run.epoch_step == 0 or not order:
-            order[:] = [run.store.order(run.step - run.epoch_step, run.steps)]
+        progress = run.progress
+        progress.epoch_step %= progress.steps
+        if progress.epoch_step == 0 or not order:
+            order[:] = [run.store.order(progress.step - progress.epoch_step, progress.steps)]
         run.train_step(order[0])
 
     return step
@@ -206,7 +208,7 @@ def shares(run: Orchestrator, steps: int = 5) -> dict[str, float]:
     start = time.perf_counter()
     wait = torch.cuda.synchronize if run.stack.device.type == "cuda" else lambda: None
     with (timed(run.stack, "step", spent, "network", wait), timed(run.store, "batch", spent, "data", wait),
-          timed(run, "update", spent, "rule", wait), timed(run.network, "mix", spent, "mixing", wait)):  # fmt: skip
+          timed(run.gossip, "update", spent, "rule", wait), timed(run.network, "mix", spent, "mixing", wait)):  # fmt: skip
         for _ in range(steps):
             step()
     wait()
@@ -215,7 +217,7 @@ def shares(run: Orchestrator, steps: int = 5) -> dict[str, float]:
     start = time.perf_counter()
     examine(run)
     wait()
-    spent["evaluation"] = (time.perf_counter() - start) * steps / (run.train.evaluate_every * run.steps)
+    spent["evaluation"] = (time.perf_counter() - start) * steps / (run.train.evaluate_every * run.progress.steps)
     whole += spent["evaluation"]
     return {name: s / whole for name, s in spent.items()} | {"else": 1 - sum(spent.values()) / whole}
 

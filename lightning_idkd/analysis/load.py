@@ -28,10 +28,10 @@ from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.nodes.stack import NodeStack, mean_buffers, run_network
 from lightning_idkd.randomness import permutation
 from lightning_idkd.records.run_folder import RunFolder
-from lightning_idkd.training.calibrate import fitting
+from lightning_idkd.training.build import labelled, load_images, node_maker
+from lightning_idkd.training.calibrate import compute_scores
 from lightning_idkd.training.evaluation import over_nodes
-from lightning_idkd.training.fit import Before, labelled, node_maker
-from lightning_idkd.training.fit import load as load_data
+from lightning_idkd.training.resume import Before
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,7 +154,7 @@ class Run:
     @functools.cached_property
     def _private(self) -> tuple[Images, Split]:
         before = Before(str(self.folder.path), self.images.get("data"), ("train",))
-        images, _, _, split = load_data(self.config, before)
+        images, _, _, split = load_images(self.config, before)
         if split.hash != self.folder.partition_hash():
             raise UserError(f"data.partition: the nodes' samples are not those of '{self.folder.path}'; a file has changed")
         return images, split
@@ -299,7 +299,7 @@ def judged(run: Run, module: NodeModule, test: Images, public: Images | None, sc
     }
     if public is not None and score is not None:
         others = run.outputs(module, public)
-        scores = fitting(score, Outputs.cat([outputs, others])).split([len(outputs), len(others)])
+        scores = compute_scores(score, Outputs.cat([outputs, others])).split([len(outputs), len(others)])
         found["auroc_test_against_public"] = metrics.auroc(*scores)
     return found
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from lightning_idkd.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lightning_idkd.data.store import Store
     from lightning_idkd.labels import Labels, Outputs, Selection
     from lightning_idkd.network import Network
@@ -62,6 +64,13 @@ class Run(Protocol):
 
     def distil(self, labels: "list[Labels]") -> None:
         """Makes the nodes of this process train on ``labels`` from now on."""
+
+    def soften(self, targets: "list[Tensor]", weight: float) -> None:
+        """Let the nodes of this process train on soft ``targets`` [samples, k] of their own samples from now on.
+
+        Args:
+            weight: of these targets against the samples' own labels.
+        """
 
     def call(self, hook: str, **payload) -> None:
         """Calls a hook of all callbacks."""

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     from lightning_idkd.data.identity import collect_notes
     from lightning_idkd.data.partition import partition
     from lightning_idkd.records import pictures, report
-    from lightning_idkd.training.fit import private_images
+    from lightning_idkd.training.build import private_images
 
     private = private_images(config)
     print("".join(report.part("note", note) + "\n" for note in collect_notes(("data.private", private))), end="")

@@ -63,7 +63,7 @@ def consensus(graph: Graph) -> str:
 def parameters(config: Config) -> tuple[int, str]:
     """Number of trained parameters of a node for 10 classes of such images, and what was counted in words."""
     from lightning_idkd.nodes.layout import trained_parameters
-    from lightning_idkd.training.fit import node_maker
+    from lightning_idkd.training.build import node_maker
 
     channels, side = image_shape(config)
     node = node_maker(config, channels, side, 10)()

@@ -141,6 +141,10 @@ class TrainConfig:
         require(self.final_gossip >= 0, "train.final_gossip", self.final_gossip, "0 or more")
         require(0 < self.lr < math.inf, "train.lr", self.lr, "above 0 (rules divide by the learning rate)")
 
+    def lr_at(self, epoch: float) -> float:
+        """The learning rate at a fractional epoch, from 0 to below ``epochs``."""
+        return self.lr * self.schedule.factor(epoch, self.epochs)
+
 
 @dataclass
 class LoggerConfig:

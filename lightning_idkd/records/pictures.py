@@ -35,7 +35,7 @@ class Pictures(Callback):
         self.scores = state["scores"]
 
     def on_fit_start(self, run) -> None:
-        if run.ood["threshold"] is None:  # a fork that left the calibration of its source behind
+        if run.progress.ood["threshold"] is None:  # a fork that left the calibration of its source behind
             self.scores = []
 
     def on_calibration_end(self, run, selections) -> None:
@@ -51,18 +51,19 @@ class Pictures(Callback):
         run.say(report.part("pictures", "drawing plots/"))
         heterogeneity = metrics["homogeneity/before"], metrics["homogeneity/after"]
         figures = {
-            "accuracy": accuracy(run.lines, [exchange["epoch"] for exchange in run.exchanges]),
-            "labels": label_mass(before, after if run.exchanges else None, run.store.classes, heterogeneity),
+            "accuracy": accuracy(run.lines, [exchange["epoch"] for exchange in run.progress.exchanges]),
+            "labels": label_mass(before, after if run.progress.exchanges else None, run.store.classes, heterogeneity),
         }
         if self.scores:
             scores = [(*(part.numpy() for part in parts), threshold) for *parts, threshold in self.scores]
-            aurocs, score = run.per_node["auroc"], run.calibration.score
+            aurocs, score = run.progress.per_node["auroc"], run.calibration.score
             figures |= {"scores": score_histograms(scores, aurocs, score), "roc": roc_curves(scores, aurocs)}
-        run.pictures = {name: run.folder.file(f"plots/{name}.png") for name in (*figures, "graph")}
+        files = {name: run.folder.file(f"plots/{name}.png") for name in (*figures, "graph")}
         for name, figure in figures.items():
-            figure.savefig(run.pictures[name], dpi=120)
+            figure.savefig(files[name], dpi=120)
         nodes = [100 * a for a in metrics["per_node"]["accuracy"]]
-        run.network.graph.draw(run.pictures["graph"], nodes, f"test accuracy (%), {min(nodes):.1f} to {max(nodes):.1f}")
+        run.network.graph.draw(files["graph"], nodes, f"test accuracy (%), {min(nodes):.1f} to {max(nodes):.1f}")
+        run.add_pictures(files)
 
 
 def new(width: float, height: float) -> Figure:

@@ -40,7 +40,7 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{seconds:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-class Progress:
+class Countdown:
     """Says every 10 s how far a long piece of work is.
 
     Args:
@@ -60,6 +60,18 @@ class Progress:
             self.said, share = now, min(max(self.done, 1) / self.total, 1)
             self.say(part("progress", f"{self.what}: {share:.0%}, {clock((now - self.started) * (1 - share) / share)} left"))
         self.done += 1
+
+
+def describe_exchange(exchange: dict, kept: float) -> str:
+    """The lines about an exchange of labels; ``kept`` is the share of the public set that nodes keep."""
+    sizes, (before, after) = exchange["distilled"], exchange["homogeneity"]
+    text = (
+        f"exchange before epoch {exchange['epoch'] + 1}: kept {kept:.1%} of the public set, "
+        f"{sum(sizes) / len(sizes):,.0f} distilled samples a node, heterogeneity {before:.3f} -> {after:.3f}"
+    )
+    if empty := [str(node) for node, size in enumerate(sizes) if not size]:
+        text += f"\nno distilled samples for {len(empty)} nodes: {', '.join(empty)}"
+    return text
 
 
 def line(metrics: dict, epochs: int, left: float) -> str:

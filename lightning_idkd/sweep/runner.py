@@ -68,7 +68,7 @@ class Cell:
     def rates(self, epochs: float) -> list[float]:
         """Learning rates of the first ``epochs``, four an epoch."""
         train = self.config.train
-        return [train.lr * train.schedule.factor(e / 4, train.epochs) for e in range(math.ceil(4 * min(epochs, train.epochs)))]
+        return [train.lr_at(quarter / 4) for quarter in range(math.ceil(4 * min(epochs, train.epochs)))]
 
     def begins_like(self, other: Cell, latest: float) -> bool:
         """Whether the two do the same until the first exchange of either; without one, until epoch ``latest``."""

@@ -1,159 +1,177 @@
-"""Every node's detector at work: scores of own, public and noise samples, thresholds, what is kept, and how good that is."""
+"""The nodes' out-of-distribution detectors: score samples, fix thresholds, select public samples, measure the selection."""
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lightning_idkd import metrics
-from lightning_idkd.callback import OodScore
+from lightning_idkd.callback import Calibration, OodScore
+from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
 from lightning_idkd.labels import Outputs, Selection
-from lightning_idkd.nodes.stack import run_network
+from lightning_idkd.network import Network
+from lightning_idkd.nodes.stack import NodeStack, run_network
 
-if TYPE_CHECKING:
-    from lightning_idkd.callback import Run
-
-LISTED = 20  # nodes that a remark names; of more it says how many
+LISTED = 20  # nodes that a remark lists; it counts the others
 FEW = "fewer than {fallback} held-out samples, so that the threshold is the 5 % quantile of a node's own scores"
-REMARKS = (FEW, "all samples have the same {score}", "no public samples are kept", "all public samples are kept")
-"""What may be remarked of a node, in the order in which it is printed."""
+SAME_SCORE = "all samples have the same {score}"
+KEEPS_NONE = "no public samples are kept"
+KEEPS_ALL = "all public samples are kept"
+REMARKS = (FEW, SAME_SCORE, KEEPS_NONE, KEEPS_ALL)
+"""Remarks about a node, in the order in which they are printed."""
 
 
-def calibrate(run: Run, public: list[Outputs]) -> list[Selection]:
-    """Every node's selection from its outputs on the public set."""
-    calibration, remarks = run.calibration, [{} for _ in public]
-    scored = [scores(run, i, outputs) for i, outputs in enumerate(public)]
-    limits = [threshold(run, i, *found, remarks[i]) for i, found in enumerate(scored)]
-    thresholds = torch.tensor(limits, dtype=torch.float64)
-    if calibration.pooled:
-        told, mixing = run.network.share(thresholds[:, None], run.step), run.network.graph.mixing(run.step)
-        near = [torch.stack([told[j] for j in mixing.terms[i][0]]) for i in run.network.rows]
-        thresholds = torch.stack([values.mean() for values in near])
-    selections = [
-        Selection(others >= limit, limit, own, others, noise)
-        for (own, others, noise), limit in zip(scored, thresholds.tolist(), strict=True)
-    ]
-    for i, (selection, outputs) in enumerate(zip(selections, public, strict=True)):
-        selection.measures = measures(run, i, selection, outputs)
-        if not selection.kept.any() or selection.kept.all():
-            remarks[i][REMARKS[3 if selection.kept.any() else 2]] = calibration.score.written(selection.threshold)
-    print_remarks(run, remarks)
-    return selections
+class Detectors:
+    """The detectors of all nodes in this process.
+
+    Args:
+        say: prints a line from the first process.
+    """
+
+    def __init__(self, calibration: Calibration, stack: NodeStack, store: Store, network: Network, say: Callable[[str], None]):
+        self.calibration, self.stack, self.store, self.network, self.say = calibration, stack, store, network, say
+        self.printed: set[tuple[int, str]] = set()  # remarks that were printed already, by node
+
+    def select(self, public: list[Outputs], step: int) -> list[Selection]:
+        """What every node selects, given its outputs on the public set."""
+        remarks: list[dict[str, str]] = [{} for _ in public]
+        scores = [self.score_samples(i, outputs) for i, outputs in enumerate(public)]
+        thresholds = [self.fix_threshold(i, *scores[i], remarks[i]) for i in range(len(public))]
+        if self.calibration.pooled:
+            thresholds = self.pool(thresholds, step)
+        selections = []
+        for i, ((own, others, noise), threshold) in enumerate(zip(scores, thresholds, strict=True)):
+            selection = Selection(others >= threshold, threshold, own, others, noise)
+            selection.measures = self.measure(i, selection, public[i])
+            if not selection.kept.any() or selection.kept.all():
+                remark = KEEPS_ALL if selection.kept.any() else KEEPS_NONE
+                remarks[i][remark] = self.calibration.score.written(threshold)
+            selections.append(selection)
+        self.print_remarks(remarks)
+        return selections
+
+    def score_samples(self, i: int, public: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of row ``i``'s held-out samples (its training samples where it has none), of the public set and of noise."""
+        score, store, module = self.calibration.score, self.store, self.stack.modules[i]
+        node, own = self.network.rows[i], store.own[i].cpu()
+        held_out = store.held_out(node)
+        if score.fitted:
+            score.fit(require_finite(run_network(module, store.private_batches(own)), node), store.labels[own])
+        perturbs = type(score).perturb is not OodScore.perturb
+        perturb = functools.partial(score.perturb, module) if perturbs else (lambda x: x)
+        outputs = [
+            run_network(module, map(perturb, store.private_batches(held_out if len(held_out) else own))),
+            store.unshuffled(run_network(module, map(perturb, store.public_batches()))) if perturbs else public,
+            run_network(module, map(perturb, store.noise_batches())),
+        ]
+        scores = compute_finite_scores(score, require_finite(Outputs.cat(outputs), node), f" of node {node}")
+        return scores.split([len(part) for part in outputs])
+
+    def fix_threshold(self, i: int, own: Tensor, public: Tensor, noise: Tensor, remarks: dict[str, str]) -> float:
+        """Row ``i``'s own threshold; adds to the ``remarks`` about this node."""
+        calibration, node = self.calibration, self.network.rows[i]
+        held_out = len(self.store.held_out(node))
+        if held_out < calibration.fallback_below:
+            remarks[FEW] = str(held_out)
+            return metrics.quantile(own, 0.05)
+        others = noise if calibration.against == "noise" else public
+        if own.min() == own.max() == others.min() == others.max():
+            remarks[SAME_SCORE] = ""
+        threshold, name = calibration.threshold(own, others), type(calibration).__name__
+        if not isinstance(threshold, (int, float)) and getattr(threshold, "shape", None) != ():
+            raise UserError(f"calibration: {name}.threshold returns {type(threshold).__name__}; allowed: a number")
+        if math.isnan(threshold):
+            raise UserError(f"calibration: {name} gives node {node} a threshold that is not a number")
+        return float(threshold)
+
+    def pool(self, thresholds: list[float], step: int) -> list[float]:
+        """The mean threshold of every node and its neighbours."""
+        mine = torch.tensor(thresholds, dtype=torch.float64)
+        known, mixing = self.network.share(mine[:, None], step), self.network.graph.mixing(step)
+        pooled = []
+        for i in self.network.rows:
+            senders, _weights = mixing.terms[i]
+            pooled.append(torch.stack([known[j] for j in senders]).mean().item())
+        return pooled
+
+    def measure(self, i: int, selection: Selection, public: Outputs) -> dict[str, float]:
+        """How good row ``i``'s selection is; see :data:`~lightning_idkd.labels.MEASURES`."""
+        node, kept, store = self.network.rows[i], selection.kept, self.store
+        has_held_out = len(store.held_out(node)) > 0
+        truth, answer = store.truth.to(kept.device)[kept], public.logits[kept].argmax(1)
+        known = truth >= 0
+        holds = store.counts()[i].to(truth.device) > 0
+
+        def share(mask: Tensor) -> float:
+            return mask.double().mean().item() if len(mask) else math.nan
+
+        return {
+            "auroc": metrics.auroc(selection.private, selection.public) if has_held_out else math.nan,
+            "threshold": selection.threshold,
+            "kept_fraction": share(kept),
+            "own_kept": share(selection.private >= selection.threshold),
+            "auroc_noise": metrics.auroc(selection.private, selection.noise) if has_held_out else math.nan,
+            "noise_kept": share(selection.noise >= selection.threshold),
+            "known_fraction": share(holds[truth[known]]),
+            "label_accuracy": share((answer == truth)[known]),
+            "keeps_none": float(not kept.any()),
+        }
+
+    def print_remarks(self, remarks: list[dict[str, str]]) -> None:
+        """Print every kind of remark in one line that lists the nodes; once in a run for each node.
+
+        Args:
+            remarks: of every row here its remarks (of :data:`REMARKS`), each with a detail, which may be empty.
+        """
+        of_all = self.network.report_objects(remarks)
+        for remark in REMARKS:
+            nodes = [i for i, known in enumerate(of_all) if remark in known and (i, remark) not in self.printed]
+            self.printed |= {(i, remark) for i in nodes}
+            if not nodes:
+                continue
+            listed = [f"{i} ({of_all[i][remark]})" if of_all[i][remark] else str(i) for i in nodes[:LISTED]]
+            more = f" and {len(nodes) - LISTED} more" if len(nodes) > LISTED else ""
+            calibration, plural = self.calibration, "s" if len(nodes) > 1 else ""
+            text = remark.format(fallback=calibration.fallback_below, score=type(calibration.score).__name__)
+            self.say(f"node{plural} {', '.join(listed)}{more}: {text}")
 
 
-def rehearse(run: Run) -> None:
-    """Let the score look at a batch by the untrained node of fewest samples, to be told before training what it cannot do."""
-    score, store = run.calibration.score, run.store
-    own, module = min(zip(store.own, run.stack.modules, strict=True), key=lambda of: len(of[0]))
+def try_score(score: OodScore, stack: NodeStack, store: Store) -> None:
+    """Run the score once before training, on the node with the fewest samples, so that a score that cannot work fails early."""
+    own, module = min(zip(store.own, stack.modules, strict=True), key=lambda pair: len(pair[0]))
     with torch.random.fork_rng(devices=[store.device] if store.device.type == "cuda" else []):
         if score.fitted:
             score.fit(run_network(module, store.private_batches(own.cpu())), store.labels[own.cpu()])
         batch = next(iter(store.public_batches()))[:64]
-        fitting(score, run_network(module, map(functools.partial(score.perturb, module), [batch])))
+        compute_scores(score, run_network(module, map(functools.partial(score.perturb, module), [batch])))
 
 
-def scores(run: Run, i: int, public: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of row ``i``'s held-out samples (of its training samples where it has none), of the public set and of noise."""
-    score, store, module = run.calibration.score, run.store, run.stack.modules[i]
-    node, own = run.network.rows[i], store.own[i].cpu()
-    held_out = store.held_out(node)
-    if score.fitted:
-        score.fit(sound(run_network(module, store.private_batches(own)), node), store.labels[own])
-    perturbed = type(score).perturb is not OodScore.perturb
-    change = functools.partial(score.perturb, module) if perturbed else (lambda x: x)
-    judged = [
-        run_network(module, map(change, store.private_batches(held_out if len(held_out) else own))),
-        store.unshuffled(run_network(module, map(change, store.public_batches()))) if perturbed else public,
-        run_network(module, map(change, store.noise_batches())),
-    ]
-    return judge(score, sound(Outputs.cat(judged), node), f" of node {node}").split([len(outputs) for outputs in judged])
-
-
-def sound(outputs: Outputs, node: int) -> Outputs:
-    """``outputs``, refused where logits are not finite: neither a score nor a label comes of them."""
+def require_finite(outputs: Outputs, node: int) -> Outputs:
+    """``outputs``, refused where logits are not finite: they give neither a score nor a label."""
     bad = int((~outputs.logits.isfinite().all(1)).sum())
     if bad:
         raise UserError(f"calibration: the logits of node {node} are not finite for {bad} of {len(outputs)} samples")
     return outputs
 
 
-def judge(score: OodScore, outputs: Outputs, whose: str = "") -> Tensor:
-    """``score`` of ``outputs``, float32 [N], refused where it is not that."""
-    found = fitting(score, outputs)
-    if not found.isfinite().all():
-        bad = int((~found.isfinite()).sum())
-        raise UserError(f"calibration.score: {type(score).__name__} is not finite for {bad} of {len(found)} samples{whose}")
-    return found.float()
+def compute_finite_scores(score: OodScore, outputs: Outputs, whose: str = "") -> Tensor:
+    """``score`` of ``outputs``, float32 [N], refused where one is not finite."""
+    scores = compute_scores(score, outputs)
+    if not scores.isfinite().all():
+        bad = int((~scores.isfinite()).sum())
+        raise UserError(f"calibration.score: {type(score).__name__} is not finite for {bad} of {len(scores)} samples{whose}")
+    return scores.float()
 
 
-def fitting(score: OodScore, outputs: Outputs) -> Tensor:
-    """``score`` of ``outputs``, refused where it is no tensor with a number for each."""
-    found, n = score(outputs), len(outputs)
-    if not isinstance(found, Tensor) or found.shape != (n,):
-        given = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+def compute_scores(score: OodScore, outputs: Outputs) -> Tensor:
+    """``score`` of ``outputs`` [N], refused where it is not a tensor with one number for each sample."""
+    scores, n = score(outputs), len(outputs)
+    if not isinstance(scores, Tensor) or scores.shape != (n,):
+        given = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise UserError(f"calibration.score: {type(score).__name__} returns {given} for {n} samples; a score has shape [{n}]")
-    return found
-
-
-def threshold(run: Run, i: int, own: Tensor, public: Tensor, noise: Tensor, remarks: dict[str, str]) -> float:
-    """Row ``i``'s own threshold; adds to the ``remarks`` of this node."""
-    calibration, node = run.calibration, run.network.rows[i]
-    held_out = len(run.store.held_out(node))
-    if held_out < calibration.fallback_below:
-        remarks[FEW] = str(held_out)
-        return metrics.quantile(own, 0.05)
-    others = noise if calibration.against == "noise" else public
-    if own.min() == own.max() == others.min() == others.max():
-        remarks[REMARKS[1]] = ""
-    found = calibration.threshold(own, others)
-    if not isinstance(found, (int, float)) and getattr(found, "shape", None) != ():
-        raise UserError(f"calibration: {type(calibration).__name__}.threshold returns {type(found).__name__}; allowed: a number")
-    if math.isnan(found):
-        raise UserError(f"calibration: {type(calibration).__name__} gives node {node} a threshold that is no number")
-    return float(found)
-
-
-def measures(run: Run, i: int, selection: Selection, public: Outputs) -> dict[str, float]:
-    """How good row ``i``'s selection is; see :data:`MEASURES`."""
-    node, kept, store = run.network.rows[i], selection.kept, run.store
-    held_out = len(store.held_out(node)) > 0
-    truth, answer = store.truth.to(kept.device)[kept], public.logits[kept].argmax(1)
-    known = truth >= 0
-    holds = store.counts()[i].to(truth.device) > 0
-
-    def share(of: Tensor) -> float:
-        return of.double().mean().item() if len(of) else math.nan
-
-    return {
-        "auroc": metrics.auroc(selection.private, selection.public) if held_out else math.nan,
-        "threshold": selection.threshold,
-        "kept_fraction": share(kept),
-        "own_kept": share(selection.private >= selection.threshold),
-        "auroc_noise": metrics.auroc(selection.private, selection.noise) if held_out else math.nan,
-        "noise_kept": share(selection.noise >= selection.threshold),
-        "known_fraction": share(holds[truth[known]]),
-        "label_accuracy": share((answer == truth)[known]),
-        "keeps_none": float(not kept.any()),
-    }
-
-
-def print_remarks(run: Run, remarks: list[dict[str, str]]) -> None:
-    """Print what was remarked of the nodes, one line a remark that lists them, of every node once a run.
-
-    Args:
-        remarks: of every row here its remarks (of :data:`REMARKS`), each with a detail, which may be empty.
-    """
-    of_all = run.network.report_objects(remarks)
-    for remark in REMARKS:
-        nodes = [i for i, found in enumerate(of_all) if remark in found and (i, remark) not in run.told]
-        run.told |= {(i, remark) for i in nodes}
-        if nodes:
-            each = ", ".join(f"{i} ({of_all[i][remark]})" if of_all[i][remark] else str(i) for i in nodes[:LISTED])
-            more = f" and {len(nodes) - LISTED} more" if len(nodes) > LISTED else ""
-            what = remark.format(fallback=run.calibration.fallback_below, score=type(run.calibration.score).__name__)
-            run.say(f"node{'s' * (len(nodes) > 1)} {each}{more}: {what}")
+    return scores

@@ -1,74 +1,85 @@
-"""What of a run a checkpoint holds, gathered from all processes, and the way back."""
+"""Saves a run to a checkpoint, gathered from all processes, and restores it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_idkd.callback import Calibration, Distillation
+from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
 from lightning_idkd.files import describe_type, is_number
 from lightning_idkd.labels import Labels
 from lightning_idkd.models import cpu_norms
+from lightning_idkd.network import Network
 from lightning_idkd.nodes.engines import BATCHED
+from lightning_idkd.nodes.stack import NodeStack
+from lightning_idkd.training.gossip_step import GossipStep
+from lightning_idkd.training.hooks import Hooks
+from lightning_idkd.training.progress import Progress
+from lightning_idkd.training.record import Recorder
 
-if TYPE_CHECKING:
-    from lightning_idkd.callback import Run
+
+class Parts(Protocol):
+    """The parts of a run that a checkpoint holds."""
+
+    stack: NodeStack
+    network: Network
+    store: Store
+    gossip: GossipStep
+    distillation: Distillation | None
+    hooks: Hooks
+    progress: Progress
+    recorder: Recorder
+    header: dict
 
 
-def gather(run: Run) -> dict:
+def gather(run: Parts) -> dict:
     """Everything a resumed run needs, gathered from all processes."""
-    network, store = run.network, run.store
-    per_edge = {k: torch.cat(network.report_objects(_by_sender(run, v))) for k, v in run.edge_buffers.items()}
+    network, store, stack, gossip = run.network, run.store, run.stack, run.gossip
     distilled = answers = None
     if store.distilled is not None:
         distilled = network.report_objects([(label.index.cpu(), label.probabilities.cpu()) for label in store.distilled])
     if store.answers is not None:
         answers = network.report_objects([a.cpu() for a in store.answers[0]]), store.answers[1]
-    return {
+    callbacks = []
+    for callback in run.hooks.callbacks:
+        name = type(callback).__name__
+        callbacks.append((name, storable(callback.state_dict(), f"callbacks: {name}: state_dict()")))
+    return run.progress.state() | {
         "version": 1,
-        "layout": run.stack.describe(),
+        "layout": stack.describe(),
         "images": store.describe(),
         "edges": torch.from_numpy(network.graph.mixing(0).edges),
-        "device": run.stack.device.type,
-        "engine": run.stack.engine,
+        "device": stack.device.type,
+        "engine": stack.engine,
         "threads": torch.get_num_threads(),
-        "abreast": run.stack.abreast if run.stack.engine in BATCHED else None,
-        "norms": cpu_norms.name_backend(run.stack.device),
+        "abreast": stack.abreast if stack.engine in BATCHED else None,
+        "norms": cpu_norms.name_backend(stack.device),
         "devices": network.world,
-        "epoch": run.epoch,
-        "step": run.step,
-        "epoch_step": run.epoch_step,
-        "phase": run.phase,
-        "steps": run.steps,
-        "exchange_bytes": run.exchange_bytes,
-        "exchanges": run.exchanges,
         "from": run.header.get("from"),
-        "best": run.best,
-        "last_lr": run.last_lr,
-        "X": network.report(run.stack.X),
-        "frozen": run.stack.frozen,
-        "buffers": {k: network.report(b) for k, b in run.stack.buffers.items()},
-        "rule": {k: network.report(b) for k, b in run.buffers.items()},
-        "rule_edges": per_edge,
+        "X": network.report(stack.X),
+        "frozen": stack.frozen,
+        "buffers": {k: network.report(b) for k, b in stack.buffers.items()},
+        "rule": {k: network.report(b) for k, b in gossip.buffers.items()},
+        "rule_edges": {k: gather_edges(network, v) for k, v in gossip.edge_buffers.items()},
         "distilled": distilled,
         "answers": answers,
         "teacher": None if run.distillation is None else run.distillation.teacher.state_dict(run),
         "generation": (store.generation, store.generation_start),
         "counts": network.counts(),
-        "ood": run.ood,
-        "per_node": run.per_node,
-        "loss": network.report(run.loss[:, None]),
-        "loss_steps": run.loss_steps,
-        "samples": run.samples,
-        "seconds": run.elapsed(),
-        "train_seconds": run.train_seconds,
-        "callbacks": [
-            (name := type(c).__name__, storable(c.state_dict(), f"callbacks: {name}: state_dict()")) for c in run.callbacks
-        ],
+        "loss": network.report(run.recorder.loss[:, None]),
+        "seconds": run.recorder.elapsed(),
+        "callbacks": callbacks,
     }
+
+
+def gather_edges(network: Network, T: Tensor) -> Tensor:
+    """A matrix with a row for each directed edge, from the rows of all processes."""
+    senders = torch.as_tensor(network.edges(0)[:, 0] if len(T) else [])
+    return torch.cat(network.report_objects([T[senders == node].cpu() for node in network.rows]))
 
 
 def storable(value: Any, what: str) -> Any:
@@ -91,49 +102,51 @@ def storable(value: Any, what: str) -> Any:
     )
 
 
-def restore(run: Run, state: dict, lines: list[dict], distillation: bool = True, fork: bool = False) -> None:
-    """Continue from ``state``; without ``distillation`` nodes train on their own samples again.
+def restore(run: Parts, state: dict, lines: list[dict], distillation: bool = True, fork: bool = False) -> None:
+    """Continue from ``state``.
+
+    Args:
+        lines: metrics of the run that wrote it.
+        distillation: whether training goes on with the distilled labels of the checkpoint.
+        fork: whether this is another run than the one that wrote it.
 
     Raises:
         UserError: the checkpoint is of another network or graph.
     """
-    network, stack = run.network, run.stack
+    network, stack, progress, recorder = run.network, run.stack, run.progress, run.recorder
     edges = torch.from_numpy(network.graph.mixing(0).edges)
     if not torch.equal(state.get("edges", edges), edges):
         raise UserError("graph.topology: the checkpoint is of a graph with other edges: a file has changed")
     mine = slice(network.rows.start, network.rows.stop)
     stack.restore(state, mine)
-    for k, matrix in run.buffers.items():
+    for k, matrix in run.gossip.buffers.items():
         matrix.copy_(state["rule"][k][mine])
-    here = [int(e[0]) in network.rows for e in network.graph.mixing(0).edges]
-    for k, matrix in run.edge_buffers.items():
-        matrix.copy_(state["rule_edges"][k][here])
-    run.epoch, run.step, run.epoch_step = state["epoch"], state["step"], state["epoch_step"]
+    starts_here = [int(edge[0]) in network.rows for edge in network.graph.mixing(0).edges]
+    for k, matrix in run.gossip.edge_buffers.items():
+        matrix.copy_(state["rule_edges"][k][starts_here])
+    progress.restore(state, distillation, fork)
     network.restore(state["counts"])
-    run.loss, run.loss_steps = state["loss"][mine, 0].to(stack.device), state["loss_steps"]
-    run.samples, run.train_seconds, run.last_lr = state["samples"], state["train_seconds"], state["last_lr"]
-    run.lines = [line for line in lines if line["step"] <= run.step and line["phase"] != "final"]
+    recorder.loss = state["loss"][mine, 0].to(stack.device)
+    recorder.lines = [line for line in lines if line["step"] <= progress.step and line["phase"] != "final"]
     if distillation:
-        run.phase, run.ood, run.per_node = state["phase"], state["ood"], state["per_node"]
-        run.steps, run.exchange_bytes, run.exchanges = state["steps"], state["exchange_bytes"], state["exchanges"]
-        labels, answers = state["distilled"], state["answers"]
-        run.store.restore(
-            None if labels is None else [Labels(i, p).to(stack.device) for i, p in labels[mine]],
-            None if answers is None else (answers[0][mine], answers[1]),
-            *state["generation"],
-        )
-        if run.distillation is not None:
-            run.distillation.teacher.load_state_dict(state["teacher"], run)
+        restore_labels(run, state, mine)
     if not fork:
-        run.best, run.seconds, run.header["from"] = state["best"], state["seconds"], state["from"]
+        run.header["from"] = state["from"]
     saved = list(state["callbacks"])
-    for callback in run.callbacks:
-        found = next((s for s in saved if s[0] == type(callback).__name__), None)
-        if found is not None and (distillation or not isinstance(callback, (Calibration, Distillation))):
-            saved.remove(found)
-            callback.load_state_dict(found[1])
+    for callback in run.hooks.callbacks:
+        match = next((s for s in saved if s[0] == type(callback).__name__), None)
+        if match is not None and (distillation or not isinstance(callback, (Calibration, Distillation))):
+            saved.remove(match)
+            callback.load_state_dict(match[1])
 
 
-def _by_sender(run: Run, T: Tensor) -> list[Tensor]:
-    senders = torch.as_tensor(run.network.edges(0)[:, 0] if len(T) else [])
-    return [T[senders == node].cpu() for node in run.network.rows]
+def restore_labels(run: Parts, state: dict, mine: slice) -> None:
+    """Put the distilled labels of a checkpoint into the store, and the teacher's state into the teacher."""
+    labels, answers = state["distilled"], state["answers"]
+    run.store.restore(
+        None if labels is None else [Labels(i, p).to(run.stack.device) for i, p in labels[mine]],
+        None if answers is None else (answers[0][mine], answers[1]),
+        *state["generation"],
+    )
+    if run.distillation is not None:
+        run.distillation.teacher.load_state_dict(state["teacher"], run)

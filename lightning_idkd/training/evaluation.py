@@ -85,7 +85,7 @@ def measure(stack: NodeStack, network: Network, store: Store, samples: int | Non
     return found, nodes.tolist()
 
 
-def heterogeneity(network: Network, store: Store) -> dict[str, float]:
+def compute_heterogeneity(network: Network, store: Store) -> dict[str, float]:
     """How far the nodes' label masses are from that of all private training samples; see :func:`metrics.heterogeneity`."""
     reference = store.labels[torch.cat([torch.from_numpy(t) for t in store.split.train]).to(store.device)]
     return metrics.heterogeneity(network.report(store.mass()), reference.bincount(minlength=store.k).cpu())

@@ -16,7 +16,7 @@ from lightning_idkd.nodes.engines import BATCHED
 from lightning_idkd.nodes.layout import trained_parameters
 from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.records.report import size
-from lightning_idkd.training.orchestrator import block
+from lightning_idkd.training.gossip_step import block_columns
 
 LATER = 120 * 2**20  # bytes of what is imported for pictures
 CACHE = 16 * 2**20  # bytes of activations for every thread beyond which more nodes in a call of vmap only wait for memory
@@ -56,7 +56,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, kept: 
         "program and data": store.pool.nbytes + store.test.nbytes if on_device else resident(),
         "rows and gradients": 2 * matrix + frozen * item + rows * OBJECT * sum(1 for _ in (*node.modules(), *node.parameters())),
         "state of the rule": state * item,
-        "algebra of the rule": TEMPORARY * (full * block(graph.nodes, store.device) if rule.in_blocks else whole) * item,
+        "algebra of the rule": TEMPORARY * (full * block_columns(graph.nodes, store.device) if rule.in_blocks else whole) * item,
         "activations": at_once * kept,
         "evaluation and pictures": matrix + (0 if on_device else LATER),
         "answers on the public set": rows * store.public * 2 * (store.k + features(node)) * 4 if exchange else 0,

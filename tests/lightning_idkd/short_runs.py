@@ -7,6 +7,11 @@ import sys
 
 import torch
 
+from lightning_idkd.training.build import build_parts
+from lightning_idkd.training.fit import build_run
+from lightning_idkd.training.launch import launch
+from lightning_idkd.training.resume import Start
+
 SHORT = [
     "--logger",
     "null",
@@ -67,3 +72,9 @@ def lines(run):
     """Metrics without times."""
     read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith("throughput")} for line in read]
+
+
+def build(config):
+    """The run of a config, before its first step."""
+    fabric = launch(config.run)
+    return build_run(config, fabric, build_parts(config, fabric), Start(config))

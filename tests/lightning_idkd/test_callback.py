@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import lightning_idkd.network
 from lightning_idkd.callback import HOOKS, Aggregation, Callback, Distillation, Gossip, Teacher
 from lightning_idkd.cli import main
 from lightning_idkd.errors import UserError
 from lightning_idkd.labels import FineTuning, Labels, Selection
 from lightning_idkd.network import Network
+from lightning_idkd.training import build
 from lightning_idkd.training.orchestrator import Orchestrator
 
 NODES, EPOCHS, EXCHANGE = 4, 4, 2
@@ -102,7 +102,7 @@ def tiny(tmp_path_factory, request):
         call(self, hook, **payload)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lightning_idkd.network, "Network", Watched)
+        patch.setattr(build, "Network", Watched)
         patch.setattr(Orchestrator, "call", noted)
         status = main(["fit", "--config", config, "--graph.nodes", str(NODES), "--train.epochs", str(EPOCHS),
                        "--train.evaluate_every", "1", "--distillation.init_args.start", str(EXCHANGE), "--logger", "null",

@@ -278,7 +278,7 @@ class TestCentral:
 
         from lightning_idkd import NodeModule, randomness
         from lightning_idkd.data.store import Store
-        from lightning_idkd.training.fit import load
+        from lightning_idkd.training.build import load_images
 
         arguments = [
             "--config",
@@ -300,7 +300,7 @@ class TestCentral:
         saved = checkpoint(latest(tmp_path, "central_digits"))
 
         config = configure(arguments)
-        private, test, public, split = load(config)
+        private, test, public, split = load_images(config)
         store = Store(private, test, public, split, range(1), batch=64, dtype=torch.float64)
         steps = store.steps()
         batches = []

@@ -21,7 +21,7 @@ from lightning_idkd.config.parse import configure
 from lightning_idkd.records import loggers
 from lightning_idkd.records.loggers import logged_in
 from lightning_idkd.records.run_folder import RunFolder
-from lightning_idkd.training.fit import find
+from lightning_idkd.training.resume import find_start
 
 SHORT = ["--graph.nodes", "4", "--train.epochs", "4", "--train.evaluate_every", "2", "--distillation.start", "2",
          "--distillation.every", "1", "--data.public.samples", "200", "--run.engine", "loop", "--run.threads", "1"]  # fmt: skip
@@ -204,16 +204,16 @@ def test_a_run_goes_on_by_the_id_that_an_agent_gives(tmp_path, monkeypatch):
             folder.text("wandb/run_id.txt", id)
         made[id] = folder.path
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    assert find(config) == (None, None)
-    assert find(configure([*arguments, "--run.resume", "auto"]))[0].path == made[None]
+    assert find_start(config).checkpoint is None
+    assert find_start(configure([*arguments, "--run.resume", "auto"])).folder.path == made[None]
     for resume in ([], ["--run.resume", "auto"]):
         for id in ("first", "second"):
             monkeypatch.setenv("WANDB_RUN_ID", id)
-            assert find(configure([*arguments, *resume]))[0].path == made[id]
+            assert find_start(configure([*arguments, *resume])).folder.path == made[id]
         monkeypatch.setenv("WANDB_RUN_ID", "third")
-        assert find(configure([*arguments, *resume])) == (None, None)
+        assert find_start(configure([*arguments, *resume])).checkpoint is None
     monkeypatch.setenv("WANDB_RUN_ID", "first")
-    assert find(configure([*arguments, "--logger", "null"])) == (None, None)
+    assert find_start(configure([*arguments, "--logger", "null"])).checkpoint is None
 
 
 def test_wandb_steps_are_those_of_training_and_rise_with_every_line():

@@ -10,7 +10,7 @@ from short_runs import SHORT, command_of, latest
 
 from lightning_idkd.errors import UserError
 from lightning_idkd.training import memory
-from lightning_idkd.training.orchestrator import block
+from lightning_idkd.training.gossip_step import block_columns
 
 
 def test_what_does_not_fit_is_refused_with_what_would_help():
@@ -65,4 +65,4 @@ def test_vmap_takes_as_many_nodes_as_the_caches_of_two_threads_hold(kept, rows, 
 
 @pytest.mark.parametrize(("nodes", "columns"), [(4, 262144), (16, 65536), (128, 8192), (1024, 8192), (4096, 2048)])
 def test_a_block_is_as_wide_as_its_values_allow(nodes, columns):
-    assert block(nodes, torch.device("cpu")) == columns
+    assert block_columns(nodes, torch.device("cpu")) == columns

@@ -313,7 +313,7 @@ class TestMistakes:
             (["--data.private", f"{__name__}.Renamed"], ["data.private", "zero and lacks 0", "0, 1, 2, 3, 4, ..."]),
             (["--data.image_size", "1"], ["data.image_size", "1", "2 or more"]),
             (["--gossip", f"{__name__}.Fussy"], ["gossip.taste: this is not to it"]),
-            (["--node.module", "Needy"], ["node.module: 'Needy' is no import path"]),
+            (["--node.module", "Needy"], ["node.module: 'Needy' is not an import path"]),
             (["--node.module", f"{__name__}.Needy"], ["node.module", "Needy", "weight"]),
         ],
     )
@@ -468,7 +468,7 @@ class TestMistakes:
 
     def test_grey_images_get_the_channels_asked_for(self):
         from lightning_idkd.config.parse import configure
-        from lightning_idkd.training.fit import private_images
+        from lightning_idkd.training.build import private_images
 
         grey, colour = (private_images(configure(["--data.private", "Digits", *more])) for more in ([], ["--data.channels", "3"]))
         assert (grey.channels, colour.channels) == (1, 3)

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 from lightning_idkd.machine import count_cores
 from lightning_idkd.records import report
-from lightning_idkd.training.orchestrator import Orchestrator
+from lightning_idkd.training.progress import Progress
+from lightning_idkd.training.record import Recorder
 
 
-def run_at(epoch: int, phase: str = "train", **values) -> SimpleNamespace:
-    """As much of a run as the time left looks at: 100 s for the epochs since epoch 2, of 10."""
-    test, ends = [None] * 1000, [SimpleNamespace(at_the_end=5.0), SimpleNamespace(at_the_end=0.0)]
-    known = {"_first": 2, "_clock": 0.0, "epochs": 10, "evaluating": 0.03}
-    known |= {"store": SimpleNamespace(test=test), "callbacks": ends}
-    return SimpleNamespace(epoch=epoch, phase=phase, **(known | values))
+def recorder_at(epoch: int, phase: str = "train") -> Recorder:
+    """As much of a recorder as the time left looks at: 100 s for the epochs since epoch 2, of 10."""
+    recorder = Recorder.__new__(Recorder)
+    recorder.progress = Progress(steps=1, last_lr=0.1, epoch=epoch, phase=phase)
+    recorder.store, recorder.train = SimpleNamespace(test=[None] * 1000), SimpleNamespace(epochs=10)
+    recorder._first_epoch, recorder._clock, recorder._image_seconds = 2, 0.0, 0.03
+    return recorder
 
 
 def test_time_left_counts_the_final_evaluation_and_what_callbacks_do_then(monkeypatch):
-    monkeypatch.setattr("lightning_idkd.training.orchestrator.time.perf_counter", lambda: 100.0)
-    assert Orchestrator.left(run_at(6)) == 100 / 4 * 4 + 2 * 0.03 * 1000 + 5
-    assert Orchestrator.left(run_at(10)) == 2 * 0.03 * 1000 + 5  # nothing but the end is left
-    assert Orchestrator.left(run_at(10, phase="final")) == 0
-    assert Orchestrator.left(run_at(2)) != Orchestrator.left(run_at(2))  # not known yet: nan
+    monkeypatch.setattr("lightning_idkd.training.record.time.perf_counter", lambda: 100.0)
+    assert recorder_at(6).seconds_left(5.0) == 100 / 4 * 4 + 2 * 0.03 * 1000 + 5
+    assert recorder_at(10).seconds_left(5.0) == 2 * 0.03 * 1000 + 5  # nothing but the end is left
+    assert recorder_at(10, phase="final").seconds_left(5.0) == 0
+    assert math.isnan(recorder_at(2).seconds_left(5.0))  # not known yet
 
 
 def test_progress_is_said_every_ten_seconds(monkeypatch):
     now, said = [0.0], []
     monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
-    progress = report.Progress("evaluating", 40, said.append)
+    progress = report.Countdown("evaluating", 40, said.append)
     for step in range(40):
         now[0] = step * 1.0
         progress.step()
@@ -38,7 +41,7 @@ def test_progress_is_said_every_ten_seconds(monkeypatch):
 
 def test_a_short_piece_of_work_is_silent():
     said: list[str] = []
-    progress = report.Progress("evaluating", 3, said.append)
+    progress = report.Countdown("evaluating", 3, said.append)
     for _ in range(3):
         progress.step()
     assert said == []

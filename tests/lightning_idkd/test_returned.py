@@ -103,7 +103,7 @@ class Untyped(OodScore):
     (["--distillation.aggregation", "Wide"], r"distillation\.aggregation: Wide\.combine returns \[3, 10\]; allowed: a tensor"),
     (["--distillation.aggregation", "Nowhere"], r"distillation\.aggregation: Nowhere\.combine returns labels that are"),
     (["--distillation.aggregation", "Negative"], r"distillation\.aggregation: Negative\.combine returns labels that are"),
-    (["--calibration", "Undecided"], r"calibration: Undecided gives node \d a threshold that is no number"),
+    (["--calibration", "Undecided"], r"calibration: Undecided gives node \d a threshold that is not a number"),
     (["--calibration", "Wordy"], r"calibration: Wordy\.threshold returns str; allowed: a number"),
     (["--graph.topology", "Matrix"], r"graph\.topology: Matrix\.graph returns ndarray; allowed: a networkx graph"),
     (["--node.network", "Nothing"], r"node\.network: Nothing\.build returns NoneType; allowed: a torch\.nn\.Module"),

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from short_runs import build
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -34,9 +35,8 @@ from lightning_idkd.graph import Chain, Graph
 from lightning_idkd.labels import MEASURES, Outputs
 from lightning_idkd.network import Network
 from lightning_idkd.nodes.stack import run_network
-from lightning_idkd.training.calibrate import REMARKS, calibrate, print_remarks, rehearse
-from lightning_idkd.training.fit import build, parts
-from lightning_idkd.training.launch import launch
+from lightning_idkd.training.calibrate import KEEPS_NONE, SAME_SCORE, Detectors, try_score
+from lightning_idkd.training.fit import describe_parts
 
 
 class First(OodScore):
@@ -86,7 +86,7 @@ class FakeRun:
     """
 
     def __init__(self, calibration, private, public, noise=(0.0,), nodes=1, held_out=None, truth=None, labels=None, offers=True):
-        self.calibration, self.step, self.said, self.told = calibration, 0, [], set()
+        self.calibration, self.step, self.said = calibration, 0, []
         self.network = Network(Graph(Chain(), nodes))
         columns = [torch.tensor(v, dtype=torch.float32) for v in (private, public, noise)]
         private, self.public, self.noise = (torch.stack([v, torch.zeros(len(v))], 1) for v in columns)
@@ -104,6 +104,7 @@ class FakeRun:
             truth=torch.full((len(self.public),), -1) if truth is None else torch.tensor(truth),
             counts=lambda: labels.bincount(minlength=2).int().expand(nodes, -1),
         )
+        self.detectors = Detectors(calibration, self.stack, self.store, self.network, self.say)
 
     def answers(self):
         return [run_network(module.train(), self.public.split(3)) for module in self.stack.modules]
@@ -112,7 +113,7 @@ class FakeRun:
         self.said.append(text)
 
     def calibrate(self):
-        return calibrate(self, self.answers())
+        return self.detectors.select(self.answers(), self.step)
 
 
 def name_of(value):
@@ -279,11 +280,11 @@ def test_constant_scores_are_told_and_keep_all(calibration):
 
 def test_a_remark_names_twenty_nodes_and_how_many_more_and_later_only_new_ones():
     run = FakeRun(Youden(First()), TEN, [0.5, 6.5], nodes=3, held_out=9)
-    several = [{REMARKS[2]: f"threshold {i}"} if i % 2 else {} for i in range(60)]
-    print_remarks(run, several)
+    several = [{KEEPS_NONE: f"threshold {i}"} if i % 2 else {} for i in range(60)]
+    run.detectors.print_remarks(several)
     names = ", ".join(f"{i} (threshold {i})" for i in range(1, 40, 2))
     assert run.said == [f"nodes {names} and 10 more: no public samples are kept"]
-    print_remarks(run, [{REMARKS[2]: ""}, *several[1:], {REMARKS[1]: "", REMARKS[2]: ""}])
+    run.detectors.print_remarks([{KEEPS_NONE: ""}, *several[1:], {SAME_SCORE: "", KEEPS_NONE: ""}])
     assert run.said[1:] == ["node 60: all samples have the same First", "nodes 0, 60: no public samples are kept"]
 
 
@@ -362,7 +363,12 @@ SHORT = [
 def real(pytestconfig):
     """An untrained run of four nodes on digits, with a public set of glyphs."""
     config = configure(["--config", str(pytestconfig.rootpath / "configs" / "ring_digits.yaml"), *SHORT])
-    return config, build(config, launch(config.run))
+    return config, build(config)
+
+
+def use(run, calibration):
+    """Let a run calibrate otherwise."""
+    run.calibration = run.detectors.calibration = calibration
 
 
 SCORES = [
@@ -376,12 +382,12 @@ def test_every_score_runs_on_real_nodes(name, real):
     from lightning_idkd import callbacks
 
     run = real[1]
-    run.calibration = Youden(getattr(callbacks, name)())
+    use(run, Youden(getattr(callbacks, name)()))
     selections = run.calibrate(run.answers())
     assert all(s.kept.shape == (300,) for s in selections)
     assert all(0 < s.measures["known_fraction"] <= 1 for s in selections if s.kept.any())
-    assert run.ood["auroc_noise"] > 0
-    assert len(run.per_node["threshold"]) == 4
+    assert run.progress.ood["auroc_noise"] > 0
+    assert len(run.progress.per_node["threshold"]) == 4
 
 
 @pytest.mark.parametrize("detector", ["MaxSoftmax", "GMM", "NCI", "NNGuide", "fDBD", "TemperatureScaling", "PNML"])
@@ -390,14 +396,14 @@ def test_detectors_of_pytorch_ood_run_on_real_nodes(detector, real):
     from lightning_idkd.callbacks import PytorchOOD
 
     run = real[1]
-    run.calibration = Youden(PytorchOOD(detector))
+    use(run, Youden(PytorchOOD(detector)))
     assert len(run.calibrate(run.answers())) == 4
 
 
 def test_odin_is_msp_at_its_temperature_of_moved_images(real):
     run = real[1]
     score = ODIN(10.0, 0.1)
-    run.calibration = IdQuantile(score)
+    use(run, IdQuantile(score))
     found = run.calibrate(run.answers())[1]
     module = run.stack.modules[1]
     moved = run_network(module, (score.perturb(module.eval(), x) for x in run.store.public_batches())).logits
@@ -411,7 +417,7 @@ def test_known_classes_are_those_of_the_same_name(real):
     glyphs = config.data.public.load("train", 8, 1, key="data.public")
     names = [glyphs.classes[label] for label in glyphs.labels.tolist()]
     digits = [run.store.classes.index(name) if name in run.store.classes else -1 for name in names]
-    run.calibration = Fixed(MSP(), threshold=-100.0)
+    use(run, Fixed(MSP(), threshold=-100.0))
     for i, selection in enumerate(run.calibrate(run.answers())):
         held = set(run.store.labels[run.store.own[i]].tolist())
         known = [c for c in digits if c >= 0]
@@ -423,10 +429,10 @@ def test_known_classes_are_those_of_the_same_name(real):
 
 def test_pooled_thresholds_are_declared_and_counted_in_a_real_run(real):
     config, run = real
-    before, said = run.network.counts()["other_bytes"], parts(config, run).get("shares", "")
+    before, said = run.network.counts()["other_bytes"], describe_parts(config, run).get("shares", "")
     assert "thresholds" not in said
-    run.calibration = Youden(MSP(), pooled=True)
-    assert "thresholds" in parts(config, run)["shares"]
+    use(run, Youden(MSP(), pooled=True))
+    assert "thresholds" in describe_parts(config, run)["shares"]
     run.calibrate(run.answers())
     assert run.network.counts()["other_bytes"] - before == 8 * 8
 
@@ -449,8 +455,8 @@ def test_the_rehearsal_leaves_rows_buffers_and_the_random_numbers_as_they_are():
     config = configure(["--data.private", "Digits", "--data.public", "Glyphs", "--graph.nodes", "3", "--distillation", "IDKD",
                         "--calibration.score", "ODIN", "--node.network", "ResNet", "--node.network.norm", "batch",
                         "--node.network.depth", "8", "--node.network.width", "4"])  # fmt: skip
-    run = build(config, launch(config.run))
+    run = build(config)
     before = [run.stack.X.clone(), *(b.clone() for b in run.stack.buffers.values()), torch.get_rng_state()]
-    rehearse(run)
+    try_score(config.calibration.score, run.stack, run.store)
     after = [run.stack.X, *run.stack.buffers.values(), torch.get_rng_state()]
     assert all(map(torch.equal, before, after))

@@ -128,11 +128,11 @@ def real_run(distillation, calibration=None, *, topology=None, public=11, networ
 
 def train(run, steps):
     """Losses [steps, rows] of some steps of an epoch."""
-    order, losses, run.epoch_step = run.store.order(run.step, max(steps, 1)), [], 0
+    order, losses, run.progress.epoch_step = run.store.order(run.step, max(steps, 1)), [], 0
     for _ in range(steps):
         losses.append(run.train_step(order))
         run.call("on_step_end", step=run.step, losses=losses[-1])
-    run.epoch_step = 0
+    run.progress.epoch_step = 0
     return torch.stack(losses) if losses else torch.empty(0, N)
 
 

@@ -97,7 +97,8 @@ class InterruptAt(Callback):
         self.steps = steps
 
     def on_step_end(self, run, step):
-        run.interrupted = step in self.steps
+        if step in self.steps:
+            run.stop()
 
 
 VARIANTS = {

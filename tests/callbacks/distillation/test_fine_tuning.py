@@ -18,7 +18,7 @@ from lightning_idkd.labels import FineTuning
 def test_nothing_kept_is_no_matter_for_any_tuning(tuning, steps):
     run = real_run(IDKD(start=0, steps=steps, tuning=tuning), Fixed(MSP(), threshold=1e6))
     run.call("on_epoch_start", epoch=0)
-    assert run.steps == math.ceil(26 / N / 4)
+    assert run.progress.steps == math.ceil(26 / N / 4)
     assert train(run, 3).isfinite().all()
 
 

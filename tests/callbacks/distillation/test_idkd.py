@@ -293,7 +293,7 @@ def test_all_that_is_kept_is_vanilla_kd():
     some = [real_run(d, c) for d, c in ((IDKD(start=0), Fixed(MSP(), threshold=-1e6)), (VanillaKD(start=0), None))]
     for run in some:
         run.call("on_epoch_start", epoch=0)
-        assert run.ood["kept_fraction"] == 1.0
+        assert run.progress.ood["kept_fraction"] == 1.0
     for a, b in zip(*(run.store.distilled for run in some), strict=True):
         assert a.index.tolist() == list(range(11))
         assert torch.equal(a.probabilities, b.probabilities)
@@ -306,13 +306,13 @@ def test_where_nobody_keeps_anything_training_goes_on_and_each_node_says_so_once
     run = real_run(IDKD(start=0, every=1), Fixed(MSP(), threshold=1e6))
     before = counted(run)
     for epoch in range(3):
-        run.epoch = epoch
+        run.progress.epoch = epoch
         run.call("on_epoch_start", epoch=epoch)
         assert [len(d) for d in run.store.distilled] == [0] * N
         assert run.store.sizes == [5, 6, 7, 8]
         assert train(run, 3).isfinite().all()
     assert counted(run)["label_bytes"] == before["label_bytes"] == 0
-    assert (run.ood["kept_fraction"], run.ood["keeps_none"]) == (0.0, 1.0)
+    assert (run.progress.ood["kept_fraction"], run.progress.ood["keeps_none"]) == (0.0, 1.0)
     (said,) = (line for line in capsys.readouterr().out.splitlines() if "no public samples are kept" in line)
     assert said.startswith("nodes 0 (threshold 1e+06, probability above 0.999), 1 (")
 

@@ -8,7 +8,8 @@ import torch
 
 from lightning_idkd.graph import Chain, Graph, Ring, Topology
 from lightning_idkd.network import Network
-from lightning_idkd.training import orchestrator
+from lightning_idkd.training import gossip_step
+from lightning_idkd.training.gossip_step import GossipStep
 
 N, P = 8, 5
 LR = [0.1] * 10 + [0.01] * 10
@@ -46,14 +47,17 @@ class Quadratics:
         return torch.einsum("ipq,iq->ip", torch.tensor(self.A), X - torch.tensor(self.c))
 
 
+class Driver(GossipStep):
+    """A rule at work, step by step."""
+
+    step = 0
+
+    def update(self, lr, batch):
+        super().update(self.step, lr, batch)
+
+
 def driver(rule, graph, stack):
-    """A run that has only what an update needs."""
-    run = orchestrator.Orchestrator.__new__(orchestrator.Orchestrator)
-    run.network, run.stack, run.rule, run.step, run.seed = Network(graph), stack, rule, 0, 0
-    run.buffers = {k: stack.X.new_zeros(len(stack.X), width or stack.parameters) for k, width in rule.widths().items()}
-    edges = len(graph.mixing(0).edges)
-    run.edge_buffers = {k: stack.X.new_zeros(edges, width or stack.parameters) for k, width in rule.edge_buffers.items()}
-    return run
+    return Driver(rule, stack, Network(graph))
 
 
 def trajectory(rule, graph, stack, lrs=LR, gradient=None):
@@ -126,12 +130,18 @@ def same_in_blocks(rule, monkeypatch, graph=None):
 
     def rows():
         gradient = lambda X, *_: scale * (X - 0.5)  # noqa: E731
-        stack = SimpleNamespace(X=start.clone(), G=torch.zeros_like(start), parameters=width, gradient=gradient)
+        stack = SimpleNamespace(
+            modules=[SimpleNamespace(has_features=False)],
+            X=start.clone(),
+            G=torch.zeros_like(start),
+            parameters=width,
+            gradient=gradient,
+        )
         return trajectory(rule, graph, stack, [0.1, 0.1, 0.01, 0.01])
 
-    monkeypatch.setattr(orchestrator, "block", lambda nodes, device: 1000)
+    monkeypatch.setattr(gossip_step, "block_columns", lambda nodes, device: 1000)
     in_blocks = rows()
-    monkeypatch.setattr(orchestrator, "block", lambda nodes, device: width)
+    monkeypatch.setattr(gossip_step, "block_columns", lambda nodes, device: width)
     whole = rows()
     assert np.array_equal(in_blocks, whole)
     assert np.abs(np.diff(whole, axis=0)).max() > 0.01

@@ -182,10 +182,10 @@ def test_every_node_and_step_draws_anew_whichever_process_holds_it():
     for rank in range(3):
         part = driver(ChocoSGD(), GRAPHS["ring"], Quadratics())
         part.network = Network(GRAPHS["ring"], rank, 3)
-        parts.append(part.uniform("random k", 40, 7))
-    drawn = whole.uniform("random k", 40, 7)
+        parts.append(part.context(7, 0.1).uniform("random k", 40))
+    drawn = whole.context(7, 0.1).uniform("random k", 40)
     assert torch.equal(torch.cat(parts), drawn)
-    assert len({*drawn.flatten().tolist(), *whole.uniform("random k", 40, 8).flatten().tolist()}) == 2 * 40 * N
+    assert len({*drawn.flatten().tolist(), *whole.context(8, 0.1).uniform("random k", 40).flatten().tolist()}) == 2 * 40 * N
 
 
 # ---------------------------------------------------------------------- mistakes

@@ -13,7 +13,7 @@ from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Ring, Topology
 from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.nodes.stack import NodeStack
-from lightning_idkd.training.orchestrator import Orchestrator
+from lightning_idkd.training.gossip_step import GossipStep
 
 B, D, F, K = 6, 4, 3, 5
 RULES = {
@@ -217,5 +217,5 @@ def test_weights_below_zero_are_refused(key):
 def test_a_network_without_features_is_refused_before_the_start():
     stack = nodes(network=lambda: Bare(D, K))
     with pytest.raises(UserError) as error:
-        Orchestrator(None, stack, None, None, CCL(), None)
+        GossipStep(CCL(), stack, None)
     assert str(error.value) == "gossip: CCL needs features(x) [B, F], which this network does not offer"

@@ -1,6 +1,5 @@
 """Frozen parameters: no rule moves them, and the rest moves as if they were no parameters."""
 
-import functools
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,7 @@ def test_every_rule_leaves_them_alone_and_moves_the_rest_as_if_they_were_not_the
             run.stack.step(images, y, step)
             run.update(0.1 if step < 4 else 0.01, (images, y))
     for run in runs:  # final gossip
-        run.move(slice(None), functools.partial(run.rule.combine, ctx=run.context(7, 0.01)))
+        run.combine(7, 0.01)
     torch.testing.assert_close(tuned.X, alone.X, rtol=1e-9, atol=1e-12)
     assert not torch.equal(tuned.X, stack(Tuned).X)
     assert all(torch.equal(before[k], t) for k, t in tuned.frozen.items())

@@ -57,9 +57,8 @@ def test_rows_tend_to_the_mean_where_nothing_moves_them_and_final_gossip_goes_on
     for run.step in range(5):
         run.update(0.1, (None, None))
     early = np.abs(stack.X.numpy() - start).max()
-    run.step, run.last_lr = 5, 0.1
-    run.train = SimpleNamespace(final_gossip=60, final_merge=False)
-    run.final_gossip()
+    for step in range(5, 65):
+        run.combine(step, 0.1)
     assert early > 1e-9
     np.testing.assert_allclose(stack.X, np.broadcast_to(start, (N, P)), rtol=0, atol=1e-12)
     assert run.buffers["E"].std() > 0.1

@@ -1,0 +1,165 @@
+"""Builds the parts of a run from its config, in this process: images and their split, graph, store, nodes."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+
+from lightning_idkd import randomness
+from lightning_idkd.config import Config
+from lightning_idkd.data import identity
+from lightning_idkd.data.partition import Split, partition
+from lightning_idkd.data.store import Store
+from lightning_idkd.errors import UserError, did_you_mean
+from lightning_idkd.network import Network
+from lightning_idkd.nodes.node import NodeModule
+from lightning_idkd.nodes.stack import NodeStack
+from lightning_idkd.training import memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightning.fabric import Fabric
+
+    from lightning_idkd.data.images import Images
+    from lightning_idkd.training.resume import Before
+
+
+class Parts(NamedTuple):
+    """The parts of a run in this process."""
+
+    split: Split
+    network: Network
+    store: Store
+    stack: NodeStack
+    memory: int
+    """Predicted bytes at the peak."""
+
+
+def build_parts(config: Config, fabric: Fabric, before: Before | None = None) -> Parts:
+    """Build all parts of an experiment.
+
+    Raises:
+        UserError: data that do not fit together or are not those of the run ``before``, or too little memory.
+    """
+    private, test, public, split = load_images(config, before)
+    network = Network(config.graph.build(config.seed), fabric.global_rank, fabric.world_size)
+    dtype = torch.float64 if config.run.precision == 64 else torch.float32
+    store = Store(
+        private,
+        test,
+        public,
+        split,
+        network.rows,
+        batch=config.train.batch_size,
+        augment=config.data.augment,
+        augment_public=config.data.augment_public,
+        tuning=None if config.distillation is None else config.distillation.tuning,
+        seed=config.seed,
+        device=fabric.device,
+        dtype=dtype,
+    )
+    make = node_maker(config, private.channels, private.size, store.k)
+    with randomness.fork_generators(config.seed, "trial"):
+        trial = make().to(fabric.device, dtype)
+        kept = memory.activations(trial, store, config.run.autocast)
+    needs = memory.predict(config, trial, store, network.graph, kept, network.world)
+    sharing = network.world if fabric.device.type == "cpu" else 1
+    memory.check(needs, fabric.broadcast(memory.free(fabric.device)), network.graph.nodes, sharing)
+    abreast = memory.abreast(kept, len(network.rows), fabric.device)
+    stack = NodeStack(make, network.rows, config.seed, fabric.device, dtype, abreast=abreast, autocast=config.run.autocast)
+    return Parts(split, network, store, stack, sum(needs.values()))
+
+
+def load_images(config: Config, before: Before | None = None) -> tuple:
+    """Private, test and public images (in the private set's shape), and the split.
+
+    Raises:
+        UserError: data that do not fit together, or are not those of the run ``before``.
+    """
+    data, private = config.data, private_images(config, before)
+    test = labelled(config, "test", private.size, private.channels)
+    test = identity.renumber(test, private.classes, "data.private: the test part")
+    public = None
+    if data.public is not None and config.distillation is not None and config.distillation.public:
+        public = data.public.load("train", private.size, private.channels, key="data.public")
+        if len(public) < config.train.batch_size:
+            raise UserError(
+                f"data.public: {len(public)} images are less than a batch, train.batch_size {config.train.batch_size}"
+            )
+    identities = identity.record(private, test, public)
+    if before:
+        identity.check(identities, before.data, before.sets, before.run)
+    labels, k = private.labels.numpy(), len(private.classes)
+    split = partition(data.partition, labels, config.graph.nodes, config.seed, data.validation, k)
+    split.data = identities
+    return data.partition.transform(private, split, config.seed), test, public, split
+
+
+def private_images(config: Config, before: Before | None = None) -> Images:
+    """The private set's training part, all of its images with a label, its classes in the order of the run ``before``."""
+    private = labelled(config, "train", config.data.image_size, config.data.channels)
+    if len(private.classes) < 2:
+        raise UserError(f"data.private: this set has only one class, '{private.classes[0]}'; nodes need two classes or more")
+    if twice := {name for name in private.classes if private.classes.count(name) > 1}:
+        raise UserError(
+            f"data.private: several classes have the same name: {identity.abridge(sorted(twice))}; classes go by name"
+        )
+    if before and before.data:
+        known = before.data["classes"]
+        if set(known) != set(private.classes):
+            more, less = ([name for name in a if name not in b] for a, b in ((private.classes, known), (known, private.classes)))
+            said = " and ".join(f"{word} {identity.abridge(names)}" for word, names in (("has", more), ("lacks", less)) if names)
+            raise UserError(f"data.private: the classes are not those of '{before.run}': this set {said}")
+        private = private.named(known)
+    config.data.partition.check(private)
+    return private
+
+
+def labelled(config: Config, split: str, size: int | None, channels: int | None = None) -> Images:
+    """The private set's images of ``split``, refused where some have no label."""
+    key, source = "data.private", config.data.private
+    images = source.load(split, size, channels, key=key)
+    bare = int((images.labels < 0).sum())
+    if not bare:
+        return images
+    some = f"{bare:,} of {len(images):,} {split} images have no label"
+    why = images.unlabelled or f": {'this set has no labels' if bare == len(images) and split == 'train' else some}"
+    advice = source.labelled_splits(split, size, key) if split == "test" else ""
+    raise UserError(f"{key}{why}; {advice or 'only a public set does without labels'}")
+
+
+def node_maker(config: Config, channels: int, size: int, classes: int) -> Callable[[], NodeModule]:
+    """A function that builds one node for images of this shape."""
+    Module = import_node_module(config.node.module)
+
+    def make() -> NodeModule:
+        network = config.node.network.build(channels, size, classes)
+        if not isinstance(network, nn.Module):
+            name = type(config.node.network).__name__
+            raise UserError(f"node.network: {name}.build returns {type(network).__name__}; allowed: a torch.nn.Module")
+        try:
+            return Module(network)
+        except TypeError as e:
+            raise UserError(f"node.module: {config.node.module} cannot be made from a network alone ({e})") from e
+
+    return make
+
+
+def import_node_module(path: str) -> type[NodeModule]:
+    """The NodeModule class at an import path."""
+    name, _, attribute = path.rpartition(".")
+    if not name:
+        raise UserError(f"node.module: '{path}' is not an import path; allowed: one such as package.module.Class")
+    try:
+        module = import_module(name)
+    except (ImportError, ValueError) as e:
+        raise UserError(f"node.module: cannot import '{name}' ({e})") from e
+    cls = getattr(module, attribute, None)
+    if not (isinstance(cls, type) and issubclass(cls, NodeModule)):
+        allowed = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, NodeModule)]
+        raise UserError(f"node.module: '{path}' is not a NodeModule class.{did_you_mean(attribute, allowed)}")
+    return cls

@@ -1,0 +1,93 @@
+"""Chooses the engine and the number of threads: as asked, as in the checkpoint, or the fastest of a short trial.
+
+A trial is made once on a machine for networks and batches of one shape; its outcome is kept in the cache folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable
+
+import torch
+from lightning.fabric import Fabric
+
+from lightning_idkd.config import Config
+from lightning_idkd.data.store import Store
+from lightning_idkd.errors import UserError
+from lightning_idkd.files import write
+from lightning_idkd.machine import cache_folder, count_cores, describe_machine
+from lightning_idkd.models import cpu_norms
+from lightning_idkd.nodes.stack import NodeStack
+from lightning_idkd.records import report
+from lightning_idkd.training.resume import Start
+
+FILE = "engines.json"
+EDITION = 2  # of the engines: timings of another edition do not count
+
+
+def choose_engine(config: Config, start: Start, fabric: Fabric, store: Store, stack: NodeStack,
+                  say: Callable[[str], None]) -> tuple[str, int]:  # fmt: skip
+    """Set the stack's engine and torch's threads, and return both; all processes choose the same.
+
+    A resumed run keeps its own, whatever is asked. A fork keeps its source's unless something else is asked. For another number
+    of processes or kind of device both are chosen anew.
+    """
+    asked, saved = config.run, start.state
+    on_cpu = fabric.device.type == "cpu"
+    engines = stack.engines() if asked.engine == "auto" else [asked.engine]
+    share = max(1, count_cores() // asked.devices)
+    threads = [asked.threads] if asked.threads else sorted({1, share}) if on_cpu else [1]
+    norms = cpu_norms.name_backend(fabric.device)
+    same_machine = saved and (saved["devices"], saved.get("device", "cpu")) == (asked.devices, fabric.device.type)
+    if same_machine and (not start.fork or (asked.engine == "auto" and asked.threads is None)):
+        choice = saved["engine"], saved["threads"]
+        stack.abreast = saved.get("abreast") or stack.abreast
+        if (before := saved.get("norms", norms)) != norms:
+            say(report.part("note", f"norms by {before} so far, by {norms} from here: last bits differ"))
+    elif len(engines) * len(threads) == 1:
+        choice = engines[0], threads[0]
+    else:
+        choice = try_engines(config, fabric, store, stack, engines, threads, say)
+    stack.engine = choice[0]
+    torch.set_num_threads(choice[1])
+    if on_cpu and (count := asked.devices * choice[1]) > count_cores():
+        say(report.part("note", f"{count} threads of all processes on {count_cores()} cores wait for each other"))
+    return choice
+
+
+def try_engines(config: Config, fabric: Fabric, store: Store, stack: NodeStack, engines: list[str], threads: list[int],
+                say: Callable[[str], None]) -> tuple[str, int]:  # fmt: skip
+    """The fastest engine and number of threads for a step, from an earlier trial on this machine or a new one."""
+    x, y, *_ = store.batch(store.order(0, 1), 0)
+    shape = [*x.shape], str(x.dtype), store.nodes, config.run.devices, fabric.device.type, engines, threads
+    key = digest(config.resolved["node"], *shape, config.run.autocast, cpu_norms.name_backend(fabric.device))
+    known = fabric.broadcast(read_timings().get(key))
+    if known is None:
+        say(report.part("timing", f"engines {', '.join(engines)}; threads {', '.join(map(str, threads))}"))
+        known = fabric.broadcast(stack.choose(x, y, engines, threads))
+        if fabric.is_global_zero:
+            remember(key, known)
+    return known
+
+
+def read_timings() -> dict[str, list]:
+    """Engine and threads by the digest of what was timed."""
+    try:
+        return json.loads((cache_folder() / FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def digest(*shape: object) -> str:
+    """A digest of an experiment's shape on this machine."""
+    return hashlib.sha256(json.dumps([describe_machine(), EDITION, *shape]).encode()).hexdigest()[:20]
+
+
+def remember(key: str, choice: tuple[str, int]) -> None:
+    """Keep a choice in the cache; where the cache cannot be written, the next run times again."""
+    with contextlib.suppress(OSError, UserError):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        timings = read_timings() | {key: list(choice)}
+        write(cache_folder() / FILE, lambda part: part.write_text(json.dumps(timings, indent=1) + "\n"))

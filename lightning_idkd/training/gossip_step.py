@@ -1,0 +1,125 @@
+"""Applies a gossip rule to the rows: on blocks of columns where the rule allows it, with all that the rule may ask for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from lightning_idkd import randomness
+from lightning_idkd.callback import Context, Gossip
+from lightning_idkd.errors import UserError, require_shape
+from lightning_idkd.network import Network
+from lightning_idkd.nodes.stack import NodeStack
+
+BLOCK = 2**20  # values of a matrix that a rule treats at once on a CPU: its intermediate results stay in the caches
+
+
+def block_columns(nodes: int, device: torch.device) -> int:
+    """Number of columns in a block.
+
+    It depends on the number of nodes, not on how rows are split over processes. Many nodes get more columns, up to 32 MiB a
+    block, which the allocator reuses. A CUDA device has larger caches, and every call costs more there.
+    """
+    if device.type != "cpu":
+        return 64 * BLOCK // nodes
+    return max(BLOCK // nodes, min(8192, 8 * BLOCK // nodes))
+
+
+class GossipStep:
+    """A gossip rule at work on the rows of one process.
+
+    Args:
+        seed: seed of the random numbers that a rule may draw.
+
+    Raises:
+        UserError: the rule needs features, and the network has none.
+    """
+
+    buffers: dict[str, Tensor]
+    """The rule's matrices [rows, P] or [rows, width]."""
+    edge_buffers: dict[str, Tensor]
+    """The rule's matrices with a row for each directed edge that starts at a node of this process."""
+
+    def __init__(self, rule: Gossip, stack: NodeStack, network: Network, seed: int = 0):
+        if rule.needs_features and not stack.modules[0].has_features:
+            raise UserError(f"gossip: {type(rule).__name__} needs features(x) [B, F], which this network does not offer")
+        self.rule, self.stack, self.network, self.seed = rule, stack, network, seed
+        P, edges = stack.parameters, len(network.edges(0))
+        self.buffers = {k: stack.X.new_zeros(len(stack.X), width or P) for k, width in rule.widths().items()}
+        self.edge_buffers = {k: stack.X.new_zeros(edges, width or P) for k, width in rule.edge_buffers.items()}
+
+    def update(self, step: int, lr: float, batch: tuple[Tensor, ...]) -> None:
+        """Replace the rows by the rule's update after the gradients in ``stack.G``, which are those of ``batch``."""
+        P = self.stack.parameters
+        size = block_columns(self.network.graph.nodes, self.stack.X.device) if self.rule.in_blocks else P
+        for start in range(0, P, size):
+            if start in (0, size):  # only the first block counts messages: the others are parts of the same messages
+                ctx = self.context(step, lr, start == 0, batch)
+            columns = slice(start, start + size)
+            G = self.stack.G[:, columns]
+            self._replace(columns, lambda X, state, G=G, ctx=ctx: self.rule.update(X, G, state, ctx))
+
+    def combine(self, step: int, lr: float) -> None:
+        """Mix the rows once without a gradient."""
+        self._replace(slice(None), functools.partial(self.rule.combine, ctx=self.context(step, lr)))
+
+    def _replace(self, columns: slice, rule_step: Callable[[Tensor, SimpleNamespace], Tensor]) -> None:
+        """Replace these columns of the rows by the result of ``rule_step``, and buffers by what it assigns to ``state``."""
+        P, X = self.stack.parameters, self.stack.X[:, columns]
+        blocks = {k: v[:, columns] if v.shape[1] == P else v for k, v in (self.buffers | self.edge_buffers).items()}
+        state = SimpleNamespace(**blocks)
+        rule = f"gossip: {type(self.rule).__name__}"
+        X.copy_(require_shape(rule_step(X, state), X.shape, f"{rule}.update returns"))
+        for name, matrix in blocks.items():
+            if getattr(state, name) is not matrix:
+                matrix.copy_(require_shape(getattr(state, name), matrix.shape, f"{rule} sets its buffer {name} to"))
+
+    # ------------------------------------------------------------------ what a rule may ask for
+
+    def context(self, step: int, lr: float, first: bool = True, batch: tuple[Tensor, ...] = ()) -> Context:
+        """What the rule sees besides its matrices; ``first`` says whether messages are counted."""
+        edges = self.network.edges(step)
+        return Context(
+            step,
+            lr,
+            mix=functools.partial(self.network.mix, step=step, messages=first),
+            mean=functools.partial(self.network.all_reduce, messages=first),
+            swap=functools.partial(self.network.swap, step=step, messages=first),
+            edges=edges - [[self.network.rows.start, 0]] if len(edges) else edges,
+            weights=self.network.graph.mixing(step).W[tuple(edges.T)],
+            gradient=functools.partial(self._gradient, step=step, batch=batch),
+            targets=batch[1] if batch else None,
+            features=functools.partial(self._features, step=step, batch=batch),
+            pull_back=functools.partial(self._pull_back, step=step, batch=batch),
+            uniform=functools.partial(self._uniform, step=step),
+        )
+
+    def _gradient(self, X: Tensor, step: int, batch: tuple[Tensor, ...]) -> Tensor:
+        """Gradients [rows, P] at other parameters."""
+        self._require_whole_rows("asks for another gradient")
+        return self.stack.gradient(X, *batch[:2], step, *batch[2:])
+
+    def _features(self, X: Tensor, step: int, batch: tuple[Tensor, ...]) -> Tensor:
+        """Features [rows, B, F] of the batch at other parameters."""
+        self._require_whole_rows("asks for features")
+        return self.stack.features(X, batch[0], step)
+
+    def _pull_back(self, X: Tensor, V: Tensor, step: int, batch: tuple[Tensor, ...]) -> Tensor:
+        """Gradients [rows, P] of a loss whose derivative by the features is ``V`` [rows, B, F]."""
+        return self.stack.pull_back(X, V, batch[0], step)
+
+    def _uniform(self, purpose: str, columns: int, step: int) -> Tensor:
+        """Random numbers in [0, 1) [rows, columns]; a node gets the same ones whichever process holds it."""
+        self._require_whole_rows("draws random numbers")
+        device = self.stack.X.device
+        nodes, index = torch.tensor(self.network.rows)[:, None].to(device), torch.arange(columns, device=device)
+        return randomness.uniform(self.seed, purpose, nodes, step, index, device=device)
+
+    def _require_whole_rows(self, action: str) -> None:
+        """Refuse an ``action`` that makes sense on whole rows only, in a rule that is called on blocks of columns."""
+        if self.rule.columnwise:
+            raise UserError(f"gossip: {type(self.rule).__name__} {action}, so it must set columnwise = False")

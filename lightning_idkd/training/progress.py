@@ -1,0 +1,71 @@
+"""How far a run is, and what it has counted and measured so far: the plain values of its checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from lightning_idkd.labels import MEASURES
+
+OF_LABELS = ("phase", "steps", "exchange_bytes", "exchanges", "ood", "per_node")
+"""What belongs to the distilled labels: a fork that leaves these behind starts without it."""
+OF_THE_RUN = ("best", "seconds")
+"""What a fork does not take over from the run that it starts from."""
+
+
+@dataclass
+class Progress:
+    """Every field is a key of the checkpoint."""
+
+    steps: int
+    """Steps in an epoch."""
+    last_lr: float
+    """Learning rate of the last step."""
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Finished steps, over all epochs."""
+    epoch_step: int = 0
+    """Finished steps of this epoch."""
+    phase: str = "train"
+    """``train``, ``distil`` after the first exchange, or ``final`` after the last step."""
+    best: float = -1.0
+    """Validation accuracy of the best consensus model so far."""
+    samples: int = 0
+    """Training samples that the nodes have consumed."""
+    seconds: float = 0.0
+    """Duration of the earlier sessions of this run."""
+    train_seconds: float = 0.0
+    """Duration of its training steps."""
+    loss_steps: int = 0
+    """Steps since the last evaluation."""
+    exchange_bytes: int = 0
+    """Bytes that exchanges of labels have sent."""
+    exchanges: list[dict] = field(default_factory=list)
+    """Of every exchange: its epoch, sizes of the distilled sets, heterogeneity before and after, measures of every node."""
+    ood: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys((*MEASURES, "threshold_probability")))
+    """The last calibration's measures, averaged over nodes."""
+    per_node: dict[str, list] = field(default_factory=dict)
+    """The last measured accuracy, threshold and other measures of every node."""
+
+    def improves(self, line: dict) -> bool:
+        """Whether an evaluation has the best consensus model so far, on validation samples; remembers its accuracy."""
+        accuracy = line.get("validation/consensus", -1.0)
+        better = accuracy > self.best
+        self.best = max(self.best, accuracy)
+        return better
+
+    def state(self) -> dict[str, Any]:
+        """All fields, for a checkpoint."""
+        return asdict(self)
+
+    def restore(self, state: dict[str, Any], labels: bool = True, fork: bool = False) -> None:
+        """Continue from a checkpoint.
+
+        Args:
+            labels: whether training goes on with the distilled labels of the checkpoint.
+            fork: whether this is another run than the one that wrote it.
+        """
+        left = (() if labels else OF_LABELS) + (OF_THE_RUN if fork else ())
+        for key in (f.name for f in fields(self) if f.name not in left):
+            setattr(self, key, state[key])

@@ -1,0 +1,212 @@
+"""What a run records: losses, evaluations, selections and exchanges, under the names that metrics have.
+
+A line of metrics is flat, with slashes (``accuracy/node_mean``); the summary has the same names nested. The group ``homogeneity``
+holds what is called heterogeneity everywhere else: its name in files is a promise to users' scripts.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_idkd.config import TrainConfig
+from lightning_idkd.data.store import Store
+from lightning_idkd.errors import UserError
+from lightning_idkd.labels import MEASURES, Labels, Selection
+from lightning_idkd.network import Network
+from lightning_idkd.nodes.stack import NodeStack
+from lightning_idkd.training.evaluation import compute_heterogeneity, measure
+from lightning_idkd.training.progress import Progress
+
+ONLY_IN_LINES = ("epoch", "step", "phase", "train/loss", "train/lr", "per_node")
+"""Parts of a line that the summary leaves out, or has in another form."""
+
+
+class Recorder:
+    """Measures the nodes of a run and keeps what was measured, mostly in its ``progress``."""
+
+    loss: Tensor
+    """Sum of every node's losses since the last evaluation, float64 [rows]."""
+    lines: list[dict]
+    """The metrics of every evaluation."""
+
+    def __init__(self, stack: NodeStack, network: Network, store: Store, train: TrainConfig, progress: Progress):
+        self.stack, self.network, self.store, self.train, self.progress = stack, network, store, train, progress
+        self.loss, self.lines = torch.zeros(stack.n, dtype=torch.float64), []
+        self._before = compute_heterogeneity(network, store)
+        self._first_bad_step = torch.full((stack.n,), -1, device=stack.device)
+        self._image_seconds = 0.0  # that a test image took in the last evaluation
+        self.start_session()
+
+    # ------------------------------------------------------------------ time
+
+    def start_session(self) -> None:
+        """Start the clock of this session."""
+        self._clock, self._first_epoch = time.perf_counter(), self.progress.epoch
+
+    def elapsed(self) -> float:
+        """Duration of the whole run so far, over all its sessions."""
+        return self.progress.seconds + time.perf_counter() - self._clock
+
+    def seconds_left(self, at_the_end: float) -> float:
+        """Time to the end of the run: the remaining epochs at this session's pace, two evaluations on all test images, and what
+        callbacks do ``at_the_end``."""
+        progress = self.progress
+        if progress.phase == "final":
+            return 0.0
+        done = progress.epoch - self._first_epoch
+        pace = (time.perf_counter() - self._clock) / done if done > 0 else math.nan
+        return pace * (self.train.epochs - progress.epoch) + 2 * self._image_seconds * len(self.store.test) + at_the_end
+
+    # ------------------------------------------------------------------ training
+
+    def add_losses(self, losses: Tensor) -> None:
+        """Sum losses [rows] without waiting for the device, and remember the step at which one is not finite."""
+        self.loss = self.loss.to(losses.device) + losses
+        self.progress.loss_steps += 1
+        self.progress.samples += self.store.batch_size * self.store.nodes
+        bad = ~torch.isfinite(losses) & (self._first_bad_step < 0)
+        self._first_bad_step = torch.where(bad, self.progress.step, self._first_bad_step)
+
+    def check_finite(self, last: Path) -> None:
+        """Refuse losses and parameters that are not finite; ``last`` is the checkpoint from before them, if there is one.
+
+        Raises:
+            UserError: on all processes, naming the first step and node.
+        """
+        progress, sound = self.progress, torch.isfinite(self.stack.X).all(1) | (self._first_bad_step >= 0)
+        steps = torch.where(sound, self._first_bad_step, progress.step - 1)
+        bad = [(s, i) for i, s in enumerate(self.network.report(steps[:, None])[:, 0].tolist()) if s >= 0]
+        if bad:
+            step, node = min(bad)
+            kept = f"last good checkpoint: {last}" if last.exists() else "there is no checkpoint yet"
+            raise UserError(
+                f"the loss of node {node} or its parameters are not finite at step {step} (train.lr is {self.train.lr}; try a "
+                f"smaller one); {kept}"
+            )
+
+    # ------------------------------------------------------------------ selections and exchanges
+
+    def add_selections(self, selections: list[Selection], probability: Callable[[float], float | None]) -> None:
+        """Keep the measures of all nodes' selections, and their means over the nodes that have one.
+
+        Args:
+            probability: the threshold as a probability.
+        """
+        rows = [[selection.measures[k] for k in MEASURES] for selection in selections]
+        values = self.network.report(torch.tensor(rows, dtype=torch.float64))
+        ood: dict[str, float | None] = {}
+        for j, (name, mean) in enumerate(zip(MEASURES, values.nanmean(0).tolist(), strict=True)):
+            ood[name] = None if math.isnan(mean) else mean
+            self.progress.per_node[name] = values[:, j].tolist()
+        limit = ood["threshold"]
+        ood["threshold_probability"] = None if limit is None else probability(limit)
+        self.progress.ood = ood
+
+    def add_exchange(self, labels: list[Labels], before: float, after: float) -> dict:
+        """Keep and return what an exchange brought: sizes of the distilled sets, heterogeneity ``before`` and ``after`` it."""
+        sizes = self.network.report(torch.tensor([[len(label)] for label in labels]))[:, 0].tolist()
+        measures = {k: v for k, v in self.progress.per_node.items() if k in MEASURES}
+        exchange = {"epoch": self.progress.epoch, "distilled": sizes, "homogeneity": [before, after], **measures}
+        self.progress.exchanges.append(exchange)
+        return exchange
+
+    # ------------------------------------------------------------------ lines and summary
+
+    def add_line(self, samples: int | None, stop: Callable[[], bool], extra: dict[str, float]) -> dict[str, Any]:
+        """Measure the nodes on ``samples`` test images (None: all); returns the line of metrics, with ``extra`` ones.
+
+        Raises:
+            Stopped: ``stop`` asked for it before a batch.
+        """
+        progress, started = self.progress, time.perf_counter()
+        line: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "phase": progress.phase}
+        if progress.loss_steps:
+            line["train/loss"] = self.network.report(self.loss[:, None] / progress.loss_steps).mean().item()
+            line["train/lr"] = progress.last_lr
+        images = self.train.evaluate_samples
+        measured, progress.per_node["accuracy"] = measure(self.stack, self.network, self.store, samples, images, stop)
+        self._image_seconds = (time.perf_counter() - started) / min(samples or math.inf, len(self.store.test))
+        line |= measured | extra
+        line |= {f"communication/{k}": v for k, v in self.network.counts().items()}
+        line |= {f"ood/{k}": v for k, v in progress.ood.items() if v is not None}
+        for when, values in (("before", self._before), ("after", compute_heterogeneity(self.network, self.store))):
+            for name, value in values.items():
+                line[f"homogeneity/{when}" if name == "tv" else f"homogeneity/{name}_{when}"] = value
+        line["throughput/samples_per_second"] = progress.samples / max(progress.train_seconds, 1e-9)
+        line["throughput/seconds"] = self.elapsed()
+        line["per_node"] = dict(progress.per_node)
+        self.lines.append(line)
+        return line
+
+    def forget_losses(self) -> None:
+        """Start a new sum of losses."""
+        self.loss, self.progress.loss_steps = torch.zeros_like(self.loss), 0
+
+    def summarise(self, line: dict[str, Any]) -> dict[str, Any]:
+        """The summary of a run whose last evaluation is ``line``."""
+        progress, train = self.progress, self.train
+        summary = nest(line)
+        summary["ood"] = summary.get("ood", {}) | progress.ood
+        summary["throughput"]["seconds"] = self.elapsed()
+        summary["communication"] |= self.compute_overhead()
+        return summary | {
+            "nodes": self.store.nodes,
+            "steps": progress.step,
+            "epochs": train.epochs,
+            "final_gossip": train.final_gossip,
+            "final_merge": train.final_merge,
+            "engine": self.stack.engine,
+            "peak_memory_bytes": read_peak_memory(self.stack.device),
+            "per_node": progress.per_node,
+            "exchanges": progress.exchanges,
+        }
+
+    def compute_overhead(self) -> dict[str, float]:
+        """Bytes beyond those of training alone, as a share of these: at equal steps, and at equal epochs.
+
+        Training alone has the steps that epochs have without distilled samples; final gossip and merge belong to it.
+        """
+        progress, train, sent = self.progress, self.train, count_bytes(self.network)
+        training = sent - progress.exchange_bytes
+        if not training:
+            return {}
+        merge = 2 * (self.store.nodes - 1) * self.stack.X[0].nbytes if train.final_merge else 0
+        steps, mixings = train.epochs * self.store.steps(), train.final_gossip
+        at_equal_epochs = merge + (training - merge) * (steps + mixings) / (progress.step + mixings)
+        return {"overhead_at_equal_steps": sent / training - 1, "overhead_at_equal_epochs": sent / at_equal_epochs - 1}
+
+
+def nest(line: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a line, nested by the parts of their names."""
+    summary: dict[str, Any] = {}
+    for key, value in line.items():
+        group, _, name = key.partition("/")
+        if key in ONLY_IN_LINES:
+            continue
+        if not name:
+            summary.setdefault(key, value)  # a callback's metric does not hide one of ours
+        elif isinstance(summary.setdefault(group, {}), dict):
+            summary[group][name] = value
+        else:
+            summary[key] = value
+    return summary
+
+
+def count_bytes(network: Network) -> int:
+    """Bytes that all nodes have sent so far."""
+    return sum(v for k, v in network.counts().items() if k.endswith("_bytes"))
+
+
+def read_peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes: of this process, or of a CUDA device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
