@@ -4,6 +4,7 @@ Light names are imported at once; those that need torch only when they are used,
 """
 
 from importlib import import_module
+from typing import Any
 
 from lightning_idkd import checkout
 from lightning_idkd.callback import (
@@ -71,7 +72,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _WITH_TORCH:
         return getattr(import_module(f"lightning_idkd.{_WITH_TORCH[name]}"), name)
     raise AttributeError(f"module 'lightning_idkd' has no attribute '{name}'")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 
-from lightning_idkd.callback import Aggregation
+from lightning_idkd.callback import Aggregation, Run
 from lightning_idkd.errors import require
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Mean(Aggregation):
     """Mean of the probabilities from the nodes (itself included) that kept the sample (Ravikumar et al., TMLR 2024)."""
 
-    def combine(self, probabilities, votes, senders):
+    def combine(self, probabilities: Tensor, votes: Tensor, senders: list[int]) -> Tensor:
         return (probabilities * votes[..., None]).sum(0) / votes.sum(0)[:, None]
 
 
@@ -19,7 +23,7 @@ class LogitMean(Aggregation):
     """Softmax of the mean logits (FedMD, Li & Wang 2019; FedDF, Lin et al., NeurIPS 2020). Means are over log p, which
     differs from the logits by a constant per sample, to which the softmax is invariant."""
 
-    def combine(self, probabilities, votes, senders):
+    def combine(self, probabilities: Tensor, votes: Tensor, senders: list[int]) -> Tensor:
         logs = probabilities.clamp_min(1e-30).log()
         return ((logs * votes[..., None]).sum(0) / votes.sum(0)[:, None]).softmax(1)
 
@@ -27,7 +31,7 @@ class LogitMean(Aggregation):
 class ConfidenceMean(Mean):
     """Mean of the probabilities, each weighted by its confidence, 1 - entropy / log k."""
 
-    def combine(self, probabilities, votes, senders):
+    def combine(self, probabilities: Tensor, votes: Tensor, senders: list[int]) -> Tensor:
         from lightning_idkd.metrics import confidence
 
         weights = confidence(probabilities).clamp_min(1e-6)  # equal weights if all labels are uniform
@@ -46,14 +50,14 @@ class ERA(Mean):
         require(0 < temperature < math.inf, "distillation.aggregation.temperature", temperature, "above 0")
         self.temperature = temperature
 
-    def combine(self, probabilities, votes, senders):
+    def combine(self, probabilities: Tensor, votes: Tensor, senders: list[int]) -> Tensor:
         return (super().combine(probabilities, votes, senders) / self.temperature).softmax(1)
 
 
 class Vote(Mean):
     """Share of votes for each class, where each sender votes for its most probable class."""
 
-    def combine(self, probabilities, votes, senders):
+    def combine(self, probabilities: Tensor, votes: Tensor, senders: list[int]) -> Tensor:
         import torch.nn.functional as F
 
         ballots = F.one_hot(probabilities.argmax(2), probabilities.shape[2]).to(probabilities)
@@ -69,10 +73,10 @@ class ClassCount(Aggregation):
 
     shares = "class histograms of private data"
 
-    def prepare(self, run, step):
+    def prepare(self, run: Run, step: int) -> None:
         self.histograms = run.network.share(run.store.counts(), step)
 
-    def combine(self, probabilities, votes, senders):
+    def combine(self, probabilities: Tensor, votes: Tensor, senders: list[int]) -> Tensor:
         import torch
 
         histograms = torch.stack([self.histograms[j] for j in senders]).to(probabilities.device)  # [v, k]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from lightning_idkd.callback import Aggregation, Distillation, Encoding, Teacher
+from lightning_idkd.callback import Aggregation, Distillation, Encoding, Run, Teacher
 from lightning_idkd.errors import require
-from lightning_idkd.labels import FineTuning
+from lightning_idkd.labels import FineTuning, Labels, Outputs
 
 from .aggregation import Mean
 
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def compute_uniform_offset(logits):
+
+def compute_uniform_offset(logits: Tensor) -> Tensor:
     """Returns the offsets [k] of the classes with which the softmax of ``logits`` [m, k] is uniform on average."""
     import torch
 
@@ -69,7 +73,7 @@ class VanillaKD(Distillation):
         self.aggregation = aggregation or Mean()
         self.declare(self.aggregation.shares)
 
-    def select(self, run, public):
+    def select(self, run: Run, public: list[Outputs]) -> list[tuple[Tensor, Tensor | None]]:
         """Returns the index [s] of the samples that each node of this process sends, with weights [s] or None.
 
         ``public`` are each node's outputs on the public set.
@@ -78,7 +82,7 @@ class VanillaKD(Distillation):
 
         return [(torch.arange(len(outputs), device=outputs.logits.device), None) for outputs in public]
 
-    def soft(self, run, i, logits):
+    def soft(self, run: Run, i: int, logits: Tensor) -> Tensor:
         """Returns the labels [m, k] that row ``i`` gives to public samples with these ``logits`` [m, k]."""
         import torch.nn.functional as F
 
@@ -90,9 +94,7 @@ class VanillaKD(Distillation):
             return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits)
         return (logits / self.temperature).softmax(1)
 
-    def label(self, run):
-        from lightning_idkd.labels import Labels
-
+    def label(self, run: Run) -> list[Labels]:
         if self.labels == "relayed" and run.store.distilled is not None:
             return [self.encode(run, labels) for labels in run.store.distilled]
         with run.stack.use_parameters(self.teacher.rows(run)):
@@ -104,7 +106,7 @@ class VanillaKD(Distillation):
             sent.append(self.encode(run, labels))
         return sent
 
-    def encode(self, run, labels):
+    def encode(self, run: Run, labels: Labels) -> Labels:
         """Returns ``labels`` as a receiver reads them, with the size of the message."""
         if self.encoding is None:
             return labels
@@ -112,7 +114,7 @@ class VanillaKD(Distillation):
         weighted = labels.weights is not None
         return self.encoding.decode(message, run.store.public, run.store.k, weighted).to(labels.index.device)
 
-    def aggregate(self, run, received):
+    def aggregate(self, run: Run, received: list[dict[int, Labels]]) -> list[Labels]:
         self.aggregation.prepare(run, run.step)
         averages = [self.aggregation(labels) for labels in received]
         for step in range(run.step + 1, run.step + self.hops):
@@ -125,7 +127,7 @@ class VanillaKD(Distillation):
             averages = [new.over(old) for new, old in zip(averages, run.store.distilled, strict=True)]
         return averages
 
-    def on_step_end(self, run):
+    def on_step_end(self, run: Run) -> None:
         self.teacher.on_step_end(run)
 
 
@@ -143,13 +145,13 @@ class IDKD(VanillaKD):
 
     calibrated = True
 
-    def __init__(self, *args, weighted: bool = False, **kwargs):
+    def __init__(self, *args: Any, weighted: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.weighted = weighted
         if weighted:
             self.declare("ranks of the kept samples' scores")
 
-    def select(self, run, public):
+    def select(self, run: Run, public: list[Outputs]) -> list[tuple[Tensor, Tensor | None]]:
         import torch
 
         selected = []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from lightning_idkd.callback import Distillation
+from lightning_idkd.callback import Distillation, Run
 from lightning_idkd.errors import require
+from lightning_idkd.labels import Labels
 
 
 class MutualKD(Distillation):
@@ -31,7 +32,7 @@ class MutualKD(Distillation):
         require(0 <= weight <= 1, "distillation.weight", weight, "0 to 1")
         self.temperature, self.weight = temperature, weight
 
-    def exchange(self, run):
+    def exchange(self, run: Run) -> list[Labels]:
         import torch
         import torch.nn.functional as F
 

@@ -6,6 +6,11 @@ from typing import Literal
 
 from lightning_idkd.callback import Encoding
 from lightning_idkd.errors import require
+from lightning_idkd.labels import Labels
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Packed(Encoding):
@@ -26,7 +31,7 @@ class Packed(Encoding):
         require(top is None or top >= 1, "distillation.encoding.top", top, "1 or more, or null for all classes")
         self.values, self.top, self.index = values, top, index
 
-    def encode(self, labels, public):
+    def encode(self, labels: Labels, public: int) -> bytes:
         import numpy as np
         import torch
 
@@ -38,8 +43,9 @@ class Packed(Encoding):
         as_list = self.index == "list" or (self.index == "shorter" and len(indices) < len(bitmap))
         p = labels.probabilities.float().cpu()
         parts = [bytes([as_list]), len(index).to_bytes(4, "little"), indices if as_list else bitmap]
-        if self._top(p.shape[1]) < p.shape[1]:
-            p, classes = p.topk(self.top, dim=1)
+        top = self._top(p.shape[1])
+        if top < p.shape[1]:
+            p, classes = p.topk(top, dim=1)
             parts.append(classes.numpy().astype("<u2").tobytes())
         parts.append(self._write(p))
         if labels.weights is not None:
@@ -51,11 +57,9 @@ class Packed(Encoding):
             raise ValueError("labels must be in ascending order of their samples")
         return b"".join(parts)
 
-    def decode(self, message, public, classes, weighted):
+    def decode(self, message: bytes, public: int, classes: int, weighted: bool) -> Labels:
         import numpy as np
         import torch
-
-        from lightning_idkd.labels import Labels
 
         as_list, size, position = bool(message[0]), int.from_bytes(message[1:5], "little"), 5
         if as_list:
@@ -82,12 +86,12 @@ class Packed(Encoding):
     def _top(self, classes: int) -> int:
         return min(self.top or classes, classes)
 
-    def _write(self, T) -> bytes:
+    def _write(self, T: Tensor) -> bytes:
         if self.values == "uint8":
             return (255 * T).round().byte().numpy().tobytes()
         return T.numpy().astype("<f4" if self.values == "float32" else "<f2").tobytes()
 
-    def _read(self, message: bytes, count: int, position: int):
+    def _read(self, message: bytes, count: int, position: int) -> tuple[Tensor, int]:
         import numpy as np
         import torch
 

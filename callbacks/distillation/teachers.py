@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from lightning_idkd.callback import Teacher
+from lightning_idkd.callback import Run, Teacher
 from lightning_idkd.errors import require
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Gossiped(Teacher):
@@ -18,7 +22,7 @@ class Gossiped(Teacher):
         require(steps >= 1, "distillation.teacher.steps", steps, "1 or more")
         self.steps = steps
 
-    def rows(self, run):
+    def rows(self, run: Run) -> Tensor:
         import torch
 
         X, push_sum = run.stack.X, run.network.graph.kind == "column"
@@ -40,17 +44,17 @@ class MovingAverage(Teacher):
         require(0 <= decay < 1, "distillation.teacher.decay", decay, "0 to below 1")
         self.decay, self.mean = decay, None
 
-    def on_step_end(self, run):
+    def on_step_end(self, run: Run) -> None:
         if self.mean is None:
             self.mean = run.stack.X.clone()
         self.mean.lerp_(run.stack.X, 1 - self.decay)
 
-    def rows(self, run):
+    def rows(self, run: Run) -> Tensor:
         return run.stack.X if self.mean is None else self.mean
 
-    def state_dict(self, run):
+    def state_dict(self, run: Run) -> dict:
         return {"mean": None if self.mean is None else run.network.report(self.mean).clone()}
 
-    def load_state_dict(self, state, run):
+    def load_state_dict(self, state: dict, run: Run) -> None:
         rows = slice(run.network.rows.start, run.network.rows.stop)
         self.mean = None if state["mean"] is None else state["mean"][rows].to(run.stack.X).clone()

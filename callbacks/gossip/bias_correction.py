@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from lightning_idkd.callback import Gossip
+from types import SimpleNamespace
+
+from lightning_idkd.callback import Context, Gossip
 from lightning_idkd.errors import UserError
+from lightning_idkd.graph import Graph
 
 from .dsgd import LocalStep
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class D2(LocalStep):
@@ -28,11 +35,11 @@ class D2(LocalStep):
         super().__init__(momentum, nesterov, weight_decay)
         self.buffers = (*self.buffers, "C")  # the correction X - Psi_old
 
-    def check(self, graph) -> None:
+    def check(self, graph: Graph) -> None:
         super().check(graph)
         require_eigenvalues_above(-1 / 3, self, graph)
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         Psi = X - ctx.lr * self.direction(X, G, state)
         X_new = ctx.mix(Psi + state.C)
         state.C = X_new - Psi
@@ -50,24 +57,24 @@ class EDM(D2):
     def __init__(self, momentum: float = 0.9, weight_decay: float = 0.0):
         super().__init__(momentum, weight_decay=weight_decay)
 
-    def accelerate(self, D, state):
+    def accelerate(self, D: Tensor, state: SimpleNamespace) -> Tensor:
         return super().accelerate((1 - self.momentum) * D, state)
 
 
-def require_static(rule: Gossip, graph) -> None:
+def require_static(rule: Gossip, graph: Graph) -> None:
     """Refuses a graph that changes, since ``rule`` corrects what the same weights did in the step before."""
     if graph.period != 1:
         raise UserError(f"gossip: {type(rule).__name__} takes static graphs, but graph.topology {graph.name} changes")
 
 
-def require_undirected(rule: Gossip, graph, why: str = "") -> None:
+def require_undirected(rule: Gossip, graph: Graph, why: str = "") -> None:
     """Refuses a directed graph; ``why`` is appended to what the rule takes."""
     if graph.topology.directed:
         name = type(rule).__name__
         raise UserError(f"gossip: {name} takes undirected graphs{why}, but graph.topology {graph.name} is directed")
 
 
-def require_eigenvalues_above(least: float, rule: Gossip, graph) -> None:
+def require_eigenvalues_above(least: float, rule: Gossip, graph: Graph) -> None:
     """Refuses eigenvalues of ``least`` or less, with which differences between nodes would not decay."""
     name = type(rule).__name__
     require_static(rule, graph)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from lightning_idkd.callback import Compression
+from types import SimpleNamespace
+
+from lightning_idkd.callback import Compression, Context
 from lightning_idkd.errors import require
+from lightning_idkd.graph import Graph
 
 from .bias_correction import require_static
 from .dsgd import LocalStep
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ChocoSGD(LocalStep):
@@ -35,11 +42,11 @@ class ChocoSGD(LocalStep):
         self.compression, self.gamma = compression, gamma
         self.buffers = (*self.buffers, "H", "WH")
 
-    def check(self, graph) -> None:
+    def check(self, graph: Graph) -> None:
         super().check(graph)
         require_static(self, graph)  # a replica is the sum of all that its node has sent to the same neighbours
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         half = X - ctx.lr * self.direction(X, G, state)
         ahead = half - state.H
         Q = ahead if self.compression is None else self.compression(ahead, ctx)
@@ -47,7 +54,7 @@ class ChocoSGD(LocalStep):
         state.WH = state.WH + ctx.mix(Q, size=None if self.compression is None else self.compression.size(Q))
         return half + self.towards(state.WH - state.H, state, ctx)
 
-    def towards(self, R, state, ctx):
+    def towards(self, R: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         """Returns the consensus step of the rows, given ``R`` = W H - H [n, P]."""
         return self.gamma * R
 
@@ -74,7 +81,7 @@ class AdaGossip(ChocoSGD):
         self.beta = beta
         self.buffers = (*self.buffers, "V")
 
-    def towards(self, R, state, ctx):
+    def towards(self, R: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         state.V = self.beta * state.V + (1 - self.beta) * R**2
         spread = (state.V / (1 - self.beta ** (ctx.step + 1))).sqrt() + 1e-8
         return (self.gamma / spread).clamp(max=1) * R

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
-from lightning_idkd.callback import Gossip
+from lightning_idkd.callback import Context, Gossip
 from lightning_idkd.errors import require
+from lightning_idkd.graph import Graph
 
 from .bias_correction import require_static, require_undirected
 from .cross_gradients import evaluate_at_neighbours, mix_received
 from .dsgd import DSGD
 from .quasi_global import QGDSGDm
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class CCL(Gossip):
@@ -50,26 +56,26 @@ class CCL(Gossip):
         self.edge_buffers = {"models": None} if lambda_m or lambda_d else {}  # as sent in the last gossip
         self.shares = "class sums of features" if lambda_d else ""
 
-    def check(self, graph) -> None:
+    def check(self, graph: Graph) -> None:
         super().check(graph)
         require_undirected(self, graph, ", since features are sent back")
         require_static(self, graph)
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         if not self.edge_buffers:
             return self.rule.update(X, G, state, ctx)
         node = X.new_tensor(ctx.edges[:, 0]).long()
         w = X.new_tensor(ctx.weights)[:, None]
         models = ctx.swap(X[node]) if ctx.step == 0 else state.models
 
-        def mix(half):
+        def mix(half: Tensor) -> Tensor:
             state.models = ctx.swap(half[node])
             return mix_received(half, state.models, node, w)
 
         G = G + self.gradient(X, models, node, ctx)
         return self.rule.update(X, G, state, dataclasses.replace(ctx, mix=mix))
 
-    def gradient(self, X, models, node, ctx):
+    def gradient(self, X: Tensor, models: Tensor, node: Tensor, ctx: Context) -> Tensor:
         """Returns the gradient [n, P] of both losses."""
         own = ctx.features(X)
         theirs = evaluate_at_neighbours(models, ctx.features, own, X, node, ctx)
@@ -79,7 +85,7 @@ class CCL(Gossip):
         return ctx.pull_back(X, 2 / own[0].numel() * V)
 
     @staticmethod
-    def class_means(own, theirs, node, ctx):
+    def class_means(own: Tensor, theirs: Tensor, node: Tensor, ctx: Context) -> Tensor:
         """Returns the mean features [n, B, F] of each sample's class."""
         from torch.nn.functional import one_hot, pad
 

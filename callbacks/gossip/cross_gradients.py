@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import numpy as np
 
+from lightning_idkd.callback import Context
 from lightning_idkd.errors import require
+from lightning_idkd.graph import Graph
 
 from .bias_correction import require_undirected
 from .dsgd import LocalStep
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NGC(LocalStep):
@@ -34,11 +43,11 @@ class NGC(LocalStep):
         self.alpha = alpha
         self.shares = "gradients of neighbours' models" if alpha else ""
 
-    def check(self, graph) -> None:
+    def check(self, graph: Graph) -> None:
         super().check(graph)
         require_undirected(self, graph, ", since gradients are sent back")
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         node = X.new_tensor(ctx.edges[:, 0]).long()
         w = X.new_tensor(ctx.weights)[:, None]
         models = ctx.swap(X[node])
@@ -49,7 +58,8 @@ class NGC(LocalStep):
         return mix_received(X, models, node, w) - ctx.lr * self.direction(X, D, state)
 
 
-def evaluate_at_neighbours(models, function, own, X, node, ctx):
+def evaluate_at_neighbours(models: Tensor, function: Callable[[Tensor], Tensor], own: Tensor, X: Tensor, node: Tensor,
+                           ctx: Context) -> Tensor:  # fmt: skip
     """Evaluates ``function`` at each neighbour's model on the node's own data; returns [e, ...], one row per edge.
 
     One call evaluates the k-th neighbour of all nodes.
@@ -68,6 +78,6 @@ def evaluate_at_neighbours(models, function, own, X, node, ctx):
     return values
 
 
-def mix_received(own, theirs, node, w):
+def mix_received(own: Tensor, theirs: Tensor, node: Tensor, w: Tensor) -> Tensor:
     """Returns W times ``own`` [n, P], given ``theirs`` [e, P], which came over edges of weights ``w`` [e, 1]."""
     return own.index_add(0, node, w * (theirs - own[node]))

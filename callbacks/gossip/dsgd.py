@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import ClassVar
 
-from lightning_idkd.callback import Gossip
+from lightning_idkd.callback import Context, Gossip
 from lightning_idkd.errors import require
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class LocalStep(Gossip):
@@ -24,11 +29,11 @@ class LocalStep(Gossip):
         self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
         self.buffers = ("M",) if momentum else ()
 
-    def direction(self, X, G, state):
+    def direction(self, X: Tensor, G: Tensor, state: SimpleNamespace) -> Tensor:
         """Returns the direction [n, P] of the local step, and updates the momentum."""
         return self.accelerate(G + self.weight_decay * X, state)
 
-    def accelerate(self, D, state):
+    def accelerate(self, D: Tensor, state: SimpleNamespace) -> Tensor:
         """Adds (Nesterov) momentum to ``D`` [n, P], and updates the momentum."""
         if not self.momentum:
             return D
@@ -48,7 +53,7 @@ class DSGD(LocalStep):
 
     takes: ClassVar = ("doubly", "row")  # rows alone summing to 1 bias the mean; epidemic learning accepts it
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         return self.combine(X - ctx.lr * self.direction(X, G, state), state, ctx)
 
 
@@ -62,7 +67,7 @@ class CombineThenAdapt(DSGD):
         weight_decay: L2 coefficient added to the gradient.
     """
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         return self.combine(X, state, ctx) - ctx.lr * self.direction(X, G, state)
 
 
@@ -75,7 +80,7 @@ class AllReduce(DSGD):
         weight_decay: L2 coefficient added to the gradient.
     """
 
-    def combine(self, X, state, ctx):
+    def combine(self, X: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         return ctx.mean(X)
 
 
@@ -88,5 +93,5 @@ class Isolated(DSGD):
         weight_decay: L2 coefficient added to the gradient.
     """
 
-    def combine(self, X, state, ctx):
+    def combine(self, X: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         return X

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
+from typing import NoReturn
 
-from lightning_idkd.callback import HOOKS, Gossip
+from lightning_idkd.callback import HOOKS, Context, Gossip
 from lightning_idkd.errors import UserError, require
+from lightning_idkd.graph import Graph
 
 from .dsgd import DSGD
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GossipPGA(DSGD):
@@ -26,7 +33,7 @@ class GossipPGA(DSGD):
         require(period >= 1, "gossip.period", period, "1 or more")
         self.period = period
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         average = ctx.mean if (ctx.step + 1) % self.period == 0 else ctx.mix
         return average(X - ctx.lr * self.direction(X, G, state))
 
@@ -58,19 +65,19 @@ class LocalSteps(Gossip):
     shares = property(lambda self: self.rule.shares)
     needs_features = property(lambda self: self.rule.needs_features)
 
-    def check(self, graph) -> None:
+    def check(self, graph: Graph) -> None:
         self.rule.check(graph)
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         if (ctx.step + 1) % self.every:
             ctx = dataclasses.replace(ctx, mix=keep, mean=keep, swap=self.refuse)
         return self.rule.update(X, G, state, ctx)
 
-    def refuse(self, M, **_):
+    def refuse(self, M: Tensor, **_: object) -> NoReturn:
         """Raises a UserError: the rule swaps messages in a step in which nothing is sent."""
         raise UserError(f"gossip.rule: {type(self.rule).__name__} swaps messages, so it must set every_step = True")
 
-    def combine(self, X, state, ctx):
+    def combine(self, X: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         return self.rule.combine(X, state, ctx)
 
     def state_dict(self) -> dict:
@@ -80,6 +87,6 @@ class LocalSteps(Gossip):
         self.rule.load_state_dict(state)
 
 
-def keep(T, **_):
+def keep(T: Tensor, **_: object) -> Tensor:
     """Returns ``T`` unchanged, as a mixing with W = I."""
     return T

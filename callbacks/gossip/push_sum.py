@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import ClassVar
 
+from lightning_idkd.callback import Context
+
 from .dsgd import LocalStep
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SGP(LocalStep):
@@ -26,10 +33,10 @@ class SGP(LocalStep):
         super().__init__(momentum, nesterov, weight_decay)
         self.buffers = dict.fromkeys(self.buffers) | {"E": 1}  # w - 1, since buffers start at zero
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         return self.combine(X - ctx.lr / (1 + state.E) * self.direction(X, G, state), state, ctx)
 
-    def combine(self, X, state, ctx):
+    def combine(self, X: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         import torch
 
         w = 1 + state.E

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
-from lightning_idkd.callback import Gossip
+from lightning_idkd.callback import Context, Gossip
 from lightning_idkd.errors import require
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class QGDSGDm(Gossip):
@@ -24,7 +29,7 @@ class QGDSGDm(Gossip):
         require(0 <= weight_decay < math.inf, "gossip.weight_decay", weight_decay, "0 or more")
         self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         D = G + self.weight_decay * X
         M = self.momentum * state.M + D  # the local step uses the quasi-global buffer
         X_new = ctx.mix(X - ctx.lr * (D + self.momentum * M if self.nesterov else M))

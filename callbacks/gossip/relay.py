@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from types import SimpleNamespace
 
+from lightning_idkd.callback import Context
 from lightning_idkd.errors import UserError
+from lightning_idkd.graph import Graph
 
 from .dsgd import DSGD
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RelaySGD(DSGD):
@@ -26,9 +32,9 @@ class RelaySGD(DSGD):
     """
 
     every_step = True
-    edge_buffers: ClassVar = {"R": None, "C": 1}  # the last sum received over each edge, and the number of models in it
+    edge_buffers = {"R": None, "C": 1}  # noqa: RUF012  the last sum received over each edge, and the number of models in it
 
-    def check(self, graph) -> None:
+    def check(self, graph: Graph) -> None:
         super().check(graph)
         static = graph.period == 1 and not graph.topology.directed
         if not static or len(graph.mixing(0).edges) != 2 * (graph.nodes - 1):  # every graph is connected
@@ -37,7 +43,7 @@ class RelaySGD(DSGD):
                 f"graph.topology {graph.name} is not one"
             )
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         import torch
 
         half = X - ctx.lr * self.direction(X, G, state)

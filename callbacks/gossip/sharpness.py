@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
+from lightning_idkd.callback import Context
 from lightning_idkd.errors import require
 
 from .dsgd import DSGD
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SharpnessAwareDSGD(DSGD):
@@ -27,6 +33,6 @@ class SharpnessAwareDSGD(DSGD):
         require(0 < rho < math.inf, "gossip.rho", rho, "above 0")
         self.rho = rho
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         ascent = self.rho * G / (G.norm(dim=1, keepdim=True) + 1e-12)
         return super().update(X, ctx.gradient(X + ascent), state, ctx)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
+from types import SimpleNamespace
 
-from lightning_idkd.callback import Gossip
+from lightning_idkd.callback import Context, Gossip
 from lightning_idkd.errors import UserError, did_you_mean
+from lightning_idkd.graph import Graph
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
 
 
 class LocalOptimizer(Gossip):
@@ -22,7 +30,7 @@ class LocalOptimizer(Gossip):
         if "lr" in self.arguments:
             raise UserError("gossip.arguments: lr is given; the learning rate is train.lr, with train.schedule")
 
-    def check(self, graph) -> None:
+    def check(self, graph: Graph) -> None:
         super().check(graph)
         self._state  # noqa: B018 (computing it checks the optimiser)
 
@@ -30,7 +38,7 @@ class LocalOptimizer(Gossip):
     def buffers(self) -> dict[str, int | None]:
         return {"steps": 1} | {k: 1 if v.ndim == 0 else None for k, v in self._state.items()}
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         import torch
 
         optimizer = self._make(X, ctx.lr)
@@ -46,7 +54,7 @@ class LocalOptimizer(Gossip):
         state.steps = state.steps + 1
         return self.combine(p.data, state, ctx)
 
-    def _make(self, X, lr):
+    def _make(self, X: Tensor, lr: float) -> Optimizer:
         import torch
 
         cls = self._class
@@ -81,7 +89,7 @@ class LocalOptimizer(Gossip):
         """
         import torch
 
-        def run_steps(T, gradients):
+        def run_steps(T: Tensor, gradients: Iterable[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             optimizer = self._make(T, 0.1)
             (p,) = optimizer.param_groups[0]["params"]
             for gradient in gradients:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+from lightning_idkd.callback import Context
 from lightning_idkd.errors import require
+from lightning_idkd.graph import Graph
 
 from .bias_correction import require_eigenvalues_above, require_static
 from .dsgd import LocalStep
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GradientTracking(LocalStep):
@@ -25,7 +33,7 @@ class GradientTracking(LocalStep):
         super().__init__(momentum, nesterov, weight_decay)
         self.buffers = (*self.buffers, "Y", "D")
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         D = G + self.weight_decay * X
         state.Y = ctx.mix(state.Y) + D - state.D
         state.D = D
@@ -48,7 +56,7 @@ class MomentumTracking(LocalStep):
         super().__init__(momentum, weight_decay=weight_decay)
         self.buffers = ("M", "C")
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         M = self.momentum * state.M + G + self.weight_decay * X
         X_new = ctx.mix(X) - ctx.lr * (M - state.C)
         state.C = ctx.mix(state.C - M) + M
@@ -70,11 +78,11 @@ class DecentLaM(LocalStep):
     def __init__(self, momentum: float = 0.9, weight_decay: float = 0.0):
         super().__init__(momentum, weight_decay=weight_decay)
 
-    def check(self, graph) -> None:
+    def check(self, graph: Graph) -> None:
         super().check(graph)
         require_static(self, graph)
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         D = (X - ctx.mix(X - ctx.lr * (G + self.weight_decay * X))) / ctx.lr
         return X - ctx.lr * self.accelerate(D, state)
 
@@ -108,14 +116,14 @@ class GUT(LocalStep):
         self.buffers = (*self.buffers, "V", "C")  # V = W x - x; C is the tracked difference
         self.gossip_factor = 1 + momentum + (momentum**2 if nesterov else 0)  # of V / lr in a step
 
-    def check(self, graph) -> None:
+    def check(self, graph: Graph) -> None:
         super().check(graph)
         # The bound is the eigenvalue along whose eigenvector a step without gradients only flips the differences' sign.
         kept = 1 - self.scaling * (self.gossip_factor - 1)
         turned = 2 * (1 + self.momentum) / (1 + 2 * self.momentum * self.nesterov)
         require_eigenvalues_above(max((kept - turned) / (kept + 2 * self.scaling), -1.0), self, graph)
 
-    def update(self, X, G, state, ctx):
+    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         x, V, lr = (X - state.V if self.mixed else X), state.V, ctx.lr
         Delta = G + self.weight_decay * X - V / lr
         step = self.accelerate(Delta + self.scaling * state.C, state)

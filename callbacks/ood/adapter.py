@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from lightning_idkd.callback import OodScore
 from lightning_idkd.errors import UserError, did_you_mean, require
+from lightning_idkd.labels import Outputs
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class PytorchOOD(OodScore):
@@ -50,12 +56,12 @@ class PytorchOOD(OodScore):
             raise UserError(f"calibration.score.arguments: {detector} needs {', '.join(missing)}")
 
     @property
-    def title(self):
+    def title(self) -> str:
         return f"pytorch-ood's {self.kind.__name__}, sign reversed"
 
     fitted = True  # fit creates a new detector for every node, since it may contain the node's head
 
-    def fit(self, outputs, labels):
+    def fit(self, outputs: Outputs, labels: Tensor) -> None:
         import torch
 
         classes = labels.unique()
@@ -81,7 +87,7 @@ class PytorchOOD(OodScore):
                     (self.detector.fit_features if self.of_features else self.detector.fit_logits)(samples, labels)
 
     @contextmanager
-    def _explain_failures(self, samples):
+    def _explain_failures(self, samples: int) -> Generator[None]:
         """Raises any exception of the detector as a UserError, since many have no clear message."""
         try:
             yield
@@ -90,10 +96,10 @@ class PytorchOOD(OodScore):
             name = self.kind.__name__
             raise UserError(f"calibration.score: {name} fails on a node's {samples} samples ({why})") from error
 
-    def _input(self, outputs):
+    def _input(self, outputs: Outputs) -> Tensor:
         return self.features(outputs) if self.of_features else outputs.logits
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         import torch
 
         predict = self.detector.predict_features if self.of_features else self.detector.predict_logits

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from lightning_idkd.callback import OodScore
 from lightning_idkd.errors import UserError, require
+from lightning_idkd.labels import Outputs
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RankEnsemble(OodScore):
@@ -22,15 +27,15 @@ class RankEnsemble(OodScore):
         self.scores = scores
 
     @property
-    def fitted(self):
+    def fitted(self) -> bool:
         return any(score.fitted for score in self.scores)
 
-    def fit(self, outputs, labels):
+    def fit(self, outputs: Outputs, labels: Tensor) -> None:
         for score in self.scores:
             if score.fitted:
                 score.fit(outputs, labels)
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         import torch
 
         from lightning_idkd.training.calibrate import compute_finite_scores

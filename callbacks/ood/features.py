@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lightning_idkd.callback import OodScore
 from lightning_idkd.errors import require
+from lightning_idkd.labels import Outputs
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 4096  # number of samples that are compared with all training samples at once
 
 
-def map_blocks(function, samples):
+def map_blocks(function: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
     """Applies ``function`` to blocks of ``samples`` [N, F], so that a matrix of all pairs never exists."""
     import torch
 
@@ -30,13 +37,13 @@ class KNN(OodScore):
         self.neighbours = neighbours
 
     @staticmethod
-    def _normalise(features):
+    def _normalise(features: Tensor) -> Tensor:
         return features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
-    def fit(self, outputs, labels):
+    def fit(self, outputs: Outputs, labels: Tensor) -> None:
         self.own = self._normalise(self.features(outputs).double())
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         import torch
 
         k = min(self.neighbours, len(self.own))
@@ -44,7 +51,7 @@ class KNN(OodScore):
         return map_blocks(lambda x: -torch.cdist(x, self.own).kthvalue(k, dim=1).values, samples).float()
 
 
-def ledoit_wolf(centred) -> float:
+def ledoit_wolf(centred: Tensor) -> float:
     """Returns Ledoit and Wolf's weight of the identity in the covariance of ``centred`` [N, F]; 1 if all of it is 0."""
     from sklearn.covariance import ledoit_wolf_shrinkage
 
@@ -53,7 +60,7 @@ def ledoit_wolf(centred) -> float:
     return float(ledoit_wolf_shrinkage(centred.cpu().numpy(), assume_centered=True))
 
 
-def invert_covariance(centred, shrinkage: float):
+def invert_covariance(centred: Tensor, shrinkage: float) -> Tensor:
     """Returns the inverse covariance [F, F], float64, of ``centred`` [N, F], shrunk towards a multiple of the identity.
 
     If all of ``centred`` is 0, as with one sample per class, it is the identity.
@@ -68,7 +75,7 @@ def invert_covariance(centred, shrinkage: float):
     return torch.linalg.pinv((1 - shrinkage) * covariance + shrinkage * mean * identity, hermitian=True)
 
 
-def squared_distance(x, mean, inverse):
+def squared_distance(x: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
     """Returns the squared Mahalanobis distance [N] of ``x`` [N, F] from ``mean`` [F]."""
     x = x - mean
     return ((x @ inverse) * x).sum(1)
@@ -90,7 +97,7 @@ class Mahalanobis(OodScore):
         require(shrinkage is None or 0 <= shrinkage <= 1, "calibration.score.shrinkage", shrinkage, "0 to 1, or null")
         self.shrinkage = shrinkage
 
-    def fit(self, outputs, labels):
+    def fit(self, outputs: Outputs, labels: Tensor) -> None:
         import torch
 
         x, labels = self.features(outputs).double(), labels.to(outputs.logits.device)
@@ -100,13 +107,13 @@ class Mahalanobis(OodScore):
         self.shrunk_by = ledoit_wolf(centred) if self.shrinkage is None else self.shrinkage
         self.inverse = invert_covariance(centred, self.shrunk_by)
 
-    def distances(self, x):
+    def distances(self, x: Tensor) -> Tensor:
         """Returns the squared distances [N, classes of the node] of features ``x`` [N, F], float64."""
         import torch
 
         return torch.stack([squared_distance(x, mean, self.inverse) for mean in self.means], dim=1)
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         return -self.distances(self.features(outputs).double()).amin(1).float()
 
 
@@ -123,13 +130,13 @@ class RMD(Mahalanobis):
 
     unit = "difference of squared distances"
 
-    def fit(self, outputs, labels):
+    def fit(self, outputs: Outputs, labels: Tensor) -> None:
         super().fit(outputs, labels)
         x = self.features(outputs).double()
         self.centre = x.mean(0)
         self.background = invert_covariance(x - self.centre, self.shrunk_by)
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         x = self.features(outputs).double()
         return (squared_distance(x, self.centre, self.background) - self.distances(x).amin(1)).float()
 
@@ -148,7 +155,7 @@ class ViM(OodScore):
         require(dimension is None or dimension >= 1, "calibration.score.dimension", dimension, "1 or more, or null")
         self.dimension = dimension
 
-    def fit(self, outputs, labels):
+    def fit(self, outputs: Outputs, labels: Tensor) -> None:
         import torch
 
         x, head = self.features(outputs).double(), self.head(outputs)
@@ -162,7 +169,7 @@ class ViM(OodScore):
         norm = (x @ self.rest).norm(dim=1).mean().clamp_min(1e-12)
         self.alpha = outputs.logits.double().amax(1).mean() / norm
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         virtual = self.alpha * ((self.features(outputs).double() - self.origin) @ self.rest).norm(dim=1)
         return (outputs.logits.double().logsumexp(1) - virtual).float()
 
@@ -186,12 +193,12 @@ class DensityRatio(OodScore):
         require(penalty > 0, "calibration.score.penalty", penalty, "above 0")
         self.samples, self.penalty = samples, penalty
 
-    def _kernel(self, a, b):
+    def _kernel(self, a: Tensor, b: Tensor) -> Tensor:
         import torch
 
         return torch.exp(-torch.cdist(a, b).square() / (2 * self.width**2))
 
-    def fit(self, outputs, labels):
+    def fit(self, outputs: Outputs, labels: Tensor) -> None:
         import torch
 
         x = self.features(outputs).double()
@@ -207,9 +214,9 @@ class DensityRatio(OodScore):
         pull = self._kernel(self.uniform, own).sum(1) / (n * m * self.penalty)
         self.weights = -torch.linalg.solve(system, pull)
 
-    def ratio(self, x):
+    def ratio(self, x: Tensor) -> Tensor:
         """Returns the estimated ratio [N], which may be negative, at features ``x`` [N, F]."""
         return self._kernel(x, self.uniform) @ self.weights + self._kernel(x, self.own).mean(1) / self.penalty
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         return map_blocks(self.ratio, self.features(outputs).double()).float()

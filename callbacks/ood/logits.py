@@ -6,9 +6,14 @@ import math
 
 from lightning_idkd.callback import OodScore
 from lightning_idkd.errors import require
+from lightning_idkd.labels import Outputs
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def compare_with_top(logits):
+def compare_with_top(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns log S [N], the top logit [N, 1] and its class [N, 1], where S is the sum of exp(z_j - z_top) over the
     other classes, so that p_top = 1 / (1 + S)."""
     top, top_class = logits.max(1, keepdim=True)
@@ -23,7 +28,7 @@ class MSP(OodScore):
 
     unit = "log-odds of the top class"
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         return -compare_with_top(outputs.logits)[0]
 
     def from_probability(self, p: float) -> float:
@@ -38,7 +43,7 @@ class MaxLogit(OodScore):
 
     unit = "a logit"
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         return outputs.logits.amax(1)
 
 
@@ -47,7 +52,7 @@ class Margin(OodScore):
 
     unit = "difference of two logits"
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         first, second = outputs.logits.topk(2, dim=1).values.unbind(1)
         return first - second
 
@@ -65,7 +70,7 @@ class Energy(OodScore):
         require(0 < temperature < math.inf, "calibration.score.temperature", temperature, "above 0")
         self.temperature = temperature
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         return self.temperature * (outputs.logits / self.temperature).logsumexp(1)
 
 
@@ -78,7 +83,7 @@ class Entropy(OodScore):
 
     unit = "minus the log of nats"
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         logits = outputs.logits
         log_s, top, top_class = compare_with_top(logits)
         s = log_s.exp()
@@ -104,7 +109,7 @@ class GEN(OodScore):
         require(largest is None or largest >= 1, "calibration.score.largest", largest, "1 or more, or null for all")
         self.gamma, self.largest = gamma, largest
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         import torch
 
         logits = outputs.logits
@@ -129,26 +134,26 @@ class KLMatching(OodScore):
     unit = "minus nats"
 
     @staticmethod
-    def _log_p(logits):
+    def _log_p(logits: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log p [N, k] and the top class [N]; log p_top = -log(1 + S) is exact even where p_top is nearly 1."""
         logits = logits.double()
         log_s, _, top_class = compare_with_top(logits)
         return logits.log_softmax(1).scatter(1, top_class, -log_s.exp().log1p()[:, None]), top_class[:, 0]
 
-    def fit(self, outputs, labels):
+    def fit(self, outputs: Outputs, labels: Tensor) -> None:
         import torch
 
         log_p, predicted = self._log_p(outputs.logits)
         self.typical = torch.stack([self._log_mean(log_p[predicted == c], c) for c in predicted.unique()])
 
     @staticmethod
-    def _log_mean(log_p, top):
+    def _log_mean(log_p: Tensor, top: Tensor) -> Tensor:
         """Returns the log [k] of the mean probabilities of samples that have the same class ``top`` on top."""
         mean = log_p.logsumexp(0) - math.log(len(log_p))
         mean[top] = log_p[:, top].expm1().mean().log1p()
         return mean
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         log_p, _ = self._log_p(outputs.logits)
         p = log_p.exp()
         return ((p @ self.typical.T) - (p * log_p).sum(1, keepdim=True)).amax(1).float()

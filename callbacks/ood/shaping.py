@@ -8,8 +8,15 @@ from typing import Literal
 
 from lightning_idkd.callback import OodScore
 from lightning_idkd.errors import UserError, require
+from lightning_idkd.labels import Outputs
 
 from .logits import Energy, compare_with_top
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lightning_idkd.nodes.node import NodeModule
 
 
 class Shaped(OodScore):
@@ -25,18 +32,18 @@ class Shaped(OodScore):
         self.score = score or Energy()
 
     @property
-    def title(self):
+    def title(self) -> str:
         return f"{type(self).__name__}, then {self.score.title}"
 
     @property
-    def fitted(self):
+    def fitted(self) -> bool:
         return type(self).fit is not Shaped.fit or self.score.fitted
 
     @abstractmethod
-    def shape(self, features):
+    def shape(self, features: Tensor) -> Tensor:
         """Returns the features [N, F] that the classifier is given."""
 
-    def reshape(self, outputs):
+    def reshape(self, outputs: Outputs) -> Outputs:
         """Returns outputs with changed features, and with the logits that the classifier computes from them."""
         import torch
 
@@ -44,11 +51,11 @@ class Shaped(OodScore):
         with torch.no_grad():
             return type(outputs)(self.head(outputs)(features), features, outputs.head)
 
-    def fit(self, outputs, labels):
+    def fit(self, outputs: Outputs, labels: Tensor) -> None:
         if self.score.fitted:
             self.score.fit(self.reshape(outputs), labels)
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         return self.score(self.reshape(outputs))
 
 
@@ -65,16 +72,16 @@ class ReAct(Shaped):
         require(0 < percentile <= 1, "calibration.score.percentile", percentile, "above 0 to 1")
         self.percentile = percentile
 
-    def fit(self, outputs, labels):
+    def fit(self, outputs: Outputs, labels: Tensor) -> None:
         activations = self.features(outputs).flatten().sort().values
         self.clip = activations[min(int(self.percentile * len(activations)), len(activations) - 1)]
         super().fit(outputs, labels)
 
-    def shape(self, features):
+    def shape(self, features: Tensor) -> Tensor:
         return features.clamp(max=self.clip)
 
 
-def keep_strongest(features, percentile: float):
+def keep_strongest(features: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
     """Sets all but the largest ``1 - percentile`` share of each sample's features to 0; returns them and the index of
     the rest."""
     count = max(1, features.shape[1] - round(features.shape[1] * percentile))
@@ -98,7 +105,7 @@ class ASH(Shaped):
         require(0 <= percentile < 1, "calibration.score.percentile", percentile, "0 to below 1")
         self.percentile, self.variant = percentile, variant
 
-    def shape(self, features):
+    def shape(self, features: Tensor) -> Tensor:
         pruned, index = keep_strongest(features, self.percentile)
         total = features.sum(1, keepdim=True)
         if self.variant == "b":
@@ -106,7 +113,7 @@ class ASH(Shaped):
         return pruned if self.variant == "p" else pruned * compute_scale(total, pruned)
 
 
-def compute_scale(total, pruned):
+def compute_scale(total: Tensor, pruned: Tensor) -> Tensor:
     """Returns exp(sum before / sum after pruning) [N, 1]; 1 where the sum after pruning is 0."""
     after = pruned.sum(1, keepdim=True)
     return (total / after).where(after != 0, 0).exp()
@@ -125,7 +132,7 @@ class SCALE(Shaped):
         require(0 <= percentile < 1, "calibration.score.percentile", percentile, "0 to below 1")
         self.percentile = percentile
 
-    def shape(self, features):
+    def shape(self, features: Tensor) -> Tensor:
         pruned, _ = keep_strongest(features, self.percentile)
         return features * compute_scale(features.sum(1, keepdim=True), pruned)
 
@@ -148,7 +155,7 @@ class ODIN(OodScore):
         require(0 <= epsilon < math.inf, "calibration.score.epsilon", epsilon, "0 or more")
         self.temperature, self.epsilon = temperature, epsilon
 
-    def perturb(self, module, x):
+    def perturb(self, module: NodeModule, x: Tensor) -> Tensor:
         import torch
 
         with torch.enable_grad():
@@ -157,5 +164,5 @@ class ODIN(OodScore):
             (slope,) = torch.autograd.grad(sure, x)
         return (x + self.epsilon * slope.sign()).detach()
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Outputs) -> Tensor:
         return -compare_with_top(outputs.logits / self.temperature)[0]

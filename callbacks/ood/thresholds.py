@@ -8,6 +8,10 @@ from typing import Literal
 from lightning_idkd.callback import Calibration, OodScore
 from lightning_idkd.errors import UserError, require
 
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class Youden(Calibration):
     """Maximises the true-positive minus the false-positive rate of held-out private against other samples (Youden's J).
@@ -22,7 +26,7 @@ class Youden(Calibration):
                  pooled: bool = False):  # fmt: skip
         super().__init__(score, against, pooled)
 
-    def threshold(self, private, others):
+    def threshold(self, private: Tensor, others: Tensor) -> float:
         from lightning_idkd.metrics import youden
 
         return youden(private, others)
@@ -44,7 +48,7 @@ class IdQuantile(Calibration):
         require(0 <= q < 1, "calibration.q", q, "0 to below 1")
         self.q = q
 
-    def threshold(self, private, others):
+    def threshold(self, private: Tensor, others: Tensor) -> float:
         from lightning_idkd.metrics import quantile
 
         return quantile(private, self.q)
@@ -66,7 +70,7 @@ class TargetKept(Calibration):
         require(0 < fraction <= 1, "calibration.fraction", fraction, "above 0 to 1")
         self.fraction = fraction
 
-    def threshold(self, private, others):
+    def threshold(self, private: Tensor, others: Tensor) -> float:
         count = max(1, round(self.fraction * len(others)))
         return others.sort(descending=True).values[count - 1].item()
 
@@ -88,7 +92,7 @@ class Mixture(Calibration):
     def __init__(self, score: OodScore | None = None, pooled: bool = False):
         super().__init__(score, pooled=pooled)
 
-    def threshold(self, private, others):
+    def threshold(self, private: Tensor, others: Tensor) -> float:
         import numpy as np
         from sklearn.mixture import GaussianMixture
 
@@ -123,9 +127,10 @@ class Fixed(Calibration):
             raise UserError("calibration: Fixed takes either calibration.probability or calibration.threshold")
         if probability is not None:
             require(0 < probability < 1, "calibration.probability", probability, "between 0 and 1")
+            self.value = self.score.from_probability(probability)
         if threshold is not None:
             require(math.isfinite(threshold), "calibration.threshold", threshold, "a finite number")
-        self.value = threshold if probability is None else score.from_probability(probability)
+            self.value = threshold
 
-    def threshold(self, private, others):
+    def threshold(self, private: Tensor, others: Tensor) -> float:
         return self.value

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from lightning_idkd.graph import Graph
+
 
 @dataclass
 class Context:
@@ -55,7 +57,7 @@ class Gossip(Callback, ABC):
     buffers: tuple[str, ...] | dict[str, int | None] = ()
     """Names of the rule's matrices [n, P], or their width by name (None: P). They start at zero, are attributes of
     ``state`` and are checkpointed."""
-    edge_buffers: ClassVar[dict[str, int | None]] = {}
+    edge_buffers: dict[str, int | None] = {}  # noqa: RUF012 (a rule replaces it, and does not change it)
     """Width by name (None: P) of matrices that have one row per directed edge, otherwise like ``buffers``."""
     columnwise: bool = True
     """Whether the rule treats every column alike. Then it may be called on blocks of columns, unless it has a buffer of
@@ -86,7 +88,7 @@ class Gossip(Callback, ABC):
         """Whether the rule is called on blocks of columns; not if they would share a narrow buffer."""
         return self.columnwise and not any((self.widths() | self.edge_buffers).values())
 
-    def check(self, graph) -> None:
+    def check(self, graph: "Graph") -> None:
         """Raises a UserError if the rule cannot run on ``graph``; this base checks the weights."""
         if graph.kind not in self.takes:
             sums = {"doubly": "rows and columns", "column": "columns", "row": "rows"}

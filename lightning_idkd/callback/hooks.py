@@ -2,7 +2,7 @@
 
 import inspect
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lightning_idkd.errors import UserError, did_you_mean
 
@@ -72,7 +72,7 @@ class Run(Protocol):
             weight: of these targets against the samples' own labels.
         """
 
-    def call(self, hook: str, **payload) -> None:
+    def call(self, hook: str, **payload: Any) -> None:
         """Calls a hook of all callbacks."""
 
     def say(self, text: str) -> None:
@@ -85,7 +85,7 @@ class Callback:
     at_the_end: float = 0.0
     """Seconds that the callback takes at the end of a run, roughly; the printed time left includes them."""
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in [m for m in vars(cls) if m.startswith("on_")]:
             method = f"{cls.__name__}.{name}"

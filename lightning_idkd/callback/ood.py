@@ -1,7 +1,7 @@
 """The bases of out-of-distribution scores and of the calibrations that choose their thresholds."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lightning_idkd.callback.hooks import Callback
 from lightning_idkd.errors import UserError, did_you_mean
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from lightning_idkd.labels import Outputs
     from lightning_idkd.nodes.node import NodeModule
+
+T = TypeVar("T")
 
 
 def format_probability(p: float) -> str:
@@ -75,7 +77,7 @@ class OodScore(ABC):
         """Returns the classifier that follows the features; raises a UserError if the network offers none."""
         return self._require(outputs.head, "head (nn.Linear)")
 
-    def _require(self, part, name: str):
+    def _require(self, part: T | None, name: str) -> T:
         if part is None:
             raise UserError(f"calibration.score: {type(self).__name__} needs {name}, which this network does not offer")
         return part
