@@ -43,8 +43,9 @@ agent: $(VENV)/.ready  ## run an agent of a W&B sweep: make agent ID=entity/proj
 	@test -n "$(ID)" || { echo "make agent ID=entity/project/id, as make sweep prints it"; exit 2; }
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/wandb agent --forward-signals $(ARGS) $(ID)
 
-lint: $(VENV)/.ready  ## check style
+lint: $(VENV)/.ready  ## check style and types
 	$(BIN)/ruff check .
+	$(BIN)/ty check --python $(VENV)
 
 clean:  ## remove caches and builds; runs/ and .venv stay
 	rm -rf build *.egg-info .pytest_cache .ruff_cache

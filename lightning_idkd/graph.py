@@ -329,9 +329,10 @@ class Graph:
             target.figure.colorbar(drawn, ax=target, shrink=0.8, label=meaning)
             ink = [colours.choose_text_colour(rgb) for rgb in drawn.cmap(drawn.norm(colour))]
         for node in range(self.nodes):
+            x, y = positions[node]
             target.annotate(
                 str(node if labels is None else labels[node]),
-                positions[node],
+                (x, y),
                 ha="center",
                 va="center",
                 fontsize=max(5, 0.42 * math.sqrt(size)),

@@ -60,7 +60,7 @@ class Outputs:
 
     logits: "Tensor"
     features: "Tensor | None" = None
-    head: "nn.Module | None" = None
+    head: "nn.Linear | None" = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -73,8 +73,8 @@ class Outputs:
         """Those of one network, one after the other."""
         import torch
 
-        features = None if parts[0].features is None else torch.cat([p.features for p in parts])
-        return Outputs(torch.cat([p.logits for p in parts]), features, parts[0].head)
+        features = [p.features for p in parts if p.features is not None]
+        return Outputs(torch.cat([p.logits for p in parts]), torch.cat(features) if features else None, parts[0].head)
 
 
 MEASURES = (
@@ -122,7 +122,7 @@ class FineTuning:
     """In the loss of private samples, logits get the log of the node's own (add-one) label frequencies times this (Menon et al.,
     ICLR 2021), so that classes it lacks are not unlearnt; 0 for none, 1 for all."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         share = self.private_share
         require(share is None or 0 < share < 1, "distillation.tuning.private_share", share, "between 0 and 1, or null")
         require(0 < self.weight < math.inf, "distillation.tuning.weight", self.weight, "above 0")

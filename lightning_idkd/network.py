@@ -229,7 +229,7 @@ class Network:
             requests.append(dist.isend(out.contiguous(), q))
         if incoming:
             requests.append(dist.irecv(got, q))
-        for request in requests:
+        for request in filter(None, requests):
             request.wait()
         return got
 

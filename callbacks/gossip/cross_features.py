@@ -89,7 +89,9 @@ class CCL(Gossip):
         """Returns the mean features [n, B, F] of each sample's class."""
         from torch.nn.functional import one_hot, pad
 
-        member = one_hot(ctx.targets.argmax(2), ctx.targets.shape[2]).to(own)  # [n, B, k]
+        targets = ctx.targets
+        assert targets is not None  # a rule that is not columnwise has them
+        member = one_hot(targets.argmax(2), targets.shape[2]).to(own)  # [n, B, k]
         sums = member.mT @ pad(own, (0, 1), value=1.0)  # [n, k, F + 1]; the last column counts samples
         back = member[node].mT @ pad(theirs, (0, 1), value=1.0)
         sums = sums.index_add(0, node, ctx.swap(back.flatten(1), kind="other").view_as(back))

@@ -60,10 +60,11 @@ class LocalSteps(Gossip):
                 setattr(self, hook, getattr(rule, hook))
 
     every_step = True  # LocalSteps around LocalSteps does no more than one of them
-    buffers = property(lambda self: self.rule.buffers)
-    columnwise = property(lambda self: self.rule.columnwise)
-    shares = property(lambda self: self.rule.shares)
-    needs_features = property(lambda self: self.rule.needs_features)
+    # As the rule has them, which may compute them. Nothing assigns them, as their declaration in Gossip would allow.
+    buffers = property(lambda self: self.rule.buffers)  # ty: ignore[invalid-assignment]
+    columnwise = property(lambda self: self.rule.columnwise)  # ty: ignore[invalid-assignment]
+    shares = property(lambda self: self.rule.shares)  # ty: ignore[invalid-assignment]
+    needs_features = property(lambda self: self.rule.needs_features)  # ty: ignore[invalid-assignment]
 
     def check(self, graph: Graph) -> None:
         self.rule.check(graph)

@@ -35,7 +35,7 @@ class LocalOptimizer(Gossip):
         self._state  # noqa: B018 (computing it checks the optimiser)
 
     @property
-    def buffers(self) -> dict[str, int | None]:
+    def buffers(self) -> dict[str, int | None]:  # ty: ignore[incompatible-property-override]  (nothing assigns it)
         return {"steps": 1} | {k: 1 if v.ndim == 0 else None for k, v in self._state.items()}
 
     def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:

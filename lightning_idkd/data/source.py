@@ -108,23 +108,24 @@ class Subset(Source):
         """As :meth:`Source.load`; the images of a limit keep the set's order, and belong to every larger limit too."""
         images = super().load(split, size, channels, key=key)
         if self.classes is not None:
-            images = self._select_classes(images, split, key)
+            images = self._select_classes(images, self.classes, split, key)
         first, last = self.skip or 0, len(images) if self.limit is None else (self.skip or 0) + self.limit
         if split == "test" or (first == 0 and last >= len(images)):
             return images
         require(first < len(images), f"{key}.skip", first, f"below {len(images)}, the number of images")
         return images[np.sort(np.random.default_rng(0).permutation(len(images))[first:last])]
 
-    def _select_classes(self, images: Images, split: str, key: str) -> Images:
+    @staticmethod
+    def _select_classes(images: Images, classes: list[str], split: str, key: str) -> Images:
         if not images.classes and images.unlabelled:
             raise UserError(f"{key}{images.unlabelled}")
-        for name in self.classes:
+        for name in classes:
             if name not in images.classes:
                 some = ", ".join(images.classes[:20]) + (", ..." if len(images.classes) > 20 else "")
                 hint = did_you_mean(name, images.classes)
                 raise UserError(f"{key}.classes: this set has no class '{name}'.{hint} It has: {some or 'no labels'}")
-        images = images.named(self.classes)
+        images = images.named(classes)
         kept = (images.labels >= 0).nonzero()[:, 0].numpy()
         if not len(kept):
-            raise UserError(f"{key}.classes: split '{split}' has no images of {', '.join(self.classes)}")
+            raise UserError(f"{key}.classes: split '{split}' has no images of {', '.join(classes)}")
         return images[kept]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
@@ -18,11 +20,14 @@ class NodeModule(LightningModule):
     ``lightning.Trainer``; among other nodes the gossip rule moves the parameters.
     """
 
+    network: Any
+    """The network, an nn.Module. Some have ``features`` and ``head`` too, which the types of torch do not know."""
+
     def __init__(self, network: nn.Module, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
                  weight_decay: float = 0.0):  # fmt: skip
         super().__init__()
         self.network = network
-        self.optimizer = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        self.optimizer: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, k] of images [N, C, H, W]."""
