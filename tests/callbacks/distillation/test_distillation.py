@@ -74,7 +74,7 @@ def test_a_start_beyond_the_last_epoch_is_refused_with_its_key():
         (["--distillation.encoding", "Packed", "--distillation.encoding.top", "0"], ["distillation.encoding.top", "1 or more"]),
         (["--distillation.tuning.balance", "caps"], ["distillation.tuning.balance", "'cap'"]),
         (["--distillation.tuning.private_share", "1"], ["distillation.tuning.private_share", "between 0 and 1"]),
-        (["--distillation.weighted", "2"], ["distillation.weighted", "2", "bool"]),
+        (["--distillation.weighted", "2"], ["distillation.weighted", "2", "true or false"]),
         (["--distillation", "MutualKD", "--distillation.hops", "2"], ["distillation.hops", "IDKD", "VanillaKD"]),
     ],
 )  # fmt: skip
