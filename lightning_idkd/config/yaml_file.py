@@ -1,4 +1,7 @@
-"""Reads and writes the YAML of configs and sweeps: a key given twice is an error, and what is written reads back equal."""
+"""Reads and writes the YAML of configs and sweeps.
+
+A key that is given twice is an error, and what is written reads back equal.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ NUMBER = re.compile(
     | [-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)? | [-+]?\.(?:inf|Inf|INF) | \.(?:nan|NaN|NAN) )$""",
     re.VERBOSE,
 )
-"""Floats as YAML 1.2 has them: 1e-3 is one, for which YAML 1.1 wants 1.0e-3."""
+"""Floats as YAML 1.2 defines them. 1e-3 is a float there; YAML 1.1 requires 1.0e-3."""
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's, with the numbers of YAML 1.2; dates stay texts."""
+    """PyYAML's loader with the numbers of YAML 1.2; dates stay texts."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML keeps them in the class)
         first: [(tag, form) for tag, form in forms if tag.rpartition(":")[2] not in ("float", "timestamp")]
@@ -31,29 +34,32 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """PyYAML's, which also quotes texts that `Loader` would take for numbers."""
+    """PyYAML's dumper, which also quotes texts that `Loader` would read as numbers."""
 
 
 for _class in (Loader, Dumper):
     _class.add_implicit_resolver(FLOAT, NUMBER, list("-+.0123456789"))
 
 
-def marks(node: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[tuple[Hashable, str, int]]:
-    """What may stand only once below ``node``, with its key and line: a key in its mapping, and a value's dotted key, in any of
-    its spellings (``train: {lr: 1}`` and ``train.lr: 1``; ``init_args`` may be left out)."""
+def find_keys(node: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[tuple[Hashable, str, int]]:
+    """Everything below ``node`` that may be given only once, with its name and line.
+
+    That is every key within its mapping, and every value by its dotted key, so that all spellings of a key count as
+    one: ``train: {lr: 1}`` and ``train.lr: 1``, with or without ``init_args``. """
     for i, item in enumerate(node.value if isinstance(node, yaml.SequenceNode) else ()):
-        yield from marks(item, (*path, str(i)))
+        yield from find_keys(item, (*path, str(i)))
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
-            here, line = (*path, *(part for part in key.value.split(".") if part != "init_args")), key.start_mark.line + 1
+            dotted = (*path, *(part for part in key.value.split(".") if part != "init_args"))
+            line = key.start_mark.line + 1
             yield (path, key.value), key.value, line
             if not isinstance(value, yaml.MappingNode):
-                yield here, ".".join(here), line
-            yield from marks(value, here)
+                yield dotted, ".".join(dotted), line
+            yield from find_keys(value, dotted)
 
 
 def read(text: str, loader: type[yaml.SafeLoader] = Loader) -> Any:
-    """The values in a YAML or JSON ``text``.
+    """Return the values in a YAML or JSON ``text``.
 
     Raises:
         UserError: a key is given twice.
@@ -62,64 +68,71 @@ def read(text: str, loader: type[yaml.SafeLoader] = Loader) -> Any:
     if "\t" in text:
         with contextlib.suppress(ValueError):
             json.loads(text)
-            text = text.replace("\t", " ")  # JSON may have tabs between values, and nowhere else; YAML has none there
+            text = text.replace("\t", " ")  # JSON allows tabs between values only, where YAML does not
     reader = loader(text)
     try:
         node, first = reader.get_single_node(), {}
-        for mark, key, line in marks(node):
-            if mark in first:
-                raise UserError(f"line {line}: '{key}' is given already in line {first[mark]}; allowed: once")
-            first[mark] = line
+        for place, key, line in find_keys(node):
+            if place in first:
+                raise UserError(f"line {line}: '{key}' is given already in line {first[place]}; allowed: once")
+            first[place] = line
         return None if node is None else reader.construct_document(node)
     finally:
         reader.dispose()
 
 
 def read_value(text: str) -> Any:
-    """The value of an option's ``text``, or of a whole config, for jsonargparse; names that YAML takes for no value, such as
-    ``#1``, ``&x``, ``x:`` and ``{a, b}``, stay texts."""
-    found, bare = read(text), text.strip()
-    if found is None:
+    """Return the value of an option's ``text``, or of a whole config, for jsonargparse.
+
+    Names that YAML reads as null or as keys without values, such as ``#1``, ``&x``, ``x:`` and ``{a, b}``, stay texts.
+    """
+    value, bare = read(text), text.strip()
+    if value is None:
         return None if bare.lower() in ("", "~", "null") else text
-    if isinstance(found, dict) and found and all(v is None for v in found.values()):
-        names = bare.removesuffix(":") if len(found) == 1 else bare.strip("{}").replace(" ", "")
-        return text if set(names.split(",")) == set(map(str, found)) else found
-    return found
+    if isinstance(value, dict) and value and all(v is None for v in value.values()):
+        names = bare.removesuffix(":") if len(value) == 1 else bare.strip("{}").replace(" ", "")
+        return text if set(names.split(",")) == set(map(str, value)) else value
+    return value
 
 
-def nest_dotted_keys(found: Any, names: Collection[str]) -> Any:
-    """A config with these top-level ``names`` whose dotted keys, such as gossip.momentum, stand below the key they belong to
-    where that is given too: the parser would let one replace the other. Anything else as it is.
+def nest_dotted_keys(value: Any, names: Collection[str]) -> Any:
+    """Return a config with every dotted key, such as gossip.momentum, below the key it belongs to, where that is given
+    too.
+
+    The parser would let one of the two replace the other. ``names`` are the keys at the top of a config; a mapping with
+    other keys, such as a user's own, is returned unchanged.
 
     Raises:
         UserError: a key stands below null.
     """
-    if not isinstance(found, dict) or not all(isinstance(k, str) and k.split(".")[0] in names for k in found):
-        return found
-    result: dict[str, Any] = {
-        k: nest_dotted_keys(v, v) if isinstance(v, dict) and "class_path" not in v else v for k, v in found.items()
-    }
-    for key in sorted((k for k in result if "." in k), key=lambda k: k.count(".")):
+    if not isinstance(value, dict) or not all(isinstance(key, str) and key.split(".")[0] in names for key in value):
+        return value
+    result: dict[str, Any] = {}
+    for key, inner in value.items():
+        is_group = isinstance(inner, dict) and "class_path" not in inner
+        result[key] = nest_dotted_keys(inner, inner) if is_group else inner
+    for key in sorted((key for key in result if "." in key), key=lambda key: key.count(".")):
         parts = key.split(".")
-        above = next((a for i in range(1, len(parts)) if (a := ".".join(parts[:i])) in result), None)
+        prefixes = [".".join(parts[:i]) for i in range(1, len(parts))]
+        above = next((prefix for prefix in prefixes if prefix in result), None)
         if above is not None and result[above] is None:
             raise UserError(f"{key}: given beside {above}: null, which has no keys; leave one of them out")
         if above is not None and isinstance(result[above], (dict, str)):
-            result[above] = below(result[above], parts[above.count(".") + 1 :], result.pop(key))
+            result[above] = put_below(result[above], parts[above.count(".") + 1 :], result.pop(key))
     return result
 
 
-def below(value: dict | str, parts: list[str], leaf: Any) -> dict:
-    """``value``, a class or a group of keys, with ``leaf`` at the key ``parts`` below it."""
+def put_below(value: dict | str, parts: list[str], leaf: Any) -> dict:
+    """Return ``value``, a class or a group of keys, with ``leaf`` at the key ``parts`` below it."""
     value = {"class_path": value} if isinstance(value, str) else dict(value)
     head, *rest = parts
     if "class_path" in value and head != "init_args":
-        return value | {"init_args": below(value.get("init_args") or {}, parts, leaf)}
+        return value | {"init_args": put_below(value.get("init_args") or {}, parts, leaf)}
     if rest and isinstance(value.get(head), (dict, str)):
-        return value | {head: below(value[head], rest, leaf)}
+        return value | {head: put_below(value[head], rest, leaf)}
     return value | {".".join(parts): leaf}
 
 
 def write(values: Any) -> str:
-    """``values`` as YAML that `read`, and any reader of YAML 1.1, reads back equal."""
+    """Return ``values`` as YAML that `read`, and any reader of YAML 1.1, reads back equal."""
     return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
