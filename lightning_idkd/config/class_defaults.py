@@ -2,7 +2,7 @@
 
 When a class replaces the one that an earlier file or the parser's default named, jsonargparse passes on every argument
 that both classes have. Nobody has chosen that combination: `DSGD` would train with the momentum of the `QGDSGDm` that
-it replaces. With this module arguments survive only where the same class is named again, or none is. """
+it replaces. With this module arguments survive only where the same class is named again, or none is."""
 
 from __future__ import annotations
 

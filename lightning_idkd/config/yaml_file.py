@@ -45,7 +45,7 @@ def find_keys(node: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[tuple[Has
     """Everything below ``node`` that may be given only once, with its name and line.
 
     That is every key within its mapping, and every value by its dotted key, so that all spellings of a key count as
-    one: ``train: {lr: 1}`` and ``train.lr: 1``, with or without ``init_args``. """
+    one: ``train: {lr: 1}`` and ``train.lr: 1``, with or without ``init_args``."""
     for i, item in enumerate(node.value if isinstance(node, yaml.SequenceNode) else ()):
         yield from find_keys(item, (*path, str(i)))
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
