@@ -23,14 +23,14 @@ def require(right: bool, key: str, value: object, allowed: str) -> None:
 
 def explain_write_error(error: Exception, folder: Path) -> str:
     """Why a file in ``folder`` could not be written, in words; torch raises a RuntimeError of its own where a disk is full."""
-    if getattr(error, "strerror", None):
+    if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, RuntimeError):
         return "No space left on device" if shutil.disk_usage(folder).free < LEAST else "writing failed"
     return str(error).splitlines()[0]
 
 
-def require_shape(found: object, shape: Iterable[int], whose: str) -> Any:
+def require_shape(found: Any, shape: Iterable[int], whose: str) -> Any:
     """``found``, refused where it is no tensor of this ``shape``; ``whose`` says whose it is, after the config key."""
     given = list(found.shape) if hasattr(found, "shape") else type(found).__name__
     if given != list(shape):

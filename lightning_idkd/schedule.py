@@ -33,7 +33,7 @@ class Schedule(ABC):
     warmup: float = 0.0
     warmup_from: float = 0.01
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(0 <= self.warmup < math.inf, "train.schedule.warmup", self.warmup, "0 or more epochs")
         allowed = "above 0 (rules divide by it), at most 1"
         require(0 < self.warmup_from <= 1, "train.schedule.warmup_from", self.warmup_from, allowed)
@@ -65,7 +65,7 @@ class Step(Schedule):
     warmup: float = 0.0
     warmup_from: float = 0.01
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(0 < self.gamma <= 1, "train.schedule.gamma", self.gamma, "above 0, at most 1")
         super().__post_init__()
 
@@ -87,7 +87,7 @@ class Cosine(Schedule):
     warmup: float = 0.0
     warmup_from: float = 0.01
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(0 < self.floor <= 1, "train.schedule.floor", self.floor, "above 0 (rules divide by it), at most 1")
         super().__post_init__()
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -113,7 +113,7 @@ def number_classes(labels: list[int | str]) -> tuple[tuple[str, ...], list[int],
     values = sorted(set(labels) - {-1}, key=place)
     names = tuple(dict.fromkeys(class_name(str(value)) for value in values))
     if values == list(range(len(values))):
-        return names, list(labels), ""
+        return names, cast("list[int]", list(labels)), ""
     number_of_name = {name: number for number, name in enumerate(names)}
     number = {value: number_of_name[class_name(str(value))] for value in values} | {-1: -1}
     some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -43,7 +43,7 @@ class OfAnother(Topology):
 
     base: Topology
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.base.directed or self.base.period != 1:
             name = type(self.base).__name__
             raise UserError(f"graph.topology.base: {name} is not static and undirected, as Ring or Torus are")
