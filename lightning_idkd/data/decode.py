@@ -43,8 +43,8 @@ def decode(
         remarks: the source's own, complete once the samples are read.
 
     Raises:
-        UserError: a sample that is not an image and a label, an image that cannot be decoded, images that are not square
-            or differ in size, or no images.
+        UserError: a sample that is not an image and a label, an image that cannot be decoded, images that are not
+            square or differ in size, or no images.
     """
     import torch
 
@@ -72,7 +72,8 @@ def decode(
             for array in arrays:
                 height, width = array.shape[:2]
                 if height != width or array.shape[:2] != (decoded or arrays)[0].shape[:2]:
-                    raise UserError(f"{key}: images are not square or differ in size ({width}x{height}); set data.image_size")
+                    wrong = f"images are not square or differ in size ({width}x{height})"
+                    raise UserError(f"{key}: {wrong}; set data.image_size")
             decoded += arrays
     if not decoded:
         raise UserError(f"{key}: split '{split}' holds no images")
@@ -107,12 +108,15 @@ def check_samples(
             given = f"one with label {sample[1]!r}" if pair else type(sample).__name__
             allowed = "a label from 0 on, or -1" if classes is None else f"a label from 0 to {most - 1}, or -1"
             allowed = "label -1" if classes == () else f"{allowed} for none"
-            raise UserError(f"{key}: sample {number} of split '{split}' is {given}; allowed: (image, label) with {allowed}")
+            where = f"sample {number} of split '{split}'"
+            raise UserError(f"{key}: {where} is {given}; allowed: (image, label) with {allowed}")
         yield sample[0], sample[1] if text else int(sample[1])
 
 
-def _convert_or_refuse(image: Path | bytes | np.ndarray, number: int, size: int | None, channels: int | None, split: str,
-                       key: str) -> tuple[np.ndarray, bool]:  # fmt: skip
+def _convert_or_refuse(
+    image: Path | bytes | np.ndarray, number: int, size: int | None, channels: int | None, split: str, key: str
+) -> tuple[np.ndarray, bool]:
+    """Image ``number`` of the split as `convert` returns it, or a UserError that names it."""
     try:
         return convert(image, size, channels)
     except Exception as error:  # Pillow raises many kinds for broken files: OSError, SyntaxError, its own
@@ -186,7 +190,7 @@ def strip_metadata(image: Path | bytes) -> bytes:
         start, kept = 8, [image[:8]]
         while start + 12 <= len(image):
             end = start + 12 + int.from_bytes(image[start : start + 4], "big")
-            if image[start + 4 : start + 5].isupper():  # chunks that the pixels need; transparency is dropped in any case
+            if image[start + 4 : start + 5].isupper():  # a chunk that the pixels need; transparency is dropped anyway
                 kept.append(image[start:end])
             start = end
         return b"".join(kept)
@@ -213,7 +217,7 @@ def describe_form(image: Path | bytes | np.ndarray) -> str:
 
 
 def crop_and_resize(picture: Picture, size: int | None, channels: int | None) -> np.ndarray:
-    """The middle square of a picture at ``size`` (None: the whole picture as stored), in ``channels`` as for `convert`."""
+    """The middle square of a picture at ``size`` (None: all of it, as stored), with ``channels`` as for `convert`."""
     from PIL import Image
 
     if picture.mode == "P" and "transparency" in picture.info:

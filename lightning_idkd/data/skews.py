@@ -1,4 +1,4 @@
-"""Further ways to deal samples out: by shards, by classes, by sizes, by how images look, and as written in a file."""
+"""Further partitions: by shards, by classes, by sizes, by the look of images, and as a file says."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Shards(Partition):
-    """Samples sorted by class are cut into equal shards, and every node is dealt some of these: few classes a node, equal sizes
-    (McMahan et al., AISTATS 2017, section 3; two shards there).
+    """Samples sorted by class are cut into equal shards, and every node gets the same number of shards at random: nodes
+    have few classes and equal sizes (McMahan et al., AISTATS 2017, section 3, with two shards).
 
     Args:
-        shards_per_node: shards of each node, 1 or more.
+        shards_per_node: number of shards of each node, 1 or more.
     """
 
     shards_per_node: int = 2
@@ -41,26 +41,26 @@ class Shards(Partition):
 
 @dataclass
 class ClassesPerNode(Partition):
-    """Every node holds the same number of classes, drawn at random; a class is split equally among the nodes that hold it, which
-    are as many for each class, give or take one (quantity-based label skew, #C = k, in Li et al., ICDE 2022).
+    """Every node has the same number of classes, drawn at random. A class is divided equally among its nodes, whose
+    numbers differ by at most one between classes (quantity-based label skew, #C = k, in Li et al., ICDE 2022).
 
     Args:
-        classes: classes of each node; times graph.nodes at least the number of classes.
+        classes: number of classes of each node; multiplied by graph.nodes it is at least the number of all classes.
     """
 
     classes: int = 2
 
     def split(self, labels: np.ndarray, nodes: int, rng: np.random.Generator) -> list[np.ndarray]:
-        there = np.unique(labels)
-        least, most = -(-len(there) // nodes), len(there)
+        occurring = np.unique(labels)
+        least, most = -(-len(occurring) // nodes), len(occurring)
         allowed = f"{least} to {most}, for {most} classes on {nodes} nodes"
         require(least <= self.classes <= most, "data.partition.classes", self.classes, allowed)
-        held = np.zeros((nodes, len(there)), int)
+        held = np.zeros((nodes, len(occurring)), int)
         for node in held:
-            node[np.argsort(held.sum(0) + rng.random(len(there)))[: self.classes]] = 1
+            node[np.argsort(held.sum(0) + rng.random(len(occurring)))[: self.classes]] = 1
         parts: list[list[np.ndarray]] = [[] for _ in range(nodes)]
-        for c, label in enumerate(there):
-            holders = rng.permutation(np.flatnonzero(held[:, c]))  # some get one sample more
+        for c, label in enumerate(occurring):
+            holders = rng.permutation(np.flatnonzero(held[:, c]))  # the first ones may get one sample more
             samples = rng.permutation(np.flatnonzero(labels == label))
             for node, piece in zip(holders, np.array_split(samples, len(holders)), strict=True):
                 parts[node].append(piece)
@@ -69,10 +69,11 @@ class ClassesPerNode(Partition):
 
 @dataclass
 class QuantitySkew(Concentrated):
-    """Node sizes drawn from a Dirichlet distribution, labels alike (quantity skew in Li et al., ICDE 2022).
+    """Node sizes are drawn from a Dirichlet distribution, and labels are divided uniformly at random (quantity skew in
+    Li et al., ICDE 2022).
 
     Args:
-        alpha: concentration, above 0; smaller is more skewed.
+        alpha: concentration, above 0; a smaller one gives more skew.
     """
 
     def split(self, labels: np.ndarray, nodes: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -82,13 +83,14 @@ class QuantitySkew(Concentrated):
 
 @dataclass
 class FeatureSkew(IID):
-    """Labels and sizes alike, images not: those of a node are rotated by an angle and multiplied by a brightness of its own, each
-    spread evenly over the nodes in a random order. This is done once to its training and validation images; the test images,
-    which belong to no node, stay as they are. Source of the rotations: Ghosh et al., NeurIPS 2020.
+    """Nodes have equal sizes and similar labels, but their images look different: each node has its own angle, by which
+    its images are rotated, and its own brightness factor. Angles and factors are spread evenly over the nodes, in
+    random orders. They apply once to a node's training and validation images; test images belong to no node and stay as
+    they are. Source of the rotations: Ghosh et al., NeurIPS 2020.
 
     Args:
-        brightness: largest deviation of the factor from 1, from 0 to below 1.
-        rotation: largest angle in degrees, either way, 0 to 180; what comes in from outside the image is black.
+        brightness: largest deviation of the brightness factor from 1, from 0 to below 1.
+        rotation: largest angle in degrees in either direction, 0 to 180; pixels from outside the image are black.
     """
 
     brightness: float = 0.5
@@ -109,11 +111,11 @@ class FeatureSkew(IID):
         from torchvision.transforms.v2.functional import adjust_brightness, rotate
 
         pixels = images.pixels.clone()
-        for train, validation, *look in zip(split.train, split.validation, *self.looks(len(split.train), seed), strict=True):
-            factor, angle = map(float, look)
+        factors, angles = self.looks(len(split.train), seed)
+        for node, (train, validation) in enumerate(zip(split.train, split.validation, strict=True)):
             for part in torch.from_numpy(np.concatenate([train, validation])).split(1024):
-                turned = rotate(pixels[part], angle, InterpolationMode.BILINEAR)
-                pixels[part] = adjust_brightness(turned, factor)
+                rotated = rotate(pixels[part], float(angles[node]), InterpolationMode.BILINEAR)
+                pixels[part] = adjust_brightness(rotated, float(factors[node]))
         return replace(images, pixels=pixels)
 
 
@@ -121,36 +123,40 @@ class FeatureSkew(IID):
 class FromFile(Partition):
     """The partition of another run, or one of your own.
 
-    A run's partition.json also says which samples are held out, whatever data.validation is, and for which images it was made:
-    the same in another order are refused. A list of one list of indices into the training set a node leaves all that open.
-    Images stay as they are, also where FeatureSkew made the file.
+    A run's partition.json also fixes the samples that are held out, whatever data.validation is, and the images it is
+    for: other images, or the same in another order, are refused. A list with one list of indices into the training set
+    per node fixes neither. The images stay as they are, even where the file comes from a run with FeatureSkew.
 
     Args:
-        path: JSON file, a run's partition.json or a list of lists.
+        path: JSON file, either a run's partition.json or a list of lists.
     """
 
     path: str
 
     def check(self, images: Images) -> None:
-        """Compare the images with those that a run's file was made for: by their pixels or, where these were brought to another
-        size or to grey, by the classes of all rows."""
-        made = self._content()
-        data = made.get("data") if isinstance(made, dict) else None
-        if data is None:  # a list of lists, or a run's file from before it said so
+        """Refuse images other than those that a run's file was made for.
+
+        They are compared by their pixels or, where their size or number of channels differs, by the classes of all
+        samples.
+        """
+        content = self._content()
+        data = content.get("data") if isinstance(content, dict) else None
+        if data is None:  # a list of lists, or an old run's file
             return
         try:
             classes, before = data["classes"], data["train"]
             same = images.named(classes).identity if set(classes) == set(images.classes) else images.identity
             part = "pixels" if all(same[k] == before[k] for k in ("channels", "size")) else "labels"
-            known = same["images"] == before["images"] and same[part] == before[part]
+            equal = same["images"] == before["images"] and same[part] == before[part]
         except (KeyError, TypeError, AttributeError) as e:
             raise UserError(f"data.partition.path: '{self.path}' is damaged where it describes its data") from e
-        if not known:
-            how = "other images, or the same in another order" if same["images"] == before["images"] else f"{before['images']:,}"
-            rows = f"{same['images']:,} training images"
+        if not equal:
+            others = f"{before['images']:,}"
+            if same["images"] == before["images"]:
+                others = "other images, or the same in another order"
             raise UserError(
-                f"data.partition.path: '{self.path}' was made for {how}, so its indices mean nothing for these {rows}; a plain "
-                "list of lists of indices is not compared"
+                f"data.partition.path: '{self.path}' was made for {others}, so its indices mean nothing for these "
+                f"{same['images']:,} training images; a plain list of lists of indices is not compared"
             )
 
     def split(self, labels: np.ndarray, nodes: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -170,7 +176,8 @@ class FromFile(Partition):
         if (count != 1).any():
             which = int(np.argmax(count != 1))
             often = "twice or more" if count[which] else "in no list"
-            raise UserError(f"data.partition.path: sample {which} is {often} in '{self.path}'; every one must be in one list")
+            where = f"sample {which} is {often} in '{self.path}'"
+            raise UserError(f"data.partition.path: {where}; every sample must be in one list")
         return parts
 
     def held_out(self) -> list[np.ndarray] | None:
@@ -182,25 +189,27 @@ class FromFile(Partition):
         except OSError as e:
             raise UserError(f"data.partition.path: cannot read '{self.path}' ({e.strerror})") from e
         except ValueError as e:
-            raise UserError(f"data.partition.path: '{self.path}' is no JSON ({e})") from e
+            raise UserError(f"data.partition.path: '{self.path}' is not JSON ({e})") from e
 
     def _read(self) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-        found = self._content()
+        content = self._content()
         try:
-            if not isinstance(found, dict):
-                return arrays(found), None
-            train, validation = (arrays(found["indices"][part]) for part in ("train", "validation"))
+            if not isinstance(content, dict):
+                return to_arrays(content), None
+            train, validation = (to_arrays(content["indices"][part]) for part in ("train", "validation"))
             if len(train) != len(validation):
                 raise ValueError
             return train, validation
         except (KeyError, TypeError, ValueError, OverflowError) as e:
-            raise UserError(
-                f"data.partition.path: '{self.path}' holds neither a run's partition nor a list of one list of indices a node"
-            ) from e
+            allowed = "neither a run's partition nor a list with one list of indices per node"
+            raise UserError(f"data.partition.path: '{self.path}' holds {allowed}") from e
 
 
-def arrays(lists: list[list[int]]) -> list[np.ndarray]:
-    """A node's indices each; a ValueError where they are none."""
-    if not isinstance(lists, list) or not lists or not all(type(i) is int for part in lists for i in part):
+def to_arrays(lists: list[list[int]]) -> list[np.ndarray]:
+    """The indices of every node, int64; a ValueError where they are not lists of integers."""
+    if not isinstance(lists, list) or not lists:
         raise ValueError
+    for part in lists:
+        if not all(type(index) is int for index in part):
+            raise ValueError
     return [np.array(part, dtype=np.int64) for part in lists]

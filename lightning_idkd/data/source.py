@@ -42,7 +42,7 @@ class Source(ABC):
         return None
 
     def labelled_splits(self, split: str, size: int | None, key: str) -> str:
-        """What to set where the stored images of ``split`` have no labels, as a sentence; empty where there is no choice."""
+        """What to set if the stored images of ``split`` have no labels, as a sentence; empty if there is no choice."""
         return ""
 
     def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
@@ -85,8 +85,10 @@ class Subset(Source):
     """Base of the sources that can be cut down to some classes and to a number of images.
 
     Args:
-        limit: number of training images to use, a fixed random choice (many sets are stored sorted by class); null for all.
-        skip: leave out the training images that another source has with this ``limit``, so that they share none; null for none.
+        limit: number of training images to use, a fixed random choice (many sets are stored sorted by class); null for
+            all.
+        skip: leave out the training images that another source uses with this ``limit``, so that the two share none;
+            null for none.
         classes: use these classes only, by name, renumbered in this order; null for all.
     """
 

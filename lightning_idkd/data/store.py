@@ -1,4 +1,4 @@
-"""The nodes' samples as uint8 tensors on the device: the set that each node trains on, and what nodes are asked about."""
+"""The nodes' samples as uint8 tensors on the device: the sets that nodes train on, and the images they predict on."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def same_named(public: Images | None, classes: tuple[str, ...]) -> Tensor:
 class Store:
     """Private, public and test images, and the sets that the nodes ``rows`` train on.
 
-    Private and public images share one pool, so that a distilled sample is an index like any other. Pixels are scaled to
-    zero mean and unit standard deviation per channel over the private training samples of all nodes.
+    Private and public images share one pool, so that a distilled sample is an index like any other. Pixels are scaled
+    to zero mean and unit standard deviation per channel over the private training samples of all nodes.
 
     Args:
         private: the private training images.
@@ -67,8 +67,8 @@ class Store:
         self.rows, self.seed, self.device, self.dtype = rows, seed, torch.device(device), dtype
         self.batch_size, self.augment, self.augment_public = batch, augment, augment_public
         self.tuning = tuning or FineTuning()
-        share = self.tuning.private_share
-        require(share is None or batch > 1, "distillation.tuning.private_share", share, "null where train.batch_size is 1")
+        share, allowed = self.tuning.private_share, "null where train.batch_size is 1"
+        require(share is None or batch > 1, "distillation.tuning.private_share", share, allowed)
 
         self.split, self.classes, self.channels, self.size = split, private.classes, private.channels, private.size
         self.private, self.public = len(private), 0 if public is None else len(public)
@@ -106,14 +106,17 @@ class Store:
     # ------------------------------------------------------------------ the set that each node trains on
 
     def distil(self, labels: list[Labels], step: int) -> None:
-        """From ``step`` on every node here trains on its own samples and on these labels of public ones."""
+        """From ``step`` on every node here trains on its own samples and on public ones with these ``labels``."""
         self.distilled = labels
         self.generation, self.generation_start = self.generation + 1, step
         self._unite()
 
     def soften(self, answers: list[Tensor], weight: float) -> None:
-        """From now on the target of a node's own sample is its label times 1 - ``weight`` plus its answer [a, k] times
-        ``weight``."""
+        """From now on the target of a node's own sample is a mixture of its label and of its answer.
+
+        ``answers`` has, per node, distributions [a, k] over the classes; they count with ``weight``, the labels with
+        1 - ``weight``.
+        """
         self.answers = [soft.to(self.device, self.dtype) for soft in answers], weight
         self._unite()
 
@@ -175,14 +178,14 @@ class Store:
         return math.ceil(round(per_node / self.batch_size, 9))
 
     def order(self, step: int, steps: int) -> Tensor:
-        """Positions [rows, steps * batch] in the nodes' sets for ``steps`` steps from ``step`` on; see :class:`Walks`."""
+        """Positions [rows, steps * batch] in the nodes' sets for ``steps`` steps from ``step`` on (:class:`Walks`)."""
         return self._walks.order(step, steps).to(self.device)
 
     def batch(self, positions: Tensor, step: int) -> tuple[Tensor, ...]:
         """A batch of every node, of the samples at ``positions`` [rows, b] in its set.
 
-        Images [rows, b, C, S, S] are channels-last; target distributions [rows, b, k] are multiplied by the weight of the
-        sample. Where fine-tuning uses them, temperatures [rows, b] and offsets of the logits [rows, b, k] follow.
+        Images [rows, b, C, S, S] are channels-last; target distributions [rows, b, k] are multiplied by the weight of
+        the sample. Where fine-tuning uses them, temperatures [rows, b] and offsets of the logits [rows, b, k] follow.
         """
         flat = self._offset[:, None] + positions
         index, targets = self._index[flat], self._targets[flat]
@@ -208,7 +211,7 @@ class Store:
     # ------------------------------------------------------------------ counts of labels
 
     def mass(self) -> Tensor:
-        """Label mass [rows, k] of the samples that each node here trains on; soft labels count by their probabilities."""
+        """Label mass [rows, k] of the samples that each node trains on; soft labels count by their probabilities."""
         return torch.stack([targets.double().sum(0) for targets in self._targets.split(self.sizes)]).cpu()
 
     def counts(self) -> Tensor:
@@ -230,7 +233,7 @@ class Store:
         test = {image.tobytes() for image in self.test.cpu().numpy()}
         return sum(image.tobytes() in test for image in self.pool[self.private :].cpu().numpy())
 
-    # ------------------------------------------------------------------ images that nodes are asked about
+    # ------------------------------------------------------------------ images that nodes predict on
 
     def _batches(self, pixels: Tensor, index: Tensor | None = None) -> Iterator[Tensor]:
         """Scaled images in batches of fixed size: all ``pixels``, or those at ``index``."""
@@ -274,8 +277,8 @@ class Store:
     def examined(self, split: str, samples: int | None) -> tuple[Callable[[], Iterator[Tensor]], Tensor]:
         """Batches and labels of a fixed random choice of ``samples`` (None: of all) of a ``split``.
 
-        The split is ``test``, the test set, or ``validation``, the validation samples of all nodes. The batches come from
-        a function, so that several nodes can be evaluated on them.
+        The split is ``test``, the test set, or ``validation``, the validation samples of all nodes. The batches come
+        from a function, so that several nodes can be evaluated on them.
         """
         if split == "test":
             pixels, labels, index = self.test, self.test_labels, torch.arange(len(self.test))

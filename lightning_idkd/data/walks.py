@@ -39,12 +39,12 @@ class Walks:
         seed: seed of the run.
         generation: number of exchanges so far; each changes the orders.
         start: step from which on the sets are walked.
-        targets: per node: the target distributions [size, k] of its samples. Where they are given, samples are drawn with
-            replacement, every class (the most probable one of a target) with the same probability.
+        targets: per node: the target distributions [size, k] of its samples. Where they are given, samples are drawn
+            with replacement, every class (the most probable one of a target) with the same probability.
     """
 
-    def __init__(self, sizes: list[list[int]], nodes: range, *, batch: int, share: float | None, seed: int, generation: int,
-                 start: int, targets: list[Tensor] | None = None):  # fmt: skip
+    def __init__(self, sizes: list[list[int]], nodes: range, *, batch: int, share: float | None, seed: int,
+                 generation: int, start: int, targets: list[Tensor] | None = None):  # fmt: skip
         self.seed, self.generation, self.start = seed, generation, start
         self.parts = [divide(own, node, batch, share) for own, node in zip(sizes, nodes, strict=True)]
         self.targets = None if targets is None else dict(zip(nodes, targets, strict=True))
@@ -107,7 +107,7 @@ class Walks:
 
 
 def divide(sizes: list[int], node: int, batch: int, share: float | None) -> list[Part]:
-    """The parts in which a node walks its set: private and distilled samples apart where a ``share`` of a batch is private."""
+    """The parts of a node's set: all of it, or its private and its distilled samples where a ``share`` is private."""
     if share is None or len(sizes) == 1 or sizes[1] == 0:
         return [Part(node, 0, sum(sizes), batch)]
     private = min(max(1, round(share * batch)), batch - 1)  # at least one sample of either kind

@@ -148,20 +148,20 @@ def test_lists_of_indices_leave_the_held_out_part_to_the_config(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([[0, 1, 2], [3, 4, 2]], "sample 2 is twice or more in '{}'; every one must be in one list"),
-        ([[0, 1, 2], [3, 4]], "sample 5 is in no list in '{}'; every one must be in one list"),
+        ([[0, 1, 2], [3, 4, 2]], "sample 2 is twice or more in '{}'; every sample must be in one list"),
+        ([[0, 1, 2], [3, 4]], "sample 5 is in no list in '{}'; every sample must be in one list"),
         ([[0, 1, 2], [3, 4, 6]], "index 6 in '{}'; allowed: 0 to 5, the training set"),
         ([[0, 1, 2], [3, 4, -1]], "index -1 in '{}'; allowed: 0 to 5, the training set"),
         ([[0, 1, 2, 3, 4, 5], []], "node 1 has no training samples in '{}'"),
         ([[0, 1, 2, 3, 4, 5]], "'{}' is for 1 nodes, but graph.nodes is 2"),
-        ([[0, 1.5], [2]], "'{}' holds neither a run's partition nor a list of one list of indices a node"),
-        ([0, 1, 2], "'{}' holds neither a run's partition nor a list of one list of indices a node"),
+        ([[0, 1.5], [2]], "'{}' holds neither a run's partition nor a list with one list of indices per node"),
+        ([0, 1, 2], "'{}' holds neither a run's partition nor a list with one list of indices per node"),
         (
             {"indices": {"train": [[0, 1], [2, 3, 4, 5]], "validation": [[]]}},
-            "'{}' holds neither a run's partition nor a list of one list of indices a node",
+            "'{}' holds neither a run's partition nor a list with one list of indices per node",
         ),
-        ([[0, 10**30], [1]], "'{}' holds neither a run's partition nor a list of one list of indices a node"),
-        ({"train": []}, "'{}' holds neither a run's partition nor a list of one list of indices a node"),
+        ([[0, 10**30], [1]], "'{}' holds neither a run's partition nor a list with one list of indices per node"),
+        ({"train": []}, "'{}' holds neither a run's partition nor a list with one list of indices per node"),
     ],
 )
 def test_a_file_that_is_no_partition_is_refused(content, said, tmp_path):
@@ -213,5 +213,5 @@ def test_a_file_that_is_no_json_is_told(tmp_path, capsys):
     arguments = ["partition", "--data.private", "Digits", "--data.partition", "FromFile", "--data.partition.path"]
     assert main([*arguments, str(tmp_path / "mine.json")]) == 2
     said = capsys.readouterr().err
-    assert "is no JSON" in said
+    assert "is not JSON" in said
     assert len(said.splitlines()) == 1
