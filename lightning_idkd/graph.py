@@ -23,8 +23,8 @@ __all__ = ["Chain", "Complete", "Graph", "Mixing", "Ring", "Social15", "Social32
 
 REMEMBERED = 64  # mixing matrices that are kept where a graph never repeats
 WATCHED = 64  # first steps that are measured where a graph never repeats
-SMALL = 100  # up to so many nodes the better of networkx's layouts takes seconds at most
-SPARSE = 16  # up to so many nodes every W is treated as sparse
+SMALL = 100  # most nodes for which the better of networkx's layouts takes seconds at most
+SPARSE = 16  # most nodes for which every W is treated as sparse
 EXACT = 1e-12  # smaller eigenvalues are 0 up to rounding
 
 Weights = Literal["metropolis", "uniform", "max_degree", "lazy", "push_sum", "average"]

@@ -1,4 +1,4 @@
-"""Data: image sources, and partitions that deal their samples out to nodes."""
+"""Data: sources of images, partitions that divide their samples among nodes, and the store that nodes train from."""
 
 from lightning_idkd.data.concat import Concat
 from lightning_idkd.data.digits import Digits, Glyphs

@@ -36,7 +36,10 @@ class Shards(Partition):
         require(s <= most, "data.partition.shards_per_node", s, allowed)
         order = rng.permutation(len(labels))
         shards = np.array_split(order[np.argsort(labels[order], kind="stable")], nodes * s)
-        return [np.concatenate([shards[i] for i in dealt]) for dealt in rng.permutation(len(shards)).reshape(nodes, -1)]
+        parts = []
+        for chosen in rng.permutation(len(shards)).reshape(nodes, -1):
+            parts.append(np.concatenate([shards[i] for i in chosen]))
+        return parts
 
 
 @dataclass

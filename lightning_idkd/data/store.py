@@ -106,7 +106,7 @@ class Store:
     # ------------------------------------------------------------------ the set that each node trains on
 
     def distil(self, labels: list[Labels], step: int) -> None:
-        """From ``step`` on every node here trains on its own samples and on public ones with these ``labels``."""
+        """From ``step`` on every node here trains on its own samples and on the labelled public ones."""
         self.distilled = labels
         self.generation, self.generation_start = self.generation + 1, step
         self._unite()
@@ -215,7 +215,7 @@ class Store:
         return torch.stack([targets.double().sum(0) for targets in self._targets.split(self.sizes)]).cpu()
 
     def counts(self) -> Tensor:
-        """Private training samples of each class that every node here has, int32 [rows, k]."""
+        """Number of private training samples of each node and class, int32 [rows, k]."""
         return self._counts
 
     @cached_property

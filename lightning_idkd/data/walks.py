@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class Walks:
 
     def order(self, step: int, steps: int) -> Tensor:
         """Positions [rows, steps * batch] in the nodes' sets for ``steps`` steps from ``step`` on, int64 on the CPU."""
-        every_part = [part for parts in self.parts for part in parts]
+        every_part = list(chain.from_iterable(self.parts))
         walk = self._permute if self.targets is None else self._draw
         walks = iter(walk(every_part, step - self.start, steps))
         orders = []

@@ -155,7 +155,8 @@ class Exponential(OnCircle):
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.DiGraph:
         graph = nx.empty_graph(nodes, nx.DiGraph)
-        graph.add_edges_from((i, (i + hop) % nodes) for i in range(nodes) for hop in hops(nodes))
+        for hop in hops(nodes):
+            graph.add_edges_from((i, (i + hop) % nodes) for i in range(nodes))
         return graph
 
 

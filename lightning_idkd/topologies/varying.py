@@ -31,7 +31,8 @@ class OnePeerExponential(OnCircle):
 
     def graph(self, nodes: int, step: int, seed: int) -> nx.DiGraph:
         graph = nx.empty_graph(nodes, nx.DiGraph)
-        graph.add_edges_from((i, (i + hop) % nodes) for i in range(nodes) for hop in hops(nodes)[step : step + 1])
+        for hop in hops(nodes)[step : step + 1]:  # a single node has no hops
+            graph.add_edges_from((i, (i + hop) % nodes) for i in range(nodes))
         return graph
 
 
@@ -105,7 +106,7 @@ def spread_mean(parts: list[tuple[list[int], int]], base: int) -> list[Step]:
     (first, size), *others = parts
     if not others:
         return []
-    later = [node for part, _ in others for node in part]
+    later = list(chain.from_iterable(part for part, _ in others))
     blocks = [first[start : start + size] for start in range(0, len(first), size)]
     weight = size / (len(first) + len(later))
     exchange: Step = []
@@ -178,7 +179,10 @@ def matchings(edges: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
     adjacent.add_nodes_from(edges)
     adjacent.add_edges_from((a, b) for a, b in combinations(edges, 2) if set(a) & set(b))
     colour = nx.greedy_color(adjacent, "DSATUR")
-    return [[e for e in edges if colour[e] == c] for c in range(max(colour.values(), default=-1) + 1)]
+    parts: list[list[tuple[int, int]]] = [[] for _ in range(max(colour.values(), default=-1) + 1)]
+    for edge in edges:
+        parts[colour[edge]].append(edge)
+    return parts
 
 
 def probabilities(laplacians: np.ndarray, budget: float) -> np.ndarray:
