@@ -265,7 +265,7 @@ class Graph:
 
     @property
     def diameter(self) -> int | None:
-        """Largest number of edges between two nodes; None where some node cannot reach another.
+        """Largest distance between two nodes, in edges; None where some node cannot reach another.
 
         The graph has the edges of all steps of a period, or those of step 0 where it never repeats.
         """
@@ -352,4 +352,4 @@ class Graph:
             return dict(enumerate(given))
         if self.nodes <= SMALL and nx.is_connected(nx.Graph(union)):
             return nx.kamada_kawai_layout(nx.Graph(union), pos=start)
-        return nx.spring_layout(union, pos=start, iterations=300, seed=0)  # else from the global generator
+        return nx.spring_layout(union, pos=start, iterations=300, seed=0)  # without a seed it draws from the global one
