@@ -343,5 +343,7 @@ def tables(found: dict) -> str:
     lines += [f"| case | fastest | auto takes | {' | '.join(parts)} | peak memory |", f"|{' --- |' * (len(parts) + 4)}"]
     for name, case in found["cases"].items():
         shown = " | ".join(f"{case['shares'][part]:.1%}" for part in parts)
-        lines.append(f"| {name} | {case['fastest']} | {case['auto']} | {shown} | {report.size(case['peak_memory_bytes'])} |")
+        lines.append(
+            f"| {name} | {case['fastest']} | {case['auto']} | {shown} | {report.format_bytes(case['peak_memory_bytes'])} |"
+        )
     return "\n".join(lines) + "\n"

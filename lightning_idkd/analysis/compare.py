@@ -87,69 +87,69 @@ def gather(paths: list[str]) -> list[tuple[dict, dict]]:
     return found
 
 
-def flat(value: object, key: str = "") -> dict[str, object]:
+def flatten(value: object, key: str = "") -> dict[str, object]:
     """Dotted keys and their values; a class stands for itself, its arguments below it."""
     if isinstance(value, dict):
         if "class_path" in value:
             found = {key: value["class_path"].rsplit(".", 1)[-1]}
-            return found | flat(value.get("init_args") or {}, key)
+            return found | flatten(value.get("init_args") or {}, key)
         found = {}
         for k, v in value.items():
-            found |= flat(v, f"{key}.{k}".lstrip("."))
+            found |= flatten(v, f"{key}.{k}".lstrip("."))
         return found
     if isinstance(value, list) and any(isinstance(v, dict) for v in value):
-        found = {key: "+".join(str(flat(v, "x").get("x", v)) for v in value)}
+        found = {key: "+".join(str(flatten(v, "x").get("x", v)) for v in value)}
         for v in value:
-            found |= {k: w for k, w in flat(v, f"{key}.{flat(v, 'x').get('x', '')}").items() if k.count(".") > 1}
+            found |= {k: w for k, w in flatten(v, f"{key}.{flatten(v, 'x').get('x', '')}").items() if k.count(".") > 1}
         return found
     return {key: value}
 
 
-def short(key: str, keys: set[str]) -> str:
+def shorten(key: str, keys: set[str]) -> str:
     """The end of ``key`` that no other of ``keys`` has."""
     parts = key.split(".")
     ends = (".".join(parts[-n:]) for n in range(1, len(parts)))
     return next((end for end in ends if not any(k != key and f".{k}".endswith(f".{end}") for k in keys)), key)
 
 
-def label(config: dict, groups: tuple[str, ...], varied: set[str]) -> str:
+def build_label(config: dict, groups: tuple[str, ...], varied: set[str]) -> str:
     """What sets this run apart in ``groups``: values of the keys that differ between the runs; further callbacks as +Name."""
     parts = []
     for group in groups:
-        values = flat(config.get(group), group)
+        values = flatten(config.get(group), group)
         here = {k: v for k, v in values.items() if k in varied and (k, v) not in PLAIN}
         if group in METHOD and group in values and any(k.split(".")[0] == group for k in varied):
             here.pop(group, None)
             if group != "callbacks":
-                parts.append(shown(values[group]))
+                parts.append(format_value(values[group]))
             elif values[group]:
                 parts.append(f"+{values[group]}")
-        parts += [f"{short(k, varied)}={shown(v, k)}" for k, v in here.items()]
+        parts += [f"{shorten(k, varied)}={format_value(v, k)}" for k, v in here.items()]
     return " ".join(parts) or "-"
 
 
-def shown(value: object, key: str = "") -> str:
+def format_value(value: object, key: str = "") -> str:
     """A config's value in a label; of an import path the class."""
     return "none" if value is None else str(value).rsplit(".", 1)[-1] if key == "node.module" else str(value)
 
 
-def natural(text: str) -> list[str | float]:
+def build_sort_key(text: str) -> list[str | float]:
     """A key for sorting, by which numbers within texts go by their values."""
     return [float(part) if i % 2 else part for i, part in enumerate(NUMBER.split(text))]
 
 
-def tell_apart(alike: list[tuple[dict, Row]]) -> None:
+def distinguish(alike: list[tuple[dict, Row]]) -> None:
     """Add to the methods of rows with one label the values of further keys, until each differs from the others."""
-    wholes = [leaves({key: at(config, key) for key in ALIKE}) for config, _ in alike]
+    wholes = [list_leaves({key: at(config, key) for key in ALIKE}) for config, _ in alike]
     keys = sorted(k for k in set().union(*wholes) if len({repr(w.get(k)) for w in wholes}) > 1)
     for key in keys:
         for (_, row), whole in zip(alike, wholes, strict=True):
-            row.method += f" {short(key, set(keys))}={shown(whole.get(key))}"
+            row.method += f" {shorten(key, set(keys))}={format_value(whole.get(key))}"
         if len({row.method for _, row in alike}) == len(alike):
             break
 
 
-def leaves(value: object, key: str = "") -> dict[str, object]:
+def list_leaves(value: object, key: str = "") -> dict[str, object]:
     """Dotted keys and values of all that is neither a dict nor a list of dicts."""
     if isinstance(value, list) and any(isinstance(v, dict) for v in value):
         value = dict(enumerate(value))
@@ -157,13 +157,13 @@ def leaves(value: object, key: str = "") -> dict[str, object]:
         return {key: value}
     found: dict[str, object] = {}
     for k, v in value.items():
-        found |= leaves(v, f"{key}.{k}".lstrip("."))
+        found |= list_leaves(v, f"{key}.{k}".lstrip("."))
     return found
 
 
-def rows(runs: list[tuple[dict, dict]], metrics: list[str]) -> list[Row]:
+def build_rows(runs: list[tuple[dict, dict]], metrics: list[str]) -> list[Row]:
     """A row for each method in each setting."""
-    flats = [flat({k: v for k, v in config.items() if k in SETTING + METHOD}) for config, _ in runs]
+    flats = [flatten({k: v for k, v in config.items() if k in SETTING + METHOD}) for config, _ in runs]
     # a class that only some runs have brings arguments that only these have: they say nothing beyond its name
     varied = {k for k in set().union(*flats) if len({repr(f[k]) for f in flats if k in f}) > 1}
     varied |= {k for k in set().union(*flats) if k in METHOD and len({repr(f.get(k)) for f in flats}) > 1}
@@ -171,7 +171,7 @@ def rows(runs: list[tuple[dict, dict]], metrics: list[str]) -> list[Row]:
     for config, summary in runs:
         row = next((row for other, row in found if difference(config, other, ALIKE) is None), None)
         if row is None:
-            row = Row(label(config, SETTING, varied), label(config, METHOD, varied))
+            row = Row(build_label(config, SETTING, varied), build_label(config, METHOD, varied))
             found.append((config, row))
         for metric in metrics:
             value: object = summary
@@ -184,50 +184,50 @@ def rows(runs: list[tuple[dict, dict]], metrics: list[str]) -> list[Row]:
         named.setdefault((row.setting, row.method), []).append((config, row))
     for alike in named.values():
         if len(alike) > 1:
-            tell_apart(alike)
-    return sorted((row for _, row in found), key=lambda r: (natural(r.setting), natural(r.method)))
+            distinguish(alike)
+    return sorted((row for _, row in found), key=lambda r: (build_sort_key(r.setting), build_sort_key(r.method)))
 
 
 Cell = tuple[float, float | None, int]
 """Mean over seeds, spread (None for one seed), and number of seeds."""
 
 
-def spread(values: list[float]) -> Cell:
+def summarise(values: list[float]) -> Cell:
     """Mean and standard deviation (n - 1) of some values, and how many there are."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
 
 
-def paired(row: Row, baseline: Row, metric: str) -> Cell | None:
+def compare_by_seed(row: Row, baseline: Row, metric: str) -> Cell | None:
     """Mean difference to the baseline over the seeds that both have, with its standard error."""
     ours, theirs = row.values.get(metric, {}), baseline.values.get(metric, {})
     differences = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
     if not differences:
         return None
-    mean, sd, seeds = spread(differences)
+    mean, sd, seeds = summarise(differences)
     return mean, None if sd is None else sd / math.sqrt(seeds), seeds
 
 
-def scale(metric: str) -> int:
+def find_scale(metric: str) -> int:
     """What a metric is multiplied by to be shown: accuracies are in percent."""
     return 100 if metric.startswith(("accuracy", "validation")) else 1
 
 
-def heading(metric: str) -> str:
+def format_heading(metric: str) -> str:
     """A metric in words, with its unit."""
-    return WORDS.get(metric, metric.replace("/", ", ").replace("_", " ")) + " (%)" * (scale(metric) == 100)
+    return WORDS.get(metric, metric.replace("/", ", ").replace("_", " ")) + " (%)" * (find_scale(metric) == 100)
 
 
-def number(metric: str, mean: float, sd: float | None, seeds: int, sign: bool = False) -> str:
+def format_number(metric: str, mean: float, sd: float | None, seeds: int, sign: bool = False) -> str:
     """A metric as it is shown: the mean, and behind it the spread and the number of seeds where there are several."""
-    by = scale(metric)
+    by = find_scale(metric)
     form = ".1f" if by == 100 else ".4g"
     return f"{by * mean:{'+' if sign else ''}{form}}" + ("" if sd is None else f" ± {by * sd:{form}} ({seeds})")
 
 
-def table(runs: list[tuple[dict, dict]], metrics: list[str], baseline: str | None = None) -> tuple[list[str], list[list]]:
+def build_table(runs: list[tuple[dict, dict]], metrics: list[str], baseline: str | None = None) -> tuple[list[str], list[list]]:
     """Head and lines: setting, method, number of seeds, then a :data:`Cell` of every metric, and of the first one's difference
     to ``baseline``; None where there is none. Spreads are standard deviations, the difference's is its standard error."""
-    made = rows(runs, metrics)
+    made = build_rows(runs, metrics)
     for metric in metrics:
         if not any(metric in row.values for row in made):
             known = sorted(f"{a}/{k}" for a, v in runs[0][1].items() if isinstance(v, dict) for k in v)
@@ -239,10 +239,10 @@ def table(runs: list[tuple[dict, dict]], metrics: list[str], baseline: str | Non
     head = ["setting", "method", "seeds", *metrics] + [f"against {baseline}"] * bool(baseline)
     lines = []
     for row in made:
-        cells = [spread(list(row.values[m].values())) if m in row.values else None for m in metrics]
+        cells = [summarise(list(row.values[m].values())) if m in row.values else None for m in metrics]
         if baseline is not None:
             there = row.setting in against and row.method != baseline
-            cells.append(paired(row, against[row.setting], metrics[0]) if there else None)
+            cells.append(compare_by_seed(row, against[row.setting], metrics[0]) if there else None)
         lines.append([row.setting, row.method, max(map(len, row.values.values()), default=0), *cells])
     return head, lines
 
@@ -253,7 +253,7 @@ LEGEND = (
 )
 
 
-def text(head: list[str], lines: list[list], form: str) -> str:
+def format_table(head: list[str], lines: list[list], form: str) -> str:
     """The table as such, as Markdown, LaTeX, or CSV, which has all digits and spreads in columns of their own."""
     metrics = [name if not name.startswith("against ") else head[3] for name in head[3:]]
     if form == "csv":
@@ -265,14 +265,16 @@ def text(head: list[str], lines: list[list], form: str) -> str:
         return out.getvalue()
 
     def written(metric: str, name: str, cell: Cell | None) -> str:
-        return "-" if cell is None else number(metric, *cell, sign=name.startswith("against "))
+        return "-" if cell is None else format_number(metric, *cell, sign=name.startswith("against "))
 
     cells = [
         [*map(str, line[:3]), *(written(m, name, c) for m, name, c in zip(metrics, head[3:], line[3:], strict=True))]
         for line in lines
     ]
     words = [
-        f"{heading(m)}, difference to {name.removeprefix('against ')}" if name.startswith("against ") else heading(m)
+        f"{format_heading(m)}, difference to {name.removeprefix('against ')}"
+        if name.startswith("against ")
+        else format_heading(m)
         for m, name in zip(metrics, head[3:], strict=True)
     ]
     head = [*head[:3], *words]
@@ -292,18 +294,20 @@ def text(head: list[str], lines: list[list], form: str) -> str:
 
 def show(paths: list[str], metrics: list[str], baseline: str | None, form: str, picture: str | None = None) -> None:
     """Print the table, and draw it into an image file."""
-    head, lines = table(gather(paths), metrics, baseline)
+    head, lines = build_table(gather(paths), metrics, baseline)
     if picture is not None:
         from lightning_idkd.records import pictures
 
         names = [" ".join(filter(lambda part: part != "-", line[:2])) for line in lines]
         scaled = {
-            heading(m): [c and (c[0] * scale(m), c[1] and c[1] * scale(m), c[2]) for c in (line[3 + j] for line in lines)]
+            format_heading(m): [
+                c and (c[0] * find_scale(m), c[1] and c[1] * find_scale(m), c[2]) for c in (line[3 + j] for line in lines)
+            ]
             for j, m in enumerate(metrics)
         }
         try:
-            pictures.dots(names, scaled).savefig(picture, dpi=120)
+            pictures.draw_dots(names, scaled).savefig(picture, dpi=120)
         except (OSError, ValueError) as e:  # matplotlib refuses a format with a ValueError
             raise UserError(f"--plot: cannot draw into '{picture}' ({getattr(e, 'strerror', None) or e})") from e
         print(f"drawn: {picture}", file=sys.stderr)
-    print(text(head, lines, form), end="")
+    print(format_table(head, lines, form), end="")

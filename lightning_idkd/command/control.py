@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lightning_idkd.config.resolved import RESULT, difference
 from lightning_idkd.errors import UserError
-from lightning_idkd.records.report import size
+from lightning_idkd.records.report import format_bytes
 from lightning_idkd.records.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def table(method: str, summary: dict, control: dict) -> str:
     rows = [("", *keys, "sent")]
     for name, found in ((method, summary), ("no distillation", control)):
         sent = sum(v for k, v in found["communication"].items() if k.endswith("_bytes"))
-        rows.append((name, *(f"{100 * found['accuracy'][k]:.1f}" for k in keys.values()), size(sent)))
+        rows.append((name, *(f"{100 * found['accuracy'][k]:.1f}" for k in keys.values()), format_bytes(sent)))
     gains = [100 * (summary["accuracy"][k] - control["accuracy"][k]) for k in keys.values()]
     rows.append(("difference", *(f"{gain:+.1f}" for gain in gains), ""))
     lines = "".join(f"{name:<16} {a:>10} {b:>8} {c:>10} {d:>10}".rstrip() + "\n" for name, a, b, c, d in rows)

@@ -21,12 +21,12 @@ def main(arguments: list[str]) -> int:
     from lightning_idkd.training.build import private_images
 
     private = private_images(config)
-    print("".join(report.part("note", note) + "\n" for note in collect_notes(("data.private", private))), end="")
+    print("".join(report.format_field("note", note) + "\n" for note in collect_notes(("data.private", private))), end="")
     labels, k = private.labels.numpy(), len(private.classes)
     split = partition(config.data.partition, labels, config.graph.nodes, config.seed, config.data.validation, k)
     table(split, private.classes)
-    print("\n".join(report.part(*found) for found in lines(split).items()))
-    figure = pictures.label_counts(split.histogram, private.classes)
+    print("\n".join(report.format_field(*found) for found in lines(split).items()))
+    figure = pictures.draw_label_counts(split.histogram, private.classes)
     draw(config.resolved["out"], f"{split.rule.lower()}_{config.graph.nodes}.png", lambda file: figure.savefig(file, dpi=120))
     return 0
 

@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     """Print a graph's numbers and draw it."""
     config = configure(["--data.private", "Digits", *arguments], "topology")  # no data are needed or read
     graph = config.graph.build(config.seed)
-    print("\n".join(report.part(*found) for found in lines(config, graph).items()))
+    print("\n".join(report.format_field(*found) for found in lines(config, graph).items()))
     draw(config.resolved["out"], f"{graph.name.lower()}_{graph.nodes}.png", graph.draw)
     return 0
 
@@ -40,8 +40,8 @@ def lines(config: Config, graph: Graph) -> dict[str, str]:
         "diameter": "-" if graph.diameter is None or graph.period is None else str(graph.diameter),
         "spectrum": f"gap {graph.spectral_gap():.4f}, smallest eigenvalue {round(graph.smallest_eigenvalue(), 4) + 0.0:.4f}",
         "consensus": consensus(graph),
-        "sends": f"{report.size(degrees.mean() * message)} a node and step, "
-        f"{report.size(degrees.sum(1).mean() * message)} all nodes, for one message an edge ({counted})",
+        "sends": f"{report.format_bytes(degrees.mean() * message)} a node and step, "
+        f"{report.format_bytes(degrees.sum(1).mean() * message)} all nodes, for one message an edge ({counted})",
     }
 
 

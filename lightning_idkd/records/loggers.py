@@ -31,7 +31,7 @@ def make(config: Config, folder: RunFolder) -> list:
     return [{"csv": Table, "tensorboard": TensorBoard, "wandb": WandB}[asked.kind](config, folder)]
 
 
-def numbers(line: dict) -> dict[str, float]:
+def select_numbers(line: dict) -> dict[str, float]:
     """What loggers can plot of a line of metrics."""
     return {k: v for k, v in line.items() if isinstance(v, (int, float))}
 
@@ -56,7 +56,7 @@ class Table:
         folder.file("csv").mkdir(exist_ok=True)
 
     def write(self, lines: list[dict], pictures: dict[str, Path]) -> None:
-        rows = [numbers(line) for line in lines]
+        rows = [select_numbers(line) for line in lines]
         text = io.StringIO()
         table = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
         table.writeheader()
@@ -79,7 +79,7 @@ class TensorBoard:
             raise UserError("logger.kind: tensorboard needs a package that is not installed: pip install tensorboard") from e
 
     def write(self, lines: list[dict], pictures: dict[str, Path]) -> None:
-        self.logger.log_metrics(numbers(lines[-1]), step=lines[-1]["step"])
+        self.logger.log_metrics(select_numbers(lines[-1]), step=lines[-1]["step"])
         self.logger.save()
 
     def finish(self, summary: dict | None) -> None:
@@ -99,12 +99,12 @@ class WandB:
         self.folder, self.table = folder, None
         if folder.wandb_id() is None:
             folder.file("wandb").mkdir(exist_ok=True)
-            folder.text("wandb/run_id.txt", given_id(config) or secrets.token_hex(4))
+            folder.text("wandb/run_id.txt", read_wandb_id(config) or secrets.token_hex(4))
         self.id = folder.wandb_id()
-        there = written(folder.file("wandb"), self.id)
+        there = read_logged_steps(folder.file("wandb"), self.id)
         self.staging = {k: folder.file(f"wandb/{name}") for k, name in STAGING.items() if k not in os.environ}
         os.environ.update({k: str(path.resolve()) for k, path in self.staging.items()})
-        offline = config.logger.offline if config.logger.offline is not None else not logged_in()
+        offline = config.logger.offline if config.logger.offline is not None else not is_logged_in()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -146,12 +146,12 @@ class WandB:
     def write(self, lines: list[dict], pictures: dict[str, Path]) -> None:
         import wandb
 
-        for step, line in zip(steps(lines), lines, strict=True):
+        for step, line in zip(number_steps(lines), lines, strict=True):
             if step not in self.logged:
                 shown = pictures if line is lines[-1] else {}
                 media = {f"pictures/{name}": wandb.Image(str(path)) for name, path in shown.items()}
                 self.run.log({}, step=step, commit=False)  # files are named by the step that the run is at
-                self.run.log(numbers(line) | media | {"per_node": self.rows(line)}, step=step, commit=True)
+                self.run.log(select_numbers(line) | media | {"per_node": self.rows(line)}, step=step, commit=True)
                 self.logged.add(step)
 
     def rows(self, line: dict):
@@ -177,12 +177,12 @@ class WandB:
             del os.environ[variable]
 
 
-def given_id(config: Config) -> str | None:
+def read_wandb_id(config: Config) -> str | None:
     """The id of the W&B run that this run is to be, which agents of sweeps give; None where W&B is not asked for one."""
     return os.environ.get("WANDB_RUN_ID") or None if config.logger is not None and config.logger.kind == "wandb" else None
 
 
-def steps(lines: list[dict]) -> list[int]:
+def number_steps(lines: list[dict]) -> list[int]:
     """W&B's step of every line: the training step, but one more than the line before where that is as far."""
     found: list[int] = []
     for line in lines:
@@ -190,7 +190,7 @@ def steps(lines: list[dict]) -> list[int]:
     return found
 
 
-def written(folder: Path, id: str) -> set[int]:
+def read_logged_steps(folder: Path, id: str) -> set[int]:
     """The steps that the W&B files of a run hold. A file that a kill cut within a record is ended before it: `wandb sync` takes
     no further file of a run behind a broken one."""
     from google.protobuf.message import DecodeError
@@ -199,7 +199,7 @@ def written(folder: Path, id: str) -> set[int]:
     found: set[int] = set()
     for path in folder.glob(f"*run-*/run-{id}.wandb"):
         content, whole = path.read_bytes(), HEADER
-        for whole, text in records(content):  # noqa: B007 (read behind the loop)
+        for whole, text in read_records(content):  # noqa: B007 (read behind the loop)
             try:
                 record = Record.FromString(text)
             except DecodeError:
@@ -215,7 +215,7 @@ def written(folder: Path, id: str) -> set[int]:
 HEADER = 7  # bytes before the first record of a .wandb file
 
 
-def records(content: bytes) -> Iterator[tuple[int, bytes]]:
+def read_records(content: bytes) -> Iterator[tuple[int, bytes]]:
     """The records of a .wandb file and where each ends. The format is LevelDB's log: blocks of 32 KiB with pieces of records,
     each headed by checksum (4 bytes), length (2) and kind (1: whole, 2: first, 3: middle, 4: last)."""
     at, record = HEADER, b""
@@ -231,7 +231,7 @@ def records(content: bytes) -> Iterator[tuple[int, bytes]]:
             record = b""
 
 
-def logged_in() -> bool:
+def is_logged_in() -> bool:
     """Whether W&B would find a key, without asking for one."""
     import wandb
 

@@ -48,16 +48,16 @@ class Pictures(Callback):
         before, after = (run.network.report(mass).numpy() for mass in (run.store.counts(), run.store.mass()))
         if not run.fabric.is_global_zero:
             return
-        run.say(report.part("pictures", "drawing plots/"))
+        run.say(report.format_field("pictures", "drawing plots/"))
         heterogeneity = metrics["homogeneity/before"], metrics["homogeneity/after"]
         figures = {
-            "accuracy": accuracy(run.lines, [exchange["epoch"] for exchange in run.progress.exchanges]),
-            "labels": label_mass(before, after if run.progress.exchanges else None, run.store.classes, heterogeneity),
+            "accuracy": draw_accuracy(run.lines, [exchange["epoch"] for exchange in run.progress.exchanges]),
+            "labels": draw_label_mass(before, after if run.progress.exchanges else None, run.store.classes, heterogeneity),
         }
         if self.scores:
             scores = [(*(part.numpy() for part in parts), threshold) for *parts, threshold in self.scores]
             aurocs, score = run.progress.per_node["auroc"], run.calibration.score
-            figures |= {"scores": score_histograms(scores, aurocs, score), "roc": roc_curves(scores, aurocs)}
+            figures |= {"scores": draw_score_histograms(scores, aurocs, score), "roc": draw_roc_curves(scores, aurocs)}
         files = {name: run.folder.file(f"plots/{name}.png") for name in (*figures, "graph")}
         for name, figure in figures.items():
             figure.savefig(files[name], dpi=120)
@@ -66,15 +66,15 @@ class Pictures(Callback):
         run.add_pictures(files)
 
 
-def new(width: float, height: float) -> Figure:
+def make_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def accuracy(lines: list[dict], exchanges: list[int]) -> Figure:
+def draw_accuracy(lines: list[dict], exchanges: list[int]) -> Figure:
     """Accuracy of nodes and consensus over epochs; ``exchanges`` are the epochs trained before each exchange of labels."""
-    figure = new(7, 4)
+    figure = make_figure(7, 4)
     axes = figure.add_subplot(xlabel="epoch", ylabel="test accuracy (%)")
     epochs = [line["epoch"] for line in lines]
     for i, epoch in enumerate(exchanges):
@@ -92,7 +92,7 @@ def accuracy(lines: list[dict], exchanges: list[int]) -> Figure:
     return figure
 
 
-def label_mass(
+def draw_label_mass(
     before: np.ndarray,
     after: np.ndarray | None,
     classes: tuple[str, ...],
@@ -104,18 +104,18 @@ def label_mass(
     masses = [before] if after is None else [before, after]
     height = min(0.25 * n, 10) + 1.8
     if k > BARS:
-        figure = new(1.5 + 5 * len(masses), height)
+        figure = make_figure(1.5 + 5 * len(masses), height)
         panels = figure.subplots(1, len(masses), sharey=True, squeeze=False)[0]
         most = max(mass.max() for mass in masses)
         for axes, mass in zip(panels, masses, strict=True):
-            shown = shaded(axes, mass, most, 0.5)
+            shown = draw_shades(axes, mass, most, 0.5)
             axes.set_xlabel("class")
         figure.colorbar(shown, ax=list(panels), label="training samples (mass), shades by its square root", aspect=30, pad=0.02)
     else:
-        figure = new(1.5 + 4.25 * len(masses), height)
+        figure = make_figure(1.5 + 4.25 * len(masses), height)
         panels = figure.subplots(1, len(masses), sharex=True, sharey=True, squeeze=False)[0]
         for axes, mass in zip(panels, masses, strict=True):
-            bars(axes, mass, classes)
+            draw_bars(axes, mass, classes)
         panels[0].set_ylim(n - 0.4, -0.6)  # node 0 at the top
         panels[-1].legend(fontsize="x-small", ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
     for axes, title, value in zip(panels, ("private", "private + distilled"), heterogeneity, strict=False):
@@ -124,7 +124,7 @@ def label_mass(
     return figure
 
 
-def bars(axes: Axes, mass: np.ndarray, classes: tuple[str, ...]) -> None:
+def draw_bars(axes: Axes, mass: np.ndarray, classes: tuple[str, ...]) -> None:
     """A stacked bar a node; the eleventh class on repeats the colours, hatched."""
     left = 0 * mass[:, 0]
     for c, label in enumerate(classes):
@@ -135,7 +135,7 @@ def bars(axes: Axes, mass: np.ndarray, classes: tuple[str, ...]) -> None:
     axes.set_xlabel("training samples (mass) by class")
 
 
-def shaded(axes: Axes, mass: np.ndarray, most: float, power: float = 1) -> AxesImage:
+def draw_shades(axes: Axes, mass: np.ndarray, most: float, power: float = 1) -> AxesImage:
     """A cell for every node and class, white at 0 and darkest at ``most``, its shade by ``power`` of the mass."""
     from matplotlib.colors import PowerNorm
 
@@ -143,13 +143,13 @@ def shaded(axes: Axes, mass: np.ndarray, most: float, power: float = 1) -> AxesI
     return axes.imshow(mass, cmap=colours.shades(), norm=norm, aspect="auto", interpolation="nearest")
 
 
-def label_counts(histogram: np.ndarray, classes: tuple[str, ...]) -> Figure:
+def draw_label_counts(histogram: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """How many samples of each class every node holds, [n, k]; the numbers stand in the cells where they fit."""
     n, k = histogram.shape
     width, height = min(0.45 * k, 14), min(0.28 * n, 12)
-    figure = new(width + 2.5, height + 1.6)
+    figure = make_figure(width + 2.5, height + 1.6)
     axes = figure.add_subplot(xlabel="class", ylabel="node")
-    shown = shaded(axes, histogram, histogram.max())
+    shown = draw_shades(axes, histogram, histogram.max())
     axes.set_yticks(range(0, n, max(1, n // 16)))
     if k <= BARS:
         slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, classes)) > 2 else {}
@@ -164,7 +164,7 @@ def label_counts(histogram: np.ndarray, classes: tuple[str, ...]) -> Figure:
     return figure
 
 
-def score_histograms(scores: list[tuple], aurocs: list[float], score: OodScore) -> Figure:
+def draw_score_histograms(scores: list[tuple], aurocs: list[float], score: OodScore) -> Figure:
     """Scores of own held-out, public and noise samples with the threshold, node by node; of many nodes those with the smallest
     and largest AUROC."""
     nodes, some, half = list(range(len(scores))), "", PANELS // 2
@@ -174,7 +174,7 @@ def score_histograms(scores: list[tuple], aurocs: list[float], score: OodScore) 
         nodes = ranked[:half] + ranked[max(half, held - half) :][:half]
         some = f"; the {half} worst and the {half} best of {len(scores)} nodes by AUROC"
     columns = min(4, len(nodes))
-    figure = new(3 * columns, 2 * -(-len(nodes) // columns) + 0.4)
+    figure = make_figure(3 * columns, 2 * -(-len(nodes) // columns) + 0.4)
     panels = figure.subplots(-(-len(nodes) // columns), columns, squeeze=False).flat
     for node, axes in zip(nodes, panels, strict=False):
         private, public, noise, threshold = scores[node]
@@ -211,10 +211,10 @@ def score_histograms(scores: list[tuple], aurocs: list[float], score: OodScore) 
     return figure
 
 
-def roc_curves(scores: list[tuple], aurocs: list[float]) -> Figure:
+def draw_roc_curves(scores: list[tuple], aurocs: list[float]) -> Figure:
     """ROC of own held-out against public samples: nodes in grey with their thresholds as dots, their mean (of own samples kept
     at every share of public ones) in bold, and the AUROC above."""
-    figure = new(4.8, 4.8)
+    figure = make_figure(4.8, 4.8)
     axes = figure.add_subplot(
         xlabel="public samples kept", ylabel="held-out own samples kept", xlim=(0, 1), ylim=(0, 1.01), aspect="equal"
     )
@@ -237,10 +237,10 @@ def roc_curves(scores: list[tuple], aurocs: list[float]) -> Figure:
     return figure
 
 
-def dots(names: list[str], metrics: dict[str, list[tuple | None]]) -> Figure:
+def draw_dots(names: list[str], metrics: dict[str, list[tuple | None]]) -> Figure:
     """A panel a metric: its mean in every row of a table with spread and number of seeds (mean, spread, seeds), None where a row
     has none."""
-    figure = new(2.5 + 0.06 * max(map(len, names)) + 2.4 * len(metrics), 0.9 + 0.28 * len(names))
+    figure = make_figure(2.5 + 0.06 * max(map(len, names)) + 2.4 * len(metrics), 0.9 + 0.28 * len(names))
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, (metric, cells) in zip(panels, metrics.items(), strict=True):
         for row, cell in enumerate(cells):

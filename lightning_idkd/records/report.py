@@ -18,12 +18,12 @@ COLUMNS = ("epoch", "phase", "loss", "node mean", "min", "max", "consensus", "di
 _FORM = "{:>9}  {:<7} {:>7}  {:>9} {:>6} {:>6} {:>10} {:>9} {:>9} {:>10} {:>7}"
 
 
-def head() -> str:
+def format_head() -> str:
     """The line above the columns; accuracies in percent."""
     return _FORM.format(*COLUMNS)
 
 
-def size(n: float) -> str:
+def format_bytes(n: float) -> str:
     """Bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if n < 1000:
@@ -32,7 +32,7 @@ def size(n: float) -> str:
     return f"{n:.3g} TB"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Minutes and seconds, hours where it takes that long."""
     if not math.isfinite(seconds):
         return "-"
@@ -58,7 +58,11 @@ class Countdown:
         now = time.monotonic()
         if now - self.said >= PAUSE:
             self.said, share = now, min(max(self.done, 1) / self.total, 1)
-            self.say(part("progress", f"{self.what}: {share:.0%}, {clock((now - self.started) * (1 - share) / share)} left"))
+            self.say(
+                format_field(
+                    "progress", f"{self.what}: {share:.0%}, {format_duration((now - self.started) * (1 - share) / share)} left"
+                )
+            )
         self.done += 1
 
 
@@ -74,42 +78,42 @@ def describe_exchange(exchange: dict, kept: float) -> str:
     return text
 
 
-def line(metrics: dict, epochs: int, left: float) -> str:
+def format_line(metrics: dict, epochs: int, left: float) -> str:
     """One evaluation; ``left`` in seconds."""
     epoch = metrics["epoch"]
     sent = sum(v for k, v in metrics.items() if k.startswith("communication/") and k.endswith("_bytes"))
     percent = [f"{100 * metrics[f'accuracy/{k}']:.1f}" for k in ("node_mean", "node_min", "node_max", "consensus")]
     return _FORM.format(
         f"{epoch}/{epochs}", metrics["phase"], f"{metrics['train/loss']:.4f}" if "train/loss" in metrics else "-", *percent,
-        f"{metrics['consensus_distance']:.4f}", size(sent), f"{metrics['throughput/samples_per_second']:,.0f}",
-        clock(left),
+        f"{metrics['consensus_distance']:.4f}", format_bytes(sent), f"{metrics['throughput/samples_per_second']:,.0f}",
+        format_duration(left),
     )  # fmt: skip
 
 
-def table(summary: dict, folder: Path) -> None:
+def print_table(summary: dict, folder: Path) -> None:
     """The final table."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    rows = Table(title=title(summary), title_justify="left", show_header=False)
-    for key, value in numbers(summary):
+    rows = Table(title=format_title(summary), title_justify="left", show_header=False)
+    for key, value in list_results(summary):
         rows.add_row(key, escape(value))
     Console().print(rows)
     print(f"files: {folder}")  # outside the table, which would cut it
 
 
-def started(parts: dict[str, str]) -> str:
+def format_start(parts: dict[str, str]) -> str:
     """The lines above the first evaluation."""
-    return "\n".join(part(k, v) for k, v in parts.items()) + f"\n{head()}"
+    return "\n".join(format_field(k, v) for k, v in parts.items()) + f"\n{format_head()}"
 
 
-def part(name: str, text: str) -> str:
+def format_field(name: str, text: str) -> str:
     """One of them."""
     return f"{name:<10} {text}"
 
 
-def numbers(summary: dict) -> list[tuple[str, str]]:
+def list_results(summary: dict) -> list[tuple[str, str]]:
     """The rows of the final table."""
     accuracy, sent, ood = summary["accuracy"], summary["communication"], summary["ood"]
 
@@ -128,7 +132,8 @@ def numbers(summary: dict) -> list[tuple[str, str]]:
         ("consensus distance", f"{summary['consensus_distance']:.4f}"),
         (
             "sent",
-            f"{size(sent['parameter_bytes'])} parameters, {size(sent['label_bytes'])} labels, {size(sent['other_bytes'])} other, "
+            f"{format_bytes(sent['parameter_bytes'])} parameters, {format_bytes(sent['label_bytes'])} labels, "
+            f"{format_bytes(sent['other_bytes'])} other, "
             f"{sent['messages']:,} messages",
         ),
         (
@@ -143,7 +148,7 @@ def numbers(summary: dict) -> list[tuple[str, str]]:
         rows += [
             ("public set", f"{kept}{show(ood.get('noise_kept'), '.1%')})"),
             ("AUROC, held-out own against public samples", show(ood["auroc"], ".3f")),
-            ("threshold", threshold(ood)),
+            ("threshold", format_threshold(ood)),
         ]
     heterogeneity = [f"{summary['homogeneity'][when]:.3f}" for when in ("before", "after")]
     exchanged = bool(summary.get("exchanges"))
@@ -153,13 +158,13 @@ def numbers(summary: dict) -> list[tuple[str, str]]:
         (
             "throughput",
             f"{summary['throughput']['samples_per_second']:,.0f} samples/s ({summary['engine']}), whole run "
-            f"{clock(summary['throughput']['seconds'])}, peak memory {size(summary['peak_memory_bytes'])} (predicted: "
-            f"{size(summary['predicted_memory_bytes'])})",
+            f"{format_duration(summary['throughput']['seconds'])}, peak memory "
+            f"{format_bytes(summary['peak_memory_bytes'])} (predicted: {format_bytes(summary['predicted_memory_bytes'])})",
         ),
     ]
 
 
-def threshold(ood: dict) -> str:
+def format_threshold(ood: dict) -> str:
     """The nodes' mean threshold with the score's name and unit, and as a probability where the score has one."""
     if ood["threshold"] is None:
         return "-"
@@ -169,7 +174,7 @@ def threshold(ood: dict) -> str:
     return f"{ood['threshold']:.3f}" + (f" ({about})" if about else "")
 
 
-def title(summary: dict) -> str:
+def format_title(summary: dict) -> str:
     """One line that says which run it is."""
     run = f"{summary['name']}, seed {summary['seed']}"
     return f"{run}: {summary['nodes']} nodes, {summary['epochs']} epochs, {summary['steps']} steps"
@@ -186,11 +191,12 @@ def write_report(run: str) -> Path:
     if summary is None:
         begun, none = "has not come to its end: go on with --run.resume auto", "is no run; give one such as runs/NAME/latest"
         raise UserError(f"'{run}' {begun if folder.file('config.yaml').exists() else none}")
-    table = "".join(f"| {key} | {value} |\n" for key, value in numbers(summary))
+    table = "".join(f"| {key} | {value} |\n" for key, value in list_results(summary))
     plots = sorted(folder.file("plots").glob("*.png"), key=lambda p: (p.stem.split("_")[0], p.stat().st_mtime_ns))
     pictures = "\n".join(f"![{p.stem.replace('_', ' ')}](plots/{p.name})\n" for p in plots)
     config = folder.file("config.yaml").read_text()
     folder.text(
-        "report.md", f"# {title(summary)}\n\n| | |\n| --- | --- |\n{table}\n{pictures}\n## Config\n\n```yaml\n{config}```\n"
+        "report.md",
+        f"# {format_title(summary)}\n\n| | |\n| --- | --- |\n{table}\n{pictures}\n## Config\n\n```yaml\n{config}```\n",
     )
     return folder.file("report.md")

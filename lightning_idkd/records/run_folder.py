@@ -44,17 +44,17 @@ class RunFolder:
                 f"run.dir: cannot write below '{parent}' ({e.strerror}); set run.dir to a folder you can write to"
             ) from e
         folder = cls(path)
-        folder.point()
+        folder.point_latest()
         return folder
 
-    def point(self) -> None:
+    def point_latest(self) -> None:
         """Let ``latest`` point here."""
         write(self.path.parent / "latest", lambda part: part.symlink_to(self.path.name))
 
     # ------------------------------------------------------------------ finding
 
     @classmethod
-    def unfinished(cls, parent: Path, config: dict, id: str | None = None) -> RunFolder | None:
+    def find_unfinished(cls, parent: Path, config: dict, id: str | None = None) -> RunFolder | None:
         """The newest run below ``parent`` that nobody works on, with a checkpoint, no summary, the same config and source, and
         W&B's ``id`` where one is given."""
         for path in sorted(parent.glob("*/config.yaml"), reverse=True):
@@ -65,12 +65,12 @@ class RunFolder:
                 continue
             with contextlib.suppress(UserError):  # a damaged one
                 other = folder.config()
-                if difference(config, other) is None and config["run"]["from"] == other["run"]["from"] and folder.free():
+                if difference(config, other) is None and config["run"]["from"] == other["run"]["from"] and folder.is_free():
                     return folder
         return None
 
     @classmethod
-    def named(cls, text: str, key: str) -> tuple[RunFolder, Path]:
+    def find_checkpoint(cls, text: str, key: str) -> tuple[RunFolder, Path]:
         """The run folder and checkpoint that ``text`` names: a run folder (its last checkpoint), or a checkpoint."""
         path = Path(text).resolve()
         of_a_run = path.is_file() and path.parent.name == "checkpoints"
@@ -85,15 +85,15 @@ class RunFolder:
     # ------------------------------------------------------------------ one process at a time
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keep other processes away; a UserError where one is at work."""
         with lock_folder(self.path, f"run.resume: another process works on '{self.path}'; wait for it, or stop it"):
             yield
 
-    def free(self) -> bool:
+    def is_free(self) -> bool:
         """Whether nobody works on it."""
         try:
-            with self.locked():
+            with self.lock():
                 return True
         except UserError:
             return False

@@ -45,7 +45,7 @@ def choose_engine(config: Config, start: Start, fabric: Fabric, store: Store, st
         choice = saved["engine"], saved["threads"]
         stack.abreast = saved.get("abreast") or stack.abreast
         if (before := saved.get("norms", norms)) != norms:
-            say(report.part("note", f"norms by {before} so far, by {norms} from here: last bits differ"))
+            say(report.format_field("note", f"norms by {before} so far, by {norms} from here: last bits differ"))
     elif len(engines) * len(threads) == 1:
         choice = engines[0], threads[0]
     else:
@@ -53,7 +53,7 @@ def choose_engine(config: Config, start: Start, fabric: Fabric, store: Store, st
     stack.engine = choice[0]
     torch.set_num_threads(choice[1])
     if on_cpu and (count := asked.devices * choice[1]) > count_cores():
-        say(report.part("note", f"{count} threads of all processes on {count_cores()} cores wait for each other"))
+        say(report.format_field("note", f"{count} threads of all processes on {count_cores()} cores wait for each other"))
     return choice
 
 
@@ -65,7 +65,7 @@ def try_engines(config: Config, fabric: Fabric, store: Store, stack: NodeStack, 
     key = digest(config.resolved["node"], *shape, config.run.autocast, cpu_norms.name_backend(fabric.device))
     known = fabric.broadcast(read_timings().get(key))
     if known is None:
-        say(report.part("timing", f"engines {', '.join(engines)}; threads {', '.join(map(str, threads))}"))
+        say(report.format_field("timing", f"engines {', '.join(engines)}; threads {', '.join(map(str, threads))}"))
         known = fabric.broadcast(stack.choose(x, y, engines, threads))
         if fabric.is_global_zero:
             remember(key, known)

@@ -53,7 +53,7 @@ def fit(config: Config) -> dict | None:
     run = build_run(config, fabric, parts, start)
     path = start.folder.path if start.folder else RunFolder.create(config.folder(), config.seed).path if first else None
     folder = RunFolder(Path(fabric.broadcast(path)))
-    with folder.locked() if first else nullcontext():
+    with folder.lock() if first else nullcontext():
         if start.state:
             restore(run, start.state, start.source.metrics(), start.keeps_labels, start.fork)
         if not first:
@@ -61,11 +61,11 @@ def fit(config: Config) -> dict | None:
         if start.folder is None:
             folder.yaml("config.yaml", config.resolved)
             folder.json("partition.json", parts.split.to_dict())
-        folder.point()
+        folder.point_latest()
         made = loggers.make(config, folder)
         about = describe_parts(config, run)
         about["run"] = f"{folder.path}{describe_start(start, run.epoch)}"
-        print(report.started(about), flush=True)
+        print(report.format_start(about), flush=True)
         return train(run, folder, made)
 
 
@@ -116,7 +116,7 @@ def train(run: Orchestrator, folder: RunFolder, made: list) -> dict | None:
         if not run.fabric.is_global_zero:
             return None
         folder.json("summary.json", summary)
-        report.table(summary, folder.path)
+        report.print_table(summary, folder.path)
         return summary
     finally:
         for s, handler in handlers.items():
@@ -176,7 +176,7 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
     )
     lines["engine"] = describe_engine(run)
     each = " a process" if run.network.world > 1 else ""
-    lines["memory"] = f"about {report.size(header['predicted_memory_bytes'])}{each}"
+    lines["memory"] = f"about {report.format_bytes(header['predicted_memory_bytes'])}{each}"
     shares = [config.gossip.shares]
     if run.distillation is not None:
         shares += [run.distillation.shares, run.calibration.shares if run.distillation.calibrated else ""]

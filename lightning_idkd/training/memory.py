@@ -15,7 +15,7 @@ from lightning_idkd.graph import Graph
 from lightning_idkd.nodes.engines import BATCHED
 from lightning_idkd.nodes.layout import trained_parameters
 from lightning_idkd.nodes.node import NodeModule
-from lightning_idkd.records.report import size
+from lightning_idkd.records.report import format_bytes
 from lightning_idkd.training.gossip_step import block_columns
 
 LATER = 120 * 2**20  # bytes of what is imported for pictures
@@ -127,6 +127,6 @@ def check(parts: dict[str, int], there: int | None, nodes: int, processes: int) 
     if there is not None and more > there:
         name = max(KNOBS, key=lambda part: parts[part])
         raise UserError(
-            f"graph.nodes: {nodes} nodes need about {size(more)} of memory, and {size(there)} are free; "
-            f"{size(processes * parts[name])} of it are {name}: {KNOBS[name]} would help"
+            f"graph.nodes: {nodes} nodes need about {format_bytes(more)} of memory, and {format_bytes(there)} are free; "
+            f"{format_bytes(processes * parts[name])} of it are {name}: {KNOBS[name]} would help"
         )

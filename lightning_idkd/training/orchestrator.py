@@ -231,7 +231,7 @@ class Orchestrator:
         if self.fabric.is_global_zero:
             self.folder.log(self.lines)
             left = self.recorder.seconds_left(sum(c.at_the_end for c in self.hooks.callbacks))
-            print(report.line(line, self.epochs, left), flush=True)
+            print(report.format_line(line, self.epochs, left), flush=True)
             loggers.log(self.loggers, self.lines, self.pictures)
             self.pictures = {}
         return line

@@ -105,19 +105,19 @@ def find_start(config: Config) -> Start:
 
 def _find(config: Config) -> Start:
     run = config.run
-    wandb_id = loggers.given_id(config)  # W&B's agent gives it, and gives it again with a cell that was stopped
+    wandb_id = loggers.read_wandb_id(config)  # W&B's agent gives it, and gives it again with a cell that was stopped
     if run.resume == "auto" or (wandb_id and run.resume is None):
-        folder = RunFolder.unfinished(config.folder(), config.resolved, wandb_id)
+        folder = RunFolder.find_unfinished(config.folder(), config.resolved, wandb_id)
         if folder:
             return Start(config, folder, folder.last)
     if run.from_:
-        folder, checkpoint = RunFolder.named(run.from_, "run.from")
+        folder, checkpoint = RunFolder.find_checkpoint(run.from_, "run.from")
         if differs := difference(config.resolved, folder.config(), SAME):
             key, here, there = differs
             raise UserError(f"run.from: {key} is {here} here but {there} in '{run.from_}'; a fork shares {', '.join(SAME)}")
         return Start(config, None, checkpoint)
     if run.resume and run.resume != "auto":
-        folder, checkpoint = RunFolder.named(run.resume, "run.resume")
+        folder, checkpoint = RunFolder.find_checkpoint(run.resume, "run.resume")
         if differs := difference(config.resolved, folder.config()):
             key, here, there = differs
             raise UserError(

@@ -41,8 +41,10 @@ def runs(tmp_path):
 
 
 def table(runs, baseline="none"):
-    head, lines = compare.table(compare.gather([str(runs)]), [METRIC], baseline)
-    cells = [[*map(str, line[:3]), *("-" if c is None else compare.number(METRIC, *c) for c in line[3:])] for line in lines]
+    head, lines = compare.build_table(compare.gather([str(runs)]), [METRIC], baseline)
+    cells = [
+        [*map(str, line[:3]), *("-" if c is None else compare.format_number(METRIC, *c) for c in line[3:])] for line in lines
+    ]
     return head, cells
 
 
@@ -97,7 +99,7 @@ def test_latex_headings_are_words_and_all_special_characters_are_escaped(runs, c
     )
     text = r"a_b 5% {x} #1 & $y ~z ^w \v <u>"
     escaped = r"a\_b 5\% \{x\} \#1 \& \$y \textasciitilde{}z \textasciicircum{}w \textbackslash{}v $<$u$>$"
-    assert escaped in compare.text(["setting", "method", "seeds"], [["-", text, 1]], "latex")
+    assert escaped in compare.format_table(["setting", "method", "seeds"], [["-", text, 1]], "latex")
 
 
 def test_of_one_seed_there_is_no_spread_and_beside_every_spread_is_its_number_of_seeds(runs):
@@ -113,8 +115,8 @@ def test_of_one_seed_there_is_no_spread_and_beside_every_spread_is_its_number_of
 def test_a_plot_has_a_panel_a_metric_and_a_dot_a_row(runs, monkeypatch):
     from lightning_idkd.records import pictures
 
-    drawn, dots = [], pictures.dots
-    monkeypatch.setattr(pictures, "dots", lambda *given: drawn.append(dots(*given)) or drawn[0])
+    drawn, dots = [], pictures.draw_dots
+    monkeypatch.setattr(pictures, "draw_dots", lambda *given: drawn.append(dots(*given)) or drawn[0])
     metrics = ["accuracy/node_mean", "communication/label_bytes"]
     file = runs / "plot.png"
     assert main(["compare", str(runs), "--metrics", *metrics, "--plot", str(file)]) == 0
@@ -130,7 +132,9 @@ def test_a_plot_has_a_panel_a_metric_and_a_dot_a_row(runs, monkeypatch):
 
 
 def test_csv_has_all_digits_and_names_its_spreads(runs):
-    head, idkd, _, _, last = compare.text(*compare.table(compare.gather([str(runs)]), [METRIC], "none"), "csv").splitlines()
+    head, idkd, _, _, last = compare.format_table(
+        *compare.build_table(compare.gather([str(runs)]), [METRIC], "none"), "csv"
+    ).splitlines()
     columns = [f"{name}{end}" for name, sd in ((METRIC, " sd"), ("against none", " se")) for end in ("", sd, " seeds")]
     assert head == f"setting,method,seeds,{','.join(columns)}"
     assert float(idkd.split(",")[3]) == pytest.approx(1.81 / 3, rel=1e-12)
@@ -152,7 +156,7 @@ def test_values_are_in_the_order_of_their_numbers(runs):
         copy(runs, f"more-{alpha}", data={"partition": {"class_path": "x.Dirichlet", "init_args": {"alpha": alpha}}})
     settings = list(dict.fromkeys(line[0] for line in table(runs, None)[1]))
     assert settings == [f"alpha={v}" for v in ("1e-05", "0.1", "1.0", "2.5", "10", "100", "none")]
-    assert sorted(["x-10", "x-2", "y=-10", "y=-2", "y=3", "D2", "D10"], key=compare.natural) == [
+    assert sorted(["x-10", "x-2", "y=-10", "y=-2", "y=3", "D2", "D10"], key=compare.build_sort_key) == [
         "D2", "D10", "x-2", "x-10", "y=-10", "y=-2", "y=3"
     ]  # fmt: skip
 
@@ -209,7 +213,7 @@ def test_the_terminal_shows_every_setting_whole(runs, capsys, monkeypatch):
 
 def test_settings_are_named_by_the_ends_of_their_keys_that_tell_them_apart():
     keys = {"data.partition.alpha", "train.lr", "gossip.alpha", "graph.nodes"}
-    assert [compare.short(key, keys) for key in sorted(keys)] == ["partition.alpha", "gossip.alpha", "nodes", "lr"]
+    assert [compare.shorten(key, keys) for key in sorted(keys)] == ["partition.alpha", "gossip.alpha", "nodes", "lr"]
 
 
 @pytest.mark.parametrize(

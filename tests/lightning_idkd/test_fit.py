@@ -100,7 +100,7 @@ class TestFiles:
         assert summary["communication"]["overhead_at_equal_epochs"] == 0
         assert accuracy["node_min"] == accuracy["node_max"] == accuracy["consensus"]
         assert summary["consensus_distance"] == 0
-        assert "node accuracy, after 2 final gossip and the exact mean" in dict(report.numbers(summary))
+        assert "node accuracy, after 2 final gossip and the exact mean" in dict(report.list_results(summary))
 
     def test_the_written_config_reproduces_the_run(self, fit, tmp_path):
         fit()

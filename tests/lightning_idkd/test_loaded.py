@@ -122,7 +122,7 @@ def test_a_class_without_a_test_image_has_no_accuracy(run, tmp_path, capsys):
 def test_both_aurocs_are_named_for_what_they_compare(run, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     summary = json.loads((run / "summary.json").read_text())
-    assert f"{summary['ood']['auroc']:.3f}" == dict(report.numbers(summary))["AUROC, held-out own against public samples"]
+    assert f"{summary['ood']['auroc']:.3f}" == dict(report.list_results(summary))["AUROC, held-out own against public samples"]
     assert main(["evaluate", str(run), "--calibration.score", "Energy"]) == 0
     assert "AUROC, test against public images" in " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert set(loaded_module.NAMES) == {"accuracy", "calibration_error", "auroc_test_against_public"}
@@ -263,16 +263,16 @@ def test_the_final_table_names_the_score_and_gives_its_threshold_as_a_probabilit
     summary = json.loads((run / "summary.json").read_text())
     ood = summary["ood"]
     assert ood["threshold_probability"] == pytest.approx(1 / (1 + math.exp(-ood["threshold"])))
-    assert dict(report.numbers(summary))["threshold"] == (
+    assert dict(report.list_results(summary))["threshold"] == (
         f"{ood['threshold']:.3f} (MSP, log-odds of the top class; probability {ood['threshold_probability']:.3f})"
     )
     for older in ("score", "threshold_probability"):
         del ood[older]
-    assert dict(report.numbers(summary))["threshold"] == f"{ood['threshold']:.3f}"
-    none = dict(report.numbers(summary | {"ood": dict.fromkeys(ood), "exchanges": []}))
+    assert dict(report.list_results(summary))["threshold"] == f"{ood['threshold']:.3f}"
+    none = dict(report.list_results(summary | {"ood": dict.fromkeys(ood), "exchanges": []}))
     assert not none.keys() & {"threshold", "public set", "AUROC, held-out own against public samples"}  # nothing was selected
     assert none["heterogeneity"] == f"{summary['homogeneity']['before']:.3f}"
-    assert none.keys() < dict(report.numbers(summary)).keys()
+    assert none.keys() < dict(report.list_results(summary)).keys()
 
 
 def test_people_read_heterogeneity_and_files_keep_homogeneity(run, tmp_path, capsys, configs, monkeypatch):

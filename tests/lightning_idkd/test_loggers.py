@@ -19,7 +19,7 @@ from wandb_server import WandbServer
 from lightning_idkd.cli import main
 from lightning_idkd.config.parse import configure
 from lightning_idkd.records import loggers
-from lightning_idkd.records.loggers import logged_in
+from lightning_idkd.records.loggers import is_logged_in
 from lightning_idkd.records.run_folder import RunFolder
 from lightning_idkd.training.resume import find_start
 
@@ -217,7 +217,7 @@ def test_a_run_goes_on_by_the_id_that_an_agent_gives(tmp_path, monkeypatch):
 
 
 def test_wandb_steps_are_those_of_training_and_rise_with_every_line():
-    assert loggers.steps([{"step": s} for s in (0, 18, 18, 19, 40)]) == [0, 18, 19, 20, 40]
+    assert loggers.number_steps([{"step": s} for s in (0, 18, 18, 19, 40)]) == [0, 18, 19, 20, 40]
 
 
 @pytest.mark.parametrize("length", [0, 1, 32754, 32755, 32756, 32761, 65515, 100_000])
@@ -236,10 +236,10 @@ def test_records_are_cut_into_blocks_as_leveldb_cuts_them(length, tmp_path):
             content += struct.pack("<IHB", 0, len(piece), kinds[-1]) + piece
             if not rest:
                 break
-    assert [record for _, record in loggers.records(bytes(content))] == whole
-    cut = list(loggers.records(bytes(content[:-1])))
+    assert [record for _, record in loggers.read_records(bytes(content))] == whole
+    cut = list(loggers.read_records(bytes(content[:-1])))
     assert [record for _, record in cut] == whole[:2]
-    assert list(loggers.records(bytes(content[: cut[-1][0]]))) == cut
+    assert list(loggers.read_records(bytes(content[: cut[-1][0]]))) == cut
 
 
 def tensorboard_values(folder):
@@ -321,4 +321,4 @@ def test_a_login_is_found_where_wandb_has_written_it(lines, url, found, tmp_path
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     if url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
-    assert logged_in() is found
+    assert is_logged_in() is found

@@ -47,7 +47,7 @@ def aurocs(found):
 
 def test_label_mass_is_a_bar_a_node_and_both_panels_have_one_scale():
     before, after = masses(4, 12)
-    left, right = pictures.label_mass(before, after, names(12), (0.8, 0.25)).axes
+    left, right = pictures.draw_label_mass(before, after, names(12), (0.8, 0.25)).axes
     for axes, mass in ((left, before), (right, after)):
         assert [[bar.get_width() for bar in bars] for bars in axes.containers] == pytest.approx(mass.T)
     assert left.get_xlim() == right.get_xlim()
@@ -63,7 +63,7 @@ def test_label_mass_is_a_bar_a_node_and_both_panels_have_one_scale():
 
 def test_label_mass_above_twenty_classes_is_a_heatmap_with_one_scale_that_is_white_at_zero():
     before, after = masses(5, 21)
-    left, right, bar = pictures.label_mass(before, after, names(21), (0.8, 0.25)).axes
+    left, right, bar = pictures.draw_label_mass(before, after, names(21), (0.8, 0.25)).axes
     for axes, mass in ((left, before), (right, after)):
         (image,) = axes.images
         assert np.array_equal(image.get_array(), mass)
@@ -74,14 +74,14 @@ def test_label_mass_above_twenty_classes_is_a_heatmap_with_one_scale_that_is_whi
 
 @pytest.mark.parametrize("classes", [10, 100])
 def test_without_distillation_label_mass_is_one_panel(classes):
-    figure = pictures.label_mass(masses(3, classes)[0], None, names(classes), (0.5, 0.5))
+    figure = pictures.draw_label_mass(masses(3, classes)[0], None, names(classes), (0.5, 0.5))
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["private (heterogeneity 0.50)"]
 
 
 def test_label_mass_of_many_nodes_fits_a_screen():
     for classes in (10, 100):
         before, after = masses(64, classes)
-        assert pictures.label_mass(before, after, names(classes), (0.5, 0.5)).get_figheight() <= 12
+        assert pictures.draw_label_mass(before, after, names(classes), (0.5, 0.5)).get_figheight() <= 12
 
 
 # ---------------------------------------------------------------------- partition
@@ -89,7 +89,7 @@ def test_label_mass_of_many_nodes_fits_a_screen():
 
 def test_a_partition_is_white_at_zero_and_has_its_counts_in_the_cells():
     histogram = np.array([[0, 12, 1200], [35, 0, 20]])
-    axes, _ = pictures.label_counts(histogram, ("a", "b", "c")).axes
+    axes, _ = pictures.draw_label_counts(histogram, ("a", "b", "c")).axes
     (image,) = axes.images
     assert np.array_equal(image.get_array(), histogram)
     colour = image.cmap(image.norm(histogram))
@@ -101,9 +101,9 @@ def test_a_partition_is_white_at_zero_and_has_its_counts_in_the_cells():
 def test_counts_stand_only_in_cells_that_hold_them():
     """Cells of 100 classes are 10 points wide, so that six digits would need fonts below 3 points."""
     fits, crowded = np.full((8, 100), 88), np.full((8, 100), 500_000)
-    assert len(pictures.label_counts(fits, names(100)).axes[0].texts) == 800
-    assert not pictures.label_counts(crowded, names(100)).axes[0].texts
-    assert not pictures.label_counts(np.full((1000, 10), 3), names(10)).axes[0].texts
+    assert len(pictures.draw_label_counts(fits, names(100)).axes[0].texts) == 800
+    assert not pictures.draw_label_counts(crowded, names(100)).axes[0].texts
+    assert not pictures.draw_label_counts(np.full((1000, 10), 3), names(10)).axes[0].texts
 
 
 # ---------------------------------------------------------------------- scores
@@ -112,49 +112,49 @@ def test_counts_stand_only_in_cells_that_hold_them():
 def test_the_axis_of_scores_names_score_and_unit():
     few = scores(2)
     for score, words in ((MSP(), "MSP, log-odds of the top class"), (MaxLogit(), "MaxLogit, a logit")):
-        assert pictures.score_histograms(few, aurocs(few), score)._supxlabel.get_text().startswith(words)
+        assert pictures.draw_score_histograms(few, aurocs(few), score)._supxlabel.get_text().startswith(words)
 
 
 def test_of_many_nodes_the_scores_of_the_worst_and_best_are_shown():
     many = scores(40)
     of = aurocs(many)
     of[5] = math.nan  # without held-out samples
-    figure = pictures.score_histograms(many, of, MSP())
+    figure = pictures.draw_score_histograms(many, of, MSP())
     shown = [int(axes.get_title().split(",")[0].removeprefix("node ")) for axes in figure.axes]
     ranked = sorted(set(range(40)) - {5}, key=of.__getitem__)
     assert shown == ranked[:8] + ranked[-8:]
     assert "the 8 worst and the 8 best of 40 nodes by AUROC" in figure._supxlabel.get_text()
-    some = pictures.score_histograms(many[:16], of[:16], MSP())
+    some = pictures.draw_score_histograms(many[:16], of[:16], MSP())
     assert [axes.get_title().split(",")[0] for axes in some.axes] == [f"node {i}" for i in range(16)]
     assert "worst" not in some._supxlabel.get_text()
 
 
 def test_a_panel_has_the_nodes_auroc_and_threshold_and_all_its_own_samples():
     few = [(np.array([5.0]), np.random.default_rng(0).normal(0, 1, 1000), np.zeros(0), math.log(0.7 / 0.3))]
-    (axes,) = pictures.score_histograms(few, [0.25], MSP()).axes
+    (axes,) = pictures.draw_score_histograms(few, [0.25], MSP()).axes
     assert axes.get_title() == "node 0, AUROC 0.25, threshold p 0.700"
     assert [line.get_xdata()[0] for line in axes.lines] == [math.log(0.7 / 0.3)]
     public, own = axes.containers
     assert sum(bar.get_height() for bar in own) == 1
     assert sum(bar.get_height() for bar in public) > 0.98
-    assert pictures.score_histograms(few, [math.nan], Energy()).axes[0].get_title() == "node 0, none held out"
+    assert pictures.draw_score_histograms(few, [math.nan], Energy()).axes[0].get_title() == "node 0, none held out"
 
 
 def test_noise_beyond_the_axis_is_told_and_a_threshold_near_the_samples_widens_it():
     own, public = np.linspace(0, 1, 50), np.linspace(-0.5, 0.5, 50)
     noise = np.concatenate([np.full(30, -9.0), np.full(10, 9.0), np.zeros(60)])
     for threshold, right in ((0.2, 1.0), (1.4, 1.4), (50.0, 1.0)):
-        (axes,) = pictures.score_histograms([(own, public, noise, threshold)], [0.5], Energy()).axes
+        (axes,) = pictures.draw_score_histograms([(own, public, noise, threshold)], [0.5], Energy()).axes
         assert {t.get_text() for t in axes.texts} == {"30% of noise\nfurther left", "10% of noise\nfurther right"}
         ends = [patch.get_x() + patch.get_width() for bars in axes.containers for patch in bars]
         assert max(ends) == pytest.approx(right, abs=0.02)
-    (axes,) = pictures.score_histograms([(own, public, np.zeros(9), 0.2)], [0.5], Energy()).axes
+    (axes,) = pictures.draw_score_histograms([(own, public, np.zeros(9), 0.2)], [0.5], Energy()).axes
     assert not axes.texts
 
 
 def test_samples_of_a_node_without_held_out_ones_are_not_called_held_out():
     few = scores(2)
-    figure = pictures.score_histograms(few, [math.nan, 0.7], Energy())
+    figure = pictures.draw_score_histograms(few, [math.nan, 0.7], Energy())
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert sorted(texts) == ["noise", "own held-out", "own, of training", "public"]
 
@@ -173,7 +173,7 @@ def test_values_of_another_number_than_nodes_are_refused_in_a_sentence(tmp_path)
 def test_the_roc_has_grey_nodes_a_bold_mean_and_the_auroc_in_its_title():
     found = [*scores(6), (np.zeros(0), np.ones(3), np.zeros(0), 0.0)]
     of = [*aurocs(found[:6]), math.nan]
-    (axes,) = pictures.roc_curves(found, of).axes
+    (axes,) = pictures.draw_roc_curves(found, of).axes
     nodes = [line for line in axes.lines if len(line.get_xdata()) > 100 and line.get_linewidth() < 1]
     (mean,) = (line for line in axes.lines if line.get_linewidth() > 2)
     assert len(nodes) == 6
@@ -192,7 +192,7 @@ def test_the_roc_has_grey_nodes_a_bold_mean_and_the_auroc_in_its_title():
 
 
 def test_a_roc_of_nodes_without_held_out_samples_is_empty():
-    (axes,) = pictures.roc_curves([(np.zeros(0), np.ones(3), np.zeros(0), 0.0)], [math.nan]).axes
+    (axes,) = pictures.draw_roc_curves([(np.zeros(0), np.ones(3), np.zeros(0), 0.0)], [math.nan]).axes
     assert axes.get_title() == ""
 
 
@@ -202,17 +202,17 @@ def test_a_roc_of_nodes_without_held_out_samples_is_empty():
 def test_every_exchange_is_marked_at_its_own_epoch():
     keys = [f"accuracy/{k}" for k in ("node_mean", "node_min", "node_max", "consensus")]
     lines = [{"epoch": e, **dict.fromkeys(keys, e / 20)} for e in (5, 10)]
-    (axes,) = pictures.accuracy(lines, [6, 7, 9]).axes
+    (axes,) = pictures.draw_accuracy(lines, [6, 7, 9]).axes
     marks = [line.get_xdata() for line in axes.lines if line.get_linestyle() == ":"]
     assert marks == [[6, 6], [7, 7], [9, 9]]
     assert [t.get_text() for t in axes.get_legend().get_texts()].count("exchange of labels") == 1
-    (plain,) = pictures.accuracy(lines, []).axes
+    (plain,) = pictures.draw_accuracy(lines, []).axes
     assert not [line for line in plain.lines if line.get_linestyle() == ":"]
 
 
 def test_a_run_marks_its_exchanges_and_shades_its_graph_from_zero(tmp_path, configs, monkeypatch):
-    drawn, accuracy, draw = {}, pictures.accuracy, Graph.draw
-    monkeypatch.setattr(pictures, "accuracy", lambda lines, epochs: drawn.update(epochs=epochs) or accuracy(lines, epochs))
+    drawn, accuracy, draw = {}, pictures.draw_accuracy, Graph.draw
+    monkeypatch.setattr(pictures, "draw_accuracy", lambda lines, epochs: drawn.update(epochs=epochs) or accuracy(lines, epochs))
     monkeypatch.setattr(Graph, "draw", lambda graph, *given: drawn.setdefault("graph", given) and draw(graph, *given))
     arguments = [*SHORT[:-2], "--run.dir", str(tmp_path)]  # with pictures
     assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *arguments]) == 0

@@ -8,7 +8,7 @@ import pytest
 from lightning_idkd.cli import main
 from lightning_idkd.command.partition import table
 from lightning_idkd.data.partition import Split
-from lightning_idkd.records.pictures import label_counts
+from lightning_idkd.records.pictures import draw_label_counts
 
 
 def lines(capsys):
@@ -109,6 +109,6 @@ def test_no_column_of_a_wide_table_is_cut(capsys):
 
 def test_a_picture_of_a_partition_has_a_cell_for_every_count():
     histogram = np.arange(6).reshape(2, 3)
-    axes, _ = label_counts(histogram, ("a", "b", "long")).axes
+    axes, _ = draw_label_counts(histogram, ("a", "b", "long")).axes
     assert axes.images[0].get_array().tolist() == histogram.tolist()
     assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b", "long"]

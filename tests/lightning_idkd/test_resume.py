@@ -160,7 +160,7 @@ class TestResume:
         stop = extra(InterruptAt, steps=[20])
         assert fit(*stop) == 130
         folder = RunFolder(latest(fit.runs).resolve())
-        with folder.locked():
+        with folder.lock():
             assert fit(*stop, "--run.resume", str(folder.path)) == 2
             assert "another process works on" in capsys.readouterr().err
             assert fit(*stop, "--run.resume", "auto") == 130  # a new one
