@@ -33,11 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return import_module(f"lightning_idkd.command.{command}").main(rest)
     except UserError as e:
-        if (processes := sys.modules.get("lightning_idkd.training.launch")) is None or processes.first_to_tell(str(e)):
+        if (processes := sys.modules.get("lightning_idkd.training.launch")) is None or processes.is_first_to_report(str(e)):
             print(f"error: {e}", file=sys.stderr)
         return 2
     except RuntimeError:
-        if (processes := sys.modules.get("lightning_idkd.training.launch")) is None or not processes.lost_to_a_mistake():
+        if (processes := sys.modules.get("lightning_idkd.training.launch")) is None or not processes.other_process_failed():
             raise
         return 2
     except SystemExit as e:  # jsonargparse ends --help and --print_config this way

@@ -131,8 +131,8 @@ class Case:
         few = self.images[torch.arange(min(len(self.images), 10_000))]
         store = Store(self.images, few, None, self.split, network.rows, batch=config.train.batch_size,
                       augment=config.data.augment, device=device)  # fmt: skip
-        kept = memory.activations(self.make().to(device), store, config.run.autocast)
-        abreast = memory.abreast(kept, len(network.rows), device)
+        kept = memory.measure_activations(self.make().to(device), store, config.run.autocast)
+        abreast = memory.choose_nodes_per_call(kept, len(network.rows), device)
         stack = NodeStack(self.make, network.rows, config.seed, device, engine=engine, abreast=abreast,
                           autocast=config.run.autocast)  # fmt: skip
         return Orchestrator(self.fabric, stack, network, store, config.gossip, config.train)

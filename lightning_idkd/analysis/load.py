@@ -30,7 +30,7 @@ from lightning_idkd.randomness import permutation
 from lightning_idkd.records.run_folder import RunFolder
 from lightning_idkd.training.build import labelled, load_images, node_maker
 from lightning_idkd.training.calibrate import compute_scores
-from lightning_idkd.training.evaluation import over_nodes
+from lightning_idkd.training.evaluation import summarise_nodes
 from lightning_idkd.training.resume import Before
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
     nodes, consensus = judgements[:-1], judgements[-1]
     result: dict = {"run": str(run.folder.path), "images": len(test), "nodes": len(nodes)}
     for key in consensus:
-        result[key] = over_nodes(torch.tensor([n[key] for n in nodes], dtype=torch.float64)) | {"consensus": consensus[key]}
+        result[key] = summarise_nodes(torch.tensor([n[key] for n in nodes], dtype=torch.float64)) | {"consensus": consensus[key]}
     if per_class:
         result["per_class"] = to_json(by_class(torch.stack(confusion), run.describe()["classes"]), "evaluate")
     return result
@@ -276,7 +276,7 @@ def by_class(confusion: Tensor, names: list[str]) -> dict:
     images = confusion[0].sum(1)
     right = confusion.diagonal(dim1=1, dim2=2).double() / images  # nan where there is no image
     *nodes, consensus = right.unbind()
-    spread = [over_nodes(values) for values in torch.stack(nodes).unbind(1)]
+    spread = [summarise_nodes(values) for values in torch.stack(nodes).unbind(1)]
     return {
         "classes": names,
         "images": images.tolist(),

@@ -65,11 +65,11 @@ def build_parts(config: Config, fabric: Fabric, before: Before | None = None) ->
     make = node_maker(config, private.channels, private.size, store.k)
     with randomness.fork_generators(config.seed, "trial"):
         trial = make().to(fabric.device, dtype)
-        kept = memory.activations(trial, store, config.run.autocast)
+        kept = memory.measure_activations(trial, store, config.run.autocast)
     needs = memory.predict(config, trial, store, network.graph, kept, network.world)
     sharing = network.world if fabric.device.type == "cpu" else 1
-    memory.check(needs, fabric.broadcast(memory.free(fabric.device)), network.graph.nodes, sharing)
-    abreast = memory.abreast(kept, len(network.rows), fabric.device)
+    memory.require_memory(needs, fabric.broadcast(memory.read_free_memory(fabric.device)), network.graph.nodes, sharing)
+    abreast = memory.choose_nodes_per_call(kept, len(network.rows), fabric.device)
     stack = NodeStack(make, network.rows, config.seed, fabric.device, dtype, abreast=abreast, autocast=config.run.autocast)
     return Parts(split, network, store, stack, sum(needs.values()))
 

@@ -1,4 +1,4 @@
-"""What is measured of the nodes: accuracy of each and of their mean, distance between them, heterogeneity of their data."""
+"""Measures the nodes: accuracy of each and of their mean, distance between them, heterogeneity of their data."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.nodes.stack import NodeStack, mean_buffers, run_network
 
 
-def accuracy(outputs: Outputs, labels: Tensor) -> Tensor:
-    """Share of samples that one model classifies rightly, a float64 scalar."""
+class Stopped(Exception):
+    """A process was asked to stop, and all processes do."""
+
+
+def compute_accuracy(outputs: Outputs, labels: Tensor) -> Tensor:
+    """Share of samples that one model classifies correctly, a float64 scalar."""
     return (outputs.logits.argmax(1) == labels).double().mean()
 
 
-class Stopped(Exception):
-    """A process was asked to stop, and all do."""
-
-
-def accuracies(stack: NodeStack, network: Network, store: Store, split: str, samples: int | None,
-               stop: Callable[[], bool]) -> Tensor:  # fmt: skip
+def measure_accuracies(stack: NodeStack, network: Network, store: Store, split: str, samples: int | None,
+                       stop: Callable[[], bool]) -> Tensor:  # fmt: skip
     """Accuracy of every node [n] on ``samples`` (None: all) of the ``test`` or the pooled ``validation`` samples.
 
     Raises:
-        Stopped: on all processes, where on any of them ``stop`` said so before a batch.
+        Stopped: in all processes, where ``stop`` returned True before a batch in any of them.
     """
     batches, labels = store.examined(split, samples)
 
-    def going_on() -> Iterator[Tensor]:
+    def batches_until_stop() -> Iterator[Tensor]:
         for x in batches():
             if stop():
                 raise Stopped
             yield x
 
     try:
-        here = torch.stack(stack.answers(going_on, lambda outputs: accuracy(outputs, labels)))
+        mine = torch.stack(stack.answers(batches_until_stop, lambda outputs: compute_accuracy(outputs, labels)))
     except Stopped:
-        here = torch.full((stack.n,), -1.0, dtype=torch.float64, device=labels.device)
-    found = network.report(here[:, None])[:, 0].cpu()
-    if (found < 0).any():
+        mine = torch.full((stack.n,), -1.0, dtype=torch.float64, device=labels.device)
+    accuracies = network.report(mine[:, None])[:, 0].cpu()
+    if (accuracies < 0).any():
         raise Stopped
-    return found
+    return accuracies
 
 
-def over_nodes(values: Tensor) -> dict[str, float]:
-    """Mean, standard deviation (over n), least and most of one value a node [n]."""
+def summarise_nodes(values: Tensor) -> dict[str, float]:
+    """Mean, standard deviation (over n), minimum and maximum of one value for each node [n]."""
     return {
         "node_mean": values.mean().item(),
         "node_std": values.std(correction=0).item(),
@@ -59,33 +59,41 @@ def over_nodes(values: Tensor) -> dict[str, float]:
     }
 
 
-def consensus(stack: NodeStack, network: Network) -> NodeModule:
-    """The mean of all nodes, with averaged norm buffers."""
+def build_consensus(stack: NodeStack, network: Network) -> NodeModule:
+    """The consensus model: the mean of all nodes, with averaged norm buffers."""
     buffers = {k: network.report(b) for k, b in stack.buffers.items()}
     return stack.model(network.report(stack.X).mean(0), mean_buffers(buffers))
 
 
-def of_one(module: NodeModule, store: Store, split: str, samples: int | None) -> float:
-    """Accuracy of a single model, as :func:`accuracies` has it."""
+def measure_model(module: NodeModule, store: Store, split: str, samples: int | None) -> float:
+    """Accuracy of a single model on the samples that :func:`measure_accuracies` takes."""
     batches, labels = store.examined(split, samples)
-    return accuracy(run_network(module, batches()), labels).item()
+    return compute_accuracy(run_network(module, batches()), labels).item()
 
 
 def measure(stack: NodeStack, network: Network, store: Store, samples: int | None, validation: int,
             stop: Callable[[], bool]) -> tuple[dict[str, float], list[float]]:  # fmt: skip
-    """Metrics of the nodes as they are, on so many test (None: all) and validation samples, and every node's test accuracy."""
-    mean, found = consensus(stack, network), {}
-    nodes = accuracies(stack, network, store, "test", samples, stop)
-    found |= {f"accuracy/{k}": v for k, v in over_nodes(nodes).items()}
-    found["accuracy/consensus"] = of_one(mean, store, "test", samples)
+    """The metrics of the nodes as they are, and every node's test accuracy.
+
+    Args:
+        samples: number of test samples; None for all.
+        validation: number of validation samples.
+        stop: whether to stop, asked before every batch.
+    """
+    consensus = build_consensus(stack, network)
+    nodes = measure_accuracies(stack, network, store, "test", samples, stop)
+    measured = {f"accuracy/{k}": v for k, v in summarise_nodes(nodes).items()}
+    measured["accuracy/consensus"] = measure_model(consensus, store, "test", samples)
     if any(len(held_out) for held_out in store.split.validation):
-        found["validation/node_mean"] = accuracies(stack, network, store, "validation", validation, stop).mean().item()
-        found["validation/consensus"] = of_one(mean, store, "validation", validation)
-    found["consensus_distance"] = metrics.consensus_distance(network.report(stack.X))
-    return found, nodes.tolist()
+        held_out = measure_accuracies(stack, network, store, "validation", validation, stop)
+        measured["validation/node_mean"] = held_out.mean().item()
+        measured["validation/consensus"] = measure_model(consensus, store, "validation", validation)
+    measured["consensus_distance"] = metrics.consensus_distance(network.report(stack.X))
+    return measured, nodes.tolist()
 
 
 def compute_heterogeneity(network: Network, store: Store) -> dict[str, float]:
-    """How far the nodes' label masses are from that of all private training samples; see :func:`metrics.heterogeneity`."""
+    """How far the nodes' label masses are from the label mass of all private training samples; see
+    :func:`metrics.heterogeneity`."""
     reference = store.labels[torch.cat([torch.from_numpy(t) for t in store.split.train]).to(store.device)]
     return metrics.heterogeneity(network.report(store.mass()), reference.bincount(minlength=store.k).cpu())

@@ -1,4 +1,4 @@
-"""Processes and devices."""
+"""Starts the processes of a run, sets threads and determinism, and lets one process print a mistake."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class NodeStrategy(DDPStrategy):
-    """DDP's launcher and process group without DDP: it would average the nodes' gradients and overwrite their rows."""
+    """DDP's launcher and process group without DDP, which would average the nodes' gradients and overwrite their rows."""
 
     def setup_module(self, module):
         return module
@@ -36,12 +36,12 @@ def launch(run: RunConfig) -> Fabric:
     if run.engine == "graph" and not cuda:
         raise UserError("run.engine: graph given, which records what a CUDA device does; allowed on a CPU: auto, loop, parallel, "
                         "vmap, compile")  # fmt: skip
-    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)  # it advises another precision
+    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)  # it recommends another precision
     strategy = NodeStrategy(process_group_backend="nccl" if cuda else "gloo") if run.devices > 1 else "auto"
     fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=run.devices, strategy=strategy)
     fabric.launch()
     keep_memory()
-    torch.set_num_threads(run.threads or max(1, count_cores() // run.devices))  # until `fit.execution` decides
+    torch.set_num_threads(run.threads or max(1, count_cores() // run.devices))  # until `choose_engine` decides
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     if cuda:
@@ -52,38 +52,42 @@ def launch(run: RunConfig) -> Fabric:
 
 
 def keep_memory() -> None:
-    """Let the C library keep what is freed: it would give large blocks back to the system, which hands them out again page by
-    page, and in a step of ResNet-20 that took a fifth of the time."""
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+    """Let the C library keep memory that is freed.
+
+    By default it returns large blocks to the system, which hands them out again page by page; in a step of ResNet-20 that took
+    a fifth of the time.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has this function
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most it takes
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest value that it accepts
 
 
-def first_to_tell(mistake: str) -> bool:
-    """Whether no other process of this run has told this mistake: most are seen by all, some by one alone."""
+def is_first_to_report(mistake: str) -> bool:
+    """Whether this process should print the mistake; most occur in every process, some in one."""
     if not distributed.is_initialized():
         return True
     try:
-        store = told()
-        store.add("mistakes", 1)
-        first, end = store.add(mistake, 1) == 1, time.monotonic() + 2
-        while distributed.get_rank() == 0 and store.add(mistake, 0) < distributed.get_world_size() and time.monotonic() < end:
-            time.sleep(0.05)  # the store ends with process 0
+        counters = connect_to_counters()
+        counters.add("mistakes", 1)
+        first, end = counters.add(mistake, 1) == 1, time.monotonic() + 2
+        world = distributed.get_world_size()
+        while distributed.get_rank() == 0 and counters.add(mistake, 0) < world and time.monotonic() < end:
+            time.sleep(0.05)  # the counters end with process 0
     except distributed.DistError:  # process 0 is gone
         return True
     return first
 
 
-def lost_to_a_mistake() -> bool:
-    """Whether another process has told a mistake and is gone, which breaks what this one shares with it."""
+def other_process_failed() -> bool:
+    """Whether another process has reported a mistake and ended, which breaks the connections to it."""
     try:
-        return distributed.is_initialized() and told().add("mistakes", 0) > 0
+        return distributed.is_initialized() and connect_to_counters().add("mistakes", 0) > 0
     except distributed.DistError:
         return False
 
 
-def told() -> distributed.TCPStore:
+def connect_to_counters() -> distributed.TCPStore:
     """Counters that all processes of this run share, beside those of the process group."""
     return distributed.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)

@@ -28,7 +28,7 @@ from lightning_idkd.records import loggers, report
 from lightning_idkd.records.run_folder import RunFolder
 from lightning_idkd.training.calibrate import Detectors
 from lightning_idkd.training.checkpoint import gather
-from lightning_idkd.training.evaluation import Stopped, accuracies, compute_heterogeneity
+from lightning_idkd.training.evaluation import Stopped, compute_heterogeneity, measure_accuracies
 from lightning_idkd.training.gossip_step import GossipStep
 from lightning_idkd.training.hooks import Hooks
 from lightning_idkd.training.progress import Progress
@@ -240,7 +240,7 @@ class Orchestrator:
         """Final gossip, evaluation on the whole test set, summary and pictures."""
         images, passes = len(self.store.test), 2 * self.stack.passes * self.store.batches
         self._evaluation = report.Countdown(f"evaluating on all {images:,} test images", passes, self.say)
-        before = accuracies(self.stack, self.network, self.store, "test", None, self._watch).mean().item()
+        before = measure_accuracies(self.stack, self.network, self.store, "test", None, self._watch).mean().item()
         self.gossip_finally()
         self.save(name="final.ckpt")
         line = self.evaluate(None, **{"accuracy/node_mean_before_final_gossip": before})

@@ -14,33 +14,33 @@ from lightning_idkd.training.gossip_step import block_columns
 
 
 def test_what_does_not_fit_is_refused_with_what_would_help():
-    parts = dict.fromkeys(memory.KNOBS, 0)
+    parts = dict.fromkeys(memory.ADVICE, 0)
     parts |= {"program and data": 5 * 10**9, "rows and gradients": 6 * 10**9, "activations": 10**9}
-    memory.check(parts, 7 * 10**9, 64, 1)
+    memory.require_memory(parts, 7 * 10**9, 64, 1)
     with pytest.raises(UserError) as error:
-        memory.check(parts, 6 * 10**9, 64, 1)
+        memory.require_memory(parts, 6 * 10**9, 64, 1)
     assert str(error.value) == (
         "graph.nodes: 64 nodes need about 7 GB of memory, and 6 GB are free; 6 GB of it are rows and gradients: fewer "
         "graph.nodes, or a smaller node.network would help"
     )
     with pytest.raises(UserError, match="need about 14 GB"):
-        memory.check(parts, 13 * 10**9, 64, 2)
-    memory.check(parts, None, 64, 1)
+        memory.require_memory(parts, 13 * 10**9, 64, 2)
+    memory.require_memory(parts, None, 64, 1)
 
 
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(fit, capsys, monkeypatch):
-    monkeypatch.setattr(memory, "free", lambda device: 10**6)
+    monkeypatch.setattr(memory, "read_free_memory", lambda device: 10**6)
     assert fit() == 2
     assert "error: graph.nodes: 4 nodes need about" in capsys.readouterr().err
     assert not fit.runs.exists()
 
 
 def test_free_memory_is_known_here():
-    assert 10**7 < memory.free(torch.device("cpu")) < 10**14
-    before = memory.resident()
+    assert 10**7 < memory.read_free_memory(torch.device("cpu")) < 10**14
+    before = memory.read_resident_memory()
     with mmap.mmap(-1, 2 * 10**8) as kept:  # from the system: an allocator may have such a block left
         kept.write(b"x" * len(kept))
-        after = memory.resident()
+        after = memory.read_resident_memory()
     assert after - before == pytest.approx(2 * 10**8, rel=0.2)
 
 
@@ -59,8 +59,8 @@ def test_the_peak_is_what_was_predicted(configs, tmp_path):
 @pytest.mark.parametrize(("kept", "rows", "expected"), [(2**20, 100, 32), (2**20, 20, 20), (2**22, 100, 8), (2**30, 100, 1)])
 def test_vmap_takes_as_many_nodes_as_the_caches_of_two_threads_hold(kept, rows, expected, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert memory.abreast(kept, rows, torch.device("cpu")) == expected
-    assert memory.abreast(kept, rows, torch.device("cuda")) == rows
+    assert memory.choose_nodes_per_call(kept, rows, torch.device("cpu")) == expected
+    assert memory.choose_nodes_per_call(kept, rows, torch.device("cuda")) == rows
 
 
 @pytest.mark.parametrize(("nodes", "columns"), [(4, 262144), (16, 65536), (128, 8192), (1024, 8192), (4096, 2048)])

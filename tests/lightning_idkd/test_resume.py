@@ -98,7 +98,7 @@ class TestResume:
     @pytest.mark.parametrize("at", [2, 6])
     def test_a_stop_in_the_final_evaluation_comes_after_the_node_and_it_is_made_again(self, fit, tmp_path, monkeypatch, at):
         """Before the final gossip 4 nodes are examined, after it these and their mean, twice: on test and validation samples."""
-        calls, examined = [], evaluation.accuracy
+        calls, examined = [], evaluation.compute_accuracy
 
         def accuracy(outputs, labels):
             calls.append(outputs)
@@ -107,7 +107,7 @@ class TestResume:
             return examined(outputs, labels)
 
         assert fit(folder="whole") == 0
-        monkeypatch.setattr(evaluation, "accuracy", accuracy)
+        monkeypatch.setattr(evaluation, "compute_accuracy", accuracy)
         assert fit("--run.resume", "auto", folder="cut") == 130
         assert len(calls) == 20 + at
         calls.clear()
