@@ -80,8 +80,8 @@ def test_its_commands_exist_with_these_arguments(command, monkeypatch, tmp_path)
     if words[1] == "fit" and "--help" not in words and "mine." not in command:
         configure(words[2:])
     if words[1] != "fit":
-        replaced = ("sweep.runner.run", "analysis.compare.show", "analysis.load.load", "analysis.load.evaluate",
-                    "analysis.load.show", "command.init.write_skeleton")  # fmt: skip
+        replaced = ("sweep.runner.run", "analysis.compare.show", "analysis.load.load", "analysis.evaluate.evaluate",
+                    "analysis.evaluate.show", "command.init.write_skeleton")  # fmt: skip
         for place in replaced:
             monkeypatch.setattr(f"lightning_idkd.{place}", MagicMock())
         assert main(words[1:]) == 0

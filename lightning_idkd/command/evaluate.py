@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
                 )
         to.append(word)
     given = p.parse_args(own)
-    from lightning_idkd.analysis.load import evaluate, load, show
+    from lightning_idkd.analysis.evaluate import evaluate, show
+    from lightning_idkd.analysis.load import load
     from lightning_idkd.files import write
 
     run = load(given.run)

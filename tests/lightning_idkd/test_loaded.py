@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix
 
 import lightning_idkd
-from lightning_idkd.analysis import load as loaded_module
+from lightning_idkd.analysis.evaluate import NAMES
 from lightning_idkd.cli import main
 from lightning_idkd.data import Digits
 from lightning_idkd.errors import UserError
@@ -125,7 +125,7 @@ def test_both_aurocs_are_named_for_what_they_compare(run, capsys, monkeypatch):
     assert f"{summary['ood']['auroc']:.3f}" == dict(report.list_results(summary))["AUROC, held-out own against public samples"]
     assert main(["evaluate", str(run), "--calibration.score", "Energy"]) == 0
     assert "AUROC, test against public images" in " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert set(loaded_module.NAMES) == {"accuracy", "calibration_error", "auroc_test_against_public"}
+    assert set(NAMES) == {"accuracy", "calibration_error", "auroc_test_against_public"}
 
 
 def write_digits(folder):
@@ -307,7 +307,7 @@ def test_a_report_holds_numbers_pictures_and_config(run, capsys):
 def test_what_is_no_run(command, tmp_path, capsys):
     assert main([*command, str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match="not a run folder"):
         lightning_idkd.load(tmp_path)
 
 
