@@ -1,0 +1,1 @@
+"""What is done with finished runs, load and evaluate and compare them, and the benchmark of a training step."""

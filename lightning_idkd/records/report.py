@@ -1,4 +1,4 @@
-"""What a person sees: one aligned line an evaluation, the final table, a report."""
+"""Text for people: a run's progress with one aligned line per evaluation, its final table, and ``report.md``."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-PAUSE = 10  # seconds between lines of progress
+PAUSE = 10
+"""Seconds between two lines of progress."""
 COLUMNS = ("epoch", "phase", "loss", "node mean", "min", "max", "consensus", "distance", "sent", "samples/s", "left")
 _FORM = "{:>9}  {:<7} {:>7}  {:>9} {:>6} {:>6} {:>10} {:>9} {:>9} {:>10} {:>7}"
 
 
 def format_head() -> str:
-    """The line above the columns; accuracies in percent."""
+    """Format the line of column names above the first evaluation. Accuracies are in percent."""
     return _FORM.format(*COLUMNS)
 
 
 def format_bytes(n: float) -> str:
-    """Bytes for people."""
+    """Format a number of bytes with a decimal unit and three digits, such as 1.23 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if n < 1000:
             return f"{n:.3g} {unit}"
@@ -33,7 +34,7 @@ def format_bytes(n: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Minutes and seconds, hours where it takes that long."""
+    """Format a duration as m:ss, or h:mm:ss from an hour on; `-` if it is not finite."""
     if not math.isfinite(seconds):
         return "-"
     minutes, seconds = divmod(round(seconds), 60)
@@ -41,11 +42,11 @@ def format_duration(seconds: float) -> str:
 
 
 class Countdown:
-    """Says every 10 s how far a long piece of work is.
+    """Prints, every 10 s, how much of a long piece of work is done and how long the rest takes.
 
     Args:
         what: the work, in words.
-        total: its steps.
+        total: the number of its steps.
         say: prints a line.
     """
 
@@ -54,20 +55,19 @@ class Countdown:
         self.started = self.said = time.monotonic()
 
     def step(self) -> None:
-        """One step begins."""
+        """Count a step that begins, and print the progress if the last line is 10 s old."""
         now = time.monotonic()
         if now - self.said >= PAUSE:
-            self.said, share = now, min(max(self.done, 1) / self.total, 1)
-            self.say(
-                format_field(
-                    "progress", f"{self.what}: {share:.0%}, {format_duration((now - self.started) * (1 - share) / share)} left"
-                )
-            )
+            share = min(max(self.done, 1) / self.total, 1)
+            left = format_duration((now - self.started) * (1 - share) / share)
+            self.say(format_field("progress", f"{self.what}: {share:.0%}, {left} left"))
+            self.said = now
         self.done += 1
 
 
 def describe_exchange(exchange: dict, kept: float) -> str:
-    """The lines about an exchange of labels; ``kept`` is the share of the public set that nodes keep."""
+    """Describe an exchange of labels in one or two lines; ``kept`` is the share of the public set that the nodes
+    keep."""
     sizes, (before, after) = exchange["distilled"], exchange["homogeneity"]
     text = (
         f"exchange before epoch {exchange['epoch'] + 1}: kept {kept:.1%} of the public set, "
@@ -79,19 +79,26 @@ def describe_exchange(exchange: dict, kept: float) -> str:
 
 
 def format_line(metrics: dict, epochs: int, left: float) -> str:
-    """One evaluation; ``left`` in seconds."""
+    """Format the line of one evaluation, with accuracies in percent.
+
+    Args:
+        metrics: a line of ``metrics.jsonl``.
+        epochs: the run's number of epochs.
+        left: expected seconds to the end of the run.
+    """
     epoch = metrics["epoch"]
     sent = sum(v for k, v in metrics.items() if k.startswith("communication/") and k.endswith("_bytes"))
+    loss = f"{metrics['train/loss']:.4f}" if "train/loss" in metrics else "-"
     percent = [f"{100 * metrics[f'accuracy/{k}']:.1f}" for k in ("node_mean", "node_min", "node_max", "consensus")]
     return _FORM.format(
-        f"{epoch}/{epochs}", metrics["phase"], f"{metrics['train/loss']:.4f}" if "train/loss" in metrics else "-", *percent,
+        f"{epoch}/{epochs}", metrics["phase"], loss, *percent,
         f"{metrics['consensus_distance']:.4f}", format_bytes(sent), f"{metrics['throughput/samples_per_second']:,.0f}",
         format_duration(left),
     )  # fmt: skip
 
 
 def print_table(summary: dict, folder: Path) -> None:
-    """The final table."""
+    """Print the final table, and the run's folder below it."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -104,84 +111,76 @@ def print_table(summary: dict, folder: Path) -> None:
 
 
 def format_start(parts: dict[str, str]) -> str:
-    """The lines above the first evaluation."""
+    """Format the lines above the first evaluation: the run's parts by name, then the names of the columns."""
     return "\n".join(format_field(k, v) for k, v in parts.items()) + f"\n{format_head()}"
 
 
 def format_field(name: str, text: str) -> str:
-    """One of them."""
+    """Format one aligned line `name  text`."""
     return f"{name:<10} {text}"
 
 
 def list_results(summary: dict) -> list[tuple[str, str]]:
-    """The rows of the final table."""
-    accuracy, sent, ood = summary["accuracy"], summary["communication"], summary["ood"]
+    """List the rows of the final table, as pairs of name and value."""
+    accuracy, sent, ood, throughput = (summary[key] for key in ("accuracy", "communication", "ood", "throughput"))
 
     def show(value: float | None, form: str) -> str:
         return "-" if value is None or not math.isfinite(value) else format(value, form)
 
     merged = " and the exact mean" if summary.get("final_merge") else ""
+    mean, sd, worst, best = (f"{accuracy[f'node_{key}']:.2%}" for key in ("mean", "std", "min", "max"))
+    parameters, labels, other = (format_bytes(sent[f"{kind}_bytes"]) for kind in ("parameter", "label", "other"))
+    steps, epochs = (show(sent.get(f"overhead_at_equal_{unit}"), "+.2%") for unit in ("steps", "epochs"))
+    gossip = f"after {summary['final_gossip']} final gossip{merged}"
     rows = [
-        (
-            f"node accuracy, after {summary['final_gossip']} final gossip{merged}",
-            f"{accuracy['node_mean']:.2%} (sd {accuracy['node_std']:.2%}, worst {accuracy['node_min']:.2%}, best "
-            f"{accuracy['node_max']:.2%})",
-        ),
+        (f"node accuracy, {gossip}", f"{mean} (sd {sd}, worst {worst}, best {best})"),
         ("node accuracy before it", f"{accuracy['node_mean_before_final_gossip']:.2%}"),
         ("consensus model", f"{accuracy['consensus']:.2%}"),
         ("consensus distance", f"{summary['consensus_distance']:.4f}"),
-        (
-            "sent",
-            f"{format_bytes(sent['parameter_bytes'])} parameters, {format_bytes(sent['label_bytes'])} labels, "
-            f"{format_bytes(sent['other_bytes'])} other, "
-            f"{sent['messages']:,} messages",
-        ),
-        (
-            "beyond training alone",
-            f"{show(sent.get('overhead_at_equal_steps'), '+.2%')} bytes at equal steps, "
-            f"{show(sent.get('overhead_at_equal_epochs'), '+.2%')} at equal epochs",
-        ),
+        ("sent", f"{parameters} parameters, {labels} labels, {other} other, {sent['messages']:,} messages"),
+        ("beyond training alone", f"{steps} bytes at equal steps, {epochs} at equal epochs"),
     ]
-    selected = ood["threshold"] is not None
-    if selected:
-        kept = f"kept {show(ood['kept_fraction'], '.1%')} (own data {show(ood.get('own_kept'), '.1%')}, noise "
+    if ood["threshold"] is not None:
+        public, own, noise = (show(ood.get(key), ".1%") for key in ("kept_fraction", "own_kept", "noise_kept"))
         rows += [
-            ("public set", f"{kept}{show(ood.get('noise_kept'), '.1%')})"),
+            ("public set", f"kept {public} (own data {own}, noise {noise})"),
             ("AUROC, held-out own against public samples", show(ood["auroc"], ".3f")),
             ("threshold", format_threshold(ood)),
         ]
-    heterogeneity = [f"{summary['homogeneity'][when]:.3f}" for when in ("before", "after")]
-    exchanged = bool(summary.get("exchanges"))
+    before, after = (f"{summary['homogeneity'][when]:.3f}" for when in ("before", "after"))
+    rate, seconds = f"{throughput['samples_per_second']:,.0f} samples/s", format_duration(throughput["seconds"])
+    peak, predicted = (format_bytes(summary[f"{kind}_memory_bytes"]) for kind in ("peak", "predicted"))
+    memory = f"peak memory {peak} (predicted: {predicted})"
     return [
         *rows,
-        ("heterogeneity", "{} before, {} after".format(*heterogeneity) if exchanged else heterogeneity[0]),
-        (
-            "throughput",
-            f"{summary['throughput']['samples_per_second']:,.0f} samples/s ({summary['engine']}), whole run "
-            f"{format_duration(summary['throughput']['seconds'])}, peak memory "
-            f"{format_bytes(summary['peak_memory_bytes'])} (predicted: {format_bytes(summary['predicted_memory_bytes'])})",
-        ),
+        ("heterogeneity", f"{before} before, {after} after" if summary.get("exchanges") else before),
+        ("throughput", f"{rate} ({summary['engine']}), whole run {seconds}, {memory}"),
     ]
 
 
 def format_threshold(ood: dict) -> str:
-    """The nodes' mean threshold with the score's name and unit, and as a probability where the score has one."""
+    """Format the nodes' mean threshold with the score's name and unit, and as a probability if the score has one."""
     if ood["threshold"] is None:
         return "-"
     p = ood.get("threshold_probability")
     parts = [ood.get("score") or "", "" if p is None else f"probability {format_probability(p)}"]
     about = "; ".join(filter(None, parts))
-    return f"{ood['threshold']:.3f}" + (f" ({about})" if about else "")
+    value = f"{ood['threshold']:.3f}"
+    return f"{value} ({about})" if about else value
 
 
 def format_title(summary: dict) -> str:
-    """One line that says which run it is."""
+    """Format the line that says which run it is: name, seed, nodes, epochs and steps."""
     run = f"{summary['name']}, seed {summary['seed']}"
     return f"{run}: {summary['nodes']} nodes, {summary['epochs']} epochs, {summary['steps']} steps"
 
 
 def write_report(run: str) -> Path:
-    """``report.md`` in a finished run's folder: its numbers, pictures and config."""
+    """Write ``report.md`` into a finished run's folder: its final table, pictures and config.
+
+    Raises:
+        UserError: ``run`` is not a run folder, or the run has not finished.
+    """
     from pathlib import Path
 
     from lightning_idkd.records.run_folder import RunFolder
@@ -189,14 +188,13 @@ def write_report(run: str) -> Path:
     folder = RunFolder(Path(run).resolve())
     summary = folder.summary()
     if summary is None:
-        begun, none = "has not come to its end: go on with --run.resume auto", "is no run; give one such as runs/NAME/latest"
-        raise UserError(f"'{run}' {begun if folder.file('config.yaml').exists() else none}")
+        if folder.file("config.yaml").exists():
+            raise UserError(f"'{run}' has not finished; continue it with --run.resume auto")
+        raise UserError(f"'{run}' is not a run folder; give one such as runs/NAME/latest")
     table = "".join(f"| {key} | {value} |\n" for key, value in list_results(summary))
     plots = sorted(folder.file("plots").glob("*.png"), key=lambda p: (p.stem.split("_")[0], p.stat().st_mtime_ns))
     pictures = "\n".join(f"![{p.stem.replace('_', ' ')}](plots/{p.name})\n" for p in plots)
     config = folder.file("config.yaml").read_text()
-    folder.text(
-        "report.md",
-        f"# {format_title(summary)}\n\n| | |\n| --- | --- |\n{table}\n{pictures}\n## Config\n\n```yaml\n{config}```\n",
-    )
+    head = f"# {format_title(summary)}\n\n| | |\n| --- | --- |\n"
+    folder.text("report.md", f"{head}{table}\n{pictures}\n## Config\n\n```yaml\n{config}```\n")
     return folder.file("report.md")
