@@ -1,4 +1,4 @@
-"""How fast a step is, where its time goes, and what the same would cost otherwise, all measured in turns in one process."""
+"""Times a step of an experiment, its parts, and other ways to do the same work, all in turns in one process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,22 +41,26 @@ from lightning_idkd.training.orchestrator import Orchestrator
 from lightning_idkd.training.record import read_peak_memory
 
 CLASSES = 10
-LEAST = 0.3  # seconds that a turn of one form takes at least, and so how many steps it has
+SHORTEST_TURN = 0.3
+"""Seconds that a turn of one form takes at least; its number of steps follows from them."""
 RESNET = ("--config", "ring_cifar10")
-EIGHTEEN = '{"class_path": "TorchModule", "init_args": {"path": "torchvision.models.resnet18"}}'
+RESNET18 = '{"class_path": "TorchModule", "init_args": {"path": "torchvision.models.resnet18"}}'
 SUITE = {
     "digits CNN": (("--config", "ring_digits"), lambda n: 90 * n, (16, 64, 256, 1024)),
     "ResNet-20-EvoNorm": (RESNET, lambda n: 50_000, (4, 16, 64)),
-    "ResNet-18": ((*RESNET, "--node.network", EIGHTEEN), lambda n: 50_000, (4,)),
+    "ResNet-18": ((*RESNET, "--node.network", RESNET18), lambda n: 50_000, (4,)),
 }
-"""Arguments, training samples of n nodes, and numbers of nodes: one with digits has what it has where 16 share the set."""
-PROCESSES = 16  # most nodes of which each gets a process
+"""Per case: arguments, number of training samples as a function of the number of nodes n, and the numbers of nodes.
+A node with digits has as many samples as each of 16 nodes that share the whole set."""
 QUICK = {"digits CNN": (4, 8)}
+"""The cases and numbers of nodes of ``idkd bench --quick``."""
+MOST_PROCESSES = 16
+"""The form with a process per node is timed up to this number of nodes."""
 
 
 @dataclass
 class Form:
-    """One way to do the same step."""
+    """One way to do a step's work."""
 
     step: Callable[[], object]
     threads: int
@@ -64,54 +68,66 @@ class Form:
 
 
 def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: int | None = None) -> dict:
-    """Samples a second of every form of a step on random images, medians of turns with their spread, and more.
+    """Measure the speed of every form of a step on random images, the shares of its parts and its peak memory.
 
-    Forms: each engine; a ``bare loop`` of forward and backward passes over models that share nothing; ``one model`` on as many
-    samples; and, up to 16 nodes, a ``process per node``, the models of neighbours exchanged by gloo, with our layers and memory
-    settings, or with norms as autograd makes them of their formulas and no settings. Further: what ``auto`` takes, the shares of
-    a step of the fastest engine, and its peak memory in a process of its own.
+    Speed is in samples a second: median, least and most over the rounds. The forms are each engine; a ``bare loop`` of
+    forward and backward passes over models that share nothing; ``one model`` on the same number of samples; and, up to 16
+    nodes, a ``process per node``, where neighbours exchange their models by gloo: once with our layers and memory settings,
+    and once with autograd's norms and default settings. The result also names the form that ``run.engine auto`` chooses.
+    The shares are those of the fastest engine, and its peak memory (bytes) is measured in a new process.
     """
     case = Case(config, channels, size, samples)
     fabric, n, b, cores = case.fabric, case.graph.nodes, config.train.batch_size, os.cpu_count() or 1
     counts = sorted({1, cores}) if fabric.device.type == "cpu" else [1]
-    trial = case.run("auto")
+    trial = case.build_run("auto")
     choice = trial.stack.engines() if config.run.engine == "auto" else [config.run.engine]
     forms: dict[str, Form] = {}
     for engine in sorted({*choice, "vmap"}) if config.run.engine == "auto" else choice:
-        run = case.run(engine)
+        run = case.build_run(engine)
         for threads in counts:
             if (engine, threads) != ("parallel", 1):
-                forms[named(engine, threads)] = Form(walker(run), threads, run)
+                forms[name_form(engine, threads)] = Form(build_step(run), threads, run)
     x, y = run.store.batch(run.store.order(0, 1), 0)
     models = [case.make().to(fabric.device, memory_format=torch.channels_last) for _ in range(n)]
+
+    def loop() -> None:
+        for i, model in enumerate(models):
+            compute_gradient(model, x[i], y[i])
+
     for threads in counts:
-        forms[named("bare loop", threads)] = Form(lambda: [descend(m, x[i], y[i]) for i, m in enumerate(models)], threads)
-        forms[named("one model", threads)] = Form(lambda: descend(models[0], x.flatten(0, 1), y.flatten(0, 1)), threads)
+        forms[name_form("bare loop", threads)] = Form(loop, threads)
+        one_model = lambda: compute_gradient(models[0], x.flatten(0, 1), y.flatten(0, 1))  # noqa: E731
+        forms[name_form("one model", threads)] = Form(one_model, threads)
     if fabric.device.type == "cuda":
         one = NodeStack(case.make, range(1), config.seed, fabric.device, engine="graph", autocast=config.run.autocast)
         forms["one model, graph"] = Form(lambda: one.step(x.flatten(0, 1)[None], y.flatten(0, 1)[None], 0), 1)
-    seconds = in_turns(forms, rounds, fabric.device)
-    if n <= PROCESSES and fabric.device.type == "cpu":
-        seconds |= apart(node_process, n, config, case.graph, channels, size, rounds)
-    rates = {name: sorted(n * b / s for s in found) for name, found in seconds.items()}
-    best = max((name for name, form in forms.items() if form.run), key=lambda name: statistics.median(rates[name]))
-    chosen = named(*trial.stack.choose(x, y, choice, counts))
-    torch.set_num_threads(forms[best].threads)
+    seconds = time_forms(forms, rounds, fabric.device)
+    if n <= MOST_PROCESSES and fabric.device.type == "cpu":
+        seconds |= run_in_processes(time_node_process, n, config, case.graph, channels, size, rounds)
+    rates = {name: sorted(n * b / s for s in times) for name, times in seconds.items()}
+    engines = [name for name, form in forms.items() if form.run]
+    fastest = max(engines, key=lambda name: statistics.median(rates[name]))
+    form = forms[fastest]
+    chosen = name_form(*trial.stack.choose(x, y, choice, counts))
+    torch.set_num_threads(form.threads)
     return {
         "nodes": n,
         "batch": b,
         "parameters": run.stack.parameters,
         "nodes_a_call_of_vmap": run.stack.abreast,
-        "samples_per_second": {k: {"median": statistics.median(v), "least": v[0], "most": v[-1]} for k, v in rates.items()},
-        "fastest": best,
+        "samples_per_second": {name: {"median": statistics.median(r), "least": r[0], "most": r[-1]} for name, r in rates.items()},
+        "fastest": fastest,
         "auto": chosen,
-        "shares": shares(forms[best].run),
-        "peak_memory_bytes": apart(alone, 1, config, channels, size, samples, forms[best].run.stack.engine, forms[best].threads),
+        "shares": measure_shares(form.run),
+        "peak_memory_bytes": run_in_processes(
+            measure_peak_memory, 1, config, channels, size, samples, form.run.stack.engine, form.threads
+        ),
     }
 
 
-def named(form: str, threads: int) -> str:
-    return f"{form}, {threads} thread{'s' * (threads > 1)}"
+def name_form(form: str, threads: int) -> str:
+    """The name of a form with its number of threads."""
+    return f"{form}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 class Case:
@@ -125,8 +141,8 @@ class Case:
         self.images = random_images(max(samples or 40 * n, 2 * n * config.train.batch_size), channels, size)
         self.split = partition(IID(), self.images.labels.numpy(), n, config.seed, config.data.validation)
 
-    def run(self, engine: str) -> Orchestrator:
-        """It, with this engine."""
+    def build_run(self, engine: str) -> Orchestrator:
+        """Build the run of this experiment with one engine."""
         config, network, device = self.config, Network(self.graph), self.fabric.device
         few = self.images[torch.arange(min(len(self.images), 10_000))]
         store = Store(self.images, few, None, self.split, network.rows, batch=config.train.batch_size,
@@ -138,33 +154,21 @@ class Case:
         return Orchestrator(self.fabric, stack, network, store, config.gossip, config.train)
 
 
-def alone(rank: int, config: Config, channels: int, size: int, samples: int | None, engine: str, threads: int,
-          folder: str) -> None:  # fmt: skip
-    """Peak memory of some steps and an evaluation."""
-    run = Case(config, channels, size, samples).run(engine)
-    torch.set_num_threads(threads)
-    step = walker(run)
-    for _ in range(5):
-        step()
-    examine(run)
-    tell(folder, read_peak_memory(run.stack.device))
-
-
 def random_images(count: int, channels: int, size: int) -> Images:
-    """Of all classes equally often."""
+    """``count`` random images, with all classes equally often."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
     return Images(pixels, torch.arange(count) % CLASSES, tuple(map(str, range(CLASSES))))
 
 
-def descend(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """A forward and a backward pass."""
+def compute_gradient(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Run a forward and a backward pass."""
     model.zero_grad(set_to_none=True)
     F.cross_entropy(model(x), y).backward()
 
 
-def walker(run: Orchestrator) -> Callable[[], None]:
-    """Whole steps of a run, one a call."""
+def build_step(run: Orchestrator) -> Callable[[], None]:
+    """A function that does the next whole step of ``run`` at each call, epoch after epoch."""
     order: list[Tensor] = []
 
     def step() -> None:
@@ -177,15 +181,24 @@ def walker(run: Orchestrator) -> Callable[[], None]:
     return step
 
 
-def in_turns(forms: dict[str, Form], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds a step of every form in every round; a turn has so many steps that it can be measured."""
+def evaluate(run: Orchestrator) -> None:
+    """Run an evaluation as it happens during training."""
+    measure(run.stack, run.network, run.store, run.train.evaluate_samples, run.train.evaluate_samples, lambda: False)
+
+
+# ---------------------------------------------------------------------- measurements
+
+
+def time_forms(forms: dict[str, Form], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds a step of every form in every round; in a round each form has one turn of :data:`SHORTEST_TURN` or more."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
+    warm_up = 1 + (WARM_UP_CALLS if device.type == "cuda" else 0)
     for form in forms.values():
         torch.set_num_threads(form.threads)
-        for _ in range(1 + WARM_UP_CALLS * (device.type == "cuda")):  # warms up
+        for _ in range(warm_up):
             form.step()
     steps = dict.fromkeys(forms, 1)
-    for turn in range(rounds + 1):
+    for turn in range(rounds + 1):  # turn 0 measures how many steps the others need
         for name, form in forms.items():
             torch.set_num_threads(form.threads)
             start = time.perf_counter()
@@ -193,76 +206,105 @@ def in_turns(forms: dict[str, Form], rounds: int, device: torch.device) -> dict[
                 form.step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            took = (time.perf_counter() - start) / steps[name]
+            per_step = (time.perf_counter() - start) / steps[name]
             if turn:
-                seconds[name].append(took)
+                seconds[name].append(per_step)
             else:
-                steps[name] = max(1, round(LEAST / took))
+                steps[name] = max(1, round(SHORTEST_TURN / per_step))
     return seconds
 
 
-def shares(run: Orchestrator, steps: int = 5) -> dict[str, float]:
-    """Share of the time of a run that its parts take, evaluations on the way among them as often as the config has them."""
+def measure_shares(run: Orchestrator, steps: int = 5) -> dict[str, float]:
+    """The share of a run's time that each part takes, with evaluations as often as the config asks for."""
     spent = dict.fromkeys(("network", "rule", "mixing", "data"), 0.0)
-    step = walker(run)
-    start = time.perf_counter()
+    step = build_step(run)
     wait = torch.cuda.synchronize if run.stack.device.type == "cuda" else lambda: None
-    with (timed(run.stack, "step", spent, "network", wait), timed(run.store, "batch", spent, "data", wait),
-          timed(run.gossip, "update", spent, "rule", wait), timed(run.network, "mix", spent, "mixing", wait)):  # fmt: skip
+    start = time.perf_counter()
+    with (time_calls(run.stack, "step", spent, "network", wait), time_calls(run.store, "batch", spent, "data", wait),
+          time_calls(run.gossip, "update", spent, "rule", wait),
+          time_calls(run.network, "mix", spent, "mixing", wait)):  # fmt: skip
         for _ in range(steps):
             step()
     wait()
     whole = time.perf_counter() - start
     spent["rule"] -= spent["mixing"]
     start = time.perf_counter()
-    examine(run)
+    evaluate(run)
     wait()
     spent["evaluation"] = (time.perf_counter() - start) * steps / (run.train.evaluate_every * run.progress.steps)
     whole += spent["evaluation"]
     return {name: s / whole for name, s in spent.items()} | {"else": 1 - sum(spent.values()) / whole}
 
 
-def examine(run: Orchestrator) -> None:
-    """An evaluation such as there are on the way."""
-    measure(run.stack, run.network, run.store, run.train.evaluate_samples, run.train.evaluate_samples, lambda: False)
-
-
 @contextmanager
-def timed(owner: object, name: str, spent: dict[str, float], part: str, wait: Callable[[], None]):
-    """Inside, the time of calls of a method, ``wait`` for the device included, is added to ``spent[part]``."""
-    method = getattr(owner, name)
+def time_calls(owner: object, method: str, spent: dict[str, float], part: str, wait: Callable[[], None]) -> Iterator[None]:
+    """Within the block, add the seconds of every call of ``owner.method`` to ``spent[part]``.
+
+    ``wait`` returns when the device has done all its work.
+    """
+    original = getattr(owner, method)
 
     def call(*args, **kwargs):
         wait()
         start = time.perf_counter()
         try:
-            return method(*args, **kwargs)
+            return original(*args, **kwargs)
         finally:
             wait()
             spent[part] += time.perf_counter() - start
 
-    setattr(owner, name, call)
-    yield
-    delattr(owner, name)
+    setattr(owner, method, call)
+    try:
+        yield
+    finally:
+        delattr(owner, method)  # the class's own method shows again
 
 
-# ---------------------------------------------------------------------- a process per node
+@contextmanager
+def replace_attributes(owner: object, **values: object) -> Iterator[None]:
+    """Within the block, ``owner`` has other values of some attributes."""
+    originals = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in originals.items():
+            setattr(owner, name, value)
 
 
-def apart(work: Callable, count: int, *arguments):
-    """What ``work`` tells in the first of so many processes of its own."""
+# ---------------------------------------------------------------------- new processes
+
+
+def run_in_processes(work: Callable[..., None], count: int, *arguments: object) -> Any:
+    """Run ``work(rank, *arguments, folder)`` in ``count`` new processes; returns what :func:`write_result` got."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(work, (*arguments, folder), nprocs=count)
-        return json.loads((Path(folder) / "told.json").read_text())
+        return json.loads((Path(folder) / "result.json").read_text())
 
 
-def tell(folder: str, found: object) -> None:
-    (Path(folder) / "told.json").write_text(json.dumps(found))
+def write_result(folder: str, result: object) -> None:
+    """Write the result that :func:`run_in_processes` returns."""
+    (Path(folder) / "result.json").write_text(json.dumps(result))
 
 
-def node_process(rank: int, config: Config, graph: Graph, channels: int, size: int, rounds: int, folder: str) -> None:
-    """Seconds a step where every node is a process with one thread, as in most codes of the field: SGD with momentum, then its
-    parameters to its neighbours by gloo, and their average; the processes being warm."""
+def measure_peak_memory(rank: int, config: Config, channels: int, size: int, samples: int | None, engine: str, threads: int,
+                        folder: str) -> None:  # fmt: skip
+    """Write the peak memory, in bytes, of five steps and an evaluation."""
+    run = Case(config, channels, size, samples).build_run(engine)
+    torch.set_num_threads(threads)
+    step = build_step(run)
+    for _ in range(5):
+        step()
+    evaluate(run)
+    write_result(folder, read_peak_memory(run.stack.device))
+
+
+def time_node_process(rank: int, config: Config, graph: Graph, channels: int, size: int, rounds: int, folder: str) -> None:
+    """Write the seconds a step where every node is a process with one thread, as in most codes of the field.
+
+    In a step a node does SGD with momentum, sends its parameters to its neighbours by gloo and averages what it receives.
+    """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=graph.nodes)
     make = node_maker(config, channels, size, CLASSES)
@@ -272,19 +314,19 @@ def node_process(rank: int, config: Config, graph: Graph, channels: int, size: i
     receivers = edges[edges[:, 0] == rank, 1].tolist()
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        descend(model, x, y)
+        compute_gradient(model, x, y)
         optimizer.step()
         flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-        got = {j: torch.empty_like(flat) for j in senders if j != rank}
-        requests = [dist.isend(flat, j) for j in receivers] + [dist.irecv(T, j) for j, T in got.items()]
+        received = {j: torch.empty_like(flat) for j in senders if j != rank}
+        requests = [dist.isend(flat, j) for j in receivers] + [dist.irecv(T, j) for j, T in received.items()]
         for request in requests:
             request.wait()
-        mixed = sum(w * (flat if j == rank else got[j]) for j, w in zip(senders, weights, strict=True))
+        mixed = sum(w * (flat if j == rank else received[j]) for j, w in zip(senders, weights, strict=True))
         for p, part in zip(model.parameters(), mixed.split([p.numel() for p in model.parameters()]), strict=True):
             p.data.copy_(part.view_as(p))
 
-    def measure() -> list[float]:
-        model, found = make().to(memory_format=torch.channels_last), []
+    def time_steps() -> list[float]:
+        model, seconds = make().to(memory_format=torch.channels_last), []
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
         for _ in range(rounds + 1):
             dist.barrier()
@@ -292,25 +334,25 @@ def node_process(rank: int, config: Config, graph: Graph, channels: int, size: i
             for _ in range(3):
                 step(model, optimizer)
             dist.barrier()
-            found.append((time.perf_counter() - start) / 3)
-        return found[1:]  # the first one warms up
+            seconds.append((time.perf_counter() - start) / 3)
+        return seconds[1:]  # the first round warms up
 
     plain = lambda m, _, x, v, gamma, beta, *, eps: evonorm_s0(x, v, gamma, beta, m.groups, eps)  # noqa: E731
-    with patch.object(norms, "FEW", math.inf), patch.object(norms.EvoNormS0, "_run", plain):
-        found = {"process per node, plain norms": measure()}
+    with replace_attributes(norms, FEW=math.inf), replace_attributes(norms.EvoNormS0, _run=plain):
+        seconds = {"process per node, plain norms": time_steps()}
     keep_memory()
-    found["process per node"] = measure()
+    seconds["process per node"] = time_steps()
     if rank == 0:
-        tell(folder, found)
+        write_result(folder, seconds)
     dist.destroy_process_group()
 
 
 # ---------------------------------------------------------------------- several cases, and tables
 
 
-def suite(quick: bool = False) -> dict:
-    """Every case in a process of its own, so that its peak memory is its own."""
-    found: dict = {"machine": describe_machine(), "cases": {}}
+def run_suite(quick: bool = False) -> dict:
+    """Measure every case of the suite in a new process, so that its peak memory is its own."""
+    cases = {}
     for name, (arguments, samples, nodes) in SUITE.items():
         for n in QUICK.get(name, ()) if quick else nodes:
             print(f"{name}, {n} nodes", file=sys.stderr, flush=True)
@@ -320,30 +362,34 @@ def suite(quick: bool = False) -> dict:
                            str(samples(n)), "--out", str(out), *(["--rounds", "1"] if quick else [])]  # fmt: skip
                 subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
                 [case] = json.loads(out.read_text())["cases"].values()
-            found["cases"][f"{name}, n = {n}"] = case
-    return found
+            cases[f"{name}, n = {n}"] = case
+    return {"machine": describe_machine(), "cases": cases}
 
 
-def tables(found: dict) -> str:
-    """In Markdown: a table of rates for every case, and one of shares and memory for all."""
-    processor, cores, instructions, version, device = found["machine"]
+def format_tables(results: dict) -> str:
+    """Format results as Markdown: a table of rates for every case, and one of shares and peak memory for all cases."""
+    processor, cores, instructions, version, device = results["machine"]
     lines = [f"{device or processor}, {cores} cores, {instructions}, torch {version}, {time.strftime('%Y-%m-%d')}", ""]
-    for name, case in found["cases"].items():
-        rates = case["samples_per_second"]
-        bare = max(rate["median"] for form, rate in rates.items() if form.startswith("bare loop"))
-        count = case["nodes_a_call_of_vmap"]
-        abreast = f"vmap takes {count} node{'s' * (count > 1)} a call"
-        lines += [f"**{name}**, batch {case['batch']}, {case['parameters']:,} parameters; {abreast}", "",
-                  "| form of the step | samples/s | least to most | of the bare loop |", "| --- | --- | --- | --- |"]  # fmt: skip
-        for form, rate in sorted(rates.items(), key=lambda item: -item[1]["median"]):
-            spread = f"{rate['least']:,.0f} to {rate['most']:,.0f}"
-            lines.append(f"| {form} | {rate['median']:,.0f} | {spread} | {rate['median'] / bare:.2f} |")
-        lines.append("")
-    parts = list(next(iter(found["cases"].values()))["shares"])
+    for name, case in results["cases"].items():
+        lines += [*format_rates(name, case), ""]
+    parts = list(next(iter(results["cases"].values()))["shares"])
     lines += [f"| case | fastest | auto takes | {' | '.join(parts)} | peak memory |", f"|{' --- |' * (len(parts) + 4)}"]
-    for name, case in found["cases"].items():
-        shown = " | ".join(f"{case['shares'][part]:.1%}" for part in parts)
-        lines.append(
-            f"| {name} | {case['fastest']} | {case['auto']} | {shown} | {report.format_bytes(case['peak_memory_bytes'])} |"
-        )
+    for name, case in results["cases"].items():
+        shares = " | ".join(f"{case['shares'][part]:.1%}" for part in parts)
+        memory_size = report.format_bytes(case["peak_memory_bytes"])
+        lines.append(f"| {name} | {case['fastest']} | {case['auto']} | {shares} | {memory_size} |")
     return "\n".join(lines) + "\n"
+
+
+def format_rates(name: str, case: dict) -> list[str]:
+    """The lines of the table of rates of one case, the fastest form first."""
+    rates = case["samples_per_second"]
+    bare = max(rate["median"] for form, rate in rates.items() if form.startswith("bare loop"))
+    count = case["nodes_a_call_of_vmap"]
+    at_once = f"vmap takes {count} node{'' if count == 1 else 's'} a call"
+    lines = [f"**{name}**, batch {case['batch']}, {case['parameters']:,} parameters; {at_once}", "",
+             "| form of the step | samples/s | least to most | of the bare loop |", "| --- | --- | --- | --- |"]  # fmt: skip
+    for form, rate in sorted(rates.items(), key=lambda item: -item[1]["median"]):
+        spread = f"{rate['least']:,.0f} to {rate['most']:,.0f}"
+        lines.append(f"| {form} | {rate['median']:,.0f} | {spread} | {rate['median'] / bare:.2f} |")
+    return lines

@@ -1,4 +1,4 @@
-"""``idkd bench``."""
+"""``idkd bench``: times a step of an experiment in every form."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from lightning_idkd.machine import describe_machine
 
 
 def main(arguments: list[str]) -> int:
-    """Time the step of an experiment, or of several where none is given."""
+    """Time the step of the experiment in ``--config``, or of several experiments without one."""
     config = configure(["--data.private", "Digits", *arguments], "bench")
     from lightning_idkd.analysis import benchmark
-    from lightning_idkd.command.topology import image_shape
+    from lightning_idkd.command.topology import guess_image_shape
 
-    given = {k: config.resolved[k] for k in ("rounds", "samples", "quick", "out")}
+    options = {k: config.resolved[k] for k in ("rounds", "samples", "quick", "out")}
     if any(word.split("=")[0] == "--config" for word in arguments):
-        found = benchmark.bench(config, *image_shape(config), given["rounds"], given["samples"])
-        found = {
-            "machine": describe_machine(),
-            "cases": {f"{type(config.node.network).__name__}, n = {config.graph.nodes}": found},
-        }
-    elif stray := [word for word in arguments if word.startswith("--") and word[2:].split("=")[0] not in ("quick", "out")]:
-        raise UserError(f"{stray[0]}: bench takes it beside a --config; without one there are --quick and --out")
+        case = benchmark.bench(config, *guess_image_shape(config), options["rounds"], options["samples"])
+        name = f"{type(config.node.network).__name__}, n = {config.graph.nodes}"
+        results = {"machine": describe_machine(), "cases": {name: case}}
     else:
-        found = benchmark.suite(given["quick"])
-    if given["out"]:
-        Path(given["out"]).parent.mkdir(parents=True, exist_ok=True)
-        write(Path(given["out"]), lambda part: part.write_text(json.dumps(found, indent=1) + "\n"))
-    print(benchmark.tables(found), end="")
+        for word in arguments:
+            if word.startswith("--") and word[2:].split("=")[0] not in ("quick", "out"):
+                raise UserError(f"{word}: bench takes it beside a --config; without one there are --quick and --out")
+        results = benchmark.run_suite(options["quick"])
+    if options["out"]:
+        out = Path(options["out"])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write(out, lambda part: part.write_text(json.dumps(results, indent=1) + "\n"))
+    print(benchmark.format_tables(results), end="")
     return 0

@@ -65,14 +65,14 @@ def parameters(config: Config) -> tuple[int, str]:
     from lightning_idkd.nodes.layout import trained_parameters
     from lightning_idkd.training.build import node_maker
 
-    channels, side = image_shape(config)
+    channels, side = guess_image_shape(config)
     node = node_maker(config, channels, side, 10)()
     count = sum(p.numel() for p in trained_parameters(node).values())
     kind = "parameters" if all(p.requires_grad for p in node.parameters()) else "trained parameters"
     return count, f"{count:,} {kind} of {type(config.node.network).__name__} for {channels}x{side}x{side}, 10 classes"
 
 
-def image_shape(config: Config) -> tuple[int, int]:
+def guess_image_shape(config: Config) -> tuple[int, int]:
     """Channels and side of the images, as far as they are known without reading any: those of the digits, or of CIFAR."""
     digits = type(config.data.private).__name__ == "Digits"
     return config.data.channels or (1 if digits else 3), config.data.image_size or (8 if digits else 32)

@@ -1,4 +1,4 @@
-"""The benchmark runs and adds up; times are not looked at."""
+"""The benchmark runs and its shares sum to 1; no test reads the times themselves."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from lightning_idkd.cli import main
 
 @pytest.fixture(autouse=True)
 def _short_turns(monkeypatch):
-    monkeypatch.setattr(benchmark, "LEAST", 0.01)
+    monkeypatch.setattr(benchmark, "SHORTEST_TURN", 0.01)
 
 
 @pytest.mark.slow
@@ -33,7 +33,7 @@ def test_every_form_of_a_step_is_timed(configs, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_process_per_node_sends_along_arrows(configs, tmp_path):
-    """Within a time limit: one that waits for what nobody sends would wait for ever."""
+    """The time limit is there because a process that waits for a message that nobody sends would wait for ever."""
     arguments = ["--graph.topology", "OnePeerExponential", "--graph.nodes", "3", "--rounds", "1", "--run.engine", "loop"]
     command = [sys.executable, "-m", "lightning_idkd", "bench", "--config", str(configs / "ring_digits.yaml"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=170)
