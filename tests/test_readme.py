@@ -80,7 +80,7 @@ def test_its_commands_exist_with_these_arguments(command, monkeypatch, tmp_path)
     if words[1] == "fit" and "--help" not in words and "mine." not in command:
         configure(words[2:])
     if words[1] != "fit":
-        replaced = ("sweep.runner.run", "analysis.compare.show", "analysis.load.load", "analysis.evaluate.evaluate",
+        replaced = ("sweep.runner.run_sweep", "analysis.compare.show", "analysis.load.load", "analysis.evaluate.evaluate",
                     "analysis.evaluate.show", "command.init.write_skeleton")  # fmt: skip
         for place in replaced:
             monkeypatch.setattr(f"lightning_idkd.{place}", MagicMock())

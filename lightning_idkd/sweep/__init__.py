@@ -1,0 +1,1 @@
+"""W&B sweep files without a server: read a file, plan its cells, run them."""

@@ -1,4 +1,4 @@
-"""W&B sweep files: their keys, the points that their parameters make, and the command as W&B's agents expand it.
+"""Reads and checks W&B sweep files, and lists the points of their parameters: a grid, or random draws.
 
 Keys and distributions are those of W&B's schema (wandb/sweeps, config/schema.json and params.py).
 """
@@ -6,9 +6,7 @@ Keys and distributions are those of W&B's schema (wandb/sweeps, config/schema.js
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import os
 import random
 import re
 from collections.abc import Iterator
@@ -20,9 +18,14 @@ import yaml
 from lightning_idkd.checkout import CONFIGS
 from lightning_idkd.config import yaml_file
 from lightning_idkd.errors import UserError, did_you_mean, require
+from lightning_idkd.sweep.command_line import ARGUMENTS, MACROS
 
 KEYS = ("program", "method", "name", "metric", "parameters", "command", "run_cap", "description", "kind", "apiVersion")
-SERVER = ("project", "entity", "early_terminate", "controller", "scheduler", "metrics", "job", "image_uri", "launch", "settings")
+"""The keys of a sweep file that are read here, and those that only describe it."""
+SERVER = (
+    "project", "entity", "early_terminate", "controller", "scheduler", "metrics", "job", "image_uri", "launch",
+    "settings",
+)  # fmt: skip
 """Keys that only W&B's server or its other programs read."""
 
 BOUNDS = ("min", "max")
@@ -46,223 +49,229 @@ DISTRIBUTIONS = {
     "beta": ("a", "b"),
     "q_beta": ("a", "b", "q"),
 }
-"""The distributions of parameters and the keys that each takes."""
+"""Per distribution of a parameter, the keys that it takes."""
 DEFAULTS = {"q": 1.0, "mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0}
-ENTRIES = tuple(dict.fromkeys(["distribution", *itertools.chain(*DISTRIBUTIONS.values()), "parameters"]))
-
-MACROS = ("env", "interpreter", "program", "args", "args_no_equals", "args_no_hyphens", "args_no_boolean_flags", "args_json",
-          "args_json_file", "args_append_hydra", "args_override_hydra")  # fmt: skip
-ARGUMENTS = {f"${{{name}}}" for name in MACROS if name.startswith("args")}
+"""The values of keys that may be missing."""
+ENTRY_KEYS = tuple(dict.fromkeys(["distribution", *itertools.chain(*DISTRIBUTIONS.values()), "parameters"]))
+"""Every key that the entry of a parameter may have."""
 
 
-# ------------------------------------------------------------------ the file
+# ------------------------------------------------------------------ reading and checking
 
 
-def read(path: Path) -> dict:
-    """A sweep file, with its keys checked."""
+def read_sweep(path: Path) -> dict:
+    """Read a sweep file and check its keys.
+
+    Raises:
+        UserError: the file cannot be read, or a key or value is not allowed.
+    """
     try:
         sweep = yaml_file.read(path.read_text(encoding="utf-8"), yaml.SafeLoader)  # W&B's agents read YAML 1.1
     except FileNotFoundError as e:
-        known = [f"{at}/{file.stem}{end}" for file in (CONFIGS / "sweeps").glob("*.yaml")
-                 for at, end in (("configs/sweeps", ".yaml"), ("sweeps", ""))]  # fmt: skip
+        known = []
+        for file in (CONFIGS / "sweeps").glob("*.yaml"):
+            known += [f"configs/sweeps/{file.stem}.yaml", f"sweeps/{file.stem}"]
         raise UserError(f"there is no sweep file {path}.{did_you_mean(str(path), known)}") from e
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is no sweep file ({getattr(e, 'strerror', None) or 'not a text'})") from e
+        reason = getattr(e, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"{path} cannot be read as a sweep file ({reason})") from e
     except UserError as e:
         raise UserError(f"{path}, {e}") from e
     except yaml.YAMLError as e:
-        raise UserError(f"{path} is no YAML: {' '.join(str(e).split())[:150]}") from e
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(e).split())[:150]}") from e
     if not isinstance(sweep, dict):
         raise UserError(f"{path} holds no keys; a sweep file has {', '.join(KEYS)}")
     for key in sweep:
-        known = did_you_mean(str(key), (*KEYS, *SERVER))
-        require(key in (*KEYS, *SERVER), f"{path.name}: key", f"'{key}'", f"{', '.join(KEYS)}.{known}")
+        hint = did_you_mean(str(key), (*KEYS, *SERVER))
+        require(key in (*KEYS, *SERVER), f"{path.name}: key", f"'{key}'", f"{', '.join(KEYS)}.{hint}")
     for key in ("method", "parameters", "command"):
         if key not in sweep:
             raise UserError(f"{path.name}: the key '{key}' is missing")
     method, cap, name = sweep["method"], sweep.get("run_cap"), sweep.get("name", path.stem)
-    require(method in ("grid", "random"), f"{path.name}: method", method, "grid, random (bayes and custom need W&B's server)")
-    require(cap is None or (type(cap) is int and cap >= 1), f"{path.name}: run_cap", cap, "a number of cells, 1 or more")
-    require(isinstance(name, str) and word(name).strip("._"), f"{path.name}: name", repr(name), "a text")
-    command = sweep["command"]
-    require(isinstance(command, list), f"{path.name}: command", command, "a list of words")
-    for macro in (m[1] for m in (re.fullmatch(r"\$\{(.*)\}", str(part)) for part in command) if m):
-        known = f"{', '.join(MACROS)}, envvar:NAME.{did_you_mean(macro, MACROS)}"
-        require(macro in MACROS or macro.startswith("envvar:"), f"{path.name}: command", f"${{{macro}}}", known)
-    if "fit" not in command or not ARGUMENTS & set(map(str, command)):
-        raise UserError(
-            f"{path.name}: command must hold fit and ${{args_json_file}} or ${{args}}, as in the sweeps that come with this"
-        )
-    check(sweep["parameters"], f"{path.name}: parameters")
+    allowed = "grid, random (bayes and custom need W&B's server)"
+    require(method in ("grid", "random"), f"{path.name}: method", method, allowed)
+    right = cap is None or (type(cap) is int and cap >= 1)
+    require(right, f"{path.name}: run_cap", cap, "a number of cells, 1 or more")
+    right = isinstance(name, str) and make_file_name(name).strip("._")
+    require(right, f"{path.name}: name", repr(name), "a text")
+    check_command(sweep["command"], path.name)
+    check_parameters(sweep["parameters"], f"{path.name}: parameters")
     return sweep
 
 
-def check(parameters: Any, where: str) -> None:
-    """Refuse parameters, and those nested in them, that W&B's schema does not have; ``where`` they stand begins the sentence."""
+def check_command(command: Any, file: str) -> None:
+    """Refuse a command with an unknown macro, and one that does not give the parameters of a cell to ``idkd fit``."""
+    require(isinstance(command, list), f"{file}: command", command, "a list of words")
+    for part in command:
+        match = re.fullmatch(r"\$\{(.*)\}", str(part))
+        if match and not match[1].startswith("envvar:"):
+            allowed = f"{', '.join(MACROS)}, envvar:NAME.{did_you_mean(match[1], MACROS)}"
+            require(match[1] in MACROS, f"{file}: command", match[0], allowed)
+    if "fit" not in command or not ARGUMENTS & set(map(str, command)):
+        example = "as in the sweeps that come with this project"
+        raise UserError(f"{file}: command must hold fit and ${{args_json_file}} or ${{args}}, {example}")
+
+
+def check_parameters(parameters: Any, where: str) -> None:
+    """Refuse parameters, nested ones too, that W&B's schema does not allow; ``where`` they stand begins a message."""
     require(isinstance(parameters, dict) and parameters, where, parameters, "keys with their values")
     for key, entry in parameters.items():
-        at = f"{where}.{key}"
+        place = f"{where}.{key}"
         if not isinstance(entry, dict) or not entry:
-            raise UserError(f"{at} has no values; allowed: {', '.join(ENTRIES)}")
+            raise UserError(f"{place} has no values; allowed: {', '.join(ENTRY_KEYS)}")
         for k in entry:
-            require(k in ENTRIES, f"{at}: key", f"'{k}'", f"{', '.join(ENTRIES)}.{did_you_mean(str(k), ENTRIES)}")
+            allowed = f"{', '.join(ENTRY_KEYS)}.{did_you_mean(str(k), ENTRY_KEYS)}"
+            require(k in ENTRY_KEYS, f"{place}: key", f"'{k}'", allowed)
         ways = [way for way in ("value", "values", "min", "parameters") if way in entry]
-        require(len(ways) < 2, at, " and ".join(ways), "one of value, values, min and max, or nested parameters")
+        require(len(ways) < 2, place, " and ".join(ways), "one of value, values, min and max, or nested parameters")
         if "parameters" in entry:
-            check(entry["parameters"], f"{at}.parameters")
+            check_parameters(entry["parameters"], f"{place}.parameters")
         else:
-            check_distribution(entry, at)
+            check_distribution(entry, place)
 
 
-def check_distribution(entry: dict, at: str) -> None:
-    """Refuse an entry whose keys are not those of its distribution, or have values out of range."""
-    kind = distribution(entry, at)
+def check_distribution(entry: dict, where: str) -> None:
+    """Refuse an entry whose keys are not those of its distribution, or whose values are out of range."""
+    kind = find_distribution(entry, where)
     takes = DISTRIBUTIONS[kind]
     for k in entry:
-        require(k in ("distribution", *takes), f"{at}: key", f"'{k}'", f"for distribution {kind}: {', '.join(takes)}")
+        allowed = f"for distribution {kind}: {', '.join(takes)}"
+        require(k in ("distribution", *takes), f"{where}: key", f"'{k}'", allowed)
     if missing := [k for k in takes if k not in entry and k not in DEFAULTS]:
-        raise UserError(f"{at}: {' and '.join(missing)} missing, which distribution {kind} needs")
+        raise UserError(f"{where}: {' and '.join(missing)} missing, which distribution {kind} needs")
     values, chances = entry.get("values", [0]), entry.get("probabilities")
-    require(isinstance(values, list) and values, f"{at}.values", values, "a list of one or more")
+    require(isinstance(values, list) and values, f"{where}.values", values, "a list of one or more")
     if chances is not None:
-        right = isinstance(chances, list) and len(chances) == len(values) and all(type(p) in (int, float) for p in chances)
-        require(
-            right and min(chances) >= 0 and sum(chances) > 0, f"{at}.probabilities", chances, "a number from 0 for every value"
-        )
+        right = isinstance(chances, list) and len(chances) == len(values) and all(map(is_number, chances))
+        right = right and min(chances) >= 0 and sum(chances) > 0
+        require(right, f"{where}.probabilities", chances, "a number from 0 for every value")
     for k in set(takes) & {*BOUNDS, *DEFAULTS}:
         number = entry.get(k, DEFAULTS.get(k))
-        hint = " (YAML wants 1.0e-3, not 1e-3)" if isinstance(number, str) else ""
-        whole = kind == "int_uniform"
-        require(type(number) in ((int,) if whole else (int, float)), f"{at}.{k}", repr(number),
-                f"a {'whole ' * whole}number{hint}")  # fmt: skip
-        require(k in ("min", "max", "mu") or number > 0 or (k, number) == ("sigma", 0), f"{at}.{k}", number, "above 0")
+        allowed = "a whole number" if kind == "int_uniform" else "a number"
+        if isinstance(number, str):
+            allowed += " (YAML wants 1.0e-3, not 1e-3)"
+        right = type(number) is int if kind == "int_uniform" else is_number(number)
+        require(right, f"{where}.{k}", repr(number), allowed)
+        right = k in ("min", "max", "mu") or number > 0 or (k == "sigma" and number == 0)
+        require(right, f"{where}.{k}", number, "above 0")
     if "min" in takes:
-        require(entry["min"] <= entry["max"], f"{at}.min", entry["min"], f"at most max, {entry['max']}")
-        require(not kind.endswith("_values") or entry["min"] > 0, f"{at}.min", entry["min"], f"above 0 for {kind}")
+        low, high = entry["min"], entry["max"]
+        require(low <= high, f"{where}.min", low, f"at most max, {high}")
+        require(not kind.endswith("_values") or low > 0, f"{where}.min", low, f"above 0 for {kind}")
 
 
-def distribution(entry: dict, at: str = "parameters") -> str:
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is an int or a float; True and False are neither."""
+    return type(value) in (int, float)
+
+
+def find_distribution(entry: dict, where: str = "parameters") -> str:
     """The distribution that an entry names, or that W&B takes for its keys."""
     if "distribution" in entry:
-        known = f"{', '.join(DISTRIBUTIONS)}.{did_you_mean(str(entry['distribution']), DISTRIBUTIONS)}"
-        require(entry["distribution"] in DISTRIBUTIONS, f"{at}.distribution", entry["distribution"], known)
-        return entry["distribution"]
+        kind = entry["distribution"]
+        allowed = f"{', '.join(DISTRIBUTIONS)}.{did_you_mean(str(kind), DISTRIBUTIONS)}"
+        require(kind in DISTRIBUTIONS, f"{where}.distribution", kind, allowed)
+        return kind
     if "values" in entry:
         return "categorical_w_probabilities" if "probabilities" in entry else "categorical"
     if "value" in entry:
         return "constant"
     if "min" in entry or "max" in entry:
         return "int_uniform" if all(type(entry.get(k)) is int for k in BOUNDS) else "uniform"
-    raise UserError(f"{at}: give value, values, min and max, or a distribution")
+    raise UserError(f"{where}: give value, values, min and max, or a distribution")
 
 
-def word(text: object) -> str:
-    """A text as part of a folder's name."""
+def make_file_name(text: object) -> str:
+    """``text`` as part of a file name: letters, digits, ``.``, ``-`` and ``+`` stay, other characters become ``_``."""
     return "".join(c if c.isalnum() or c in ".-+" else "_" for c in str(text))
 
 
-# ------------------------------------------------------------------ its points
+# ------------------------------------------------------------------ points
 
 
-def combinations(sweep: dict) -> list[dict]:
-    """The parameters of all cells, at most ``run_cap``: a grid's in the order of the file, or draws, the same every time."""
-    entries, cap = dict(leaves(sweep["parameters"])), sweep.get("run_cap")
+def list_points(sweep: dict) -> list[dict]:
+    """The parameters of all cells, at most ``run_cap`` of them.
+
+    Those of a grid stand in the order of the file. Random draws are the same every time.
+    """
+    entries, cap = dict(walk_parameters(sweep["parameters"])), sweep.get("run_cap")
     if sweep["method"] == "grid":
-        axes = [steps(entry, f"parameters.{'.'.join(path)}") for path, entry in entries.items()]
-        return [nested(dict(zip(entries, point, strict=True))) for point in itertools.islice(itertools.product(*axes), cap)]
+        axes = [list_grid_values(entry, f"parameters.{'.'.join(path)}") for path, entry in entries.items()]
+        points = itertools.islice(itertools.product(*axes), cap)
+        return [nest(dict(zip(entries, values, strict=True))) for values in points]
     if cap is None:
         raise UserError("run_cap is missing: how many random cells?")
     rng = random.Random(0)
-    return [nested({path: draw(entry, rng) for path, entry in entries.items()}) for _ in range(cap)]
+    return [nest({path: draw(entry, rng) for path, entry in entries.items()}) for _ in range(cap)]
 
 
-def leaves(parameters: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict]]:
-    """Every parameter and its entry, by the path of those it is nested in."""
+def walk_parameters(parameters: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict]]:
+    """Every parameter that has values: its path, which begins with the keys it is nested in, and its entry."""
     for key, entry in parameters.items():
         if "parameters" in entry:
-            yield from leaves(entry["parameters"], (*path, key))
+            yield from walk_parameters(entry["parameters"], (*path, key))
         else:
             yield (*path, key), entry
 
 
-def nested(point: dict[tuple[str, ...], Any]) -> dict:
-    """Values by their paths as W&B gives them to a run: those of nested parameters in a dict."""
-    found: dict = {}
-    for (*path, key), value in point.items():
-        below = found
+def nest(values: dict[tuple[str, ...], Any]) -> dict:
+    """Turn values by path into the nested dicts that W&B gives to a run."""
+    point: dict = {}
+    for (*path, key), value in values.items():
+        inner = point
         for part in path:
-            below = below.setdefault(part, {})
-        below[key] = value
-    return found
+            inner = inner.setdefault(part, {})
+        inner[key] = value
+    return point
 
 
-def steps(entry: dict, at: str) -> list:
+def list_grid_values(entry: dict, where: str) -> list:
     """The values of a parameter in a grid."""
-    kind = distribution(entry, at)
+    kind = find_distribution(entry, where)
     if kind in ("constant", "categorical"):
         return entry.get("values", [entry.get("value")])
     if kind == "int_uniform":
         return list(range(entry["min"], entry["max"] + 1))
-    if kind == "q_uniform":  # without max, as W&B has it
-        q = entry.get("q", DEFAULTS["q"])
-        return [multiple(entry["min"], i, q) for i in range(math.ceil((entry["max"] - entry["min"]) / q))]
-    raise UserError(f"{at}: a grid needs values, or distribution int_uniform or q_uniform; {kind} is for method random")
+    if kind == "q_uniform":  # W&B leaves max out
+        low, q = entry["min"], entry.get("q", DEFAULTS["q"])
+        return [add_multiple(low, i, q) for i in range(math.ceil((entry["max"] - low) / q))]
+    allowed = "values, or distribution int_uniform or q_uniform"
+    raise UserError(f"{where}: a grid needs {allowed}; {kind} is for method random")
 
 
 def draw(entry: dict, rng: random.Random) -> Any:
-    """A value from the distribution of a parameter."""
-    kind, given = distribution(entry), DEFAULTS | entry
-    low, high, mu, sigma = (given.get(k, math.nan) for k in ("min", "max", "mu", "sigma"))
+    """Draw a value from the distribution of a parameter."""
+    kind, keys = find_distribution(entry), DEFAULTS | entry
+    low, high, mu, sigma = (keys.get(k, math.nan) for k in ("min", "max", "mu", "sigma"))
     base = kind.removeprefix("q_")
-    if base in ("constant", "categorical"):
-        return rng.choice(given["values"] if base == "categorical" else [given["value"]])
+    if base == "constant":
+        return rng.choice([keys["value"]])  # the choice of one value uses the generator too, as older sweeps did
+    if base == "categorical":
+        return rng.choice(keys["values"])
     if base == "categorical_w_probabilities":
-        return rng.choices(given["values"], given["probabilities"])[0]
+        return rng.choices(keys["values"], keys["probabilities"])[0]
     if base == "int_uniform":
         return rng.randint(low, high)
     if base == "uniform":
-        found = rng.uniform(low, high)
-    elif base == "log_uniform":  # bounds are exponents
-        found = math.exp(rng.uniform(low, high))
+        value = rng.uniform(low, high)
+    elif base == "log_uniform":  # the bounds are exponents
+        value = math.exp(rng.uniform(low, high))
     elif base == "inv_log_uniform":
-        found = math.exp(-rng.uniform(low, high))
-    elif base in ("log_uniform_values", "inv_log_uniform_values"):  # x has the distribution of 1 / x between inverted bounds
-        found = math.exp(rng.uniform(math.log(low), math.log(high)))
-    elif base in ("normal", "log_normal"):
-        found = rng.normalvariate(mu, sigma)
-        found = math.exp(found) if base == "log_normal" else found
+        value = math.exp(-rng.uniform(low, high))
+    elif base in ("log_uniform_values", "inv_log_uniform_values"):  # if x is log-uniform, so is 1 / x
+        value = math.exp(rng.uniform(math.log(low), math.log(high)))
+    elif base == "normal":
+        value = rng.normalvariate(mu, sigma)
+    elif base == "log_normal":
+        value = math.exp(rng.normalvariate(mu, sigma))
     else:
-        found = rng.betavariate(given["a"], given["b"])
-    return multiple(0, round(found / given["q"]), given["q"]) if kind != base else found
+        value = rng.betavariate(keys["a"], keys["b"])
+    if kind == base:
+        return value
+    return add_multiple(0, round(value / keys["q"]), keys["q"])
 
 
-def multiple(start: float, times: int, q: float) -> float:
-    """``start`` + ``times`` q, without the last digits of a float that only rounding makes."""
-    found = start + times * q
-    return found if isinstance(found, int) else float(f"{found:.12g}")
-
-
-# ------------------------------------------------------------------ its command
-
-
-def expand(command: list, parameters: dict, file: Path | str, program: str = "") -> list[str]:
-    """The command of a cell as an agent of W&B starts it (``create_sweep_command`` and ``_command_run`` there).
-
-    Values are written as Python writes them, such as None and True; ``file`` holds the parameters as JSON.
-    """
-    flags = [f"{k}={v}" for k, v in parameters.items()]
-    known = {
-        "env": ["/usr/bin/env"],
-        "interpreter": ["python"],
-        "program": [program],
-        "args": [f"--{flag}" for flag in flags],
-        "args_no_equals": [word for k, v in parameters.items() for word in (f"--{k}", str(v))],
-        "args_no_hyphens": flags,
-        "args_no_boolean_flags": [f"--{k}" if v is True else f"--{k}={v}" for k, v in parameters.items() if v is not False],
-        "args_json": [json.dumps(parameters)],
-        "args_json_file": [str(file)],
-        "args_append_hydra": [f"+{flag}" for flag in flags],
-        "args_override_hydra": [f"++{flag}" for flag in flags],
-    }
-    words = [re.sub(r"\$\{envvar:([A-Z0-9_]*)\}", lambda m: os.environ.get(m[1], m[1]), str(part)) for part in command]
-    return [w for part in words for w in (known.get(part[2:-1], []) if part.startswith("${") and part.endswith("}") else [part])]
+def add_multiple(start: float, times: int, q: float) -> float:
+    """``start + times * q``; a float is rounded to 12 digits, since further ones are rounding errors."""
+    value = start + times * q
+    return value if isinstance(value, int) else float(f"{value:.12g}")

@@ -21,8 +21,8 @@ from scipy import stats
 
 from lightning_idkd.cli import main
 from lightning_idkd.config.parse import configure
+from lightning_idkd.sweep import command_line, plan, runner
 from lightning_idkd.sweep import file as sweep_file
-from lightning_idkd.sweep import runner
 
 SWEEPS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
 QUICK = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "4", "--data.public.samples", "200", "--run.engine", "loop",
@@ -51,7 +51,7 @@ METHODS = {
 
 class TestCells:
     def test_a_grid_is_the_product_in_the_order_of_the_file(self):
-        points = runner.combinations(
+        points = sweep_file.list_points(
             {"method": "grid", "parameters": {"a": {"values": [1, 2]}, "b": {"values": [3, 4]}, "c": {"value": 5}}}
         )
         assert [tuple(p.values()) for p in points] == [(1, 3, 5), (1, 4, 5), (2, 3, 5), (2, 4, 5)]
@@ -62,7 +62,7 @@ class TestCells:
             "n": {"min": 2, "max": 5},
             "u": {"min": 0.0, "max": 1.0},
         }
-        first, again = (runner.combinations({"method": "random", "run_cap": 200, "parameters": entries}) for _ in range(2))
+        first, again = (sweep_file.list_points({"method": "random", "run_cap": 200, "parameters": entries}) for _ in range(2))
         assert first == again
         assert {p["n"] for p in first} == {2, 3, 4, 5}
         assert all(0.001 <= p["lr"] <= 0.1 and 0 <= p["u"] <= 1 for p in first)
@@ -70,7 +70,7 @@ class TestCells:
 
     def test_names_say_what_varies_and_only_that(self, file, tmp_path):
         path = file({"seed": {"values": [0, 1]}, "train.lr": {"value": 0.05}, "distillation": METHODS})
-        names = [c.name for c in runner.cells(path, str(tmp_path / "runs"))]
+        names = [c.name for c in plan.plan_cells(path, str(tmp_path / "runs"))]
         assert names[:3] == [
             "seed=0,distillation=None",
             "seed=0,distillation=VanillaKD-start2",
@@ -84,32 +84,32 @@ class TestCells:
             {"class_path": "lightning_idkd.data.Noise"},
         ]
         both = {"class_path": "Concat", "init_args": {"parts": parts}}
-        name = runner.called({"data.public": both, "train.schedule.milestones": [0.6, 8], "callbacks": []})
+        name = plan.describe_parameters({"data.public": both, "train.schedule.milestones": [0.6, 8], "callbacks": []})
         assert name == "public=Concat-partsHuggingFace-pathb-limit5+Noise,milestones=0.6+8,callbacks=none"
 
     def test_long_names_are_cut_and_stay_apart(self):
-        names = [runner.called({"a": "x" * 300 + end}) for end in "yz"]
+        names = [plan.describe_parameters({"a": "x" * 300 + end}) for end in "yz"]
         assert names[0] != names[1]
         assert max(map(len, names)) < 200
 
     def test_cells_that_differ_after_the_start_share_their_initial_training(self, file, tmp_path):
         late = {"class_path": "IDKD", "init_args": {"start": 3}}
         path = file({"seed": {"values": [0, 1]}, "distillation": {"values": [*METHODS["values"], late]}})
-        runs = runner.share(runner.cells(path, str(tmp_path / "runs")), str(tmp_path / "runs"))
+        runs = plan.share_initial_trainings(plan.plan_cells(path, str(tmp_path / "runs")), str(tmp_path / "runs"))
         *cells, zero, one = runs
         assert len(cells) == 8
         for first, seed in ((zero, 0), (one, 1)):
             assert (first.until, first.keep, first.config.distillation, first.config.seed) == (3, {2, 3}, None, seed)
             assert all(c.source is first for c in cells if c.config.seed == seed)
         for cell in cells:
-            assert cell.source.checkpoint(cell.start).name == f"epoch_{cell.start or 3}.ckpt"
+            assert cell.source.checkpoint_file(cell.start).name == f"epoch_{cell.start or 3}.ckpt"
 
     def test_other_sweeps_find_the_same_initial_training(self, file, tmp_path):
         """Whatever their calibration and public set."""
         score = {"class_path": "Youden", "init_args": {"score": "Energy"}}
         runs = [
-            runner.share(
-                runner.cells(file({"distillation": METHODS} | more, name), str(tmp_path / "runs")), str(tmp_path / "runs")
+            plan.share_initial_trainings(
+                plan.plan_cells(file({"distillation": METHODS} | more, name), str(tmp_path / "runs")), str(tmp_path / "runs")
             )
             for name, more in (("one", {}), ("two", {"calibration": {"value": score}, "data.public.samples": {"value": 100}}))
         ]
@@ -121,41 +121,39 @@ class TestCells:
         late = {"class_path": "Step", "init_args": {"milestones": [0.9]}}
         early = {"class_path": "Step", "init_args": {"milestones": [0.25]}}
         path = file({"train.schedule": {"values": [late, {"class_path": "Step"}, early]}, "distillation": METHODS})
-        runs = runner.share(runner.cells(path, str(tmp_path / "runs")), str(tmp_path / "runs"))
+        runs = plan.share_initial_trainings(plan.plan_cells(path, str(tmp_path / "runs")), str(tmp_path / "runs"))
         sources = [c.source.name for c in runs if c.source]
         assert len(sources) == 9
         assert len(set(sources[:6])) == 1
         assert len(set(sources)) == 2
 
     def test_other_learning_rates_share_nothing(self, file, tmp_path):
-        assert all(
-            c.source is None
-            for c in runner.share(runner.cells(file({"train.lr": {"values": [0.1, 0.2]}}), str(tmp_path / "runs")), str(tmp_path))
-        )
+        cells = plan.plan_cells(file({"train.lr": {"values": [0.1, 0.2]}}), str(tmp_path / "runs"))
+        assert all(cell.source is None for cell in plan.share_initial_trainings(cells, str(tmp_path)))
 
     def test_a_grid_is_cut_at_run_cap(self):
-        assert runner.combinations({"method": "grid", "run_cap": 2, "parameters": {"a": {"values": [1, 2, 3]}}}) == [
+        assert sweep_file.list_points({"method": "grid", "run_cap": 2, "parameters": {"a": {"values": [1, 2, 3]}}}) == [
             {"a": 1},
             {"a": 2},
         ]
 
     def test_a_grid_takes_whole_numbers_and_multiples_between_bounds(self):
         entries = {"a": {"min": 2, "max": 4}, "b": {"distribution": "q_uniform", "min": 0.1, "max": 0.7, "q": 0.2}}
-        points = runner.combinations({"method": "grid", "parameters": entries})
+        points = sweep_file.list_points({"method": "grid", "parameters": entries})
         expected = np.arange(0.1, 0.7, 0.2)  # as W&B's controller has it
         assert [p["a"] for p in points[::3]] == [2, 3, 4]
         assert [p["b"] for p in points[:3]] == pytest.approx(expected)
 
     def test_nested_parameters_are_given_nested_and_named_by_their_dotted_keys(self, file, tmp_path):
         entries = {"seed": {"value": 3}, "train": {"parameters": {"lr": {"values": [0.1, 0.2]}, "epochs": {"value": 4}}}}
-        found = runner.cells(file(entries), str(tmp_path / "runs"))
+        found = plan.plan_cells(file(entries), str(tmp_path / "runs"))
         assert [c.name for c in found] == ["lr=0.1", "lr=0.2"]
         assert [c.parameters for c in found] == [{"seed": 3, "train": {"lr": lr, "epochs": 4}} for lr in (0.1, 0.2)]
         assert [(c.config.seed, c.config.train.lr, c.config.train.epochs) for c in found] == [(3, 0.1, 4), (3, 0.2, 4)]
 
     def test_the_name_of_the_sweep_names_its_folder_else_the_file_does(self, file, tmp_path):
         for name, folder in ((None, "some"), ("OoD scores / 2", "OoD_scores___2")):
-            (cell,) = runner.cells(file({"seed": {"value": 0}}, name=name), str(tmp_path / "runs"))
+            (cell,) = plan.plan_cells(file({"seed": {"value": 0}}, name=name), str(tmp_path / "runs"))
             assert cell.folder.path == tmp_path / "runs" / folder / "cell" / "latest"
 
     @pytest.mark.parametrize(
@@ -167,18 +165,18 @@ class TestCells:
     )
     def test_a_run_name_among_the_parameters_begins_the_names(self, file, tmp_path, values, expected):
         path = file({"run.name": {"values": values}, "seed": {"values": [0, 1]}})
-        found = runner.cells(path, str(tmp_path / "runs"))
+        found = plan.plan_cells(path, str(tmp_path / "runs"))
         assert [c.name for c in found] == expected
         assert [c.config.run.name for c in found] == expected
 
     def test_a_run_name_of_one_cell_is_its_name(self, file, tmp_path):
         path = file({"run.name": {"values": ["a", "b"]}})
-        assert [c.name for c in runner.cells(path, str(tmp_path / "runs"))] == ["a", "b"]
+        assert [c.name for c in plan.plan_cells(path, str(tmp_path / "runs"))] == ["a", "b"]
         content = yaml.safe_load(path.read_text())
         content["command"] += ["--run.name", "mine"]
         content["parameters"] = {"seed": {"values": [0, 1]}}
         path.write_text(yaml.safe_dump(content))
-        assert [c.name for c in runner.cells(path, str(tmp_path / "runs"))] == ["mine,seed=0", "mine,seed=1"]
+        assert [c.name for c in plan.plan_cells(path, str(tmp_path / "runs"))] == ["mine,seed=0", "mine,seed=1"]
 
 
 CASES = {
@@ -197,7 +195,7 @@ class TestDistributions:
     """Draws follow the distributions that scipy has by these names, as in W&B's controller."""
 
     def drawn(self, entry, count=2000):
-        points = runner.combinations({"method": "random", "run_cap": count, "parameters": {"a": entry}})
+        points = sweep_file.list_points({"method": "random", "run_cap": count, "parameters": {"a": entry}})
         return [p["a"] for p in points]
 
     @pytest.mark.parametrize("kind", CASES)
@@ -241,7 +239,7 @@ class TestDistributions:
         for _ in range(5):
             lr = math.exp(rng.uniform(math.log(0.001), math.log(0.1)))
             expected.append({"lr": lr, "s": rng.choice([1]), "n": rng.randint(2, 5)})
-        assert runner.combinations({"method": "random", "run_cap": 5, "parameters": entries}) == expected
+        assert sweep_file.list_points({"method": "random", "run_cap": 5, "parameters": entries}) == expected
 
 
 AWKWARD = {
@@ -290,7 +288,7 @@ class TestAgent:
     def test_every_macro_is_expanded_alike(self, started):
         theirs = started(COMMAND, AWKWARD)
         file = next(w for w in theirs if w.endswith("config-abc.json"))
-        assert sweep_file.expand(COMMAND, AWKWARD, file, "lightning_idkd") == theirs
+        assert command_line.expand_command(COMMAND, AWKWARD, file, "lightning_idkd") == theirs
         assert json.loads(Path(file).read_text()) == AWKWARD
 
     def test_fit_reads_every_spelling_alike(self, started, configs):
@@ -310,8 +308,8 @@ class TestAgent:
 def test_every_sweep_is_expanded_as_the_agent_does_and_parses(path, tmp_path, configs, monkeypatch):
     """W&B replaces ${args_json_file} by a file with the cell's parameters, as a flat object, and ${args} by options."""
     monkeypatch.chdir(configs.parent)
-    content = runner.read(path)
-    points = runner.combinations(content)
+    content = sweep_file.read_sweep(path)
+    points = sweep_file.list_points(content)
     for i, point in enumerate(points[:: max(1, len(points) // 8)]):
         (tmp_path / f"{i}.json").write_text(json.dumps(point))
         env, python, flag, module, command, *arguments = content["command"]
@@ -323,7 +321,7 @@ def test_every_sweep_is_expanded_as_the_agent_does_and_parses(path, tmp_path, co
         assert config.seed == point.get("seed", 0)
         if "distillation" in point:
             assert (config.distillation is None) == (point["distillation"] is None)
-    assert len(runner.cells(path, str(tmp_path))) == len(points)
+    assert len(plan.plan_cells(path, str(tmp_path))) == len(points)
 
 
 def test_a_config_among_the_parameters_lies_below_the_others(file, tmp_path):
@@ -333,7 +331,7 @@ def test_a_config_among_the_parameters_lies_below_the_others(file, tmp_path):
     content = yaml.safe_load(path.read_text())
     for macro in ("${args}", "${args_no_equals}"):
         path.write_text(yaml.safe_dump(content | {"command": [*content["command"][:-2], macro]}))
-        (cell,) = runner.cells(path, str(tmp_path / "runs"))
+        (cell,) = plan.plan_cells(path, str(tmp_path / "runs"))
         assert (cell.config.train.lr, cell.config.train.epochs) == (0.3, 3)
 
 
@@ -416,7 +414,7 @@ def test_a_stopped_sweep_is_completed_and_a_failing_cell_stops_no_other(file, tm
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 1
-    assert "stopping; the same command goes on" in said
+    assert "stopping; the same command continues the sweep" in said
     assert "of 4 cells done" in said
     assert "of 2 initial trainings done" in said
     assert "4 of 4" not in said  # they were told to stop
@@ -428,7 +426,7 @@ def test_a_stopped_sweep_is_completed_and_a_failing_cell_stops_no_other(file, tm
         run = tmp_path / "runs" / "some" / f"lr=0.1,distillation={method}-start2"
         assert len(list(run.glob("2*"))) == 1
         assert "/initial/" in json.loads((run / "latest" / "summary.json").read_text())["from"]
-        assert "its initial training did" in done
+        assert "its initial training failed" in done
 
 
 def test_what_a_cell_says_is_shown_as_it_is(tmp_path):
@@ -436,9 +434,9 @@ def test_what_a_cell_says_is_shown_as_it_is(tmp_path):
     from rich.console import Console
 
     config = configure(["--data.private", "Digits", "--run.dir", str(tmp_path)])
-    cell = runner.Cell("a[cpu]b", {}, [], config, None, state="failed: cannot open [/data/x]")
+    cell = plan.Cell("a[cpu]b", {}, [], config, None, state="failed: cannot open [/data/x]")
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(runner.Runner([cell], 1).table())
+    console.print(runner.Runner([cell], 1).build_table())
     shown = console.export_text()
     assert "a[cpu]b" in shown
     assert "[/data/x]" in shown
@@ -450,7 +448,7 @@ def test_keys_for_the_server_are_named_in_one_line_and_the_folder_at_the_end(fil
                 metric={"name": "accuracy/node_mean"})  # fmt: skip
     assert main(["sweep", str(path), "--dir", str(tmp_path / "runs")]) == 0
     first, title, last = capsys.readouterr().out.splitlines()
-    assert first == "without a server project, early_terminate do nothing: all cells run here to their end"
+    assert first == ("project, early_terminate have no effect without W&B's server: all cells run on this machine to their end")
     assert title == "A sweep"
     assert last == f"runs: {tmp_path}/runs/A_sweep (a table: idkd compare {tmp_path}/runs/A_sweep)"
 
@@ -469,7 +467,7 @@ def test_processes_of_a_cell_share_the_cores(file, tmp_path, monkeypatch):
     monkeypatch.setattr(runner.os, "cpu_count", lambda: 16)
     for devices, threads in ((1, "8"), (4, "2")):
         path = file({"run.devices": {"value": devices}}, f"on{devices}")
-        runner.Runner(runner.cells(path, str(tmp_path / "runs")), 2).run()
+        runner.Runner(plan.plan_cells(path, str(tmp_path / "runs")), 2).run()
         assert commands[-1][commands[-1].index("--run.threads") + 1] == threads
 
 
