@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks on folders, and values as JSON has them."""
+"""Files that are written completely or not at all, locks on folders, and conversion of values to JSON."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from lightning_idkd.errors import UserError, explain_write_error
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, taken: str) -> Iterator[None]:
-    """Keep other processes away from ``folder``; a UserError that says ``taken`` where one is at work. The lock ends with the
-    process at the latest."""
+def lock_folder(folder: Path, message: str) -> Iterator[None]:
+    """Keep other processes out of ``folder``; the lock ends with the process at the latest.
+
+    Raises:
+        UserError: another process holds the lock; ``message`` is its text.
+    """
     with open(folder / ".lock", "a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
-            raise UserError(taken) from e
+            raise UserError(message) from e
         yield
 
 
 def write(path: Path, save: Callable[[Path], None]) -> None:
-    """Let ``save`` write beside ``path``, then put the finished file in its place."""
+    """Let ``save`` write a temporary file, then move it to ``path``; so ``path`` never holds half a file.
+
+    Raises:
+        UserError: the file cannot be written; an earlier file at ``path`` stays.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save(part)
@@ -39,10 +46,10 @@ def write(path: Path, save: Callable[[Path], None]) -> None:
 
 
 def to_json(value: Any, what: str) -> Any:
-    """``value`` as JSON has it: a number of torch or numpy becomes Python's, nan and inf become null.
+    """Convert ``value`` to JSON: numbers of torch or numpy become Python numbers, nan and inf become null.
 
     Raises:
-        UserError: it holds something else; ``what`` says which value it is, in words.
+        UserError: ``value`` holds something that JSON does not have; ``what`` names it in the message.
     """
     if isinstance(value, dict):
         for key in value:
@@ -61,12 +68,13 @@ def to_json(value: Any, what: str) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a single number of torch or numpy."""
+    """Whether ``value`` is a single number of torch or numpy."""
     return getattr(value, "shape", None) == () and hasattr(value, "item")
 
 
 def describe_type(value: Any) -> str:
-    """What ``value`` is, in words."""
-    shape = getattr(value, "shape", None)
+    """Name the type of ``value``, with an article and its shape if it has one: ``an ndarray of shape [3]``."""
     name = type(value).__name__
-    return f"a{'n' * (name[0] in 'aeiouAEIO')} {name}" + ("" if shape is None else f" of shape {list(shape)}")
+    article = "an" if name[0] in "aeiouAEIO" else "a"
+    shape = getattr(value, "shape", None)
+    return f"{article} {name}" if shape is None else f"{article} {name} of shape {list(shape)}"

@@ -1,7 +1,7 @@
-"""The plain values that cross packages: labels that nodes send, outputs of a network,
-what a detector selects, and how nodes train on distilled samples.
+"""The plain values that packages exchange: labels that nodes send, outputs of a network, the selection of a detector,
+and the settings of fine-tuning.
 
-Importable without torch, since the command line reads :class:`FineTuning`.
+This module imports no torch, since the command line reads :class:`FineTuning`.
 """
 
 import math
@@ -17,17 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class Labels:
-    """Soft labels of public samples, all that distillation may send: ``index`` int64 [s] into the public set, ascending,
-    ``probabilities`` [s, k], and ``weights`` [s] where their sender weighs them. ``size`` in bytes, where they were encoded."""
+    """Soft labels of public samples: the only data that distillation may send."""
 
     index: "Tensor"
+    """int64 [s], the samples' places in the public set, ascending."""
     probabilities: "Tensor"
+    """[s, k]."""
     weights: "Tensor | None" = None
+    """[s], if their sender weights them."""
     size: int | None = None
+    """Bytes of the encoded message; None if it is not encoded."""
 
     @property
     def nbytes(self) -> int:
-        """Size on an edge: as encoded, else a 4-byte index and float32 probabilities (and weight) for every sample."""
+        """Bytes on an edge: the encoded size, else a 4-byte index and float32 probabilities (and weight) per sample."""
         if self.size is not None:
             return self.size
         return 4 * (self.index.numel() + self.probabilities.numel() + (0 if self.weights is None else self.weights.numel()))
@@ -36,11 +39,11 @@ class Labels:
         return len(self.index)
 
     def __getitem__(self, which: "Tensor") -> "Labels":
-        """Some of them, by a mask or indices in ascending order."""
+        """Labels of some samples, by a mask or by ascending indices."""
         return Labels(self.index[which], self.probabilities[which], None if self.weights is None else self.weights[which])
 
     def over(self, old: "Labels") -> "Labels":
-        """These, and ``old`` ones of other samples."""
+        """These labels, and those of ``old`` for samples that these do not have."""
         import torch
 
         new = torch.isin(old.index, self.index, invert=True)
@@ -55,12 +58,14 @@ class Labels:
 
 @dataclass
 class Outputs:
-    """What one forward pass gives to every score and label: ``logits`` [N, k], ``features`` [N, F] and the ``head`` that
-    makes the logits of them, where the network offers these; float32. Indexing gives some of the samples."""
+    """Outputs of one forward pass in float32, from which scores and labels are computed. Indexing selects samples."""
 
     logits: "Tensor"
+    """[N, k]."""
     features: "Tensor | None" = None
+    """[N, F], the input of ``head``; None if the network has no ``features``."""
     head: "nn.Linear | None" = None
+    """The layer that maps features to logits."""
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -70,7 +75,7 @@ class Outputs:
 
     @staticmethod
     def cat(parts: "list[Outputs]") -> "Outputs":
-        """Those of one network, one after the other."""
+        """Concatenate the outputs of one network for several batches."""
         import torch
 
         features = [p.features for p in parts if p.features is not None]
@@ -81,46 +86,56 @@ MEASURES = (
     "auroc", "threshold", "kept_fraction", "own_kept", "auroc_noise", "noise_kept", "known_fraction", "label_accuracy",
     "keeps_none",
 )  # fmt: skip
-"""Of every node: AUROC of held-out against public samples; the threshold; shares of the public set (the false accepts, as far as
-it is foreign), of held-out samples and of noise at or above it; AUROC against noise. Where a public sample's class has the name
-of a private one: which share of the kept ones is of a class that the node holds, and of how many its answer is right (diagnosis
-alone: nothing trains on it). nan where there is nothing to measure."""
+"""Measures of a node's detector; nan where there is nothing to measure.
+
+- ``auroc``: AUROC of held-out private samples against public ones. ``auroc_noise``: the same against noise.
+- ``threshold``, in the score's unit.
+- ``kept_fraction``, ``own_kept``, ``noise_kept``: shares of the public set, of held-out private samples and of noise
+  that score at or above the threshold. Kept public samples of foreign classes are false accepts.
+- ``known_fraction``, ``label_accuracy``: if public classes have names of private ones, the share of the kept samples
+  whose class the node holds, and the share that it labels correctly. They are for diagnosis alone; nothing trains on
+  them.
+- ``keeps_none``: whether the node keeps no public sample.
+"""
 
 
 @dataclass
 class Selection:
-    """What one node's detector decided.
-
-    ``kept`` bool [m]; its ``threshold`` in the score's unit; the score vectors of its held-out samples (of its training
-    samples where it has none), of the public set and of noise; ``measures`` of how good the selection is.
-    """
+    """The decision of one node's detector."""
 
     kept: "Tensor"
+    """bool [m], the public samples at or above the threshold."""
     threshold: float
+    """In the score's unit."""
     private: "Tensor"
+    """Scores of the node's held-out samples, or of its training samples if it holds none out."""
     public: "Tensor"
+    """Scores of the public set [m]."""
     noise: "Tensor"
+    """Scores of noise images."""
     measures: dict[str, float] = field(default_factory=dict)
+    """Values of :data:`MEASURES`."""
 
 
 @dataclass
 class FineTuning:
-    """How nodes train on private and distilled samples together."""
+    """Settings of fine-tuning on private and distilled samples."""
 
     private_share: float | None = None
-    """Share of every batch that is private, above 0 and below 1; null: by the sizes of the two sets."""
+    """Share of private samples in every batch, above 0 and below 1; null: in proportion to the two sets' sizes."""
     balance: Literal["none", "cap", "draw"] = "none"
-    """``cap`` leaves at most the median number of distilled samples of a class, by their labels; ``draw`` draws all classes
-    equally often, with replacement."""
+    """Balance of the distilled samples' classes, by their labels: ``cap`` keeps at most the median number of samples
+    per class; ``draw`` draws all classes equally often, with replacement."""
     weight: float = 1.0
-    """Weight of a distilled sample's loss against a private one's, above 0."""
+    """Weight of a distilled sample's loss, above 0; a private sample has weight 1."""
     confidence: bool = False
-    """Multiply the weight by how sure the label is, 1 - entropy / log k."""
+    """Multiply the weight by the label's confidence, 1 - entropy / log k."""
     temperature: float = 1.0
-    """Temperature T of a node's answers to distilled samples; their loss is multiplied by T^2."""
+    """Temperature T that divides a node's logits of distilled samples, above 0; their loss is multiplied by T^2."""
     logit_adjustment: float = 0.0
-    """In the loss of private samples, logits get the log of the node's own (add-one) label frequencies times this (Menon et al.,
-    ICLR 2021), so that classes it lacks are not unlearnt; 0 for none, 1 for all."""
+    """Factor of the logit adjustment (Menon et al., ICLR 2021), 0 or more: in the loss of private samples, this factor
+    times the log of the node's own (add-one) label frequencies is added to the logits, so that the node does not
+    unlearn classes that it lacks. 0: no adjustment, 1: the full one."""
 
     def __post_init__(self) -> None:
         share = self.private_share

@@ -1,4 +1,4 @@
-"""Numbers about scores, labels and rows. Scores are ranked by our own sort: torchmetrics would squash raw scores."""
+"""Measures of scores, labels and rows. The ROC sorts raw scores itself; torchmetrics would squash them to [0, 1]."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 def roc(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Thresholds (falling, distinct), true- and false-positive rates of "score >= threshold"; float64."""
+    """Thresholds (descending, distinct) with the true- and false-positive rates of "score >= threshold", float64."""
     scores = torch.cat([positive, negative])
     order = torch.argsort(scores, descending=True, stable=True)
     scores, is_positive = scores[order], order < len(positive)
     last = torch.ones_like(is_positive)
-    last[:-1] = scores[1:] != scores[:-1]  # equal scores fall together
+    last[:-1] = scores[1:] != scores[:-1]  # equal scores share a threshold
     tpr = is_positive.cumsum(0)[last].double() / len(positive)
     fpr = (~is_positive).cumsum(0)[last].double() / len(negative)
     return scores[last], tpr, fpr
 
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
-    """Area under the ROC, the probability that a positive scores higher (ties count half); nan if either is empty."""
+    """Area under the ROC: the probability that a positive scores higher (ties count half); nan if either is empty."""
     if not len(positive) or not len(negative):
         return float("nan")
     _, tpr, fpr = roc(positive, negative)
@@ -30,14 +30,14 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
 
 
 def youden(positive: Tensor, negative: Tensor) -> float:
-    """The threshold with the largest true- minus false-positive rate (Youden's J); the largest such threshold."""
+    """The threshold with the largest true- minus false-positive rate (Youden's J); of several, the largest."""
     thresholds, tpr, fpr = roc(positive, negative)
     j = tpr - fpr
     return thresholds[(j > j.max() - 1e-12).nonzero()[0, 0]].item()  # 1/3 - 0 and 1 - 2/3 differ in the last bit
 
 
 def quantile(scores: Tensor, q: float) -> float:
-    """The score below which at most a share ``q`` lies: one of the scores, so that no interpolation rounds it."""
+    """The score below which at most a share ``q`` of the scores lies: always one of the scores, never interpolated."""
     return scores.sort().values[int(q * len(scores))].item()
 
 
@@ -47,15 +47,16 @@ def entropy(p: Tensor) -> Tensor:
 
 
 def confidence(p: Tensor) -> Tensor:
-    """1 - entropy / log k of distributions [..., k]: 0 for the uniform one, 1 for a sure one."""
+    """Confidence [...] of distributions [..., k], 1 - entropy / log k: 0 if uniform, 1 if all mass is on one class."""
     return (1 - entropy(p) / math.log(p.shape[-1])).clamp(0, 1)
 
 
 def heterogeneity(mass: Tensor, reference: Tensor) -> dict[str, float]:
-    """How different the nodes' label masses [n, k] are, as means over nodes; files have it under the name homogeneity.
+    """How much the nodes' label distributions differ, as means over nodes; files call it homogeneity.
 
-    ``tv``: total variation between a node's distribution and that of ``reference`` [k], 0 = alike; ``js``: Jensen-Shannon
-    divergence between them, in bits, 0 = alike; ``classes``: effective number of classes, exp(entropy), k = all alike.
+    ``mass`` [n, k] and ``reference`` [k] hold the mass of every class and need not be normalised. ``tv`` is the total
+    variation between a node's distribution and the reference, ``js`` the Jensen-Shannon divergence between them in bits
+    (both 0 if equal), ``classes`` the effective number of classes, exp(entropy) (k if uniform).
     """
     p = mass.double() / mass.double().sum(1, keepdim=True)
     q = (reference.double() / reference.double().sum()).expand_as(p)
@@ -68,7 +69,7 @@ def heterogeneity(mass: Tensor, reference: Tensor) -> dict[str, float]:
 
 
 def consensus_distance(X: Tensor) -> float:
-    """Root mean square over rows of the distance to their mean, divided by the norm of the mean."""
+    """Root mean square over the rows of ``X`` [n, P] of the distance to their mean, divided by the norm of the mean."""
     mean = X.mean(0)
     squared = torch.stack([(row - mean).double().square().sum() for row in X])
     return (squared.mean().sqrt() / mean.double().norm()).item()

@@ -1,7 +1,8 @@
-"""Randomness as a pure function of (seed, purpose, counters): the same numbers on CPU and GPU, in any order, on any process.
+"""Random numbers as a pure function of (seed, purpose, counters): the same on CPU and GPU, in any order, in any
+process.
 
-Every counter (node, step, index, ...) is an integer or an int64 tensor; tensors broadcast. Nothing here keeps state, so
-logging, evaluation, resuming and the number of processes cannot disturb it.
+Every counter (node, step, index, ...) is an integer or an int64 tensor; tensors broadcast. These functions keep no
+state, so logging, evaluation, resuming and the number of processes do not change the numbers.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of SplitMix64 (Steele et al., OOPSLA 2014), as signed 64-bit
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # constants of SplitMix64 (Steele et al., OOPSLA 2014), as signed 64-bit
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    return (z >> bits) & ((1 << (64 - bits)) - 1)  # torch's >> keeps the sign; a hash needs the unsigned shift
+    """Shift right without the sign, as a hash needs it; torch's ``>>`` keeps the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(z: Tensor) -> Tensor:
@@ -29,12 +31,15 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def code(purpose: str) -> int:
-    """The number that stands for a purpose."""
+    """Hash the name of a purpose to a 32-bit number."""
     return zlib.crc32(purpose.encode())
 
 
 def bits(seed: int | Tensor, purpose: str | int, *counters: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """64 hashed bits, as int64, for every combination of the broadcast counters; ``purpose``, or its :func:`code`."""
+    """64 hashed bits, as int64, for every combination of the broadcast counters.
+
+    ``purpose`` is a name or its :func:`code`.
+    """
     h = seed.to(device, torch.int64) if isinstance(seed, Tensor) else torch.full((), int(seed), dtype=torch.int64, device=device)
     for c in (code(purpose) if isinstance(purpose, str) else purpose, *counters):
         h = _mix((h + _GAMMA) ^ (c.to(device, torch.int64) if isinstance(c, Tensor) else int(c)))
@@ -42,7 +47,7 @@ def bits(seed: int | Tensor, purpose: str | int, *counters: int | Tensor, device
 
 
 def uniform(seed: int | Tensor, purpose: str | int, *counters: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Uniform numbers in [0, 1) with 24 bits, float32."""
+    """Uniform numbers in [0, 1) with 24 random bits, float32."""
     return _shift(bits(seed, purpose, *counters, device=device), 40).to(torch.float32) * 2.0**-24
 
 
@@ -52,7 +57,7 @@ def randint(high: int, seed: int | Tensor, purpose: str, *counters: int | Tensor
 
 
 def permutation(n: int, seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu") -> Tensor:
-    """A permutation of 0..n-1, int64 [n]."""
+    """A random permutation of 0..n-1, int64 [n]."""
     index = torch.arange(n, device=device)
     return torch.argsort(bits(seed, purpose, *counters, index, device=device), stable=True)
 
@@ -67,23 +72,23 @@ def permutations(sizes: Tensor, seed: int, purpose: str, *counters: Tensor) -> l
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:
-    """A seed for code that has a generator of its own (numpy, weight initialisation)."""
+    """A seed for code that has its own generator (numpy, weight initialisation)."""
     return int(_shift(bits(seed, purpose, *counters), 1))
 
 
 @contextmanager
 def fork_generators(seed: int, purpose: str, *counters: int) -> Iterator[None]:
-    """Code inside draws from the global generators, seeded from the hash; outside they are as before."""
+    """Within the context torch's global generators are seeded from the hash; afterwards they are as before."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, purpose, *counters))
         yield
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask depends on ``key`` (set before every step from seed, node and step) and the number of calls since.
+    """Dropout whose mask depends on ``key``, ``layer`` and the number of calls in the step.
 
-    It stands in for ``torch.nn.Dropout`` inside a node, so that the mask is the same under every engine and process
-    count, which a global generator cannot give.
+    The engine sets ``key`` before every step from seed, node and step. This layer replaces ``torch.nn.Dropout`` in a
+    node, so that the mask is the same for every engine and number of processes; a global generator cannot ensure that.
     """
 
     key: Tensor
@@ -98,12 +103,12 @@ class Dropout(nn.Module):
             return x
         index = torch.arange(x.numel(), device=x.device).view(x.shape)
         keep = uniform(self.key, self.purpose, self.layer, self.calls, index, device=x.device) >= self.p
-        self.calls += 1  # one layer may be applied twice in a pass
+        self.calls += 1  # a network may apply one layer twice in a pass
         return x * keep / (1.0 - self.p)
 
 
 def replace_dropout(module: nn.Module) -> nn.Module:
-    """Swap every ``torch.nn.Dropout`` in ``module`` for :class:`Dropout`, in place; returns the module."""
+    """Replace every ``torch.nn.Dropout`` in ``module`` by :class:`Dropout`, in place; returns the module."""
     layers = [(parent, name) for parent in module.modules() for name, m in parent.named_children() if type(m) is nn.Dropout]
     for layer, (parent, name) in enumerate(layers):
         before = getattr(parent, name)

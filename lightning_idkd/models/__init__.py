@@ -1,4 +1,4 @@
-"""Networks a node can train: light architecture configs here, their torch modules one file each."""
+"""Networks that a node can train: architectures as config objects, their torch modules, and fast layers."""
 
 from lightning_idkd.models.architectures import CNN, VGG, Architecture, LeNet, MobileNetV2, ResNet, TorchModule, ViT
 

@@ -1,7 +1,7 @@
-"""Architectures as light config objects: importable without torch, ``build`` makes the module."""
+"""Architectures as config objects, importable without torch; ``build`` makes the network."""
 
-# No ``from __future__ import annotations`` here: to read postponed annotations jsonargparse executes the TYPE_CHECKING
-# block, and importing torch would cost ``--help`` seconds.
+# No ``from __future__ import annotations`` here: to read postponed annotations, jsonargparse executes the TYPE_CHECKING
+# block, and importing torch would make ``--help`` slower by seconds.
 
 import fnmatch
 import inspect
@@ -18,22 +18,20 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from lightning_idkd.models.split import Split
-
 ResNetNorm = Literal["evonorm", "evonorm_batch", "evonorm_qgm", "group", "batch", "batch_statistics"]
 Norm = Literal["none", "group", "batch", "batch_statistics"]
 SomeNorm = Literal["group", "batch", "batch_statistics"]
 
 
 class Architecture(ABC):
-    """What a node trains: a network for the images and classes of the data."""
+    """The network that a node trains, for the images and classes of the data."""
 
     @abstractmethod
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
-        """A network for images ``[B, channels, size, size]``, initialised from torch's global generator.
+        """Build a network for images ``[B, channels, size, size]``, initialised from torch's global generator.
 
-        It has ``features(x) -> [B, F]`` (pooled, before the classifier), ``head`` (``nn.Linear``, F to classes) and
-        ``forward(x) = head(features(x))``, the logits ``[B, classes]``.
+        The network has ``features(x) -> [B, F]`` (pooled, before the classifier), ``head`` (``nn.Linear``, F to
+        classes) and ``forward(x) = head(features(x))``, the logits ``[B, classes]``.
         """
 
 
@@ -41,31 +39,34 @@ class Architecture(ABC):
 class ResNet(Architecture):
     """CIFAR ResNet of 6n+2 layers in three stages (He et al., CVPR 2016, section 4.2), for images of 8x8 and more.
 
-    Shortcuts that change the shape are a 1x1 convolution of stride 2 and a norm. With "evonorm", EvoNorm-S0 (Liu et
-    al. 2020) normalises and activates where the network of the QG-DSGDm paper has it: the stem and each block's first
-    convolution. After the second convolution and in the shortcut that network has BatchNorm with the statistics of the
-    batch at hand, in evaluation too ("evonorm_batch"); "evonorm" has GroupNorm there, so that no output depends on the other
-    samples of the batch. All groups: 8, or as many of 4, 2, 1 as divide. "evonorm_qgm" is the ResNet-20-EvoNorm of QG-DSGDm's
-    and IDKD's code, of 272,474 parameters for CIFAR-10: that BatchNorm, and an EvoNorm with up to 32 groups, the unbiased
-    variance, no trained v (272,826 with it) and a ReLU behind.
+    A shortcut that changes the shape is a 1x1 convolution of stride 2 with a norm. "evonorm", "evonorm_batch" and
+    "evonorm_qgm" place EvoNorm-S0 (Liu et al., NeurIPS 2020), which normalises and activates, where the network of the
+    QG-DSGDm paper has it: in the stem and after each block's first convolution. They differ in the norm after the
+    second convolution and in the shortcut. "evonorm_batch" has BatchNorm with the statistics of the current batch
+    there, in evaluation too, as the QG-DSGDm paper; "evonorm" has GroupNorm, so that no output depends on the other
+    samples of the batch. Both have 8 groups, or the largest of 4, 2, 1 that divides the channels. "evonorm_qgm" is the
+    ResNet-20-EvoNorm of QG-DSGDm's and IDKD's code, with 272,474 parameters for CIFAR-10: the same BatchNorm, and an
+    EvoNorm with up to 32 groups, the unbiased variance, an untrained v (272,826 parameters if trained) and a ReLU after
+    it.
     """
 
     depth: int = 20
-    """Layers with weights, 6n+2: 8, 14, 20, 26, 32, 44, 56, 110, ..."""
+    """Number of layers with weights, 6n+2: 8, 14, 20, 26, 32, 44, 56, 110, ..."""
 
     width: int = 16
-    """Channels of the first stage; the next have two and four times as many."""
+    """Channels of the first stage; the next two stages have two and four times as many."""
 
     norm: ResNetNorm = "evonorm"
-    """EvoNorm-S0 (replaces norm and ReLU) with GroupNorm or batch statistics, or as in QG-DSGDm's code; GroupNorm, BatchNorm with
-    running statistics, or BatchNorm with those of the batch at hand, in evaluation too."""
+    """evonorm, evonorm_batch, evonorm_qgm: EvoNorm-S0 with GroupNorm, with batch statistics, or as in QG-DSGDm's code,
+    see above. group: GroupNorm. batch: BatchNorm with running statistics. batch_statistics: BatchNorm with the
+    statistics of the current batch, in evaluation too."""
 
     stem_stride: int = 1
-    """2 halves larger images at once, such as Imagenette at 64x64."""
+    """Stride of the first convolution; 2 halves the side of larger images at once, such as Imagenette at 64x64."""
 
     pool: int | None = None
-    """Side of the windows of the last images that are averaged, each to features of its own, such as 8 in IDKD's code: 4 windows
-    for 64x64. null: the whole image."""
+    """Side of the windows of the last feature maps that average pooling reduces to one value per channel, such as 8 in
+    IDKD's code, which gives 4 windows for images of 64x64. null: one window, the whole feature map."""
 
     def __post_init__(self) -> None:
         if self.depth < 8 or self.depth % 6 != 2:
@@ -84,7 +85,10 @@ class ResNet(Architecture):
         from lightning_idkd.models.resnet import ResNetModule, last_side
 
         if self.pool is not None and self.pool > (side := last_side(size, self.stem_stride)):
-            raise UserError(f"node.network.pool is {self.pool}; images of {size}x{size} end as {side}x{side}, at most that.")
+            raise UserError(
+                f"node.network.pool is {self.pool}; the last feature maps of {size}x{size} images are {side}x{side},"
+                f" so it must be at most {side}."
+            )
         return ResNetModule(self.depth, self.width, self.norm, self.stem_stride, self.pool, channels, size, classes)
 
 
@@ -93,19 +97,20 @@ class CNN(Architecture):
     """Three 3x3 convolutions, one 2x2 max pooling and a global average: 14,458 parameters for 8x8 digits."""
 
     width: int = 16
-    """Channels of the first convolution; the other two have twice as many."""
+    """Channels of the first convolution; the other two convolutions have twice as many."""
 
     dropout: float = 0.0
     """Probability of zeroing a feature before the classifier, in [0, 1)."""
 
     norm: Norm = "group"
-    """No norm, GroupNorm (8 groups, or as many of 4, 2, 1 as divide), BatchNorm with running statistics, or with those of the
-    batch at hand."""
+    """none: no norm. group: GroupNorm with 8 groups, or the largest of 4, 2, 1 that divides the channels. batch:
+    BatchNorm with running statistics. batch_statistics: BatchNorm with the statistics of the current batch, in
+    evaluation too."""
 
     def __post_init__(self) -> None:
         _check_at_least_one("width", self.width)
         if not 0 <= self.dropout < 1:
-            raise UserError(f"node.network.dropout is {self.dropout}; it is a probability, at least 0 and below 1.")
+            raise UserError(f"node.network.dropout is {self.dropout}; it must be a probability, at least 0 and below 1.")
         _check_choice("norm", self.norm, get_args(Norm))
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
@@ -118,10 +123,13 @@ class CNN(Architecture):
 
 @dataclass
 class LeNet(Architecture):
-    """LeNet-5 with ReLU and max pooling (LeCun et al., 1998), for images of 16x16 and more: 62,006 parameters for CIFAR-10."""
+    """LeNet-5 (LeCun et al., 1998) with ReLU and max pooling, for images of 16x16 and more.
+
+    It has 62,006 parameters for CIFAR-10.
+    """
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
-        from lightning_idkd.models.plain import LeNetModule
+        from lightning_idkd.models.lenet import LeNetModule
 
         if size < 16:
             raise UserError(f"data.image_size: {size} given; LeNet needs 16 or more")
@@ -136,13 +144,14 @@ class VGG(Architecture):
     """
 
     norm: Norm = "none"
-    """No norm (as in the RelaySGD paper), GroupNorm, BatchNorm with running statistics, or with those of the batch at hand."""
+    """none: no norm, as in the RelaySGD paper. group: GroupNorm. batch: BatchNorm with running statistics.
+    batch_statistics: BatchNorm with the statistics of the current batch, in evaluation too."""
 
     def __post_init__(self) -> None:
         _check_choice("norm", self.norm, get_args(Norm))
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
-        from lightning_idkd.models.plain import VGGModule
+        from lightning_idkd.models.vgg import VGGModule
 
         if size < 32:
             raise UserError(f"data.image_size: {size} given; VGG pools five times and needs 32 or more")
@@ -151,110 +160,92 @@ class VGG(Architecture):
 
 @dataclass
 class MobileNetV2(Architecture):
-    """torchvision's MobileNetV2 (Sandler et al., CVPR 2018) with strides for small images: 2,236,682 parameters for CIFAR-10."""
+    """MobileNetV2 of torchvision (Sandler et al., CVPR 2018) with strides for small images.
+
+    It has 2,236,682 parameters for CIFAR-10.
+    """
 
     norm: SomeNorm = "group"
-    """GroupNorm, BatchNorm with running statistics, or with those of the batch at hand; without one the signal dies out."""
+    """group: GroupNorm. batch: BatchNorm with running statistics. batch_statistics: BatchNorm with the statistics of
+    the current batch, in evaluation too. Without a norm the activations would vanish."""
 
     def __post_init__(self) -> None:
         _check_choice("norm", self.norm, get_args(SomeNorm))
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
-        from lightning_idkd.models.plain import mobilenet_v2
+        from lightning_idkd.models.split import split_at_last_linear
+        from lightning_idkd.models.torchvision import mobilenet_v2
 
-        return _split_at_last_linear(mobilenet_v2(self.norm, channels, classes), classes)
+        return split_at_last_linear(mobilenet_v2(self.norm, channels, classes), classes)
 
 
 @dataclass
 class ViT(Architecture):
-    """A small vision transformer (Dosovitskiy et al., ICLR 2021), torchvision's, for small images."""
+    """A small vision transformer of torchvision (Dosovitskiy et al., ICLR 2021) for small images."""
 
     patch: int = 4
-    """Side of a patch in pixels; divides the image size."""
+    """Side of a patch in pixels; it must divide the image size."""
 
     depth: int = 6
-    """Transformer blocks."""
+    """Number of transformer blocks."""
 
     width: int = 128
-    """Size of a token; a multiple of heads."""
+    """Size of a token, a multiple of ``heads``."""
 
     heads: int = 4
-    """Attention heads."""
+    """Number of attention heads."""
 
     def __post_init__(self) -> None:
         for key in ("patch", "depth", "width", "heads"):
             _check_at_least_one(key, getattr(self, key))
         if self.width % self.heads:
-            raise UserError(f"node.network.width is {self.width}; it is a multiple of node.network.heads, {self.heads}.")
+            raise UserError(f"node.network.width is {self.width}; it must be a multiple of node.network.heads, {self.heads}.")
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
-        from lightning_idkd.models.plain import vision_transformer
+        from lightning_idkd.models.split import split_at_last_linear
+        from lightning_idkd.models.torchvision import vision_transformer
 
         if size % self.patch:
-            raise UserError(f"node.network.patch is {self.patch}; it divides the image size, {size}.")
-        made = vision_transformer(self.patch, self.depth, self.width, self.heads, channels, size, classes)
-        return _split_at_last_linear(made, classes)
+            raise UserError(f"node.network.patch is {self.patch}; it must divide the image size, {size}.")
+        network = vision_transformer(self.patch, self.depth, self.width, self.heads, channels, size, classes)
+        return split_at_last_linear(network, classes)
 
 
 @dataclass
 class TorchModule(Architecture):
-    """Any ``nn.Module`` class, or function that returns one, by import path; it maps images to logits.
+    """Any ``nn.Module`` class, or function that returns a module, by its import path; it maps images to logits.
 
-    A module whose ``head`` is an ``nn.Linear`` applied to its ``features(x)`` is used as it is. Any other is split at
-    its last ``nn.Linear`` with as many outputs as there are classes; nothing, such as a log-softmax, may follow that
-    layer. Both are checked once, on two random images.
+    A module whose ``head`` is an ``nn.Linear`` applied to its ``features(x)`` is used as it is. Any other module is
+    split at its last ``nn.Linear`` with as many outputs as there are classes; no further operation, such as a
+    log-softmax, may follow that layer. Both conditions are checked once, on two random images.
     """
 
     path: str
-    """Import path, e.g. ``torchvision.models.resnet18`` or ``my_package.MyNet``."""
+    """Import path, such as ``torchvision.models.resnet18`` or ``my_package.MyNet``."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the call. ``channels``, ``size`` and ``classes`` are added where the signature names them;
+    """Keyword arguments of the call. ``channels``, ``size`` and ``classes`` are added if the signature names them;
     ``torchvision.models`` get ``num_classes`` instead."""
 
     frozen: list[str] | None = None
-    """Patterns of parameter names that are not trained, such as ``[conv1.*, bn1.*, layer*]`` for all but the classifier of
-    ``resnet18``; null: none. Their norms and dropout work as in training."""
+    """Name patterns of the parameters that are not trained, such as ``[conv1.*, bn1.*, layer*]`` for all but the
+    classifier of ``resnet18``; null: all are trained. Norms and dropout of frozen parts work as in training."""
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         import torch
-        from torch import nn
 
-        make = _imported(self.path)
-        sizes = {"channels": channels, "size": size, "classes": classes}
-        try:
-            if self.path.startswith("torchvision.models."):
-                accepted = {"num_classes": classes}
-                if self.path.endswith((".googlenet", ".inception_v3")):
-                    accepted |= {"aux_logits": False, "init_weights": True}  # in training they return several outputs
-            else:
-                accepted = {key: sizes[key] for key in inspect.signature(make).parameters if key in sizes}
-            module = make(**(accepted | self.arguments))
-        except Exception as error:
-            raise UserError(
-                f"node.network.path: {self.path} cannot be called with {self.arguments}: {_summary(error)}."
-            ) from error
-        if not isinstance(module, nn.Module):
-            raise UserError(f"node.network.path: {self.path} makes a {type(module).__name__}, not a torch.nn.Module.")
+        from lightning_idkd.models.split import is_split, split_at_last_linear
+
+        module = self._make(channels, size, classes)
         self._freeze(module)
-
         modes = {part: part.training for part in module.modules()}
         module.eval()
         images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            try:
-                logits = module(images)
-            except Exception as error:
-                raise UserError(
-                    f"node.network.path: {self.path} fails on images {list(images.shape)}: {_summary(error)}."
-                    + " These are grey; where it takes three channels, set data.channels to 3." * (channels == 1)
-                ) from error
-            if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
-                given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-                raise UserError(f"node.network.path: {self.path} returns {given} for 2 images, not logits [2, {classes}].")
-            if not _is_head_of_features(module, images, logits):
-                module = _split_at_last_linear(module, classes)
-                if module is None or not _is_head_of_features(module, images, logits):
+            logits = self._check_logits(module, images, classes)
+            if not is_split(module, images, logits):
+                module = split_at_last_linear(module, classes)
+                if module is None or not is_split(module, images, logits):
                     raise UserError(
                         f"node.network.path: {self.path} does not end in an nn.Linear with {classes} outputs; give it a"
                         " features(x) -> [B, F] and a head = nn.Linear with forward(x) = head(features(x))."
@@ -263,69 +254,84 @@ class TorchModule(Architecture):
             part.training = training
         return module
 
+    def _make(self, channels: int, size: int, classes: int) -> "nn.Module":
+        """Call the class or function at ``path``."""
+        from torch import nn
+
+        make = _import_path(self.path)
+        sizes = {"channels": channels, "size": size, "classes": classes}
+        try:
+            if self.path.startswith("torchvision.models."):
+                accepted = {"num_classes": classes}
+                if self.path.endswith((".googlenet", ".inception_v3")):
+                    accepted |= {"aux_logits": False, "init_weights": True}  # no auxiliary outputs in training
+            else:
+                accepted = {key: sizes[key] for key in inspect.signature(make).parameters if key in sizes}
+            module = make(**(accepted | self.arguments))
+        except Exception as error:
+            raise UserError(
+                f"node.network.path: {self.path} cannot be called with {self.arguments}: {_summarise(error)}."
+            ) from error
+        if not isinstance(module, nn.Module):
+            raise UserError(f"node.network.path: {self.path} makes a {type(module).__name__}, not a torch.nn.Module.")
+        return module
+
     def _freeze(self, module: "nn.Module") -> None:
-        """Leave the parameters that ``frozen`` names as they are."""
-        named = dict(module.named_parameters())
+        """Set ``requires_grad = False`` for the parameters that ``frozen`` names."""
+        parameters = dict(module.named_parameters())
         for pattern in self.frozen or []:
-            found = fnmatch.filter(named, pattern)
-            if not found:
-                parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in named))
+            names = fnmatch.filter(parameters, pattern)
+            if not names:
+                parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in parameters))
                 raise UserError(f"node.network.frozen: no parameter of {self.path} is named '{pattern}'; its parts are {parts}.")
-            for name in found:
-                named[name].requires_grad_(False)
+            for name in names:
+                parameters[name].requires_grad_(False)
+
+    def _check_logits(self, module: "nn.Module", images: "Tensor", classes: int) -> "Tensor":
+        """Run ``module`` on ``images`` and return its logits, refusing any other kind of output."""
+        from torch import Tensor
+
+        try:
+            logits = module(images)
+        except Exception as error:
+            message = f"node.network.path: {self.path} fails on images {list(images.shape)}: {_summarise(error)}."
+            if images.shape[1] == 1:
+                message += " These images are grey; if the network takes three channels, set data.channels to 3."
+            raise UserError(message) from error
+        if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
+            given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"node.network.path: {self.path} returns {given} for 2 images, not logits [2, {classes}].")
+        return logits
 
 
-def _is_head_of_features(module: "nn.Module", images: "Tensor", logits: "Tensor") -> bool:
-    """Whether ``head(features(x))`` is what the module itself returned."""
-    import torch
-    from torch import nn
-
-    head, features = getattr(module, "head", None), getattr(module, "features", None)
-    if not isinstance(head, nn.Linear) or not callable(features):
-        return False
-    pooled = features(images)
-    if not isinstance(pooled, torch.Tensor) or pooled.shape != (len(images), head.in_features):
-        return False
-    return torch.allclose(head(pooled), logits, rtol=1e-4, atol=1e-4 * logits.abs().max().item())
-
-
-def _split_at_last_linear(module: "nn.Module", classes: int) -> "Split | None":
-    from torch import nn
-
-    from lightning_idkd.models.split import Split
-
-    linear = [name for name, m in module.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes]
-    if not linear or linear[-1] == "":
-        return None
-    return Split(module, linear[-1])
-
-
-def _imported(path: str) -> "Callable":
+def _import_path(path: str) -> "Callable":
+    """Import what ``path`` names, or raise a UserError that says which part of it is wrong."""
     parent, _, name = path.rpartition(".")
     if not parent:
-        raise UserError(f"node.network.path is '{path}'; it is an import path such as torchvision.models.resnet18.")
+        raise UserError(f"node.network.path is '{path}'; it must be an import path such as torchvision.models.resnet18.")
     try:
         module = import_module(parent)
     except ModuleNotFoundError as error:
         package, _, missing = (error.name or "").rpartition(".")
-        found = pkgutil.iter_modules(getattr(import_module(package), "__path__", []) if package else None)
-        hint = did_you_mean(missing, [m.name for m in found])
+        modules = pkgutil.iter_modules(getattr(import_module(package), "__path__", []) if package else None)
+        hint = did_you_mean(missing, [m.name for m in modules])
         raise UserError(f"node.network.path is '{path}': no module named '{error.name}'.{hint}") from error
     except Exception as error:
-        raise UserError(f"node.network.path is '{path}': {parent} does not import: {_summary(error)}.") from error
+        raise UserError(f"node.network.path is '{path}': {parent} does not import: {_summarise(error)}.") from error
     if not hasattr(module, name):
         raise UserError(f"node.network.path is '{path}': {parent} has no '{name}'.{did_you_mean(name, dir(module))}")
     return getattr(module, name)
 
 
-def _summary(error: Exception) -> str:
+def _summarise(error: Exception) -> str:
+    """The type of ``error`` and the first line of its message."""
     first_line = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first_line}".rstrip(".: ")
 
 
 def _check_at_least_one(key: str, value: int) -> None:
     if value < 1:
-        raise UserError(f"node.network.{key} is {value}; it is at least 1.")
+        raise UserError(f"node.network.{key} is {value}; it must be at least 1.")
 
 
 def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -1,9 +1,10 @@
-/* Both passes of EvoNorm-S0, and of GroupNorm with what follows it in a residual block: a shortcut added, then ReLU.
+/* Forward and backward passes of EvoNorm-S0, and of GroupNorm with what follows it in a residual block: the shortcut is
+ * added, then ReLU.
  *
- * Images are float32, channels-last [B, P, C], P pixels, C a multiple of 16; a group has 1, 2, 4, 8, or a multiple of 16
- * channels. What torch does operation by operation reads and writes the batch ten times over; here a block of channels of one
- * image stays in the cache from its statistics to its result. Statistics, and the sums for the parameters' gradients, come out
- * for every image and channel [B, C]: so no sum depends on the number of threads.
+ * Images are float32, channels-last [B, P, C], with P pixels; C is a multiple of 16; a group has 1, 2, 4, 8, or a
+ * multiple of 16 channels. torch's separate operations read and write the batch about ten times; here a block of
+ * channels of one image stays in the cache from its statistics to its result. Statistics, and the sums for the
+ * parameters' gradients, are returned per image and channel [B, C], so no sum depends on the number of threads.
  */
 #include <math.h>
 #include <string.h>
@@ -25,12 +26,12 @@ INLINE vec all(float a) { return a - (vec){0}; }
 
 INLINE vec choose(mask which, vec yes, vec no) { return (vec)((which & (mask)yes) | (~which & (mask)no)); }
 
-/* 1 / (1 + exp(-z)) within some units in the last place: exp as a power of two times a Taylor polynomial. */
+/* 1 / (1 + exp(-z)), exact to a few units in the last place: exp is a power of two times a Taylor polynomial. */
 INLINE vec sigmoid(vec z) {
     vec t = choose(z > 87.f, all(-87.f), choose(z < -87.f, all(87.f), -z));
     vec shifted = t * 1.44269504f + 12582912.f; /* adding 1.5 * 2^23 rounds to an integer */
     vec whole = shifted - 12582912.f;
-    vec r = t - whole * 0.693145752f - whole * 1.42860677e-6f; /* log 2, in two parts */
+    vec r = t - whole * 0.693145752f - whole * 1.42860677e-6f; /* log 2 in two parts */
     vec e = r * 1.98412698e-4f + 1.38888889e-3f;
     e = r * e + 8.33333333e-3f;
     e = r * e + .0416666667f;
@@ -40,16 +41,17 @@ INLINE vec sigmoid(vec z) {
     return 1.f / (1.f + (vec)((mask)e + (((mask)shifted - 0x4b400000) << 23)));
 }
 
-/* Channels treated at once: whole groups and whole vectors. */
+/* Channels of a block: whole groups and whole vectors. */
 INLINE int block(int group) { return group < LANES ? LANES : group; }
 
-/* At every channel of a block the mean of its group's values of that image; `apart` less their means, and squared. */
-INLINE void group_mean(const float *x, const float *apart, float *out, int P, int C, int group) {
+/* For every channel of a block, the mean over its group in one image: of the values, or with `means` of their squared
+ * distances to `means`. */
+INLINE void group_mean(const float *x, const float *means, float *out, int P, int C, int group) {
     for (int c = 0; c < block(group); c += LANES) {
-        vec sum = {0}, mean = apart ? load(apart + c) : sum;
+        vec sum = {0}, mean = means ? load(means + c) : sum;
         for (int p = 0; p < P; p++) {
             vec d = load(x + (long)p * C + c) - mean;
-            sum += apart ? d * d : d;
+            sum += means ? d * d : d;
         }
         store(out + c, sum);
     }
@@ -60,7 +62,7 @@ INLINE void group_mean(const float *x, const float *apart, float *out, int P, in
     }
 }
 
-/* Mean and 1 / standard deviation, in two passes, which a large mean does not disturb. */
+/* Mean and 1 / standard deviation, in two passes, so that a large mean does not cost precision. */
 INLINE void statistics(const float *x, float *mean, float *rstd, int P, int C, int group, float eps) {
     group_mean(x, 0, mean, P, C, group);
     group_mean(x, mean, rstd, P, C, group);
@@ -106,7 +108,7 @@ void evonorm_backward(const float *g, const float *x, const float *v, const floa
                 store(dgamma + row + c, along * r);
                 store(dbeta + row + c, sum);
             }
-            float slope[block(group)]; /* of dx by x - mean, through the deviation */
+            float slope[block(group)]; /* factor of x - mean in dx, from the standard deviation */
             for (int c = 0; c < block(group); c += group) {
                 const float *along = dgamma + row + from + c, *of = gamma + from + c;
                 float r = rstd[row + from + c], sum = 0;
@@ -120,7 +122,7 @@ void evonorm_backward(const float *g, const float *x, const float *v, const floa
         }
 }
 
-/* y = (x - mean) rstd gamma + beta, plus a shortcut where there is one, then ReLU where asked */
+/* y = (x - mean) rstd gamma + beta, plus the shortcut unless it is null, then ReLU if `relu` */
 void group_norm_forward(const float *x, const float *gamma, const float *beta, const float *shortcut, float *y, float *mean,
                         float *rstd, int B, int P, int C, int group, int relu, float eps) {
 #pragma omp parallel for collapse(2)
@@ -133,13 +135,14 @@ void group_norm_forward(const float *x, const float *gamma, const float *beta, c
                 for (long i = image + c; i < image + (long)P * C; i += C) {
                     vec yi = (load(x + i) - m) * scale + shift;
                     if (shortcut) yi += load(shortcut + i);
-                    store(y + i, relu ? choose(yi < 0.f, all(0.f), yi) : yi); /* what is no number stays none */
+                    store(y + i, relu ? choose(yi < 0.f, all(0.f), yi) : yi); /* nan stays nan */
                 }
             }
         }
 }
 
-/* `through`, the gradient before ReLU, is that of the shortcut too; `y` is read for ReLU alone, whose gradient goes there */
+/* `through` receives the gradient by the input of ReLU, which is also the shortcut's; without `relu`, `y` and `through`
+ * are unused. */
 void group_norm_backward(const float *g, const float *x, const float *y, const float *gamma, const float *mean,
                          const float *rstd, float *dx, float *through, float *dgamma, float *dbeta, int B, int P, int C,
                          int group, int relu) {
@@ -159,7 +162,8 @@ void group_norm_backward(const float *g, const float *x, const float *y, const f
                 store(dgamma + row + c, along * load(rstd + row + c));
                 store(dbeta + row + c, sum);
             }
-            float level[block(group)], slope[block(group)]; /* of dx, through the mean and the deviation */
+            /* dx has a constant part from the mean, and a multiple of x - mean from the standard deviation */
+            float level[block(group)], slope[block(group)];
             for (int c = 0; c < block(group); c += group) {
                 long at = row + from + c;
                 float r = rstd[at], sum = 0, along = 0, N = (float)P * group;

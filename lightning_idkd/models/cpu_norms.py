@@ -1,4 +1,7 @@
-"""``fused.c`` as a library, made once for this machine by its C compiler; where there is none, torch's operations do the work."""
+"""Norms on a CPU by the C library ``cpu_norms.c``.
+
+This machine's compiler builds the library once. Without a compiler torch's operations compute the norms.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from lightning_idkd.errors import UserError
 from lightning_idkd.machine import cache_folder, describe_machine
 
 SOURCE = Path(__file__).with_suffix(".c")
-LANES = 16  # as there
+LANES = 16  # as in cpu_norms.c
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC")
 _Pointer, _Int, _Float = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 SIGNATURES = {
@@ -33,31 +36,33 @@ SIGNATURES = {
 
 @functools.cache
 def load_library() -> ctypes.CDLL | None:
-    """The library, from the cache or compiled now; None where it cannot be made."""
+    """The library, from the cache or compiled now; None if it cannot be built."""
     compiler = shlex.split(os.environ.get("CC", "")) or [c for c in ("cc", "gcc", "clang") if shutil.which(c)][:1]
-    with contextlib.suppress(OSError, RuntimeError, UserError):  # no source, no home, a cache that cannot be written, ...
-        threads = _openmp()
-        identity = repr((SOURCE.read_text(), describe_machine(), compiler, FLAGS, threads))
-        path = cache_folder() / f"fused-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
+    # such as no source file, no home folder, or a cache folder that cannot be written
+    with contextlib.suppress(OSError, RuntimeError, UserError):
+        openmp = _find_openmp()
+        identity = repr((SOURCE.read_text(), describe_machine(), compiler, FLAGS, openmp))
+        path = cache_folder() / f"cpu_norms-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
         with contextlib.suppress(OSError):
             return _open(path)
         if compiler:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _make(compiler, threads, path)
+            _compile(compiler, openmp, path)
             return _open(path)
     return None
 
 
 def name_backend(device: torch.device) -> str:
-    """Who computes the norms: this library, on a CPU where it can be made, or torch."""
+    """Name what computes the norms on ``device``: ``C``, this library, or ``torch``."""
     return "C" if device.type == "cpu" and load_library() is not None else "torch"
 
 
-def _make(compiler: list[str], threads: str | None, path: Path) -> None:
-    """Compile to ``path``: with ``threads``, the library of those that torch has, where that can be linked, else for one."""
+def _compile(compiler: list[str], openmp: str | None, path: Path) -> None:
+    """Compile the library to ``path``, linked with torch's library ``openmp`` if possible, else for a single thread."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        compiled, linked = f"{folder}/fused.o", f"{folder}/fused.so"
-        for options, libraries in ((["-fopenmp"], [threads]), ([], []))[threads is None :]:
+        compiled, linked = f"{folder}/cpu_norms.o", f"{folder}/cpu_norms.so"
+        attempts = [([], [])] if openmp is None else [(["-fopenmp"], [openmp]), ([], [])]
+        for options, libraries in attempts:
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 for command in ([*FLAGS, *options, "-c", str(SOURCE), "-o", compiled],
                                 ["-shared", compiled, *libraries, "-lm", "-o", linked]):  # fmt: skip
@@ -65,30 +70,30 @@ def _make(compiler: list[str], threads: str | None, path: Path) -> None:
                 _open(Path(linked))
                 os.replace(linked, path)
                 return
-    raise OSError(f"{compiler[0]} could not make it")
+    raise OSError(f"{compiler[0]} could not compile {SOURCE.name}")
 
 
-def _openmp() -> str | None:
-    """The file of the OpenMP library that torch works with: threads of a second one would get in the way of its own."""
-    found = []
+def _find_openmp() -> str | None:
+    """The file of the OpenMP library that torch uses; a second one would start threads that compete with torch's."""
+    paths = []
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/maps").read_text().splitlines():
             path = line[line.find("/") :]
             if Path(path).name.startswith(("libgomp", "libiomp", "libomp")):
-                found.append(path)
-    own = str(Path(torch.__file__).parent)
-    return min(found, key=lambda path: not path.startswith(own), default=None)
+                paths.append(path)
+    torch_folder = str(Path(torch.__file__).parent)
+    return min(paths, key=lambda path: not path.startswith(torch_folder), default=None)
 
 
 def _open(path: Path) -> ctypes.CDLL:
-    found = ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(path))
     for name, signature in SIGNATURES.items():
-        getattr(found, name).argtypes, getattr(found, name).restype = signature, None
-    return found
+        getattr(library, name).argtypes, getattr(library, name).restype = signature, None
+    return library
 
 
 def supports(x: Tensor, groups: int, *parameters: Tensor, shortcut: Tensor | None = None) -> bool:
-    """Whether the library treats images like ``x`` [B, C, H, W], with ``parameters`` [C] and a ``shortcut`` like ``x``."""
+    """Whether the library can normalise images ``x`` [B, C, H, W] with ``parameters`` [C] and this ``shortcut``."""
     if type(x) is not Tensor or x.dim() != 4 or is_traced():
         return False
     channels = x.shape[1]
@@ -105,7 +110,7 @@ def supports(x: Tensor, groups: int, *parameters: Tensor, shortcut: Tensor | Non
 
 
 def is_traced() -> bool:
-    """Whether tensors are not what they seem: inside ``torch.compile``, or a transform of ``torch.func``."""
+    """Whether tensors have no memory of their own, as inside ``torch.compile`` or a transform of ``torch.func``."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
@@ -114,7 +119,7 @@ def _images(*images: Tensor) -> list[Tensor]:
 
 
 def _shape(x: Tensor, groups: int) -> tuple[int, int, int, int]:
-    """Images, pixels of one, channels, channels of a group."""
+    """Number of images, pixels per image, channels, and channels per group."""
     return x.shape[0], x.shape[2] * x.shape[3], x.shape[1], x.shape[1] // groups
 
 
@@ -123,7 +128,7 @@ def _pointers(*tensors: Tensor | None) -> list[int | None]:
 
 
 def evonorm_forward(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Result, and mean and 1 / deviation [B, C] of every channel's group."""
+    """Result, mean and 1 / standard deviation; the latter two [B, C], for the group of each channel."""
     [x], (v, gamma, beta) = _images(x), (v.contiguous(), gamma.contiguous(), beta.contiguous())
     y, mean, rstd = torch.empty_like(x), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
     load_library().evonorm_forward(*_pointers(x, v, gamma, beta, y, mean, rstd), *_shape(x, groups), eps)
@@ -132,7 +137,7 @@ def evonorm_forward(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: i
 
 def evonorm_backward(g: Tensor, x: Tensor, v: Tensor, gamma: Tensor, mean: Tensor, rstd: Tensor,
                      groups: int) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients by ``x``, ``v``, ``gamma`` and ``beta``."""
+    """Gradients by ``x``, ``v``, ``gamma`` and ``beta``, given ``g`` by the result."""
     (g, x), v, gamma = _images(g, x), v.contiguous(), gamma.contiguous()
     dx, sums = torch.empty_like(x), x.new_empty(3, *x.shape[:2])
     load_library().evonorm_backward(*_pointers(g, x, v, gamma, mean, rstd, dx, *sums), *_shape(x, groups))
@@ -141,7 +146,7 @@ def evonorm_backward(g: Tensor, x: Tensor, v: Tensor, gamma: Tensor, mean: Tenso
 
 def group_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor | None, groups: int, relu: bool,
                        eps: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Result, and mean and 1 / deviation [B, C] of every channel's group."""
+    """Result, mean and 1 / standard deviation; the latter two [B, C], for the group of each channel."""
     [x], gamma, beta = _images(x), gamma.contiguous(), beta.contiguous()
     if shortcut is not None:
         [shortcut] = _images(shortcut)
@@ -152,7 +157,10 @@ def group_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor 
 
 def group_norm_backward(g: Tensor, x: Tensor, y: Tensor | None, gamma: Tensor, mean: Tensor, rstd: Tensor,
                         groups: int) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients by ``x``, ``gamma``, ``beta``, and what goes through ReLU, where ``y``, its result, is given."""
+    """Gradients by ``x``, ``gamma``, ``beta`` and the input of ReLU, given ``g`` by the result.
+
+    ``y`` is the result of the forward pass, or None if it was without ReLU.
+    """
     (g, x), gamma = _images(g, x), gamma.contiguous()
     dx, sums, through = torch.empty_like(x), x.new_empty(2, *x.shape[:2]), g if y is None else torch.empty_like(x)
     pointers = _pointers(g, x, y, gamma, mean, rstd, dx, through, *sums)

@@ -1,4 +1,4 @@
-"""Normalisation layers that keep their statistics within a sample, and BatchNorm for comparison."""
+"""Normalisation layers: EvoNorm and GroupNorm, whose statistics stay within a sample, and BatchNorm for comparison."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from lightning_idkd.models import cpu_norms
 from lightning_idkd.models.formulas import add_pixel_axes, differentiate, evonorm_s0, group_norm, mean_over_group
 from lightning_idkd.models.vmap_ops import call_channelwise, call_nodewise, find_kernels
 
-FEW = 2**17  # values of a tensor below which torch's own calls cost less than ours
+SMALL = 2**17  # number of values in a tensor below which torch's GroupNorm is faster than the C library
 
 
 def group_count(channels: int) -> int:
-    """Groups of every GroupNorm and EvoNorm here: 8, or the largest of 4, 2, 1 that divides ``channels``."""
+    """Number of groups of GroupNorm and EvoNorm-S0: 8, or the largest of 4, 2, 1 that divides ``channels``."""
     return math.gcd(8, channels)
 
 
 class EvoNormS0(nn.Module):
     """EvoNorm-S0, a normalisation and activation in one: ``x sigmoid(v x) / sqrt(var_group(x) + eps) * gamma + beta``.
 
-    ``[B, C, H, W] -> [B, C, H, W]``; the variance (biased) is that of one sample's group of channels, the mean is kept.
-    ``v`` (from 1), ``gamma`` and ``beta`` are learned, one a channel. Liu et al., NeurIPS 2020 (arXiv 2004.02967).
+    ``[B, C, H, W] -> [B, C, H, W]``. The (biased) variance is that of a group of channels in one sample; the mean is
+    not subtracted. ``v`` (initially 1), ``gamma`` and ``beta`` are trained, one value per channel. Source: Liu et al.,
+    NeurIPS 2020 (arXiv 2004.02967).
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -39,21 +40,22 @@ class EvoNormS0(nn.Module):
         return self._norm(x, self.v, self.weight, self.eps)
 
     def _norm(self, x: Tensor, v: Tensor, gamma: Tensor, eps: float) -> Tensor:
-        if kernel := _kernel(x, self.groups, False, eps, (v, gamma, self.bias)):
+        if kernel := _find_kernel(x, self.groups, False, eps, (v, gamma, self.bias)):
             return call_nodewise(lambda x, v, gamma, beta: kernel(x, gamma, beta, v, None), x, v, gamma, self.bias)
         return call_channelwise(functools.partial(self._run, eps=eps), x, v, gamma, self.bias)
 
     def _run(self, nodes: int, x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, *, eps: float) -> Tensor:
-        x = x.float() if x.dtype == torch.bfloat16 else x  # as autocast has it for norms
+        x = x.float() if x.dtype == torch.bfloat16 else x  # norms run in float32 under autocast
         run = evonorm_s0 if cpu_norms.is_traced() else _EvoNormS0.apply
         return run(x, v, gamma, beta, nodes * self.groups, eps)
 
 
 class EvoNormQGM(EvoNormS0):
-    """EvoNorm-S0 as the code of QG-DSGDm has it (Lin et al., ICML 2021), and IDKD's after it: 32 groups or one a channel, the
-    variance of N values divided by N - 1, ``v`` fixed at 1, and ReLU behind.
+    """EvoNorm-S0 of the code of QG-DSGDm (Lin et al., ICML 2021), which IDKD's code took over.
 
-    A channel count above 32 that 32 does not divide, which that code refuses, has the most groups below 32 that divide it.
+    It has 32 groups (one per channel if there are fewer channels), the variance of N values divided by N - 1, ``v``
+    fixed at 1, and a ReLU after it. That code refuses a number of channels above 32 that 32 does not divide; here such
+    a number has the largest number of groups below 32 that divides it.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -74,27 +76,28 @@ class GroupNorm(nn.GroupNorm):
 
     @classmethod
     def over(cls, channels: int, relu: bool = False) -> GroupNorm:
-        """With :func:`group_count` groups."""
-        made = cls(group_count(channels), channels)
-        made.relu = relu
-        return made
+        """Build the layer with :func:`group_count` groups."""
+        layer = cls(group_count(channels), channels)
+        layer.relu = relu
+        return layer
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if kernel := self.affine and _kernel(input, self.num_groups, self.relu, self.eps, (self.weight, self.bias), shortcut):
+        parameters = self.weight, self.bias
+        if kernel := self.affine and _find_kernel(input, self.num_groups, self.relu, self.eps, parameters, shortcut):
             op = lambda x, gamma, beta, add: kernel(x, gamma, beta, None, add)  # noqa: E731
             return call_nodewise(op, input, self.weight, self.bias, shortcut)
         return call_channelwise(self._run, input, self.weight, self.bias, shortcut)
 
     def _run(self, nodes: int, x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor | None) -> Tensor:
         groups = nodes * self.num_groups
-        if self.affine and x.numel() >= FEW and cpu_norms.supports(x, groups, gamma, beta, shortcut=shortcut):
+        if self.affine and x.numel() >= SMALL and cpu_norms.supports(x, groups, gamma, beta, shortcut=shortcut):
             return _GroupNorm.apply(x, gamma, beta, shortcut, groups, self.relu, self.eps)
         return group_norm(x, gamma, beta, shortcut, groups, self.relu, self.eps)
 
 
-def _kernel(x: Tensor, groups: int, relu: bool, eps: float, parameters: tuple[Tensor, ...],
+def _find_kernel(x: Tensor, groups: int, relu: bool, eps: float, parameters: tuple[Tensor, ...],
             shortcut: Tensor | None = None) -> Callable[..., Tensor] | None:  # fmt: skip
-    """Either norm of all nodes' images, where there is a kernel for such."""
+    """The CUDA kernel for a norm of all nodes' images, as a function of its tensors; None if there is none."""
     kernels = find_kernels(x)
     if kernels is None or any(t.dtype != torch.float32 or t.shape != x.shape[1:2] for t in parameters):
         return None
@@ -106,8 +109,11 @@ def _kernel(x: Tensor, groups: int, relu: bool, eps: float, parameters: tuple[Te
 
 
 class _EvoNormS0(torch.autograd.Function):
-    """Both passes by hand: what autograd makes of the formula reads and writes the images so often that it takes as long as the
-    convolutions on a CPU."""
+    """EvoNorm-S0 with a hand-written backward pass.
+
+    The passes that autograd derives from the formula read and write the images so often that they take as long as the
+    convolutions on a CPU.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> Tensor:
@@ -134,7 +140,7 @@ class _EvoNormS0(torch.autograd.Function):
         slope = torch.addcmul(gated, gated, gate, value=-1)  # x gate', gate' = gate (1 - gate)
         along = (g * gated).sum((2, 3))  # [B, C]
         d_v = ((g * slope).mul_(x).sum((2, 3)) * gamma * rstd).sum(0)
-        # of the variance, times the 2 / (a group's pixels) of its own derivative by x - mean
+        # gradient by the variance, times 2 / (values of a group), a factor of the variance's derivative by x - mean
         d_var = mean_over_group(along * gamma, ctx.groups) * rstd**3 / -(x.shape[2] * x.shape[3])
         d_x = (slope * add_pixel_axes(v)).add_(gate).mul_(g).mul_(add_pixel_axes(gamma * rstd))
         d_x.add_((x - add_pixel_axes(mean)).mul_(add_pixel_axes(d_var)))
@@ -142,7 +148,7 @@ class _EvoNormS0(torch.autograd.Function):
 
 
 class _GroupNorm(torch.autograd.Function):
-    """A norm, and a shortcut and ReLU in the same pass."""
+    """GroupNorm, shortcut and ReLU in one pass of the C library."""
 
     @staticmethod
     def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor | None, groups: int, relu: bool,
@@ -162,8 +168,11 @@ class _GroupNorm(torch.autograd.Function):
 
 
 def norm_layer(norm: str, channels: int) -> nn.Module:
-    """A normalisation without activation: nothing for "none", GroupNorm for "group" and "evonorm", else BatchNorm, with
-    running statistics for "batch" only."""
+    """Build a normalisation without activation.
+
+    It is the identity for "none", GroupNorm for "group" and "evonorm", and BatchNorm for all others, with running
+    statistics for "batch" only.
+    """
     if norm == "none":
         return nn.Identity()
     if norm in ("group", "evonorm"):
@@ -172,19 +181,19 @@ def norm_layer(norm: str, channels: int) -> nn.Module:
 
 
 def norm_activation(norm: str, channels: int) -> nn.Module:
-    """A normalisation and its activation: EvoNorm-S0 is both, the others are followed by ReLU."""
+    """Build a normalisation and its activation: EvoNorm-S0 is both; ReLU follows all others."""
     if norm.startswith("evonorm"):
         return (EvoNormQGM if norm == "evonorm_qgm" else EvoNormS0)(channels)
     return GroupNorm.over(channels, relu=True) if norm == "group" else nn.Sequential(norm_layer(norm, channels), nn.ReLU())
 
 
-class _Shortcut(nn.Sequential):
-    """A normalisation, a shortcut added, ReLU."""
+class _NormShortcut(nn.Sequential):
+    """A normalisation, then ``shortcut`` added, then ReLU."""
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
         return torch.relu(super().forward(x) + shortcut)
 
 
 def norm_shortcut(norm: str, channels: int) -> nn.Module:
-    """A normalisation of its first argument, to which the second is added, and ReLU."""
-    return GroupNorm.over(channels, relu=True) if norm in ("group", "evonorm") else _Shortcut(norm_layer(norm, channels))
+    """Build a layer that normalises its first argument, adds the second and applies ReLU."""
+    return GroupNorm.over(channels, relu=True) if norm in ("group", "evonorm") else _NormShortcut(norm_layer(norm, channels))

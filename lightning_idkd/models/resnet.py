@@ -1,4 +1,4 @@
-"""Residual network for small images (He et al. 2016, section 4.2)."""
+"""The residual network for small images (He et al., CVPR 2016, section 4.2)."""
 
 from __future__ import annotations
 
@@ -7,25 +7,20 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_idkd.models.convolution import convolution
 from lightning_idkd.models.norms import norm_activation, norm_layer, norm_shortcut
 
 
 def last_side(size: int, stem_stride: int) -> int:
-    """Side of the images behind the stem and two halvings."""
+    """Side in pixels of the feature maps after the stem and the two stages that halve them."""
     return math.ceil(math.ceil(math.ceil(size / stem_stride) / 2) / 2)
 
 
-def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    """A same-padded convolution with He initialisation (fan out, He et al. 2015)."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    if bias:
-        nn.init.zeros_(conv.bias)
-    return conv
-
-
 class ResidualBlock(nn.Module):
-    """``relu(norm(conv(act(conv(x)))) + shortcut(x))``, 3x3 kernels; the shortcut is 1x1 where the shape changes."""
+    """``relu(norm(conv(act(conv(x)))) + shortcut(x))`` with 3x3 kernels.
+
+    The shortcut is the identity, or a 1x1 convolution and a norm if the shape changes.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -44,8 +39,11 @@ class ResidualBlock(nn.Module):
 
 
 class ResNetModule(nn.Module):
-    """Images ``[B, channels, S, S]`` to logits ``[B, classes]`` through ``features`` ``[B, 4 width]`` and ``head``, or as many
-    times more features as windows of ``pool`` pixels fit the last images."""
+    """Maps images ``[B, channels, S, S]`` to logits ``[B, classes]`` through ``features`` ``[B, F]`` and ``head``.
+
+    F is 4 ``width`` times the number of windows of ``pool`` x ``pool`` pixels in the last feature maps, one if ``pool``
+    is None.
+    """
 
     def __init__(self, depth: int, width: int, norm: str, stem_stride: int, pool: int | None, channels: int, size: int,
                  classes: int) -> None:  # fmt: skip

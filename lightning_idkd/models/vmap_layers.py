@@ -10,7 +10,7 @@ from lightning_idkd.models.vmap_ops import call_channelwise, call_nodewise, find
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """The same."""
+    """``nn.MaxPool2d`` that pools the channels of all nodes side by side under ``vmap``."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.return_indices or input.dim() != 4:
@@ -19,7 +19,7 @@ class MaxPool2d(nn.MaxPool2d):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """The same, by torch's own kernels on a CUDA device: cuDNN's know no ``vmap``, and ask for more than a row's alignment."""
+    """``nn.BatchNorm2d`` without cuDNN, which does not support ``vmap`` and needs a larger alignment than a row has."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not input.is_cuda:
@@ -29,11 +29,11 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class Conv2d(nn.Conv2d):
-    """The same."""
+    """``nn.Conv2d`` by one kernel for all nodes on a CUDA device."""
 
     def forward(self, input: Tensor) -> Tensor:
         x, kernels = input, find_kernels(input)
-        if kernels is None or not self._simple or x.shape[1:2] != (self.in_channels,):
+        if kernels is None or not self._has_kernel or x.shape[1:2] != (self.in_channels,):
             return super().forward(x)
         if torch.is_autocast_enabled("cuda"):
             x = x.to(torch.get_autocast_dtype("cuda"))
@@ -41,8 +41,8 @@ class Conv2d(nn.Conv2d):
         return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
 
     @property
-    def _simple(self) -> bool:
-        """Whether it is as that treats it."""
+    def _has_kernel(self) -> bool:
+        """Whether the kernel computes this: square kernels, no groups, no dilation, padding with zeros."""
         return (
             (self.groups, self.dilation, self.padding_mode) == (1, (1, 1), "zeros")
             and isinstance(self.padding, tuple)

@@ -40,8 +40,8 @@ WARM_UP_CALLS = 2  # calls before a recording: they load the libraries that it n
 class Engines(Rows):
     """Rows, and the engines that run a function of every node on them.
 
-    A function gets a node and its part of the batch, and returns a tensor of the same shape for every node. If the result
-    requires gradients, those of its sum replace the node's row of ``G``.
+    A function gets a node and its part of the batch, and returns a tensor of the same shape for every node. If the
+    result requires gradients, those of its sum replace the node's row of ``G``.
 
     Args:
         make, nodes, seed, device, dtype: as in :class:`~lightning_idkd.nodes.rows.Rows`.
@@ -66,8 +66,8 @@ class Engines(Rows):
     def run(self, function: Callable[..., Tensor], step: int, *batch: Tensor, rows: range | None = None) -> Tensor:
         """Run ``function(node, *batch[i])`` for every node i, or for some ``rows``; returns the results [n, ...].
 
-        Where gradients are enabled they land in ``G``. ``step`` enters the randomness of dropout and of networks that draw
-        from the global generator.
+        Where gradients are enabled they land in ``G``. ``step`` enters the randomness of dropout and of networks that
+        draw from the global generator.
         """
         self._begin_dropout(step)
         rows = range(self.n) if rows is None else rows
@@ -94,7 +94,7 @@ class Engines(Rows):
         return torch.cat(results)
 
     def each(self, work: Callable[[int], T]) -> list[T]:
-        """Run ``work(i)`` for every row i, in the workers if there are some; ``work`` reads a node and changes nothing."""
+        """Run ``work(i)``, which reads a node and changes nothing, for every row i; in the workers if there are some."""
         if not self.splits:
             return [work(i) for i in range(self.n)]
         if self._draws is False or self.engine == "vmap":
@@ -121,8 +121,8 @@ class Engines(Rows):
     def _split_rows(self, rows: range) -> list[range]:
         """Split ``rows`` into the parts that one call each runs: all rows, those of a worker, or at most ``abreast``.
 
-        Workers start after the first step, since only that step shows whether the network draws from the global generator,
-        which workers would share.
+        Workers start after the first step, since only that step shows whether the network draws from the global
+        generator, which workers would share.
         """
         count = 1
         if self.engine in BATCHED:
@@ -154,8 +154,8 @@ class Engines(Rows):
     def _run_loop(self, function: Callable[..., Tensor], rows: range, step: int, *batch: Tensor) -> Tensor:
         """Run one node after the other.
 
-        While it is unknown whether the network draws from the global generators, and if it does, they are seeded for every
-        node and step. Once they turn out to be unused, they return to their state before.
+        While it is unknown whether the network draws from the global generators, and if it does, they are seeded for
+        every node and step. Once they turn out to be unused, they return to their state before.
         """
         self.G[rows.start : rows.stop].zero_()
         call = self._call_compiled if self.engine == "compile" else self._call_eager
@@ -216,7 +216,8 @@ class Engines(Rows):
     def _run_vmap(self, function: Callable[..., Tensor], rows: range, x: Tensor, *more: Tensor) -> Tensor:
         """Run all ``rows`` in one batched call."""
         block, module, dim = slice(rows.start, rows.stop), self.modules[rows.start], 0
-        if self.device.type == "cpu":  # channels of all nodes side by side, channels-last, as grouped convolutions lay them out
+        if self.device.type == "cpu":
+            # the channels of all nodes lie side by side, channels-last, as in the grouped convolution that vmap calls
             dim = 1
             x = x.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last).unflatten(1, (len(rows), -1))
         parameters = [(slot.copy if dim else slot.view)(self.X[block]).detach().requires_grad_() for slot in self.layout]
@@ -268,8 +269,8 @@ class Engines(Rows):
     def engines(self) -> list[Engine]:
         """The engines among which ``auto`` chooses.
 
-        ``vmap`` is left out for a single node, for which it is a slower loop, and ``graph`` for the user's own network or
-        loss, which may run Python code that a recording would leave out.
+        ``vmap`` is left out for a single node, for which it is a slower loop, and ``graph`` for the user's own network
+        or loss, which may run Python code that a recording would leave out.
         """
         if self.device.type == "cpu":
             return ["loop", "parallel", *(["vmap"] if self.abreast > 1 else [])]
@@ -280,14 +281,16 @@ class Engines(Rows):
     def choose(self, x: Tensor, y: Tensor, engines: Sequence[str], threads: Sequence[int]) -> tuple[str, int]:
         """Set the engine and the thread count that take the least time for a step on this batch, and return them.
 
-        Rows, gradients and buffers stay as they are. With many nodes, only as many are timed as one thread runs in a third of
-        a second.
+        Rows, gradients and buffers stay as they are. With many nodes, only as many are timed as one thread runs in a
+        third of a second.
 
         Raises:
             UserError, RuntimeError: the only engine cannot run this network.
         """
         kept_recordings, self._recordings = self._recordings, {}
-        candidates = [(e, count) for count in threads for e in engines if (e, count) != ("parallel", 1) or len(engines) == 1]
+        candidates = [(engine, count) for count in threads for engine in engines]
+        if len(engines) > 1:
+            candidates = [c for c in candidates if c != ("parallel", 1)]  # which is a slower loop
         seconds: dict[tuple[str, int], float] = {}
         with self.preserve_state():
             torch.set_num_threads(1)
@@ -350,7 +353,7 @@ def training_loss(node: NodeModule, *batch: Tensor) -> Tensor:
 
 
 def _has_gradients(function: Callable[..., Tensor], out: Tensor) -> bool:
-    """Whether ``out`` requires gradients; not where they are disabled, or where features use frozen parameters alone."""
+    """Whether ``out`` requires gradients; not if they are disabled, or if features use frozen parameters alone."""
     if function is training_loss and torch.is_grad_enabled() and not out.requires_grad:
         raise UserError("node.module: the loss depends on no trained parameter; allowed: one that does")
     return out.requires_grad
@@ -358,5 +361,5 @@ def _has_gradients(function: Callable[..., Tensor], out: Tensor) -> bool:
 
 def _use_one_thread() -> None:
     """Limit this thread to itself, whatever number of threads is set for others."""
-    torch.get_num_threads()  # the first query in a thread adopts the global number, so it must come before the next line
+    torch.get_num_threads()  # a thread's first query adopts the global number, so it comes before the next line
     torch.set_num_threads(1)

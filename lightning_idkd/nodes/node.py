@@ -1,4 +1,4 @@
-"""One node: its network and its loss. It knows nothing of graphs and other nodes."""
+"""One node: its network and its loss. It knows nothing of the graph and of other nodes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from lightning_idkd.labels import Outputs
 
 
 class NodeModule(LightningModule):
-    """A network with soft cross-entropy; subclass it for another loss.
+    """A network with the cross-entropy of soft labels as its loss; subclass it for another loss.
 
-    ``training_step`` is pure: it reads a batch and returns the loss. ``configure_optimizers`` counts only in a plain
-    ``lightning.Trainer``; among other nodes the gossip rule moves the parameters.
+    ``training_step`` has no side effects: it reads a batch and returns the loss. Only a plain ``lightning.Trainer``
+    uses ``configure_optimizers`` and the four optimizer arguments; in a decentralised run the gossip rule updates the
+    parameters.
     """
 
     network: Any
@@ -35,21 +36,23 @@ class NodeModule(LightningModule):
 
     @property
     def has_features(self) -> bool:
-        """Whether the network offers ``features`` and ``head``."""
+        """Whether the network has ``features`` and ``head``."""
         return hasattr(self.network, "features") and hasattr(self.network, "head")
 
     def outputs(self, x: Tensor) -> Outputs:
-        """Logits and, where the network offers them, the features they come from."""
+        """Logits [N, k] of images [N, C, H, W] and, if the network has them, the features [N, F] before its head."""
         if self.has_features:
             features = self.network.features(x)
             return Outputs(self.network.head(features).float(), features.float(), self.network.head)
         return Outputs(self(x).float())
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int = 0) -> Tensor:
-        """Mean cross-entropy; targets are class indices [N] or distributions [N, k], times a weight where a sample has one.
+        """Mean cross-entropy of a batch: images [N, C, H, W], targets, and optionally temperatures and logit offsets.
 
-        A third part of the batch is every sample's temperature T [N]: its logits are divided by T and its loss multiplied by
-        T^2 (Hinton et al., 2015); the gradient is that of KL(target || softmax). A fourth [N, k] is added to the logits then.
+        Targets are class indices [N] or distributions [N, k]; a sample's weight is multiplied into its distribution.
+        With temperatures T [N] a sample's logits are divided by T and its loss is multiplied by T^2 (Hinton et al.,
+        2015); the gradient equals that of KL(target || softmax). Offsets [N, k] are added to the logits after the
+        division.
         """
         x, y, *more = batch
         if not more:
@@ -59,7 +62,7 @@ class NodeModule(LightningModule):
         return (t**2 * F.cross_entropy(logits + offset[0] if offset else logits, y, reduction="none")).mean()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> None:
-        """Log the loss and accuracy of a batch with class indices (plain ``lightning.Trainer`` only)."""
+        """Log the loss and accuracy of a batch with class indices; only a plain ``lightning.Trainer`` calls this."""
         x, y = batch
         logits = self(x)
         self.log("validation/loss", F.cross_entropy(logits, y))

@@ -29,7 +29,8 @@ class Rows:
     """The nodes of one process as rows.
 
     Args:
-        make: builds one node. It is called once, inside a generator fork seeded from ``seed``, so all nodes start equal.
+        make: builds one node. It is called once, inside a generator fork seeded from ``seed``, so all nodes start
+        equal.
         nodes: the nodes' numbers in the graph, ascending.
         dtype: float32 or float64, for all floating-point tensors.
 
@@ -75,7 +76,7 @@ class Rows:
             self._bind(module, self.X[i], {name: b[i] for name, b in self.buffers.items()}, self.G[i])
 
     def _bind(self, module: NodeModule, row: Tensor, buffers: dict[str, Tensor], grad: Tensor | None = None) -> NodeModule:
-        """Make the parameters of ``module`` views into ``row`` [P], its gradients views into ``grad`` [P]; set its buffers."""
+        """Make the parameters of ``module`` views into ``row`` [P] and their gradients into ``grad`` [P]; set its buffers."""
         for slot in self.layout:
             p = module.get_parameter(slot.name)
             p.data = slot.view(row)

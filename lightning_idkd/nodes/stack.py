@@ -35,20 +35,21 @@ class NodeStack(Engines):
         return self.run(training_loss, step, x, y, *more)
 
     def gradient(self, X: Tensor, x: Tensor, y: Tensor, step: int, *more: Tensor) -> Tensor:
-        """Gradients [n, P] at other parameters ``X`` on the same batch; rows, ``G`` and norm buffers stay as they are."""
+        """Gradients [n, P] of a batch at other parameters ``X``; rows, ``G`` and norm buffers stay as they are."""
         with self.preserve_state(), self.use_parameters(X):
             self.step(x, y, step, *more)
             return self.G.clone()
 
     def features(self, X: Tensor, x: Tensor, step: int) -> Tensor:
-        """Features [n, b, F] of ``x`` at parameters ``X``, in training mode; rows, ``G`` and norm buffers stay as they are."""
+        """Features [n, b, F] of ``x`` at ``X``, in training mode; rows, ``G`` and norm buffers stay as they are."""
         with self.preserve_state(), self.use_parameters(X), torch.no_grad():
             return self.run(_features, step, x)
 
     def pull_back(self, X: Tensor, V: Tensor, x: Tensor, step: int) -> Tensor:
         """Gradients [n, P] at ``X`` of the sum of ``V`` [n, b, F] times :meth:`features`.
 
-        This is the gradient of a loss whose derivative by the features is ``V``. Rows, ``G`` and norm buffers stay as they are.
+        This is the gradient of a loss whose derivative by the features is ``V``. Rows, ``G`` and norm buffers stay as
+        they are.
         """
         with self.preserve_state(), self.use_parameters(X):
             self.run(_weighted_features, step, x, V)

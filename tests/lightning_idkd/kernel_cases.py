@@ -99,11 +99,11 @@ def step() -> list[float]:
     if not CUDA:
         used = []
 
-        def kernels_for(x):
+        def find_kernels(x):
             used.append(vmap_ops.is_batched(x))
             return cuda_kernels if vmap_ops.is_batched(x) else None
 
-        vmap_layers.kernels_for = norms.kernels_for = kernels_for
+        vmap_layers.find_kernels = norms.find_kernels = find_kernels
     g = torch.Generator().manual_seed(1)
     x = torch.randn(2, 2, 8, 8, 3, generator=g, dtype=torch.float64).movedim(-1, -3)
     y = torch.randn(2, 2, 5, generator=g, dtype=torch.float64).softmax(-1)

@@ -206,7 +206,7 @@ def test_without_a_cache_torch_does_the_same(failure, monkeypatch):
 
 
 def test_it_has_the_threads_of_torch():
-    threads = cpu_norms._openmp()
+    threads = cpu_norms._find_openmp()
     if threads is None:
         pytest.skip("torch has no OpenMP library of its own here")
     assert Path(threads).name.partition(".")[0].partition("-")[0].encode() in Path(cpu_norms.load_library()._name).read_bytes()

@@ -460,7 +460,7 @@ class TestMistakes:
     def test_grey_images_for_a_network_of_three_channels_are_told_with_the_key(self, fit, capsys):
         network = ("--node.network", "TorchModule", "--node.network.path", "torchvision.models.squeezenet1_1")
         assert fit(*network, "--data.image_size", "32") == 2
-        assert "These are grey; where it takes three channels, set data.channels to 3." in capsys.readouterr().err
+        assert "These images are grey; if the network takes three channels, set data.channels to 3." in capsys.readouterr().err
 
     def test_classes_without_test_images_are_said(self, fit, capsys):
         assert fit("--data.private", f"{__name__}.Untested", "--train.epochs", "1", "--distillation", "null") == 0

@@ -101,7 +101,7 @@ def test_the_double_covers_everything_that_sends():
     senders = {name for name, f in vars(Network).items() if inspect.isfunction(f) and "self.count(" in inspect.getsource(f)}
     assert senders == {"mix", "swap", "all_reduce", "exchange", "share"}
     assert senders <= set(vars(Guarded))
-    transport = {"_fetch", "_trade", "_trade_objects", "report", "report_objects", "counts"}
+    transport = {"_exchange_rows", "_exchange_objects", "report", "report_objects", "counts"}
     for name, f in vars(Network).items():
         if inspect.isfunction(f) and "dist." in inspect.getsource(f):
             assert name in transport, name
