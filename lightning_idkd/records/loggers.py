@@ -1,4 +1,5 @@
-"""Where metrics go besides metrics.jsonl: Weights & Biases, TensorBoard through Lightning's logger, and CSV."""
+"""Loggers, which get the metrics besides ``metrics.jsonl``: Weights & Biases, TensorBoard (through Lightning's logger)
+and CSV."""
 
 from __future__ import annotations
 
@@ -20,36 +21,49 @@ from lightning_idkd.errors import UserError
 from lightning_idkd.records.run_folder import RunFolder
 
 STAGING = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
-"""Where W&B stages artifacts and keeps its own logs, below ``wandb/`` in the run folder instead of the user's home."""
+"""Environment variables for W&B's staged artifacts and own logs, and the folders below ``wandb/`` in the run folder
+that they name. Otherwise W&B writes to the user's home."""
+HEADER = 7
+"""Bytes before the first record of a .wandb file, and bytes before each piece of a record."""
+BLOCK = 32768
+"""Bytes of a block of a .wandb file."""
+WHOLE, LAST = 1, 4
+"""Kinds of pieces that end a record. The first piece of several is of kind 2, those between are of kind 3."""
 
 
 def make(config: Config, folder: RunFolder) -> list:
-    """The logger that ``config.logger`` asks for; its files lie in the run folder."""
-    asked = config.logger
-    if asked is None or (asked.kind == "wandb" and os.environ.get("WANDB_MODE") == "disabled"):
+    """Make the logger that ``config.logger`` names, or none; its files lie in the run folder."""
+    logger = config.logger
+    if logger is None or (logger.kind == "wandb" and os.environ.get("WANDB_MODE") == "disabled"):
         return []
-    return [{"csv": Table, "tensorboard": TensorBoard, "wandb": WandB}[asked.kind](config, folder)]
+    return [{"csv": Table, "tensorboard": TensorBoard, "wandb": WandB}[logger.kind](config, folder)]
 
 
 def select_numbers(line: dict) -> dict[str, float]:
-    """What loggers can plot of a line of metrics."""
+    """Select the values of a line of metrics that are numbers, which is what loggers can plot."""
     return {k: v for k, v in line.items() if isinstance(v, (int, float))}
 
 
 def log(loggers: list, lines: list[dict], pictures: dict[str, Path]) -> None:
-    """Log the last line of metrics at once; W&B also gets new pictures and the growing table of every node's values."""
+    """Give the lines of metrics so far, and new pictures, to all loggers, which write the last line at once.
+
+    Args:
+        lines: all lines of ``metrics.jsonl``.
+        pictures: image files by name, which W&B gets with the last line.
+    """
     for logger in loggers:
         logger.write(lines, pictures)
 
 
 def finish(loggers: list, summary: dict | None) -> None:
-    """Close the loggers, with the run's summary where it came to its end."""
+    """Close the loggers, with the run's summary; None if the run has not finished."""
     for logger in loggers:
         logger.finish(summary)
 
 
 class Table:
-    """All lines of metrics as ``csv/metrics.csv``, written anew each time: a resumed run keeps its earlier ones."""
+    """Writes all lines of metrics to ``csv/metrics.csv``. The file is written anew each time, so a resumed run keeps
+    its earlier lines."""
 
     def __init__(self, config: Config, folder: RunFolder):
         self.folder = folder
@@ -58,17 +72,20 @@ class Table:
     def write(self, lines: list[dict], pictures: dict[str, Path]) -> None:
         rows = [select_numbers(line) for line in lines]
         text = io.StringIO()
-        table = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
+        columns: dict[str, None] = {}  # in the order of their first line
+        for row in rows:
+            columns |= dict.fromkeys(row)
+        table = csv.DictWriter(text, list(columns), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
         self.folder.text("csv/metrics.csv", text.getvalue())
 
     def finish(self, summary: dict | None) -> None:
-        """Nothing is left to write."""
+        """Do nothing: every line is written already."""
 
 
 class TensorBoard:
-    """Events in ``tensorboard/``."""
+    """Writes events to ``tensorboard/``."""
 
     def __init__(self, config: Config, folder: RunFolder):
         from lightning.fabric.loggers import TensorBoardLogger
@@ -76,7 +93,8 @@ class TensorBoard:
         try:
             self.logger = TensorBoardLogger(str(folder.path), name="tensorboard", version="")
         except ModuleNotFoundError as e:
-            raise UserError("logger.kind: tensorboard needs a package that is not installed: pip install tensorboard") from e
+            missing = "tensorboard needs a package that is not installed: pip install tensorboard"
+            raise UserError(f"logger.kind: {missing}") from e
 
     def write(self, lines: list[dict], pictures: dict[str, Path]) -> None:
         self.logger.log_metrics(select_numbers(lines[-1]), step=lines[-1]["step"])
@@ -87,10 +105,11 @@ class TensorBoard:
 
 
 class WandB:
-    """A W&B run, offline where there is no login or no answer, with all of its files in the run folder.
+    """Logs to a W&B run, with all of W&B's files in the run folder. Without a login, or if the server does not answer,
+    the run is logged offline.
 
-    A resumed run continues under its own id. W&B's step is the training step of a line, and a line that W&B does not have,
-    because the run was killed before it was written or sent, is logged before the next one.
+    A resumed run continues under the same id. W&B's step is the training step of a line. Lines that W&B lacks, because
+    the run was killed before they were written or sent, are logged before the next one.
     """
 
     def __init__(self, config: Config, folder: RunFolder):
@@ -101,7 +120,7 @@ class WandB:
             folder.file("wandb").mkdir(exist_ok=True)
             folder.text("wandb/run_id.txt", read_wandb_id(config) or secrets.token_hex(4))
         self.id = folder.wandb_id()
-        there = read_logged_steps(folder.file("wandb"), self.id)
+        in_files = read_logged_steps(folder.file("wandb"), self.id)
         self.staging = {k: folder.file(f"wandb/{name}") for k, name in STAGING.items() if k not in os.environ}
         os.environ.update({k: str(path.resolve()) for k, path in self.staging.items()})
         offline = config.logger.offline if config.logger.offline is not None else not is_logged_in()
@@ -112,30 +131,32 @@ class WandB:
             except wandb.errors.Error as e:
                 if offline:
                     raise
-                print(
-                    f"W&B does not answer ({str(e).splitlines()[0]}): this run is logged offline, `wandb sync` sends it later",
-                    flush=True,
-                )
-                wandb.teardown()  # it still holds the run's id
+                why = str(e).splitlines()[0]
+                then = "this run is logged offline, and `wandb sync` sends it later"
+                print(f"W&B does not answer ({why}); {then}", flush=True)
+                wandb.teardown()  # releases the run's id
                 self.run = self.start(config, True)
             self.run.define_metric("epoch")
             self.run.define_metric("*", step_metric="epoch")
-            fixed = set(self.run.config.keys()) if "WANDB_SWEEP_ID" in os.environ else set()  # W&B does not let these be changed
+            # the keys that a sweep sets cannot be changed
+            fixed = set(self.run.config.keys()) if "WANDB_SWEEP_ID" in os.environ else set()
             self.run.config.update({k: v for k, v in config.resolved.items() if k not in fixed}, allow_val_change=True)
-        self.logged = there if self.run.offline else set(range(self.run.step))  # online the server says how far it is
+        # online, the server knows the last step
+        self.logged = in_files if self.run.offline else set(range(self.run.step))
 
     def start(self, config: Config, offline: bool):
-        """Begin or continue the run; what the config leaves open is as W&B's environment variables say."""
+        """Start or continue the W&B run. W&B's environment variables decide what the config leaves open."""
         import wandb
 
-        asked, settings = config.logger, {"silent": True, "init_timeout": float(os.environ.get("WANDB_INIT_TIMEOUT", "30"))}
-        if "x_transaction_log_flush_interval" in wandb.Settings.model_fields:  # newer than the oldest version allowed
+        logger, timeout = config.logger, float(os.environ.get("WANDB_INIT_TIMEOUT", "30"))
+        settings = {"silent": True, "init_timeout": timeout}
+        if "x_transaction_log_flush_interval" in wandb.Settings.model_fields:  # the oldest version allowed lacks it
             settings["x_transaction_log_flush_interval"] = 1.0
-        project = os.environ.get("WANDB_PROJECT") if asked.project == LoggerConfig.project else None
+        project = os.environ.get("WANDB_PROJECT") if logger.project == LoggerConfig.project else None
         return wandb.init(
-            project=project or asked.project,
+            project=project or logger.project,
             name=os.environ.get("WANDB_NAME") or f"{config.run.name}/{self.folder.path.name}",
-            group=asked.group,
+            group=logger.group,
             dir=str(self.folder.path),
             id=self.id,
             resume="allow",
@@ -147,28 +168,33 @@ class WandB:
         import wandb
 
         for step, line in zip(number_steps(lines), lines, strict=True):
-            if step not in self.logged:
-                shown = pictures if line is lines[-1] else {}
-                media = {f"pictures/{name}": wandb.Image(str(path)) for name, path in shown.items()}
-                self.run.log({}, step=step, commit=False)  # files are named by the step that the run is at
-                self.run.log(select_numbers(line) | media | {"per_node": self.rows(line)}, step=step, commit=True)
-                self.logged.add(step)
+            if step in self.logged:
+                continue
+            values = select_numbers(line)
+            for name, path in pictures.items() if line is lines[-1] else ():
+                values[f"pictures/{name}"] = wandb.Image(str(path))
+            values["per_node"] = self.add_rows(line)
+            self.run.log({}, step=step, commit=False)  # W&B names files by the step that the run is at
+            self.run.log(values, step=step, commit=True)
+            self.logged.add(step)
 
-    def rows(self, line: dict):
-        """The run's table of values per epoch and node, accuracy and all measures of its selection; only new rows are sent."""
+    def add_rows(self, line: dict):
+        """Add a row for every node to the run's table, and return the table. A row has epoch, node, accuracy and all
+        measures of the node's selection. W&B sends only the new rows."""
         import wandb
 
         from lightning_idkd.labels import MEASURES
 
         if self.table is None:
             self.table = wandb.Table(columns=["epoch", "node", "accuracy", *MEASURES], log_mode="INCREMENTAL")
-        found = line["per_node"]
-        for node in range(len(found["accuracy"])):
-            self.table.add_data(line["epoch"], node, *(found[k][node] if k in found else None for k in self.table.columns[2:]))
+        per_node = line["per_node"]
+        for node in range(len(per_node["accuracy"])):
+            values = [per_node[key][node] if key in per_node else None for key in self.table.columns[2:]]
+            self.table.add_data(line["epoch"], node, *values)
         return self.table
 
     def finish(self, summary: dict | None) -> None:
-        """End the run. Staged files stay where `wandb sync` will need them."""
+        """End the run, and remove staged files unless `wandb sync` will need them."""
         self.run.summary.update(summary or {})
         self.run.finish(exit_code=int(summary is None))
         for variable, path in self.staging.items():
@@ -178,69 +204,85 @@ class WandB:
 
 
 def read_wandb_id(config: Config) -> str | None:
-    """The id of the W&B run that this run is to be, which agents of sweeps give; None where W&B is not asked for one."""
-    return os.environ.get("WANDB_RUN_ID") or None if config.logger is not None and config.logger.kind == "wandb" else None
+    """Read the id that this run must have in W&B, which the agents of sweeps set; None if there is none, or no W&B
+    logger."""
+    if config.logger is None or config.logger.kind != "wandb":
+        return None
+    return os.environ.get("WANDB_RUN_ID") or None
 
 
 def number_steps(lines: list[dict]) -> list[int]:
-    """W&B's step of every line: the training step, but one more than the line before where that is as far."""
-    found: list[int] = []
+    """W&B's step for every line. It is the training step, or one more than the previous line's if that is larger, since
+    W&B's steps must rise."""
+    numbers: list[int] = []
     for line in lines:
-        found.append(max(line["step"], found[-1] + 1 if found else 0))
-    return found
+        numbers.append(max(line["step"], numbers[-1] + 1 if numbers else 0))
+    return numbers
 
 
 def read_logged_steps(folder: Path, id: str) -> set[int]:
-    """The steps that the W&B files of a run hold. A file that a kill cut within a record is ended before it: `wandb sync` takes
-    no further file of a run behind a broken one."""
+    """Read which steps the offline files of a W&B run hold.
+
+    A file whose last record was cut short by a kill is truncated before that record, because `wandb sync` stops at a
+    broken file and skips those after it.
+
+    Args:
+        folder: the ``wandb/`` folder of the run.
+        id: the run's id in W&B.
+    """
     from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record
 
-    found: set[int] = set()
+    steps: set[int] = set()
     for path in folder.glob(f"*run-*/run-{id}.wandb"):
-        content, whole = path.read_bytes(), HEADER
-        for whole, text in read_records(content):  # noqa: B007 (read behind the loop)
+        content, end = path.read_bytes(), HEADER
+        for end, text in read_records(content):  # noqa: B007 (used after the loop)
             try:
                 record = Record.FromString(text)
             except DecodeError:
                 break
-            if record.WhichOneof("record_type") == "history":
-                found |= {int(json.loads(i.value_json)) for i in record.history.item if "_step" in (i.key, *i.nested_key)}
+            if record.WhichOneof("record_type") != "history":
+                continue
+            for item in record.history.item:
+                if "_step" in (item.key, *item.nested_key):
+                    steps.add(int(json.loads(item.value_json)))
         else:
-            if HEADER <= whole < len(content):
-                os.truncate(path, whole)
-    return found
-
-
-HEADER = 7  # bytes before the first record of a .wandb file
+            if HEADER <= end < len(content):
+                os.truncate(path, end)
+    return steps
 
 
 def read_records(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The records of a .wandb file and where each ends. The format is LevelDB's log: blocks of 32 KiB with pieces of records,
-    each headed by checksum (4 bytes), length (2) and kind (1: whole, 2: first, 3: middle, 4: last)."""
-    at, record = HEADER, b""
-    while at + 7 <= len(content):
-        if (left := 32768 - at % 32768) < 7:  # too little for a piece: filled with zeros
-            at += left
+    """The records of a .wandb file, each with the position where it ends; an incomplete last record is left out.
+
+    The format is LevelDB's log: blocks of 32 KiB hold pieces of records. Each piece follows a header of 7 bytes:
+    checksum (4), length (2) and kind (1).
+    """
+    position, record = HEADER, b""
+    while position + HEADER <= len(content):
+        if (left := BLOCK - position % BLOCK) < HEADER:  # too short for a header, so it is filled with zeros
+            position += left
             continue
-        length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
-        record += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4) and at <= len(content):
-            yield at, record
+        length, kind = struct.unpack("<HB", content[position + 4 : position + HEADER])
+        position += HEADER
+        record += content[position : position + length]
+        position += length
+        if kind in (WHOLE, LAST) and position <= len(content):
+            yield position, record
             record = b""
 
 
 def is_logged_in() -> bool:
-    """Whether W&B would find a key, without asking for one."""
+    """Whether W&B has an API key for its server, in the environment or in netrc; the user is not asked for one."""
     import wandb
 
     if os.environ.get("WANDB_API_KEY"):
         return True
-    given = os.environ.get("WANDB_BASE_URL")
-    urls = [given] if given else [wandb.Settings().base_url, "https://api.wandb.ai"]  # its host has changed with its versions
+    server = os.environ.get("WANDB_BASE_URL")
+    # the default server depends on W&B's version
+    urls = [server] if server else [wandb.Settings().base_url, "https://api.wandb.ai"]
     try:
-        known = netrc.netrc(os.environ.get("NETRC")).hosts
+        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         return False
-    return any(urlsplit(url).hostname in known for url in urls)
+    return any(urlsplit(url).hostname in hosts for url in urls)
