@@ -1,4 +1,4 @@
-"""Tables over finished runs: mean and spread over seeds, and the difference to a baseline, paired by seed."""
+"""Compares finished runs in a table: mean and spread over seeds, and the difference to a baseline, paired by seed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lightning_idkd.errors import UserError, did_you_mean, require
 from lightning_idkd.records.run_folder import RunFolder
 
 ALIKE = tuple(key for key in RESULT if key != "seed")
+"""Keys that are the same in all runs of a row."""
 METRICS = ("accuracy/node_mean", "accuracy/node_min", "accuracy/consensus")
 WORDS = {
     "accuracy/node_mean": "node mean",
@@ -43,9 +44,9 @@ WORDS = {
     "throughput/samples_per_second": "samples a second",
     "throughput/seconds": "seconds",
 }
-"""Metrics as headings; others have their keys' parts."""
+"""Headings of metrics; the heading of another metric is its key with spaces."""
 PLAIN = (("callbacks", []), ("node.module", NodeConfig.module))
-"""Keys and values that a label leaves out: it names what a run adds."""
+"""Keys with default values, which a label leaves out."""
 NUMBER = re.compile(r"((?:(?<!\w)-)?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 LATEX = str.maketrans(
     {c: f"\\{c}" for c in "_%&#${}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -55,17 +56,22 @@ LATEX = str.maketrans(
 
 @dataclass
 class Row:
-    """All seeds of one method in one setting."""
+    """The values of one method in one setting, for all seeds."""
 
     setting: str
     method: str
     values: dict[str, dict[int, float]] = field(default_factory=dict)
-    """Metric, then seed."""
+    """By metric, then by seed."""
 
 
 def gather(paths: list[str]) -> list[tuple[dict, dict]]:
-    """(config, summary) of every finished run at or below ``paths``; of runs with one config and seed the newest."""
-    found: list[tuple[dict, dict]] = []
+    """Read config and summary of every finished run at or below ``paths``; of runs with the same config and seed, the
+    newest.
+
+    Raises:
+        UserError: a path does not exist, or there is no finished run.
+    """
+    runs: list[tuple[dict, dict]] = []
     for text in paths:
         path = Path(text)
         if not path.exists():
@@ -75,117 +81,137 @@ def gather(paths: list[str]) -> list[tuple[dict, dict]]:
         for folder in sorted(folders, key=lambda f: (f.name, str(f)), reverse=True):  # a run's name begins with its time
             try:
                 config, summary = RunFolder(folder).config(), json.loads((folder / "summary.json").read_text())
-                same = any(difference(config, other) is None for other, _ in found)
+                same = any(difference(config, other) is None for other, _ in runs)
                 _ = summary["seed"]
             except (OSError, KeyError, TypeError, ValueError):
-                print(f"left out: '{folder}' is no run of this version", file=sys.stderr)
+                print(f"left out: '{folder}' is not a run of this version", file=sys.stderr)
                 continue
             if not same:
-                found.append((config, summary))
-    if not found:
+                runs.append((config, summary))
+    if not runs:
         raise UserError(f"no finished run (summary.json) at or below {', '.join(paths)}")
-    return found
+    return runs
 
 
 def flatten(value: object, key: str = "") -> dict[str, object]:
-    """Dotted keys and their values; a class stands for itself, its arguments below it."""
+    """Flatten a config to dotted keys. A class is the value of its key, and its arguments have keys below; a list of
+    classes is their names, joined by +."""
     if isinstance(value, dict):
         if "class_path" in value:
-            found = {key: value["class_path"].rsplit(".", 1)[-1]}
-            return found | flatten(value.get("init_args") or {}, key)
-        found = {}
-        for k, v in value.items():
-            found |= flatten(v, f"{key}.{k}".lstrip("."))
-        return found
-    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
-        found = {key: "+".join(str(flatten(v, "x").get("x", v)) for v in value)}
-        for v in value:
-            found |= {k: w for k, w in flatten(v, f"{key}.{flatten(v, 'x').get('x', '')}").items() if k.count(".") > 1}
-        return found
+            return {key: value["class_path"].rsplit(".", 1)[-1]} | flatten(value.get("init_args") or {}, key)
+        flat: dict[str, object] = {}
+        for name, below in value.items():
+            flat |= flatten(below, f"{key}.{name}".lstrip("."))
+        return flat
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        names = [flatten(item, "x").get("x") for item in value]
+        flat = {key: "+".join(str(item if name is None else name) for item, name in zip(value, names, strict=True))}
+        for item, name in zip(value, names, strict=True):
+            arguments = flatten(item, f"{key}.{'' if name is None else name}")
+            flat |= {k: v for k, v in arguments.items() if k.count(".") > 1}
+        return flat
     return {key: value}
 
 
 def shorten(key: str, keys: set[str]) -> str:
-    """The end of ``key`` that no other of ``keys`` has."""
+    """Shorten ``key`` to the shortest of its ends that no other of ``keys`` has."""
     parts = key.split(".")
     ends = (".".join(parts[-n:]) for n in range(1, len(parts)))
     return next((end for end in ends if not any(k != key and f".{k}".endswith(f".{end}") for k in keys)), key)
 
 
 def build_label(config: dict, groups: tuple[str, ...], varied: set[str]) -> str:
-    """What sets this run apart in ``groups``: values of the keys that differ between the runs; further callbacks as +Name."""
+    """Build the label of a run from the values of its keys in ``groups`` that are ``varied`` between the runs.
+
+    The classes of a method stand without their key, further callbacks as +Name.
+    """
     parts = []
     for group in groups:
         values = flatten(config.get(group), group)
-        here = {k: v for k, v in values.items() if k in varied and (k, v) not in PLAIN}
+        differing = {k: v for k, v in values.items() if k in varied and (k, v) not in PLAIN}
         if group in METHOD and group in values and any(k.split(".")[0] == group for k in varied):
-            here.pop(group, None)
+            differing.pop(group, None)
             if group != "callbacks":
                 parts.append(format_value(values[group]))
             elif values[group]:
                 parts.append(f"+{values[group]}")
-        parts += [f"{shorten(k, varied)}={format_value(v, k)}" for k, v in here.items()]
+        parts += [f"{shorten(k, varied)}={format_value(v, k)}" for k, v in differing.items()]
     return " ".join(parts) or "-"
 
 
 def format_value(value: object, key: str = "") -> str:
-    """A config's value in a label; of an import path the class."""
-    return "none" if value is None else str(value).rsplit(".", 1)[-1] if key == "node.module" else str(value)
+    """Format a config's value for a label; the import path of a node module becomes its class name."""
+    if value is None:
+        return "none"
+    return str(value).rsplit(".", 1)[-1] if key == "node.module" else str(value)
 
 
 def build_sort_key(text: str) -> list[str | float]:
-    """A key for sorting, by which numbers within texts go by their values."""
+    """Build a sort key that orders texts by the values of the numbers in them, so that 2 comes before 10."""
     return [float(part) if i % 2 else part for i, part in enumerate(NUMBER.split(text))]
 
 
 def distinguish(alike: list[tuple[dict, Row]]) -> None:
-    """Add to the methods of rows with one label the values of further keys, until each differs from the others."""
-    wholes = [list_leaves({key: at(config, key) for key in ALIKE}) for config, _ in alike]
-    keys = sorted(k for k in set().union(*wholes) if len({repr(w.get(k)) for w in wholes}) > 1)
-    for key in keys:
-        for (_, row), whole in zip(alike, wholes, strict=True):
-            row.method += f" {shorten(key, set(keys))}={format_value(whole.get(key))}"
+    """Add values of further keys to the methods of rows with the same label, until all of them differ."""
+    leaves = [list_leaves({key: at(config, key) for key in ALIKE}) for config, _ in alike]
+    keys = sorted(set().union(*leaves))
+    differing = [key for key in keys if len({repr(of_row.get(key)) for of_row in leaves}) > 1]
+    for key in differing:
+        for (_, row), of_row in zip(alike, leaves, strict=True):
+            row.method += f" {shorten(key, set(differing))}={format_value(of_row.get(key))}"
         if len({row.method for _, row in alike}) == len(alike):
             break
 
 
 def list_leaves(value: object, key: str = "") -> dict[str, object]:
-    """Dotted keys and values of all that is neither a dict nor a list of dicts."""
-    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+    """List all values that are neither a dict nor a list of dicts, by dotted keys."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         value = dict(enumerate(value))
     if not isinstance(value, dict):
         return {key: value}
-    found: dict[str, object] = {}
-    for k, v in value.items():
-        found |= list_leaves(v, f"{key}.{k}".lstrip("."))
-    return found
+    leaves: dict[str, object] = {}
+    for name, below in value.items():
+        leaves |= list_leaves(below, f"{key}.{name}".lstrip("."))
+    return leaves
+
+
+def find_varied_keys(configs: list[dict]) -> set[str]:
+    """Find the keys of settings and methods whose values differ between the runs.
+
+    Arguments of a class that only some runs have say nothing beyond the class's name, so a key counts only if it
+    differs between runs that have it, or is itself a group of the method.
+    """
+    flats = [flatten({k: v for k, v in config.items() if k in SETTING + METHOD}) for config in configs]
+    varied = set()
+    for key in set().union(*flats):
+        present = {repr(flat[key]) for flat in flats if key in flat}
+        if len(present) > 1 or (key in METHOD and len({repr(flat.get(key)) for flat in flats}) > 1):
+            varied.add(key)
+    return varied
 
 
 def build_rows(runs: list[tuple[dict, dict]], metrics: list[str]) -> list[Row]:
-    """A row for each method in each setting."""
-    flats = [flatten({k: v for k, v in config.items() if k in SETTING + METHOD}) for config, _ in runs]
-    # a class that only some runs have brings arguments that only these have: they say nothing beyond its name
-    varied = {k for k in set().union(*flats) if len({repr(f[k]) for f in flats if k in f}) > 1}
-    varied |= {k for k in set().union(*flats) if k in METHOD and len({repr(f.get(k)) for f in flats}) > 1}
-    found: list[tuple[dict, Row]] = []  # a config, but for its seed, and its row
+    """Build a row for each method in each setting, sorted by setting and method."""
+    varied = find_varied_keys([config for config, _ in runs])
+    rows: list[tuple[dict, Row]] = []  # with the config of the row's first run
     for config, summary in runs:
-        row = next((row for other, row in found if difference(config, other, ALIKE) is None), None)
+        row = next((row for other, row in rows if difference(config, other, ALIKE) is None), None)
         if row is None:
             row = Row(build_label(config, SETTING, varied), build_label(config, METHOD, varied))
-            found.append((config, row))
+            rows.append((config, row))
         for metric in metrics:
             value: object = summary
             for part in metric.split("/"):
                 value = value.get(part) if isinstance(value, dict) else None
             if isinstance(value, (int, float)):
                 row.values.setdefault(metric, {})[summary["seed"]] = value
-    named: dict[tuple[str, str], list[tuple[dict, Row]]] = {}
-    for config, row in found:
-        named.setdefault((row.setting, row.method), []).append((config, row))
-    for alike in named.values():
+    by_label: dict[tuple[str, str], list[tuple[dict, Row]]] = {}
+    for config, row in rows:
+        by_label.setdefault((row.setting, row.method), []).append((config, row))
+    for alike in by_label.values():
         if len(alike) > 1:
             distinguish(alike)
-    return sorted((row for _, row in found), key=lambda r: (build_sort_key(r.setting), build_sort_key(r.method)))
+    return sorted((row for _, row in rows), key=lambda row: (build_sort_key(row.setting), build_sort_key(row.method)))
 
 
 Cell = tuple[float, float | None, int]
@@ -193,12 +219,13 @@ Cell = tuple[float, float | None, int]
 
 
 def summarise(values: list[float]) -> Cell:
-    """Mean and standard deviation (n - 1) of some values, and how many there are."""
+    """Mean, standard deviation (with n - 1) and number of the values."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
 
 
 def compare_by_seed(row: Row, baseline: Row, metric: str) -> Cell | None:
-    """Mean difference to the baseline over the seeds that both have, with its standard error."""
+    """Mean difference to the baseline over the seeds that both have, with its standard error; None if they share no
+    seed."""
     ours, theirs = row.values.get(metric, {}), baseline.values.get(metric, {})
     differences = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
     if not differences:
@@ -208,25 +235,28 @@ def compare_by_seed(row: Row, baseline: Row, metric: str) -> Cell | None:
 
 
 def find_scale(metric: str) -> int:
-    """What a metric is multiplied by to be shown: accuracies are in percent."""
+    """The factor by which a metric is multiplied for display: 100 for accuracies, which are shown in percent."""
     return 100 if metric.startswith(("accuracy", "validation")) else 1
 
 
 def format_heading(metric: str) -> str:
-    """A metric in words, with its unit."""
-    return WORDS.get(metric, metric.replace("/", ", ").replace("_", " ")) + " (%)" * (find_scale(metric) == 100)
+    """Format a metric's heading, with its unit."""
+    words = WORDS.get(metric, metric.replace("/", ", ").replace("_", " "))
+    return f"{words} (%)" if find_scale(metric) == 100 else words
 
 
 def format_number(metric: str, mean: float, sd: float | None, seeds: int, sign: bool = False) -> str:
-    """A metric as it is shown: the mean, and behind it the spread and the number of seeds where there are several."""
+    """Format a metric's mean, followed by the spread and the number of seeds if there are several."""
     by = find_scale(metric)
     form = ".1f" if by == 100 else ".4g"
-    return f"{by * mean:{'+' if sign else ''}{form}}" + ("" if sd is None else f" ± {by * sd:{form}} ({seeds})")
+    text = f"{by * mean:{'+' if sign else ''}{form}}"
+    return text if sd is None else f"{text} ± {by * sd:{form}} ({seeds})"
 
 
 def build_table(runs: list[tuple[dict, dict]], metrics: list[str], baseline: str | None = None) -> tuple[list[str], list[list]]:
-    """Head and lines: setting, method, number of seeds, then a :data:`Cell` of every metric, and of the first one's difference
-    to ``baseline``; None where there is none. Spreads are standard deviations, the difference's is its standard error."""
+    """Head and lines: setting, method, number of seeds, then a :data:`Cell` of every metric, and of the first one's
+    difference to ``baseline``; None where there is none. Spreads are standard deviations, the difference's is its
+    standard error."""
     made = build_rows(runs, metrics)
     for metric in metrics:
         if not any(metric in row.values for row in made):
