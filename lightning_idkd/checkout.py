@@ -1,6 +1,7 @@
-"""Where ``callbacks/`` and ``configs/`` lie: in the package when it is installed, beside it in a checkout.
+"""Finds ``callbacks/`` and ``configs/``: they lie in the installed package, and beside it in a checkout.
 
-Their import name is ``lightning_idkd.callbacks`` in both. In a checkout ``import callbacks`` gives the same modules.
+The callbacks are imported as ``lightning_idkd.callbacks`` in both cases. In a checkout, ``import callbacks`` gives the
+same modules.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 CALLBACKS = "lightning_idkd.callbacks"
-"""The import name of ``callbacks/``. The core imports it by this name alone, where it reads a config."""
+"""The import name of ``callbacks/``. The core imports it only when it reads a config, and only by this name."""
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "callbacks" / "__init__.py").exists() else PACKAGE.parent
 """The folder that holds ``callbacks/`` and ``configs/``."""
@@ -33,7 +34,7 @@ class SameModule(Loader):
 
 
 class CheckoutFinder(MetaPathFinder):
-    """Finds ``lightning_idkd.callbacks``, and its modules by the name ``callbacks.X`` too where ``callbacks`` is that package."""
+    """Finds ``lightning_idkd.callbacks``, and its modules as ``callbacks.X`` too if ``callbacks`` is that package."""
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name == CALLBACKS:

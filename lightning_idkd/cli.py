@@ -1,4 +1,7 @@
-"""``idkd``: parse, refuse mistakes in a sentence, run. Nothing heavy is imported before the arguments are right."""
+"""``idkd``: runs a command, and prints a user's mistake as a sentence.
+
+Nothing heavy is imported before the arguments are known to be right.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from lightning_idkd.command import COMMANDS
 from lightning_idkd.errors import UserError, did_you_mean
 
 if "OMP_WAIT_POLICY" not in os.environ:
-    # read when torch is imported: threads that are done with their share would keep a core busy for milliseconds
+    # torch reads it at import; without it, threads that have done their share keep a core busy for milliseconds
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
@@ -21,23 +24,27 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: idkd COMMAND [--config FILE] [--key value ...]\n\ncommands:")
         print("\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items()))
-        print("\n`idkd fit --help` explains every key; topology, partition and bench take the same ones.")
+        print("\n`idkd fit --help` explains every key; topology, partition and bench take the same keys.")
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
-        print(f"error: no command '{command}'.{did_you_mean(command, COMMANDS)} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        hint = did_you_mean(command, COMMANDS)
+        print(f"error: there is no command '{command}'.{hint} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if os.getcwd() not in sys.path:  # so that a class of the user's own can be named by its import path
-        checkout = [i for i, entry in enumerate(sys.path) if entry == str(ROOT)]  # whose callbacks/ would hide the user's
-        sys.path.insert(checkout[0] if checkout else len(sys.path), os.getcwd())
+    if os.getcwd() not in sys.path:  # so that a config can name the user's own classes by their import path
+        # before the checkout, whose callbacks/ would hide the user's
+        place = sys.path.index(str(ROOT)) if str(ROOT) in sys.path else len(sys.path)
+        sys.path.insert(place, os.getcwd())
     try:
         return import_module(f"lightning_idkd.command.{command}").main(rest)
     except UserError as e:
-        if (processes := sys.modules.get("lightning_idkd.training.launch")) is None or processes.is_first_to_report(str(e)):
+        launch = sys.modules.get("lightning_idkd.training.launch")
+        if launch is None or launch.is_first_to_report(str(e)):
             print(f"error: {e}", file=sys.stderr)
         return 2
     except RuntimeError:
-        if (processes := sys.modules.get("lightning_idkd.training.launch")) is None or not processes.other_process_failed():
+        launch = sys.modules.get("lightning_idkd.training.launch")
+        if launch is None or not launch.other_process_failed():
             raise
         return 2
     except SystemExit as e:  # jsonargparse ends --help and --print_config this way

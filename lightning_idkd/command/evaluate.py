@@ -1,4 +1,4 @@
-"""``idkd evaluate``."""
+"""``idkd evaluate``: evaluates the nodes of a run on any test set."""
 
 from __future__ import annotations
 
@@ -10,33 +10,22 @@ from lightning_idkd.command import options
 from lightning_idkd.errors import UserError, did_you_mean
 
 OWN = ("-h", "--help", "--export", "--per-class", "--json")
-"""Options of this command itself; it takes keys of a config too."""
+"""The options of this command; it also takes keys of a config."""
 
 
 def main(arguments: list[str]) -> int:
-    """Look at the nodes of a run on any test set."""
-    from lightning_idkd.config.arguments import TOP_KEYS
-
-    p = options.parser("evaluate")
-    p.description += " Keys data.* and calibration.* are as for idkd fit: other sets than the run's, another score."
+    """Evaluate the nodes of a run, export their mean if ``--export`` asks for it, and print the result."""
+    p = options.build_parser("evaluate")
+    p.description += " Keys data.* and calibration.* are as for idkd fit; they replace the sets or score of the run."
     p.add_argument("run", help="Run folder, such as runs/NAME/latest.")
-    p.add_argument("--export", type=str | None, default=None, metavar="FOLDER", help="Write the nodes' mean there too.")
-    p.add_argument("--per-class", action="store_true", help="Accuracy and confusion matrix of every class too.")
+    export = "Folder to write the nodes' mean to."
+    p.add_argument("--export", type=str | None, default=None, metavar="FOLDER", help=export)
+    per_class = "Give the accuracy of every class and the confusion matrix too."
+    p.add_argument("--per-class", action="store_true", help=per_class)
     p.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
-    p.usage = "idkd evaluate RUN [--export FOLDER] [--per-class] [--json] [--data.KEY VALUE ...] [--calibration.score CLASS]"
-    own: list[str] = []
-    changes: list[str] = []
-    to = own
-    for word in arguments:
-        if word.startswith("-"):  # an option, whose value follows
-            option, key = word.split("=")[0], word.lstrip("-").partition("=")[0]
-            to = own if option in OWN else changes
-            if to is changes and key.split(".")[0] not in TOP_KEYS:
-                raise UserError(
-                    f"{option}: there is no such option.{did_you_mean(option.replace('_', '-'), OWN)} "
-                    f"Allowed: {', '.join(OWN[2:])}, and keys of data and calibration, such as --data.private"
-                )
-        to.append(word)
+    p.usage = "idkd evaluate RUN [--export FOLDER] [--per-class] [--json] [--data.KEY VALUE ...]"
+    p.usage += " [--calibration.score CLASS]"
+    own, changes = split_arguments(arguments)
     given = p.parse_args(own)
     from lightning_idkd.analysis.evaluate import evaluate, show
     from lightning_idkd.analysis.load import load
@@ -44,13 +33,37 @@ def main(arguments: list[str]) -> int:
 
     run = load(given.run)
     files = run.export(given.export) if given.export else []
-    found = evaluate(run, changes, given.per_class)
+    result = evaluate(run, changes, given.per_class)
     if given.export and given.per_class:
         files.append(Path(given.export) / "per_class.json")
-        write(files[-1], lambda part: part.write_text(json.dumps(found["per_class"]) + "\n"))
+        write(files[-1], lambda part: part.write_text(json.dumps(result["per_class"]) + "\n"))
     print("".join(f"{file}\n" for file in files), end="", file=sys.stderr if given.json else sys.stdout)
     if given.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(result, indent=1))
     else:
-        show(found)
+        show(result)
     return 0
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Divide the arguments into those of this command and keys of a config, each with the values that follow it.
+
+    Raises:
+        UserError: an option is neither.
+    """
+    from lightning_idkd.config.arguments import TOP_KEYS
+
+    own: list[str] = []
+    changes: list[str] = []
+    part = own
+    for word in arguments:
+        if word.startswith("-"):
+            option, key = word.split("=")[0], word.lstrip("-").partition("=")[0]
+            part = own if option in OWN else changes
+            if part is changes and key.split(".")[0] not in TOP_KEYS:
+                raise UserError(
+                    f"{option}: there is no such option.{did_you_mean(option.replace('_', '-'), OWN)} "
+                    f"Allowed: {', '.join(OWN[2:])}, and keys of data and calibration, such as --data.private"
+                )
+        part.append(word)
+    return own, changes

@@ -1,4 +1,4 @@
-"""What ``idkd init`` writes: an experiment of one's own that runs as it is."""
+"""``idkd init``: writes a small experiment of the user's own, which runs as it is."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ CONFIG = """\
 # {name}: an experiment to start from.
 # run it:       cd {folder} && idkd fit --config config.yaml
 # every key:    idkd fit --help; any of them may also be given on the command line, such as --seed 1
-seed: 0                                       # of all randomness
+seed: 0                                       # seed of all randomness
 graph:
   nodes: 16
   topology: {{class_path: Ring}}                # who talks to whom: Ring, Complete, Star, Exponential, BaseGraph, ...
 data:
   private: {{class_path: Digits}}               # yours: {{class_path: ImageFolder, init_args: {{path: my/images}}}}
-  public: {{class_path: Glyphs, init_args: {{samples: 600}}}}   # what nodes label for each other; needs no labels
-  partition: {{class_path: Dirichlet, init_args: {{alpha: 0.05}}}}   # small alpha: nodes hold few classes
+  public: {{class_path: Glyphs, init_args: {{samples: 600}}}}   # nodes exchange labels for it; needs no labels
+  partition: {{class_path: Dirichlet, init_args: {{alpha: 0.05}}}}   # a small alpha: each node holds few classes
 node:
   network: {{class_path: CNN}}                  # ResNet, LeNet, VGG, MobileNetV2, ViT, TorchModule (any nn.Module)
 train:
@@ -28,17 +28,17 @@ train:
   batch_size: 16
   lr: 0.1
 gossip: {{class_path: QGDSGDm, init_args: {{momentum: 0.9, nesterov: true, weight_decay: 0.0001}}}}
-calibration:                                  # which public samples a node takes for its own kind
+calibration:                                  # which public samples a node calls in-distribution
   class_path: Youden
   init_args: {{score: {{class_path: my_callbacks.Margin}}}}   # the score in my_callbacks.py
-distillation: {{class_path: IDKD, init_args: {{start: 0.6, every: 4}}}}   # null: none
+distillation: {{class_path: IDKD, init_args: {{start: 0.6, every: 4}}}}   # null: no distillation
 callbacks:
   - class_path: my_callbacks.Spread           # the callback in my_callbacks.py
 logger: null                                  # wandb: {{kind: wandb, project: my-project}}
 run: {{name: {quoted}}}
 """
 
-CALLBACKS = '''"""A score and a callback of your own; config.yaml names them by their import path."""
+CALLBACKS = '''"""Your own score and callback; config.yaml names them by their import path."""
 
 from lightning_idkd import Callback, OodScore
 
@@ -52,7 +52,7 @@ class Margin(OodScore):
 
 
 class Spread(Callback):
-    """Adds a number to every line of metrics. All hooks and what they get: lightning_idkd.callback.HOOKS."""
+    """Adds a number to every line of metrics. lightning_idkd.callback.HOOKS lists all hooks and their arguments."""
 
     def on_evaluation_end(self, run, metrics):
         metrics["spread"] = metrics["accuracy/node_max"] - metrics["accuracy/node_min"]
@@ -78,7 +78,7 @@ def write_skeleton(name: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write an experiment to start from."""
-    p = options.parser("init")
+    p = options.build_parser("init")
     p.add_argument("name", help="Name of the experiment, and of the new folder.")
     print(write_skeleton(p.parse_args(arguments).name))
     return 0

@@ -1,4 +1,4 @@
-"""Every config key as Markdown, from the docstrings: ``python -m lightning_idkd.command.keys > configs/README.md``."""
+"""Writes the page of all config keys from docstrings: ``python -m lightning_idkd.command.keys > configs/README.md``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from lightning_idkd.config.parse import PLUGINS
 
 HEAD = """# Configs
 
-One file an experiment, headed by its command, time and result; `presets/` are laid over one of them, as in
-`make train CFG="ring_cifar10 presets/official_code"`; `sweeps/` are W&B sweeps (`make sweep`, or `idkd sweep` without a
-server). Each is found from any folder by its name, as in `--config presets/fedmd`. Any key may also be given on the command
-line, as in `--train.lr 0.05`; of several `--config` files later ones win.
+Each file is one experiment; its head gives the command, the time that it takes and the result. Files in `presets/` are
+laid over an experiment, as in `make train CFG="ring_cifar10 presets/official_code"`. Files in `sweeps/` are W&B sweeps,
+run by `make sweep`, or by `idkd sweep` without a server. A file is found by its name from any folder, as in
+`--config presets/fedmd`. Any key may also be given on the command line, as in `--train.lr 0.05`. Of several `--config`
+files, later ones win.
 
-A class is named by `class_path` (a built-in one by its short name, yours by its import path) with its arguments in
-`init_args`; on the command line `--gossip DSGD --gossip.momentum 0.9`. A class that is named starts from its own defaults, which
-this page gives; arguments of an earlier file survive only where the same class is named again, or none is. A key given
-twice in a file is an error; of options given twice on the command line the last counts.
+A class is named by `class_path`: a built-in class by its short name, yours by its import path. Its arguments stand in
+`init_args`; on the command line, `--gossip DSGD --gossip.momentum 0.9`. A class that is named starts from its own
+defaults, which this page gives; arguments of an earlier file survive only if a later file names the same class again or
+no class. A key that stands twice in a file is an error; of an option given twice on the command line, the last one
+counts.
 
 *This page is made from the docstrings: `python -m lightning_idkd.command.keys > configs/README.md`.*
 
@@ -29,19 +31,19 @@ twice in a file is an error; of options given twice on the command line the last
 
 
 def read_docstrings(cls: type) -> dict[str, str]:
-    """The description of every argument of a class, from its docstring and those of its bases."""
+    """The description of every argument of a class, from its own docstring and those of its bases."""
     from docstring_parser import parse_from_object
 
-    described: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         for part in parse_from_object(base).meta:
             if len(part.args) > 1:
-                described[part.args[1]] = " ".join((part.description or "").split())
-    return described
+                descriptions[part.args[1]] = " ".join((part.description or "").split())
+    return descriptions
 
 
-def show_default(value: object) -> str:
-    """The default of an argument as YAML has it."""
+def format_default(value: object) -> str:
+    """The default of an argument as YAML writes it."""
     if value is inspect.Parameter.empty:
         return "required"
     if value is None:
@@ -55,12 +57,12 @@ def show_default(value: object) -> str:
 
 def describe_arguments(cls: type, prefix: str) -> list[str]:
     """A line for every argument of a class, or every key of a group."""
-    described, lines, made = read_docstrings(cls), [], {}
+    descriptions, lines, defaults = read_docstrings(cls), [], {}
     if is_dataclass(cls):
-        made = {f.name: f.default_factory() for f in fields(cls) if f.default_factory is not MISSING}
+        defaults = {f.name: f.default_factory() for f in fields(cls) if f.default_factory is not MISSING}
     for name, parameter in parameters(cls).items():
-        default = show_default(made.get(name, parameter.default))
-        lines.append(f"{prefix}{name.rstrip('_')}` ({default}): {described.get(name, '')}")
+        default = format_default(defaults.get(name, parameter.default))
+        lines.append(f"{prefix}{name.rstrip('_')}` ({default}): {descriptions.get(name, '')}")
     return lines
 
 
@@ -70,8 +72,8 @@ def describe_class(name: str, cls: type) -> list[str]:
     return [f"- **{name}**: {' '.join(paragraph.split())}", *describe_arguments(cls, "  - `")]
 
 
-def text() -> str:
-    """The whole page: of classes those of this project, of further callbacks those of its callbacks package."""
+def build_page() -> str:
+    """The page, with the classes of this project; under ``callbacks`` it lists only those of the callbacks package."""
     for plugin in PLUGINS:
         import_module(plugin)
     lines, kinds = [HEAD], {}
@@ -83,7 +85,7 @@ def text() -> str:
             kinds.setdefault(cls, []).append(key)
     lines += ["## Classes", ""]
     for base, keys in kinds.items():
-        package = CALLBACKS if keys == ["callbacks"] else "lightning_idkd"  # the core's callbacks are always there
+        package = CALLBACKS if keys == ["callbacks"] else "lightning_idkd"  # the core's own callbacks are in every run
         ours = {name: c for name, c in choices(base).items() if c.__module__.startswith(f"{package}.")}
         if ours:
             lines += [f"### {', '.join(keys)}", ""]
@@ -94,4 +96,4 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    print(text(), end="")
+    print(build_page(), end="")

@@ -1,4 +1,4 @@
-"""What several commands share: their parsers, and pictures they draw."""
+"""What several commands share: their parsers, and how they save a picture."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lightning_idkd.config import Config
+    from lightning_idkd.config.mistakes import Parser
 
 
 def describe(command: str) -> str:
-    """What a command does, as a sentence."""
+    """A sentence that says what a command does."""
     return f"{COMMANDS[command].capitalize()}."
 
 
-def parser(command: str):
-    """A parser without options, for a command that takes no experiment."""
+def build_parser(command: str) -> Parser:
+    """A parser without options, for a command that does not take the keys of an experiment."""
     from lightning_idkd.config.mistakes import Parser
 
     p = Parser(prog=f"idkd {command}", description=describe(command), allow_abbrev=False, parser_mode="yaml")
@@ -36,9 +37,9 @@ def configure(arguments: list[str], command: str) -> Config:
 
 
 def draw(out: str | None, picture: str, save: Callable[[str], None]) -> None:
-    """Draw into the file ``out``, or over no file as ``picture``."""
+    """Save a picture by ``save(file)`` in the file ``out``; if that is None, as ``picture`` unless it exists."""
     if out is None and os.path.exists(picture):
-        print(f"not drawn: there is a {picture} already; --out FILE draws in any case")
+        print(f"not drawn: there is a {picture} already; --out FILE overwrites a file")
         return
     try:
         save(out or picture)

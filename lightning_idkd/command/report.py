@@ -1,4 +1,4 @@
-"""``idkd report``."""
+"""``idkd report``: writes a report of a run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from lightning_idkd.command import options
 
 
 def main(arguments: list[str]) -> int:
-    """Write report.md of runs."""
+    """Write ``report.md`` into the folder of every run given."""
     from lightning_idkd.records.report import write_report
 
-    p = options.parser("report")
+    p = options.build_parser("report")
     p.add_argument("runs", nargs="+", help="Run folders, such as runs/NAME/latest.")
     for run in p.parse_args(arguments).runs:
         print(write_report(run))

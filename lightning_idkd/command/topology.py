@@ -1,4 +1,4 @@
-"""``idkd topology``: what a graph is like, before any training."""
+"""``idkd topology``: prints the properties of a graph, before any training."""
 
 from __future__ import annotations
 
@@ -12,56 +12,68 @@ from lightning_idkd.records import report
 if TYPE_CHECKING:
     from lightning_idkd.config import Config
 
-SUMS = {"doubly": "rows and columns sum to 1", "column": "columns sum to 1", "row": "rows sum to 1"}
+WEIGHT_SUMS = {"doubly": "rows and columns sum to 1", "column": "columns sum to 1", "row": "rows sum to 1"}
+"""Per kind of mixing matrix, what its entries sum to."""
 
 
 def main(arguments: list[str]) -> int:
-    """Print a graph's numbers and draw it."""
-    config = configure(["--data.private", "Digits", *arguments], "topology")  # no data are needed or read
+    """Print a graph's properties and draw it."""
+    config = configure(["--data.private", "Digits", *arguments], "topology")  # a set must be named, but none is read
     graph = config.graph.build(config.seed)
-    print("\n".join(report.format_field(*found) for found in lines(config, graph).items()))
+    for name, text in describe_graph(config, graph).items():
+        print(report.format_field(name, text))
     draw(config.resolved["out"], f"{graph.name.lower()}_{graph.nodes}.png", graph.draw)
     return 0
 
 
-def lines(config: Config, graph: Graph) -> dict[str, str]:
-    """The lines of ``idkd topology``; a graph that never repeats is judged by its first steps."""
+def describe_graph(config: Config, graph: Graph) -> dict[str, str]:
+    """The lines of ``idkd topology``: names and texts. A graph that never repeats is described by its first steps."""
     import numpy as np
 
     steps = graph.period or WATCHED
     degrees = np.array([np.bincount(graph.mixing(step).edges[:, 0], minlength=graph.nodes) for step in range(steps)])
-    often = {1: "static", None: f"never repeats (numbers of its first {WATCHED} steps)"}
-    count, counted = parameters(config)
+    if graph.period == 1:
+        repeats = "static"
+    elif graph.period is None:
+        repeats = f"never repeats (numbers of its first {WATCHED} steps)"
+    else:
+        repeats = f"repeats after {graph.period} steps"
+    at_a_step = "" if graph.period == 1 else " (at a step)"
+    smallest = round(graph.smallest_eigenvalue(), 4) + 0.0  # adding 0 turns -0 into 0
+    count, counted = count_parameters(config)
     message = count * config.run.precision // 8
     return {
-        "graph": f"{graph.name}, {graph.nodes} nodes, {often.get(graph.period, f'repeats after {graph.period} steps')}",
-        "weights": f"{'its own' if graph.weights == 'edges' else graph.weights}, {SUMS[graph.kind]}",
-        "degree": f"{degrees.min()} to {degrees.max()}, mean {degrees.mean():.3g}" + " (at a step)" * (graph.period != 1),
+        "graph": f"{graph.name}, {graph.nodes} nodes, {repeats}",
+        "weights": f"{'its own' if graph.weights == 'edges' else graph.weights}, {WEIGHT_SUMS[graph.kind]}",
+        "degree": f"{degrees.min()} to {degrees.max()}, mean {degrees.mean():.3g}{at_a_step}",
         "diameter": "-" if graph.diameter is None or graph.period is None else str(graph.diameter),
-        "spectrum": f"gap {graph.spectral_gap():.4f}, smallest eigenvalue {round(graph.smallest_eigenvalue(), 4) + 0.0:.4f}",
-        "consensus": consensus(graph),
+        "spectrum": f"gap {graph.spectral_gap():.4f}, smallest eigenvalue {smallest:.4f}",
+        "consensus": describe_consensus(graph),
         "sends": f"{report.format_bytes(degrees.mean() * message)} a node and step, "
         f"{report.format_bytes(degrees.sum(1).mean() * message)} all nodes, for one message an edge ({counted})",
     }
 
 
-def consensus(graph: Graph) -> str:
-    """How long nodes need to agree, where they only mix."""
-    gap, most = graph.spectral_gap(), 10_000
+def describe_consensus(graph: Graph) -> str:
+    """After how many steps nodes agree if they only mix. Many steps are estimated by the spectral gap, few are run."""
+    gap, limit = graph.spectral_gap(), 10_000
     if gap == 0:
         return "none within the first steps, in which no edge matters"
-    expected = 0 if gap == 1 else math.log(1000) / -math.log1p(-gap) if gap > 0 else math.inf
-    if expected > most:
+    expected = math.inf
+    if gap > 0:
+        expected = 0 if gap == 1 else math.log(1000) / -math.log1p(-gap)
+    if expected > limit:
         return f"about {expected:,.0f} steps to 1/1000 of the distance, by the spectral gap"
-    found = graph.consensus_steps(2 * most)
-    if found is None:
-        return f"more than {2 * most:,} steps to 1/1000 of the distance"
-    exact = graph.consensus_steps(found, 1e-12) is not None
-    return f"the exact mean after {found} steps" if exact else f"{found:,} steps to 1/1000 of the distance"
+    steps = graph.consensus_steps(2 * limit)
+    if steps is None:
+        return f"more than {2 * limit:,} steps to 1/1000 of the distance"
+    if graph.consensus_steps(steps, 1e-12) is not None:
+        return f"the exact mean after {steps} steps"
+    return f"{steps:,} steps to 1/1000 of the distance"
 
 
-def parameters(config: Config) -> tuple[int, str]:
-    """Number of trained parameters of a node for 10 classes of such images, and what was counted in words."""
+def count_parameters(config: Config) -> tuple[int, str]:
+    """The number of trained parameters of a node for 10 classes of such images, and a text that says what it counts."""
     from lightning_idkd.nodes.layout import trained_parameters
     from lightning_idkd.training.build import node_maker
 
@@ -73,6 +85,6 @@ def parameters(config: Config) -> tuple[int, str]:
 
 
 def guess_image_shape(config: Config) -> tuple[int, int]:
-    """Channels and side of the images, as far as they are known without reading any: those of the digits, or of CIFAR."""
-    digits = type(config.data.private).__name__ == "Digits"
-    return config.data.channels or (1 if digits else 3), config.data.image_size or (8 if digits else 32)
+    """Channels and side of the images, without reading any: the config's, else those of the digits or of CIFAR."""
+    channels, side = (1, 8) if type(config.data.private).__name__ == "Digits" else (3, 32)
+    return config.data.channels or channels, config.data.image_size or side

@@ -16,7 +16,7 @@ class TestTopology:
         assert "drawn: ring_5.png" in said
         (tmp_path / "ring_5.png").write_bytes(b"mine")
         assert main(["topology", "--graph.nodes", "5"]) == 0
-        assert "not drawn: there is a ring_5.png already; --out" in capsys.readouterr().out
+        assert "not drawn: there is a ring_5.png already; --out FILE overwrites" in capsys.readouterr().out
         assert (tmp_path / "ring_5.png").read_bytes() == b"mine"
 
     def test_another_place_may_be_named(self, tmp_path, monkeypatch, capsys):

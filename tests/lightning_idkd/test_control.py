@@ -1,4 +1,4 @@
-"""``run.control``: the same run without distillation beside the run, from the checkpoint of its first exchange."""
+"""``run.control`` trains the same run without distillation too, from the checkpoint of its first exchange."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_control_forks_at_the_first_exchange_and_both_are_printed(fit, capfd
     assert rows[1][1:4] == shown["IDKD"]
     assert rows[2][2:5] == shown["distillation"]
     assert rows[3][:2] == ["difference", f"{100 * (run['accuracy']['node_mean'] - other['accuracy']['node_mean']):+.1f}"]
-    # the same command again finds both finished, and after a loss of the control makes that alone
+    # the same command trains nothing that is finished: after the control is lost, it trains the control alone
     made = sorted(path.name for path in (fit.runs / "ring_digits").iterdir())
     (latest(fit.runs, "ring_digits_control") / "summary.json").unlink()
     assert fit(*ARGUMENTS, "--run.resume", "auto") == 0
@@ -46,7 +46,7 @@ def test_the_control_forks_at_the_first_exchange_and_both_are_printed(fit, capfd
 
 def test_a_run_without_distillation_has_no_control_and_says_so(fit, capsys):
     assert fit(*ARGUMENTS, "--distillation", "null") == 0
-    assert capsys.readouterr().out.startswith("no control: this run has no distillation itself\n")
+    assert capsys.readouterr().out.startswith("no control: the run itself has no distillation\n")
     assert sorted(path.name for path in fit.runs.iterdir()) == ["ring_digits"]
 
 
@@ -68,19 +68,19 @@ def test_only_a_control_of_the_same_config_and_start_counts(tmp_path):
     made.yaml("config.yaml", config("--distillation", "null").resolved)
     made.json("summary.json", {"seed": 0})
     run = RunFolder(tmp_path / "run" / "latest")
-    assert control.control_of(run, config()) == {"seed": 0}
-    assert control.control_of(run, config("--seed", "1")) is None
-    assert control.control_of(run, config("--train.lr", "0.2")) is None
-    assert control.control_of(run, config("--distillation.start", "2")) is None
+    assert control.find_control(run, config()) == {"seed": 0}
+    assert control.find_control(run, config("--seed", "1")) is None
+    assert control.find_control(run, config("--train.lr", "0.2")) is None
+    assert control.find_control(run, config("--distillation.start", "2")) is None
 
 
 def test_of_a_fork_at_the_exchange_the_control_starts_where_that_did(tmp_path):
     config = configure(["--data.private", "Digits", "--distillation", "IDKD", "--distillation.start", "2", "--train.epochs", "4"])
     folder = RunFolder.create(tmp_path, 0)
     folder.json("summary.json", {"from": "elsewhere/epoch_2.ckpt"})
-    assert control.start(folder, config) == "elsewhere/epoch_2.ckpt"
+    assert control.find_start(folder, config) == "elsewhere/epoch_2.ckpt"
     folder.text("checkpoints/epoch_2.ckpt", "")
-    assert control.start(folder, config) == str(folder.file("checkpoints/epoch_2.ckpt"))
+    assert control.find_start(folder, config) == str(folder.file("checkpoints/epoch_2.ckpt"))
 
 
 def test_a_jobs_end_reaches_the_control(tmp_path, monkeypatch):
@@ -107,7 +107,7 @@ def test_the_table_shows_both_and_their_difference():
         return {"accuracy": dict(zip(("node_mean", "node_min", "consensus"), accuracy, strict=True)),
                 "communication": {"parameter_bytes": 2_000_000, "label_bytes": 500_000, "messages": 7}}  # fmt: skip
 
-    lines = control.table("IDKD", run(0.5, 0.4, 0.6), run(0.45, 0.42, 0.6)).splitlines()
+    lines = control.format_table("IDKD", run(0.5, 0.4, 0.6), run(0.45, 0.42, 0.6)).splitlines()
     assert lines[1].split() == ["node", "mean", "worst", "consensus", "sent"]
     assert lines[2].split() == ["IDKD", "50.0", "40.0", "60.0", "2.5", "MB"]
     assert lines[3].split() == ["no", "distillation", "45.0", "42.0", "60.0", "2.5", "MB"]

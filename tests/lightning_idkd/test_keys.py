@@ -12,11 +12,11 @@ from lightning_idkd.config.parse import parser
 
 def test_configs_readme_is_what_the_docstrings_say():
     page = Path(__file__).parents[2] / "configs" / "README.md"
-    assert page.read_text() == keys.text(), "run: python -m lightning_idkd.command.keys > configs/README.md"
+    assert page.read_text() == keys.build_page(), "run: python -m lightning_idkd.command.keys > configs/README.md"
 
 
 def test_every_key_of_the_command_line_is_on_it():
-    text = keys.text()
+    text = keys.build_page()
     for action in parser()._actions:
         key = action.dest
         if "." in key and not key.endswith(".help"):
@@ -24,7 +24,7 @@ def test_every_key_of_the_command_line_is_on_it():
 
 
 def test_every_key_and_argument_is_described():
-    for line in keys.text().splitlines():
+    for line in keys.build_page().splitlines():
         if line.lstrip().startswith("- "):
             assert not line.rstrip().endswith(":"), line
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_idkd.cli import main
-from lightning_idkd.command.partition import table
+from lightning_idkd.command.partition import print_table
 from lightning_idkd.data.partition import Split
 from lightning_idkd.records.pictures import draw_label_counts
 
@@ -93,7 +93,7 @@ def test_many_classes_are_counted(capsys):
     histogram = np.zeros((2, 100), int)
     histogram[0, [3, 5]] = 1, 3
     histogram[1] = 7
-    table(split(histogram), tuple(f"class {c}" for c in range(100)))
+    print_table(split(histogram), tuple(f"class {c}" for c in range(100)))
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["0", "4", "0", "2", "class", "5", "75%"] in rows
     assert ["1", "700", "0", "100", "class", "0", "1%"] in rows
@@ -101,7 +101,7 @@ def test_many_classes_are_counted(capsys):
 
 def test_no_column_of_a_wide_table_is_cut(capsys):
     names = tuple(f"a long name of class {c}" for c in range(20))
-    table(split(np.full((1, 20), 1000)), names)
+    print_table(split(np.full((1, 20), 1000)), names)
     said = capsys.readouterr().out
     assert all(name in said for name in names)
     assert said.count("1,000") == 20
