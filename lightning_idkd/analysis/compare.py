@@ -49,7 +49,8 @@ PLAIN = (("callbacks", []), ("node.module", NodeConfig.module))
 """Keys with default values, which a label leaves out."""
 NUMBER = re.compile(r"((?:(?<!\w)-)?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 LATEX = str.maketrans(
-    {c: f"\\{c}" for c in "_%&#${}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    {c: f"\\{c}" for c in "_%&#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "<": "$<$", ">": "$>$"}
 )  # fmt: skip
 
@@ -78,7 +79,8 @@ def gather(paths: list[str]) -> list[tuple[dict, dict]]:
             raise UserError(f"'{text}' does not exist; give run folders, or folders with runs below them")
         summaries = [path / "summary.json"] if (path / "summary.json").exists() else path.rglob("summary.json")
         folders = {s.resolve().parent for s in summaries}
-        for folder in sorted(folders, key=lambda f: (f.name, str(f)), reverse=True):  # a run's name begins with its time
+        # the newest first, since a run's name begins with its time
+        for folder in sorted(folders, key=lambda f: (f.name, str(f)), reverse=True):
             try:
                 config, summary = RunFolder(folder).config(), json.loads((folder / "summary.json").read_text())
                 same = any(difference(config, other) is None for other, _ in runs)
@@ -253,91 +255,134 @@ def format_number(metric: str, mean: float, sd: float | None, seeds: int, sign: 
     return text if sd is None else f"{text} ± {by * sd:{form}} ({seeds})"
 
 
-def build_table(runs: list[tuple[dict, dict]], metrics: list[str], baseline: str | None = None) -> tuple[list[str], list[list]]:
-    """Head and lines: setting, method, number of seeds, then a :data:`Cell` of every metric, and of the first one's
-    difference to ``baseline``; None where there is none. Spreads are standard deviations, the difference's is its
-    standard error."""
-    made = build_rows(runs, metrics)
+AGAINST = "against "
+"""Begins the name of the column with differences to the baseline."""
+LEGEND = (
+    "mean ± standard deviation (number of seeds), of one seed its value; "
+    "difference: mean ± standard error (number of seeds), paired by seed"
+)
+
+
+def build_table(
+    runs: list[tuple[dict, dict]],
+    metrics: list[str],
+    baseline: str | None = None,
+) -> tuple[list[str], list[list]]:
+    """Build the head and the lines of the table.
+
+    A line has setting, method, number of seeds, and a :data:`Cell` for every metric, None where the row lacks it. With
+    a ``baseline``, a last cell has the difference of the first metric to that method in the same setting. Its spread is
+    the standard error; the others' are standard deviations.
+
+    Raises:
+        UserError: no run has one of the metrics, or no row is the baseline.
+    """
+    rows = build_rows(runs, metrics)
     for metric in metrics:
-        if not any(metric in row.values for row in made):
-            known = sorted(f"{a}/{k}" for a, v in runs[0][1].items() if isinstance(v, dict) for k in v)
-            raise UserError(f"--metrics: no run has '{metric}'.{did_you_mean(metric, known)}")
-    names = sorted({row.method for row in made})
+        if not any(metric in row.values for row in rows):
+            known = []
+            for group, values in runs[0][1].items():
+                known += [f"{group}/{key}" for key in values] if isinstance(values, dict) else []
+            raise UserError(f"--metrics: no run has '{metric}'.{did_you_mean(metric, sorted(known))}")
+    names = sorted({row.method for row in rows})
+    head = ["setting", "method", "seeds", *metrics]
     if baseline is not None:
         require(baseline in names, "--baseline", f"'{baseline}'", f"{', '.join(names)}.{did_you_mean(baseline, names)}")
-    against = {row.setting: row for row in made if row.method == baseline}
-    head = ["setting", "method", "seeds", *metrics] + [f"against {baseline}"] * bool(baseline)
+        head.append(f"{AGAINST}{baseline}")
+    baselines = {row.setting: row for row in rows if row.method == baseline}
     lines = []
-    for row in made:
+    for row in rows:
         cells = [summarise(list(row.values[m].values())) if m in row.values else None for m in metrics]
         if baseline is not None:
-            there = row.setting in against and row.method != baseline
-            cells.append(compare_by_seed(row, against[row.setting], metrics[0]) if there else None)
+            other = None if row.method == baseline else baselines.get(row.setting)
+            cells.append(None if other is None else compare_by_seed(row, other, metrics[0]))
         lines.append([row.setting, row.method, max(map(len, row.values.values()), default=0), *cells])
     return head, lines
 
 
-LEGEND = (
-    "mean ± standard deviation (number of seeds), of one seed its value; difference: mean ± standard error (number of seeds), "
-    "paired by seed"
-)
-
-
 def format_table(head: list[str], lines: list[list], form: str) -> str:
-    """The table as such, as Markdown, LaTeX, or CSV, which has all digits and spreads in columns of their own."""
-    metrics = [name if not name.startswith("against ") else head[3] for name in head[3:]]
+    """Format what :func:`build_table` returns; ``form`` is table, markdown, latex or csv."""
     if form == "csv":
-        columns = [(name, f"{name} {'se' if name.startswith('against ') else 'sd'}", f"{name} seeds") for name in head[3:]]
-        out = io.StringIO()
-        table = csv.writer(out, lineterminator="\n")
-        table.writerow([*head[:3], *(name for names in columns for name in names)])
-        table.writerows([*line[:3], *(part for cell in line[3:] for part in cell or (None, None, 0))] for line in lines)
-        return out.getvalue()
-
-    def written(metric: str, name: str, cell: Cell | None) -> str:
-        return "-" if cell is None else format_number(metric, *cell, sign=name.startswith("against "))
-
-    cells = [
-        [*map(str, line[:3]), *(written(m, name, c) for m, name, c in zip(metrics, head[3:], line[3:], strict=True))]
-        for line in lines
-    ]
-    words = [
-        f"{format_heading(m)}, difference to {name.removeprefix('against ')}"
-        if name.startswith("against ")
-        else format_heading(m)
-        for m, name in zip(metrics, head[3:], strict=True)
-    ]
-    head = [*head[:3], *words]
-    if form == "table":  # never cut: what sets two rows apart may be at their ends
-        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-        padded = [[c.ljust(w) if j < 2 else c.rjust(w) for j, (c, w) in enumerate(zip(line, widths, strict=True))]
-                  for line in (head, ["-" * w for w in widths], *cells)]  # fmt: skip
-        return "".join(f"{'  '.join(row).rstrip()}\n" for row in padded) + f"{LEGEND}\n"
+        return format_csv(head, lines)
+    headings, rows = head[:3], [[str(value) for value in line[:3]] for line in lines]
+    for column, name in enumerate(head[3:], start=3):
+        is_difference = name.startswith(AGAINST)
+        metric = head[3] if is_difference else name
+        difference_to = f", difference to {name.removeprefix(AGAINST)}" if is_difference else ""
+        headings.append(f"{format_heading(metric)}{difference_to}")
+        for row, line in zip(rows, lines, strict=True):
+            cell = line[column]
+            row.append("-" if cell is None else format_number(metric, *cell, sign=is_difference))
+    if form == "table":
+        return format_aligned([headings, *rows])
     if form == "latex":
-        head, *cells = ([cell.translate(LATEX) for cell in line] for line in (head, *cells))
-        body = "".join(f"{' & '.join(line)} \\\\\n" for line in cells)
-        columns = "ll" + "r" * (len(head) - 2)
-        return (f"% {LEGEND}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{' & '.join(head)} \\\\\n\\midrule\n"
-                f"{body}\\bottomrule\n\\end{{tabular}}\n")  # fmt: skip
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *cells)) + f"\n*{LEGEND}*\n"
+        return format_latex([headings, *rows])
+    body = "".join(f"| {' | '.join(row)} |\n" for row in (headings, ["---"] * len(headings), *rows))
+    return f"{body}\n*{LEGEND}*\n"
+
+
+def format_csv(head: list[str], lines: list[list]) -> str:
+    """Format the table as CSV, with all digits, and with spreads and numbers of seeds in columns of their own."""
+    names = head[:3]
+    for name in head[3:]:
+        names += [name, f"{name} {'se' if name.startswith(AGAINST) else 'sd'}", f"{name} seeds"]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for line in lines:
+        values = line[:3]
+        for cell in line[3:]:
+            values += cell or (None, None, 0)
+        writer.writerow(values)
+    return out.getvalue()
+
+
+def format_aligned(rows: list[list[str]]) -> str:
+    """Format the table, whose first row is the head, in aligned columns. No cell is cut, since two labels may differ
+    only at their ends."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    text = ""
+    for row in (rows[0], ["-" * width for width in widths], *rows[1:]):
+        cells = []
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            cells.append(cell.ljust(width) if column < 2 else cell.rjust(width))
+        text += f"{'  '.join(cells).rstrip()}\n"
+    return f"{text}{LEGEND}\n"
+
+
+def format_latex(rows: list[list[str]]) -> str:
+    """Format the table, whose first row is the head, as a LaTeX tabular with the rules of booktabs."""
+    head, *body = (f"{' & '.join(cell.translate(LATEX) for cell in row)} \\\\\n" for row in rows)
+    columns = "ll" + "r" * (len(rows[0]) - 2)
+    begin, end = f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n", "\\bottomrule\n\\end{tabular}\n"
+    return f"% {LEGEND}\n{begin}{head}\\midrule\n{''.join(body)}{end}"
 
 
 def show(paths: list[str], metrics: list[str], baseline: str | None, form: str, picture: str | None = None) -> None:
-    """Print the table, and draw it into an image file."""
+    """Print the table over the runs at or below ``paths``, and draw it into an image file if ``picture`` names one.
+
+    Raises:
+        UserError: as for :func:`gather` and :func:`build_table`, or the picture cannot be written.
+    """
     head, lines = build_table(gather(paths), metrics, baseline)
     if picture is not None:
         from lightning_idkd.records import pictures
 
-        names = [" ".join(filter(lambda part: part != "-", line[:2])) for line in lines]
-        scaled = {
-            format_heading(m): [
-                c and (c[0] * find_scale(m), c[1] and c[1] * find_scale(m), c[2]) for c in (line[3 + j] for line in lines)
-            ]
-            for j, m in enumerate(metrics)
-        }
+        names = [" ".join(part for part in line[:2] if part != "-") for line in lines]
+        panels: dict[str, list[tuple | None]] = {}
+        for column, metric in enumerate(metrics, start=3):
+            panels[format_heading(metric)] = [scale_cell(line[column], find_scale(metric)) for line in lines]
         try:
-            pictures.draw_dots(names, scaled).savefig(picture, dpi=120)
-        except (OSError, ValueError) as e:  # matplotlib refuses a format with a ValueError
+            pictures.draw_dots(names, panels).savefig(picture, dpi=120)
+        except (OSError, ValueError) as e:  # matplotlib raises a ValueError for an unknown format
             raise UserError(f"--plot: cannot draw into '{picture}' ({getattr(e, 'strerror', None) or e})") from e
         print(f"drawn: {picture}", file=sys.stderr)
     print(format_table(head, lines, form), end="")
+
+
+def scale_cell(cell: Cell | None, by: int) -> Cell | None:
+    """Multiply a cell's mean and spread."""
+    if cell is None:
+        return None
+    mean, sd, seeds = cell
+    return by * mean, None if sd is None else by * sd, seeds
