@@ -71,10 +71,10 @@ def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: in
     """Measure the speed of every form of a step on random images, the shares of its parts and its peak memory.
 
     Speed is in samples a second: median, least and most over the rounds. The forms are each engine; a ``bare loop`` of
-    forward and backward passes over models that share nothing; ``one model`` on the same number of samples; and, up to 16
-    nodes, a ``process per node``, where neighbours exchange their models by gloo: once with our layers and memory settings,
-    and once with autograd's norms and default settings. The result also names the form that ``run.engine auto`` chooses.
-    The shares are those of the fastest engine, and its peak memory (bytes) is measured in a new process.
+    forward and backward passes over models that share nothing; ``one model`` on the same number of samples; and, up to
+    16 nodes, a ``process per node``, where neighbours exchange their models by gloo: once with our layers and memory
+    settings, and once with autograd's norms and default settings. The result also names the form that ``run.engine auto``
+    chooses. The shares are those of the fastest engine, and its peak memory (bytes) is measured in a new process.
     """
     case = Case(config, channels, size, samples)
     fabric, n, b, cores = case.fabric, case.graph.nodes, config.train.batch_size, os.cpu_count() or 1
@@ -190,7 +190,7 @@ def evaluate(run: Orchestrator) -> None:
 
 
 def time_forms(forms: dict[str, Form], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds a step of every form in every round; in a round each form has one turn of :data:`SHORTEST_TURN` or more."""
+    """Seconds a step of every form in every round; a round gives each form one turn of :data:`SHORTEST_TURN` or more."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     warm_up = 1 + (WARM_UP_CALLS if device.type == "cuda" else 0)
     for form in forms.values():
@@ -303,7 +303,8 @@ def measure_peak_memory(rank: int, config: Config, channels: int, size: int, sam
 def time_node_process(rank: int, config: Config, graph: Graph, channels: int, size: int, rounds: int, folder: str) -> None:
     """Write the seconds a step where every node is a process with one thread, as in most codes of the field.
 
-    In a step a node does SGD with momentum, sends its parameters to its neighbours by gloo and averages what it receives.
+    In a step a node does SGD with momentum, sends its parameters to its neighbours by gloo, and averages what it
+    receives.
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=graph.nodes)

@@ -31,8 +31,8 @@ def test_the_control_forks_at_the_first_exchange_and_both_are_printed(fit, capfd
     assert other["ood"]["kept_fraction"] is None
     said = capfd.readouterr().out
     rows = [line.split() for line in said[said.rindex("node mean") :].splitlines()]
-    shown = {key: [f"{100 * found['accuracy'][k]:.1f}" for k in ("node_mean", "node_min", "consensus")]
-             for key, found in (("IDKD", run), ("distillation", other))}  # fmt: skip
+    shown = {key: [f"{100 * result['accuracy'][k]:.1f}" for k in ("node_mean", "node_min", "consensus")]
+             for key, result in (("IDKD", run), ("distillation", other))}  # fmt: skip
     assert rows[1][1:4] == shown["IDKD"]
     assert rows[2][2:5] == shown["distillation"]
     assert rows[3][:2] == ["difference", f"{100 * (run['accuracy']['node_mean'] - other['accuracy']['node_mean']):+.1f}"]
@@ -57,7 +57,7 @@ def test_the_control_starts_at_the_epoch_of_the_first_exchange():
 
 
 def test_only_a_control_of_the_same_config_and_start_counts(tmp_path):
-    """With start 0 no checkpoint says which run a control belongs to."""
+    """With start 0 there is no checkpoint that says which run a control belongs to."""
 
     def config(*changes):
         place = ["--run.dir", str(tmp_path), "--run.name", "run", "--train.epochs", "4"]

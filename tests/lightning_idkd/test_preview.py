@@ -76,9 +76,9 @@ def test_a_partition_as_a_table_and_in_numbers(tmp_path, monkeypatch, capsys):
     rows = [line.split() for line in said if line.split()[:1] in (["0"], ["1"])]
     assert [row[1:3] for row in rows] == [["575", "144"]] * 2
     assert [sum(map(int, row[3:])) for row in rows] == [719, 719]
-    found = {line[:10].strip(): line[11:] for line in said}
-    assert found["sizes"] == "719 to 719, mean 719.0, training and validation together"
-    assert found["partition"].startswith("FromFile, hash ")
+    texts = {line[:10].strip(): line[11:] for line in said}
+    assert texts["sizes"] == "719 to 719, mean 719.0, training and validation together"
+    assert texts["partition"].startswith("FromFile, hash ")
     assert (tmp_path / "fromfile_2.png").exists()
     assert main([*arguments, "--out", "mine.pdf"]) == 0
     assert (tmp_path / "mine.pdf").exists()

@@ -1,4 +1,4 @@
-"""Sweep files: what they may say, which cells they make, what is shared, and what happens when one fails or all are stopped."""
+"""Sweep files: their keys, cells and shared initial trainings, and sweeps with a failing cell or stopped half-way."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class TestCells:
             assert cell.source.checkpoint_file(cell.start).name == f"epoch_{cell.start or 3}.ckpt"
 
     def test_other_sweeps_find_the_same_initial_training(self, file, tmp_path):
-        """Whatever their calibration and public set."""
+        """Their calibration and public set may differ."""
         score = {"class_path": "Youden", "init_args": {"score": "Energy"}}
         runs = [
             plan.share_initial_trainings(
@@ -146,10 +146,10 @@ class TestCells:
 
     def test_nested_parameters_are_given_nested_and_named_by_their_dotted_keys(self, file, tmp_path):
         entries = {"seed": {"value": 3}, "train": {"parameters": {"lr": {"values": [0.1, 0.2]}, "epochs": {"value": 4}}}}
-        found = plan.plan_cells(file(entries), str(tmp_path / "runs"))
-        assert [c.name for c in found] == ["lr=0.1", "lr=0.2"]
-        assert [c.parameters for c in found] == [{"seed": 3, "train": {"lr": lr, "epochs": 4}} for lr in (0.1, 0.2)]
-        assert [(c.config.seed, c.config.train.lr, c.config.train.epochs) for c in found] == [(3, 0.1, 4), (3, 0.2, 4)]
+        cells = plan.plan_cells(file(entries), str(tmp_path / "runs"))
+        assert [c.name for c in cells] == ["lr=0.1", "lr=0.2"]
+        assert [c.parameters for c in cells] == [{"seed": 3, "train": {"lr": lr, "epochs": 4}} for lr in (0.1, 0.2)]
+        assert [(c.config.seed, c.config.train.lr, c.config.train.epochs) for c in cells] == [(3, 0.1, 4), (3, 0.2, 4)]
 
     def test_the_name_of_the_sweep_names_its_folder_else_the_file_does(self, file, tmp_path):
         for name, folder in ((None, "some"), ("OoD scores / 2", "OoD_scores___2")):
@@ -165,9 +165,9 @@ class TestCells:
     )
     def test_a_run_name_among_the_parameters_begins_the_names(self, file, tmp_path, values, expected):
         path = file({"run.name": {"values": values}, "seed": {"values": [0, 1]}})
-        found = plan.plan_cells(path, str(tmp_path / "runs"))
-        assert [c.name for c in found] == expected
-        assert [c.config.run.name for c in found] == expected
+        cells = plan.plan_cells(path, str(tmp_path / "runs"))
+        assert [c.name for c in cells] == expected
+        assert [c.config.run.name for c in cells] == expected
 
     def test_a_run_name_of_one_cell_is_its_name(self, file, tmp_path):
         path = file({"run.name": {"values": ["a", "b"]}})
@@ -229,7 +229,7 @@ class TestDistributions:
         assert set(self.drawn({"distribution": "int_uniform", "min": 1, "max": 3}, 100)) == {1, 2, 3}
 
     def test_draws_of_earlier_sweeps_stay(self):
-        """Cells are found again by their values."""
+        """A cell is found again by its values, so that they must not change."""
         entries = {
             "lr": {"min": 0.001, "max": 0.1, "distribution": "log_uniform_values"},
             "s": {"value": 1},
@@ -294,7 +294,7 @@ class TestAgent:
     def test_fit_reads_every_spelling_alike(self, started, configs):
         spellings = (["${args}"], ["${args_no_equals}"], ["--config", "${args_json_file}"])
         words = [started(["--config", str(configs / "ring_digits.yaml"), *command], AWKWARD) for command in spellings]
-        first, *others = (configure(found).resolved for found in words)
+        first, *others = (configure(arguments).resolved for arguments in words)
         assert others == [first, first]
         assert (first["distillation"], first["data"]["augment_public"], first["run"]["pictures"]) == (None, True, False)
         assert (first["train"]["lr"], first["train"]["epochs"], first["run"]["keep"]) == (1e-05, 4, [1, 2])
@@ -371,7 +371,7 @@ class TestMistakes:
             ({"parameters": {"train.lr": {"values": [0.1, 0]}}}, ["lr=0", "train.lr", "above 0"]),
         ],
     )
-    def test_is_told_before_any_run(self, file, tmp_path, capsys, change, words):
+    def test_is_reported_before_any_run(self, file, tmp_path, capsys, change, words):
         path = file(**({"parameters": {"seed": {"values": [0]}}} | change))
         assert main(["sweep", str(path), "--dir", str(tmp_path / "runs")]) == 2
         said = capsys.readouterr().err
@@ -397,7 +397,7 @@ class TestMistakes:
 
 @pytest.mark.slow
 def test_a_stopped_sweep_is_completed_and_a_failing_cell_stops_no_other(file, tmp_path, capsys, monkeypatch):
-    """Four cells, of which two diverge in their initial training; ended once by a queue's SIGTERM, which comes as Ctrl-C."""
+    """Two of four cells diverge in their initial training. A queue's SIGTERM, which acts as Ctrl-C, ends the sweep once."""
     path = file({"train.lr": {"values": [0.1, 1e9]}, "distillation": {"values": METHODS["values"][1:]}})
     command = ["sweep", str(path), "--jobs", "2", "--dir", str(tmp_path / "runs")]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -417,7 +417,7 @@ def test_a_stopped_sweep_is_completed_and_a_failing_cell_stops_no_other(file, tm
     assert "stopping; the same command continues the sweep" in said
     assert "of 4 cells done" in said
     assert "of 2 initial trainings done" in said
-    assert "4 of 4" not in said  # they were told to stop
+    assert "4 of 4" not in said  # the signal stopped them
     assert "Traceback" not in said
     assert main(command) == 1
     done = capsys.readouterr().out
@@ -430,7 +430,7 @@ def test_a_stopped_sweep_is_completed_and_a_failing_cell_stops_no_other(file, tm
 
 
 def test_what_a_cell_says_is_shown_as_it_is(tmp_path):
-    """Brackets are no markup."""
+    """Brackets are not read as markup."""
     from rich.console import Console
 
     config = configure(["--data.private", "Digits", "--run.dir", str(tmp_path)])
@@ -515,7 +515,7 @@ def test_make_agent_forwards_signals_and_asks_for_an_id(configs):
 
 
 def test_make_sweep_says_how_to_do_without_a_server(tmp_path, configs):
-    """In a virtual environment whose W&B knows no login."""
+    """The virtual environment has a W&B without a login."""
     wandb = tmp_path / "bin" / "wandb"
     wandb.parent.mkdir()
     wandb.write_text("#!/bin/sh\nexit 1\n")

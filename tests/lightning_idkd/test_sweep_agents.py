@@ -24,7 +24,7 @@ SHORT = ["--graph.nodes", "4", "--train.epochs", "3", "--train.evaluate_every", 
 
 
 def make(*arguments, env):
-    """``make``, with this Python's environment in the place of .venv, which is taken to be ready."""
+    """Start ``make`` with this Python's environment in the place of .venv, which counts as ready."""
     prefix = Path(sys.prefix)
     command = ["make", "-o", str(prefix / ".ready"), *arguments, f"VENV={prefix}"]
     return subprocess.Popen(
@@ -34,8 +34,8 @@ def make(*arguments, env):
 
 @pytest.mark.slow
 def test_a_sweep_of_four_cells_by_two_agents(tmp_path):
-    """The cells of seed 1 wait to be stopped after their first epoch: one by a command to its agent, one by the status of its
-    run. Both are given out again. One test for all of it, since it takes a minute."""
+    """The cells of seed 1 wait after their first epoch until they are stopped: one by a command to its agent, one by the
+    status of its run. The server gives both out again. This is one test because it takes a minute."""
     place = tmp_path
     for folder in ("home", "waits", "agents"):
         (place / folder).mkdir()
@@ -92,8 +92,8 @@ def test_a_sweep_of_four_cells_by_two_agents(tmp_path):
 
 def folders(place):
     """The run folder of every W&B id."""
-    found = [RunFolder(path) for path in (place / "runs" / "ring_digits").glob("2*")]
-    return {folder.wandb_id(): folder for folder in found}
+    every = [RunFolder(path) for path in (place / "runs" / "ring_digits").glob("2*")]
+    return {folder.wandb_id(): folder for folder in every}
 
 
 def every_cell_comes_to_its_end_in_one_folder(place, server):
@@ -117,7 +117,7 @@ def cells_run_with_the_parameters_that_the_server_gave(place, server):
         assert config["calibration"]["init_args"]["score"]["class_path"].endswith(".Energy")
         assert config["callbacks"][0]["init_args"] == {"folder": str(place / "waits"), "seeds": [1]}
     points = [(run.given["seed"], run.given["distillation"]) for run in server.runs.values()]
-    assert all(points.count((seed, found)) == 1 for seed in (0, 1) for found in (None, IDKD))
+    assert all(points.count((seed, method)) == 1 for seed in (0, 1) for method in (None, IDKD))
 
 
 def history_summary_and_config_are_what_the_folder_holds(place, server):
