@@ -339,7 +339,7 @@ def time_node_process(rank: int, config: Config, graph: Graph, channels: int, si
         return seconds[1:]  # the first round warms up
 
     plain = lambda m, _, x, v, gamma, beta, *, eps: evonorm_s0(x, v, gamma, beta, m.groups, eps)  # noqa: E731
-    with replace_attributes(norms, FEW=math.inf), replace_attributes(norms.EvoNormS0, _run=plain):
+    with replace_attributes(norms, SMALL=math.inf), replace_attributes(norms.EvoNormS0, _run=plain):
         seconds = {"process per node, plain norms": time_steps()}
     keep_memory()
     seconds["process per node"] = time_steps()

@@ -302,7 +302,7 @@ class TestMistakes:
                 ["--distillation.teacher", "{class_path: MovingAverage, init_args: {decay: null}}"],
                 ["distillation.teacher.decay: null given; allowed: a number"],
             ),
-            (["--run.resume", "true"], ["run.resume: 'true'", "auto, null, or a run folder"]),
+            (["--run.resume", "true"], ["run.resume: 'true'", "allowed: auto, null, a run folder"]),
             (["--calibration", "Fixed", "--calibration.threshold", ".nan"], ["calibration.threshold", "nan", "finite"]),
             (["--distillation.start", ".nan"], ["distillation.start", "nan"]),
             (["--train.schedule.warmup", "2", "--train.schedule.milestones", "[9]"], ["train.schedule.milestones", "9", "5"]),

@@ -17,7 +17,7 @@ from lightning_idkd.callback import Gossip
 from lightning_idkd.callbacks import gossip
 from lightning_idkd.cli import main
 
-PRESETS = sorted((Path(__file__).parents[2] / "configs" / "presets" / "rules").glob("*.yaml"))
+PRESETS = sorted((Path(__file__).parents[3] / "configs" / "presets" / "rules").glob("*.yaml"))
 TINY = [*SHORT, "--distillation", "null", "--calibration", "null", "--data.public", "null", "--data.partition", "IID",
         "--train.lr", "0.05", "--train.evaluate_samples", "32", "--node.network.width", "4"]  # fmt: skip
 GRAPHS = {

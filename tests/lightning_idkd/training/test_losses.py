@@ -19,7 +19,7 @@ from lightning_idkd.cli import main
 from lightning_idkd.machine import describe_machine
 from lightning_idkd.models import cpu_norms
 
-CONFIG = Path(__file__).parents[2] / "configs" / "ring_digits.yaml"
+CONFIG = Path(__file__).parents[3] / "configs" / "ring_digits.yaml"
 STORED = Path(__file__).with_name("losses.json")
 RUNS = {
     "digits": ["--distillation.start", "2"],

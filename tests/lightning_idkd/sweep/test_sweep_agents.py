@@ -15,7 +15,7 @@ from wandb_server import ENTITY, WandbServer
 
 from lightning_idkd.records.run_folder import RunFolder
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]  # of the helpers that runs import
 ROOT = HERE.parents[1]
 LIMIT = 300  # seconds, on a machine that does much else
 IDKD = {"class_path": "IDKD", "init_args": {"start": 1, "every": 1, "temperature": 2.0, "align": True}}

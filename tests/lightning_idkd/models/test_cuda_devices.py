@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from short_runs import checkpoint, extra, latest, lines, same
-from test_resume import InterruptAt
+from short_runs import InterruptAt, checkpoint, extra, latest, lines, same
 from torch import nn
 
 from lightning_idkd.data.images import Images

@@ -9,24 +9,13 @@ import time
 
 import pytest
 import torch
-from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, same
+from short_runs import SHORT, InterruptAt, checkpoint, command_of, extra, latest, lines, same
 
 from lightning_idkd import Callback
 from lightning_idkd.cli import main
 from lightning_idkd.models import cpu_norms
 from lightning_idkd.records.run_folder import RunFolder
 from lightning_idkd.training import evaluation
-
-
-class InterruptAt(Callback):
-    """Asks to stop after these steps, as Ctrl-C does."""
-
-    def __init__(self, steps: list[int]):
-        self.steps = steps
-
-    def on_step_end(self, run, step):
-        if step in self.steps:
-            run.stop()
 
 
 class Count(Callback):

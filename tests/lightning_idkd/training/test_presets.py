@@ -63,7 +63,7 @@ def stand_in(tmp_path_factory):
 
 
 def every_config():
-    return sorted(p.stem for p in (Path(__file__).parents[2] / "configs").glob("*.yaml"))
+    return sorted(p.stem for p in (Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 
 PRESETS = [

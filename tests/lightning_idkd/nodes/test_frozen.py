@@ -7,8 +7,7 @@ import json
 
 import pytest
 import torch
-from short_runs import checkpoint, extra, latest, same
-from test_resume import InterruptAt
+from short_runs import InterruptAt, checkpoint, extra, latest, same
 from torch import nn
 
 import lightning_idkd as idkd
@@ -269,7 +268,7 @@ def test_a_checkpoint_of_before_is_read_where_nothing_is_frozen_and_else_refused
 
 def test_memory_holds_them_once(fit, monkeypatch):
     asked = {}
-    monkeypatch.setattr(memory, "check", lambda parts, *_: asked.update(parts))
+    monkeypatch.setattr(memory, "require_memory", lambda parts, *_: asked.update(parts))
     assert fit(*OWN, "--run.until", "1", "--distillation", "null") == 0
     frozen = asked["rows and gradients"]
     monkeypatch.setattr("lightning_idkd.training.memory.OBJECT", 0)

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     from pathlib import Path
 
     folder = tmp_path_factory.mktemp("loaded")
-    config = Path(__file__).parents[2] / "configs" / "ring_digits.yaml"
+    config = Path(__file__).parents[3] / "configs" / "ring_digits.yaml"
     assert main(["fit", "--config", str(config), *SHORT, "--run.dir", str(folder), "--train.final_gossip", "2"]) == 0
     return folder / "ring_digits" / "latest"
 

@@ -11,7 +11,7 @@ from lightning_idkd.config.parse import parser
 
 
 def test_configs_readme_is_what_the_docstrings_say():
-    page = Path(__file__).parents[2] / "configs" / "README.md"
+    page = Path(__file__).parents[3] / "configs" / "README.md"
     assert page.read_text() == keys.build_page(), "run: python -m lightning_idkd.command.keys > configs/README.md"
 
 

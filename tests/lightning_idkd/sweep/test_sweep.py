@@ -24,7 +24,7 @@ from lightning_idkd.config.parse import configure
 from lightning_idkd.sweep import command_line, plan, runner
 from lightning_idkd.sweep import file as sweep_file
 
-SWEEPS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
+SWEEPS = sorted((Path(__file__).parents[3] / "configs" / "sweeps").glob("*.yaml"))
 QUICK = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "4", "--data.public.samples", "200", "--run.engine", "loop",
          "--run.pictures", "false"]  # fmt: skip
 
