@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lightning_idkd.labels import MEASURES
@@ -57,7 +57,7 @@ class Progress:
 
     def state(self) -> dict[str, Any]:
         """All fields, for a checkpoint."""
-        return asdict(self)
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # not asdict, which would copy every list of nodes
 
     def restore(self, state: dict[str, Any], labels: bool = True, fork: bool = False) -> None:
         """Continue from a checkpoint.
