@@ -7,7 +7,6 @@ import sys
 
 import torch
 
-from lightning_idkd import Callback
 from lightning_idkd.training.build import build_parts
 from lightning_idkd.training.fit import build_run
 from lightning_idkd.training.launch import launch
@@ -79,14 +78,3 @@ def build(config):
     """The run of a config, before its first step."""
     fabric = launch(config.run)
     return build_run(config, fabric, build_parts(config, fabric), Start(config))
-
-
-class InterruptAt(Callback):
-    """Asks to stop after these steps, as Ctrl-C does."""
-
-    def __init__(self, steps: list[int]):
-        self.steps = steps
-
-    def on_step_end(self, run, step):
-        if step in self.steps:
-            run.stop()

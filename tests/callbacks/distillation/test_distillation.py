@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+from interrupts import InterruptAt
 from torch import Tensor
 
-from lightning_idkd.callback import Callback
 from lightning_idkd.callbacks import ERA, IDKD, MutualKD, VanillaKD
 from lightning_idkd.cli import main
 from lightning_idkd.errors import UserError
@@ -90,17 +90,6 @@ def test_mistakes_on_the_command_line_are_told_before_any_work(configs, tmp_path
 # ---------------------------------------------------------------------- resuming
 
 
-class InterruptAt(Callback):
-    """Asks to stop after these steps, as Ctrl-C does."""
-
-    def __init__(self, steps: list[int]):
-        self.steps = steps
-
-    def on_step_end(self, run, step):
-        if step in self.steps:
-            run.stop()
-
-
 VARIANTS = {
     "moving average": ["IDKD", "--distillation.teacher", "MovingAverage", "--distillation.teacher.decay", "0.8"],
     "cap": ["VanillaKD", "--distillation.tuning.balance", "cap", "--distillation.labels", "accumulated"],
@@ -129,7 +118,7 @@ def test_an_interrupted_run_ends_bit_equal(configs, tmp_path, capsys, variant):
     """Stopped within an epoch, between two exchanges; an epoch has 5 steps."""
 
     def fit(folder, stops):
-        callback = f"[{{class_path: {__name__}.{InterruptAt.__name__}, init_args: {{steps: {stops}}}}}]"
+        callback = f"[{{class_path: {InterruptAt.__module__}.{InterruptAt.__name__}, init_args: {{steps: {stops}}}}}]"
         return main(["fit", "--config", str(configs / "ring_digits.yaml"), "--logger", "null", "--graph.nodes", "4",
                      "--train.epochs", "4", "--train.batch_size", "64", "--train.evaluate_every", "4",
                      "--train.evaluate_samples", "50", "--data.public.samples", "70", "--run.engine", "loop",

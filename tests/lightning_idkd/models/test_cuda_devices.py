@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from short_runs import InterruptAt, checkpoint, extra, latest, lines, same
+from interrupts import InterruptAt
+from short_runs import checkpoint, extra, latest, lines, same
 from torch import nn
 
 from lightning_idkd.data.images import Images

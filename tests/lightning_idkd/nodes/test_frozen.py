@@ -7,7 +7,8 @@ import json
 
 import pytest
 import torch
-from short_runs import InterruptAt, checkpoint, extra, latest, same
+from interrupts import InterruptAt
+from short_runs import checkpoint, extra, latest, same
 from torch import nn
 
 import lightning_idkd as idkd

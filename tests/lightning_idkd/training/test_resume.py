@@ -9,7 +9,8 @@ import time
 
 import pytest
 import torch
-from short_runs import SHORT, InterruptAt, checkpoint, command_of, extra, latest, lines, same
+from interrupts import InterruptAt
+from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, same
 
 from lightning_idkd import Callback
 from lightning_idkd.cli import main
