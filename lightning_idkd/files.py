@@ -64,7 +64,9 @@ def to_json(value: Any, what: str) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    raise UserError(f"{what} is {describe_type(value)}; allowed: a number, text, true, false, null, or lists and dicts of these")
+    raise UserError(
+        f"{what} is {describe_type(value)}; allowed: a number, text, true, false, null, or lists and dicts of these"
+    )
 
 
 def is_number(value: Any) -> bool:

@@ -95,7 +95,9 @@ class Network:
             self._routes = Routes.plan(mixing, self.blocks, self.rank)
         return self._routes
 
-    def mix(self, T: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True, size: int | None = None) -> Tensor:
+    def mix(
+        self, T: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True, size: int | None = None
+    ) -> Tensor:
         """``W(step) @ T`` for the rows ``T`` [rows, C] of this process.
 
         ``messages=False`` counts bytes only: ``T`` is a further block of columns of a message that is already counted.
@@ -146,7 +148,9 @@ class Network:
         """
         routes = self.routes(step)
         if self.graph.topology.directed:
-            raise UserError(f"gossip: messages can be swapped over undirected edges only, and {self.graph.name} is directed")
+            raise UserError(
+                f"gossip: messages can be swapped over undirected edges only, and {self.graph.name} is directed"
+            )
         received = M[routes.back]
         for q, out in routes.out.items():
             if len(out):  # the graph is undirected: as many messages arrive as leave
@@ -162,7 +166,9 @@ class Network:
         for row in everyone[1:]:
             total.add_(row)
         share = 2 * (n - 1) * T.shape[1] * T.element_size()
-        self.count(kind, share * (self.rows.stop) // n - share * self.rows.start // n, 2 * (n - 1) * len(self.rows) * messages)
+        self.count(
+            kind, share * (self.rows.stop) // n - share * self.rows.start // n, 2 * (n - 1) * len(self.rows) * messages
+        )
         return (total / n).expand_as(T).clone()
 
     def exchange(self, labels: Sequence[Labels], step: int = 0, *, kind: str = "label") -> list[dict[int, Labels]]:

@@ -40,18 +40,26 @@ def bits(seed: int | Tensor, purpose: str | int, *counters: int | Tensor, device
 
     ``purpose`` is a name or its :func:`code`.
     """
-    h = seed.to(device, torch.int64) if isinstance(seed, Tensor) else torch.full((), int(seed), dtype=torch.int64, device=device)
+    h = (
+        seed.to(device, torch.int64)
+        if isinstance(seed, Tensor)
+        else torch.full((), int(seed), dtype=torch.int64, device=device)
+    )
     for c in (code(purpose) if isinstance(purpose, str) else purpose, *counters):
         h = _mix((h + _GAMMA) ^ (c.to(device, torch.int64) if isinstance(c, Tensor) else int(c)))
     return h
 
 
-def uniform(seed: int | Tensor, purpose: str | int, *counters: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
+def uniform(
+    seed: int | Tensor, purpose: str | int, *counters: int | Tensor, device: torch.device | str = "cpu"
+) -> Tensor:
     """Uniform numbers in [0, 1) with 24 random bits, float32."""
     return _shift(bits(seed, purpose, *counters, device=device), 40).to(torch.float32) * 2.0**-24
 
 
-def randint(high: int, seed: int | Tensor, purpose: str, *counters: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
+def randint(
+    high: int, seed: int | Tensor, purpose: str, *counters: int | Tensor, device: torch.device | str = "cpu"
+) -> Tensor:
     """Uniform integers in [0, high), int64."""
     return _shift(bits(seed, purpose, *counters, device=device), 1) % high
 
@@ -109,7 +117,9 @@ class Dropout(nn.Module):
 
 def replace_dropout(module: nn.Module) -> nn.Module:
     """Replace every ``torch.nn.Dropout`` in ``module`` by :class:`Dropout`, in place; returns the module."""
-    layers = [(parent, name) for parent in module.modules() for name, m in parent.named_children() if type(m) is nn.Dropout]
+    layers = [
+        (parent, name) for parent in module.modules() for name, m in parent.named_children() if type(m) is nn.Dropout
+    ]
     for layer, (parent, name) in enumerate(layers):
         before = getattr(parent, name)
         setattr(parent, name, Dropout(before.p, layer).train(before.training))

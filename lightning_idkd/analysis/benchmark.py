@@ -115,7 +115,9 @@ def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: in
         "batch": b,
         "parameters": run.stack.parameters,
         "nodes_a_call_of_vmap": run.stack.abreast,
-        "samples_per_second": {name: {"median": statistics.median(r), "least": r[0], "most": r[-1]} for name, r in rates.items()},
+        "samples_per_second": {
+            name: {"median": statistics.median(r), "least": r[0], "most": r[-1]} for name, r in rates.items()
+        },
         "fastest": fastest,
         "auto": chosen,
         "shares": measure_shares(form.run),
@@ -237,7 +239,9 @@ def measure_shares(run: Orchestrator, steps: int = 5) -> dict[str, float]:
 
 
 @contextmanager
-def time_calls(owner: object, method: str, spent: dict[str, float], part: str, wait: Callable[[], None]) -> Iterator[None]:
+def time_calls(
+    owner: object, method: str, spent: dict[str, float], part: str, wait: Callable[[], None]
+) -> Iterator[None]:
     """Within the block, add the seconds of every call of ``owner.method`` to ``spent[part]``.
 
     ``wait`` returns when the device has done all its work.
@@ -300,7 +304,9 @@ def measure_peak_memory(rank: int, config: Config, channels: int, size: int, sam
     write_result(folder, read_peak_memory(run.stack.device))
 
 
-def time_node_process(rank: int, config: Config, graph: Graph, channels: int, size: int, rounds: int, folder: str) -> None:
+def time_node_process(
+    rank: int, config: Config, graph: Graph, channels: int, size: int, rounds: int, folder: str
+) -> None:
     """Write the seconds a step where every node is a process with one thread, as in most codes of the field.
 
     In a step a node does SGD with momentum, sends its parameters to its neighbours by gloo, and averages what it

@@ -27,5 +27,7 @@ def drop_arguments(parser_or_action, before, named) -> None:
 def apply() -> None:
     """Make :func:`drop_arguments` the rule for every parser of this process."""
     if not hasattr(_typehints, REPLACED):
-        raise ImportError(f"jsonargparse no longer has {REPLACED}, so a class would take arguments of the one it replaces")
+        raise ImportError(
+            f"jsonargparse no longer has {REPLACED}, so a class would take arguments of the one it replaces"
+        )
     setattr(_typehints, REPLACED, drop_arguments)

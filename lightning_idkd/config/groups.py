@@ -67,7 +67,9 @@ class GraphConfig:
     (rows sum to 1)."""
 
     def __post_init__(self):
-        require(1 <= self.nodes <= MOST_NODES, "graph.nodes", self.nodes, f"1 to {MOST_NODES} (mixing matrices are dense)")
+        require(
+            1 <= self.nodes <= MOST_NODES, "graph.nodes", self.nodes, f"1 to {MOST_NODES} (mixing matrices are dense)"
+        )
 
     def build(self, seed: int) -> Graph:
         return Graph(self.topology, self.nodes, self.weights, seed)
@@ -216,7 +218,9 @@ class RunConfig:
         if self.autocast and self.precision == 64:
             raise UserError("run.autocast: true changes nothing of 64 bits; allowed with run.precision 64: false")
         if self.resume and self.resume != "auto" and self.from_:
-            raise UserError("run.resume: a folder and run.from exclude each other; allowed beside run.from: auto, or null")
+            raise UserError(
+                "run.resume: a folder and run.from exclude each other; allowed beside run.from: auto, or null"
+            )
 
 
 @dataclass(kw_only=True)
@@ -255,21 +259,27 @@ class Config:
                 f"run.devices: {self.run.devices} processes have no rows to share; allowed: 1 to graph.nodes, {self.graph.nodes}"
             )
         cores = count_cores()
-        require((self.run.threads or 1) <= cores, "run.threads", self.run.threads, f"1 to {cores}, the cores here, or null")
+        require(
+            (self.run.threads or 1) <= cores, "run.threads", self.run.threads, f"1 to {cores}, the cores here, or null"
+        )
         self.data.private.check("data.private")
         if self.data.public is not None:
             self.data.public.check("data.public")
         self.train.schedule.decay(0.0, self.train.epochs)
         for extra in self.callbacks:
             if isinstance(extra, (Gossip, Calibration, Distillation)):
-                raise UserError(f"callbacks: {type(extra).__name__} has a key of its own: gossip, calibration or distillation")
+                raise UserError(
+                    f"callbacks: {type(extra).__name__} has a key of its own: gossip, calibration or distillation"
+                )
         if self.distillation is not None:
             self.first_exchange()
             if self.data.public is None and self.distillation.public:
                 raise UserError("data.public: distillation needs a public set; name one, or set distillation to null")
             if self.distillation.calibrated and self.calibration is None:
                 name = type(self.distillation).__name__
-                raise UserError(f"calibration: {name} selects samples and needs a threshold, such as Youden; null given")
+                raise UserError(
+                    f"calibration: {name} selects samples and needs a threshold, such as Youden; null given"
+                )
         for epoch in self.run.keep:
             if not 1 <= epoch <= self.train.epochs:
                 raise UserError(f"run.keep: {epoch} is no epoch; allowed: 1 to {self.train.epochs}")
@@ -283,7 +293,11 @@ class Config:
         """The epoch before which labels are exchanged first; None without distillation."""
         from lightning_idkd.schedule import epoch_of
 
-        return None if self.distillation is None else epoch_of(self.distillation.start, self.train.epochs, "distillation.start")
+        return (
+            None
+            if self.distillation is None
+            else epoch_of(self.distillation.start, self.train.epochs, "distillation.start")
+        )
 
     def folder(self) -> "Path":
         """The folder of all runs of this name."""

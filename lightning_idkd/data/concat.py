@@ -28,7 +28,9 @@ class Concat(Source):
         for i, part in enumerate(self.parts):
             part.check(f"{key}.parts[{i}]")
 
-    def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
+    def load(
+        self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private"
+    ) -> Images:
         """As :meth:`Source.load`; every part has its own cache, and all are in colour where one part is."""
         import torch
 

@@ -27,7 +27,9 @@ class Noise(Subset):
     kind: Literal["uniform", "gaussian"] = "uniform"
     samples: int = 10000
 
-    def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
+    def load(
+        self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private"
+    ) -> Images:
         """As :meth:`Subset.load`; grey noise is the first channel, since the luma of three has a smaller deviation."""
         images = super().load(split, size, 3, key=key)
         if channels != 1:

@@ -45,7 +45,9 @@ class Source(ABC):
         """What to set if the stored images of ``split`` have no labels, as a sentence; empty if there is no choice."""
         return ""
 
-    def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
+    def load(
+        self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private"
+    ) -> Images:
         """The images of ``split``.
 
         Args:
@@ -106,7 +108,9 @@ class Subset(Source):
         if self.skip is not None:
             require(self.skip >= 1, f"{key}.skip", self.skip, "1 or more, or null for none")
 
-    def load(self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private") -> Images:
+    def load(
+        self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private"
+    ) -> Images:
         """As :meth:`Source.load`; the images of a limit keep the set's order, and belong to every larger limit too."""
         images = super().load(split, size, channels, key=key)
         if self.classes is not None:

@@ -110,7 +110,9 @@ class CNN(Architecture):
     def __post_init__(self) -> None:
         _check_at_least_one("width", self.width)
         if not 0 <= self.dropout < 1:
-            raise UserError(f"node.network.dropout is {self.dropout}; it must be a probability, at least 0 and below 1.")
+            raise UserError(
+                f"node.network.dropout is {self.dropout}; it must be a probability, at least 0 and below 1."
+            )
         _check_choice("norm", self.norm, get_args(Norm))
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
@@ -199,7 +201,9 @@ class ViT(Architecture):
         for key in ("patch", "depth", "width", "heads"):
             _check_at_least_one(key, getattr(self, key))
         if self.width % self.heads:
-            raise UserError(f"node.network.width is {self.width}; it must be a multiple of node.network.heads, {self.heads}.")
+            raise UserError(
+                f"node.network.width is {self.width}; it must be a multiple of node.network.heads, {self.heads}."
+            )
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         from lightning_idkd.models.split import split_at_last_linear
@@ -283,7 +287,9 @@ class TorchModule(Architecture):
             names = fnmatch.filter(parameters, pattern)
             if not names:
                 parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in parameters))
-                raise UserError(f"node.network.frozen: no parameter of {self.path} is named '{pattern}'; its parts are {parts}.")
+                raise UserError(
+                    f"node.network.frozen: no parameter of {self.path} is named '{pattern}'; its parts are {parts}."
+                )
             for name in names:
                 parameters[name].requires_grad_(False)
 
@@ -308,7 +314,9 @@ def _import_path(path: str) -> "Callable":
     """Import what ``path`` names, or raise a UserError that says which part of it is wrong."""
     parent, _, name = path.rpartition(".")
     if not parent:
-        raise UserError(f"node.network.path is '{path}'; it must be an import path such as torchvision.models.resnet18.")
+        raise UserError(
+            f"node.network.path is '{path}'; it must be an import path such as torchvision.models.resnet18."
+        )
     try:
         module = import_module(parent)
     except ModuleNotFoundError as error:

@@ -19,7 +19,9 @@ class CNNModule(nn.Module):
         def layer(inputs: int, outputs: int) -> list[nn.Module]:
             return [convolution(inputs, outputs, 3, bias=bias), norm_activation(norm, outputs)]
 
-        self.layers = nn.Sequential(*layer(channels, width), *layer(width, 2 * width), MaxPool2d(2), *layer(2 * width, 2 * width))
+        self.layers = nn.Sequential(
+            *layer(channels, width), *layer(width, 2 * width), MaxPool2d(2), *layer(2 * width, 2 * width)
+        )
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.head = nn.Linear(2 * width, classes)
 

@@ -127,7 +127,9 @@ def _pointers(*tensors: Tensor | None) -> list[int | None]:
     return [None if t is None else t.data_ptr() for t in tensors]
 
 
-def evonorm_forward(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def evonorm_forward(
+    x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Result, mean and 1 / standard deviation; the latter two [B, C], for the group of each channel."""
     [x], (v, gamma, beta) = _images(x), (v.contiguous(), gamma.contiguous(), beta.contiguous())
     y, mean, rstd = torch.empty_like(x), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
@@ -151,7 +153,9 @@ def group_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor 
     if shortcut is not None:
         [shortcut] = _images(shortcut)
     y, mean, rstd = torch.empty_like(x), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
-    load_library().group_norm_forward(*_pointers(x, gamma, beta, shortcut, y, mean, rstd), *_shape(x, groups), relu, eps)
+    load_library().group_norm_forward(
+        *_pointers(x, gamma, beta, shortcut, y, mean, rstd), *_shape(x, groups), relu, eps
+    )
     return y, mean, rstd
 
 

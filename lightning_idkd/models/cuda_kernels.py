@@ -51,7 +51,11 @@ def _convolve(x, w, y, images, H, W, HO, WO, CI: tl.constexpr, CO: tl.constexpr,
         offset = ((image * H + iy) * W + ix) * CI
         for start in range(0, CI, BI):
             i = start + tl.arange(0, BI)
-            weight = i[:, None] * (K * K * CO) + k * CO + o[None, :] if BACK else o[None, :] * (K * K * CI) + k * CI + i[:, None]
+            weight = (
+                i[:, None] * (K * K * CO) + k * CO + o[None, :]
+                if BACK
+                else o[None, :] * (K * K * CI) + k * CI + i[:, None]
+            )
             xs = tl.load(x + offset[:, None] + i[None, :], inside[:, None] & (i < CI)[None, :], 0.0)
             ws = tl.load(w + weight, (i < CI)[:, None] & (o < CO)[None, :], 0.0)
             sums += tl.dot(xs, ws, input_precision=PRECISION)
@@ -240,7 +244,10 @@ class Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             (n, b, height, width, inputs), (*_, high, wide, outputs) = x.shape, g.shape
             k = w.shape[2]
-            bj, bo = _tile_size(k * inputs, 2 * CHANNELS if inputs < CHANNELS else CHANNELS), _tile_size(outputs, CHANNELS)
+            bj, bo = (
+                _tile_size(k * inputs, 2 * CHANNELS if inputs < CHANNELS else CHANNELS),
+                _tile_size(outputs, CHANNELS),
+            )
             bm = 64 if x.dtype == torch.bfloat16 else 32
             tiles = k * triton.cdiv(k * inputs, bj) * triton.cdiv(outputs, bo)
             splits = max(1, min(SPLITS // (tiles * n), b * high * wide // (4 * bm)))

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def differentiate(formula: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], g: Tensor) -> tuple[Tensor | None, ...]:
+def differentiate(
+    formula: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], g: Tensor
+) -> tuple[Tensor | None, ...]:
     """Gradients of ``formula(*inputs)`` that can be differentiated again, given the gradient ``g`` by its result.
 
     An input that is None or requires no gradient gets None.
@@ -21,8 +23,12 @@ def differentiate(formula: Callable[..., Tensor], inputs: tuple[Tensor | None, .
 
 def evonorm_s0(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> Tensor:
     """EvoNorm-S0 of images [B, C, H, W] with parameters [C], see :class:`~lightning_idkd.models.norms.EvoNormS0`."""
-    variance = mean_over_group((x - add_pixel_axes(mean_over_group(x.mean((2, 3)), groups))).square().mean((2, 3)), groups)
-    return x * (x * add_pixel_axes(v)).sigmoid() * add_pixel_axes((variance + eps).rsqrt() * gamma) + add_pixel_axes(beta)
+    variance = mean_over_group(
+        (x - add_pixel_axes(mean_over_group(x.mean((2, 3)), groups))).square().mean((2, 3)), groups
+    )
+    return x * (x * add_pixel_axes(v)).sigmoid() * add_pixel_axes((variance + eps).rsqrt() * gamma) + add_pixel_axes(
+        beta
+    )
 
 
 def group_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, shortcut: Tensor | None, groups: int, relu: bool,

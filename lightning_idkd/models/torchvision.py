@@ -15,12 +15,16 @@ def mobilenet_v2(norm: str, channels: int, classes: int) -> nn.Module:
     from torchvision.models import MobileNetV2
 
     stages = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1]]
-    network = MobileNetV2(classes, inverted_residual_setting=stages, norm_layer=functools.partial(norm_layer, norm), dropout=0.0)
+    network = MobileNetV2(
+        classes, inverted_residual_setting=stages, norm_layer=functools.partial(norm_layer, norm), dropout=0.0
+    )
     network.features[0][0] = convolution(channels, 32, 3)
     return network
 
 
-def vision_transformer(patch: int, depth: int, width: int, heads: int, channels: int, size: int, classes: int) -> nn.Module:
+def vision_transformer(
+    patch: int, depth: int, width: int, heads: int, channels: int, size: int, classes: int
+) -> nn.Module:
     """A vision transformer without dropout, whose patches may be of images with any number of channels."""
     from torchvision.models import VisionTransformer
 

@@ -59,7 +59,9 @@ class Engines(Rows):
         self._places = locate_tensors(first)
         self._workers: ThreadPoolExecutor | None = None
         self._recordings: dict[tuple, int | Recording] = {}  # by function and batch shape; at first the number of calls
-        self._keys = [self.buffers[f"{path}.key"] for path, m in first.named_modules() if isinstance(m, randomness.Dropout)]
+        self._keys = [
+            self.buffers[f"{path}.key"] for path, m in first.named_modules() if isinstance(m, randomness.Dropout)
+        ]
         self._dropouts = [[m for m in module.modules() if isinstance(m, randomness.Dropout)] for module in self.modules]
         self._draws: bool | None = None  # whether a step draws from the global generator; known after the first step
 
@@ -194,7 +196,9 @@ class Engines(Rows):
         except RuntimeError as e:
             if not type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            raise UserError(f"run.engine: torch.compile fails for this network or machine ({str(e).splitlines()[0]})") from e
+            raise UserError(
+                f"run.engine: torch.compile fails for this network or machine ({str(e).splitlines()[0]})"
+            ) from e
         if _has_gradients(function, out):
             self._store_gradients(i, parameters, out)
         return out.detach()
@@ -204,7 +208,9 @@ class Engines(Rows):
         """``function(node, *batch)`` with parameters and buffers as arguments, compiled once for all nodes."""
         node = _NodeFunction(self.modules[0])
 
-        def run(function: Callable[..., Tensor], parameters: list[Tensor], buffers: list[Tensor], *batch: Tensor) -> Tensor:
+        def run(
+            function: Callable[..., Tensor], parameters: list[Tensor], buffers: list[Tensor], *batch: Tensor
+        ) -> Tensor:
             names = itertools.chain((slot.name for slot in self.layout), self.buffers)
             tensors = {f"node.{name}": t for name, t in zip(names, parameters + buffers, strict=True)}
             return torch.func.functional_call(node, tensors, (function, *batch))
@@ -219,8 +225,15 @@ class Engines(Rows):
         if self.device.type == "cpu":
             # the channels of all nodes lie side by side, channels-last, as in the grouped convolution that vmap calls
             dim = 1
-            x = x.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last).unflatten(1, (len(rows), -1))
-        parameters = [(slot.copy if dim else slot.view)(self.X[block]).detach().requires_grad_() for slot in self.layout]
+            x = (
+                x.movedim(0, 1)
+                .flatten(1, 2)
+                .contiguous(memory_format=torch.channels_last)
+                .unflatten(1, (len(rows), -1))
+            )
+        parameters = [
+            (slot.copy if dim else slot.view)(self.X[block]).detach().requires_grad_() for slot in self.layout
+        ]
 
         def forward(parameters: list[Tensor], buffers: list[Tensor], *batch: Tensor) -> Tensor:
             with use_tensors(module, self._places, parameters + buffers):

@@ -61,7 +61,9 @@ def lay_out(module: nn.Module) -> list[Slot]:
         offset += p.numel()
     if not offset:
         count = sum(p.numel() for p in module.parameters())
-        raise UserError(f"node.network: all {count:,} parameters are frozen (requires_grad is False); leave some to train")
+        raise UserError(
+            f"node.network: all {count:,} parameters are frozen (requires_grad is False); leave some to train"
+        )
     return slots
 
 

@@ -28,7 +28,12 @@ class NodeModule(LightningModule):
                  weight_decay: float = 0.0):  # fmt: skip
         super().__init__()
         self.network = network
-        self.optimizer: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        self.optimizer: dict[str, Any] = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, k] of images [N, C, H, W]."""

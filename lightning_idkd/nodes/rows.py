@@ -75,7 +75,9 @@ class Rows:
         for i, module in enumerate(self.modules):
             self._bind(module, self.X[i], {name: b[i] for name, b in self.buffers.items()}, self.G[i])
 
-    def _bind(self, module: NodeModule, row: Tensor, buffers: dict[str, Tensor], grad: Tensor | None = None) -> NodeModule:
+    def _bind(
+        self, module: NodeModule, row: Tensor, buffers: dict[str, Tensor], grad: Tensor | None = None
+    ) -> NodeModule:
         """Make the parameters of ``module`` views into ``row`` [P] and their gradients into ``grad`` [P]; set its buffers."""
         for slot in self.layout:
             p = module.get_parameter(slot.name)
@@ -126,7 +128,9 @@ class Rows:
         frozen = state.get("frozen", {})
         saved_shapes = {name: t.shape for name, t in frozen.items()}
         if state["layout"] != self.describe() or saved_shapes != {name: t.shape for name, t in self.frozen.items()}:
-            raise UserError("the checkpoint holds another network: parameters have other names or shapes, or others are frozen")
+            raise UserError(
+                "the checkpoint holds another network: parameters have other names or shapes, or others are frozen"
+            )
         self.X.copy_(state["X"][rows])
         for name, buffer in self.buffers.items():
             buffer.copy_(state["buffers"][name][rows])

@@ -70,7 +70,9 @@ def build_parts(config: Config, fabric: Fabric, before: Before | None = None) ->
     sharing = network.world if fabric.device.type == "cpu" else 1
     memory.require_memory(needs, fabric.broadcast(memory.read_free_memory(fabric.device)), network.graph.nodes, sharing)
     abreast = memory.choose_nodes_per_call(kept, len(network.rows), fabric.device)
-    stack = NodeStack(make, network.rows, config.seed, fabric.device, dtype, abreast=abreast, autocast=config.run.autocast)
+    stack = NodeStack(
+        make, network.rows, config.seed, fabric.device, dtype, abreast=abreast, autocast=config.run.autocast
+    )
     return Parts(split, network, store, stack, sum(needs.values()))
 
 
@@ -103,7 +105,9 @@ def private_images(config: Config, before: Before | None = None) -> Images:
     """The private set's training part, all of its images with a label, its classes in the order of the run ``before``."""
     private = labelled(config, "train", config.data.image_size, config.data.channels)
     if len(private.classes) < 2:
-        raise UserError(f"data.private: this set has only one class, '{private.classes[0]}'; nodes need two classes or more")
+        raise UserError(
+            f"data.private: this set has only one class, '{private.classes[0]}'; nodes need two classes or more"
+        )
     if twice := {name for name in private.classes if private.classes.count(name) > 1}:
         raise UserError(
             f"data.private: several classes have the same name: {identity.abridge(sorted(twice))}; classes go by name"
@@ -111,8 +115,12 @@ def private_images(config: Config, before: Before | None = None) -> Images:
     if before and before.data:
         known = before.data["classes"]
         if set(known) != set(private.classes):
-            more, less = ([name for name in a if name not in b] for a, b in ((private.classes, known), (known, private.classes)))
-            said = " and ".join(f"{word} {identity.abridge(names)}" for word, names in (("has", more), ("lacks", less)) if names)
+            more, less = (
+                [name for name in a if name not in b] for a, b in ((private.classes, known), (known, private.classes))
+            )
+            said = " and ".join(
+                f"{word} {identity.abridge(names)}" for word, names in (("has", more), ("lacks", less)) if names
+            )
             raise UserError(f"data.private: the classes are not those of '{before.run}': this set {said}")
         private = private.named(known)
     config.data.partition.check(private)

@@ -33,7 +33,9 @@ class Detectors:
         say: prints a line from the first process.
     """
 
-    def __init__(self, calibration: Calibration, stack: NodeStack, store: Store, network: Network, say: Callable[[str], None]):
+    def __init__(
+        self, calibration: Calibration, stack: NodeStack, store: Store, network: Network, say: Callable[[str], None]
+    ):
         self.calibration, self.stack, self.store, self.network, self.say = calibration, stack, store, network, say
         self.printed: set[tuple[int, str]] = set()  # remarks that were printed already, by node
 
@@ -164,7 +166,9 @@ def compute_finite_scores(score: OodScore, outputs: Outputs, whose: str = "") ->
     scores = compute_scores(score, outputs)
     if not scores.isfinite().all():
         bad = int((~scores.isfinite()).sum())
-        raise UserError(f"calibration.score: {type(score).__name__} is not finite for {bad} of {len(scores)} samples{whose}")
+        raise UserError(
+            f"calibration.score: {type(score).__name__} is not finite for {bad} of {len(scores)} samples{whose}"
+        )
     return scores.float()
 
 
@@ -173,5 +177,7 @@ def compute_scores(score: OodScore, outputs: Outputs) -> Tensor:
     scores, n = score(outputs), len(outputs)
     if not isinstance(scores, Tensor) or scores.shape != (n,):
         given = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise UserError(f"calibration.score: {type(score).__name__} returns {given} for {n} samples; a score has shape [{n}]")
+        raise UserError(
+            f"calibration.score: {type(score).__name__} returns {given} for {n} samples; a score has shape [{n}]"
+        )
     return scores

@@ -41,7 +41,9 @@ def gather(run: Parts) -> dict:
     network, store, stack, gossip = run.network, run.store, run.stack, run.gossip
     distilled = answers = None
     if store.distilled is not None:
-        distilled = network.report_objects([(label.index.cpu(), label.probabilities.cpu()) for label in store.distilled])
+        distilled = network.report_objects(
+            [(label.index.cpu(), label.probabilities.cpu()) for label in store.distilled]
+        )
     if store.answers is not None:
         answers = network.report_objects([a.cpu() for a in store.answers[0]]), store.answers[1]
     callbacks = []

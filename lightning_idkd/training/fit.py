@@ -109,7 +109,9 @@ def train(run: Orchestrator, folder: RunFolder, made: list) -> dict | None:
     try:
         summary = run.fit(folder, made)
         if summary is None:
-            run.say(f"stopped at epoch {run.epoch}, step {run.step}; continue with the same command and --run.resume auto")
+            run.say(
+                f"stopped at epoch {run.epoch}, step {run.step}; continue with the same command and --run.resume auto"
+            )
             if run.interrupted:
                 raise KeyboardInterrupt
             return None
@@ -163,7 +165,9 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
         stored, shape = store.public_stored, f"{store.size}x{store.size} {'grey' if store.channels == 1 else 'RGB'}"
         lines["public"] = f"{store.public:,} images, {shape}" + ("" if stored == shape else f" from {stored}")
         if same := store.duplicates():
-            lines["warning"] = f"{same:,} public images are test images too: what nodes learn of them is not distillation"
+            lines["warning"] = (
+                f"{same:,} public images are test images too: what nodes learn of them is not distillation"
+            )
     notes, images_of = list(store.notes), store.test_labels.cpu().bincount(minlength=store.k).tolist()
     if absent := [name for name, images in zip(store.classes, images_of, strict=True) if not images]:
         notes.append(f"data.private: no test image of {abridge(absent)}")

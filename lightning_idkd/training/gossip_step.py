@@ -46,7 +46,9 @@ class GossipStep:
 
     def __init__(self, rule: Gossip, stack: NodeStack, network: Network, seed: int = 0):
         if rule.needs_features and not stack.modules[0].has_features:
-            raise UserError(f"gossip: {type(rule).__name__} needs features(x) [B, F], which this network does not offer")
+            raise UserError(
+                f"gossip: {type(rule).__name__} needs features(x) [B, F], which this network does not offer"
+            )
         self.rule, self.stack, self.network, self.seed = rule, stack, network, seed
         P, edges = stack.parameters, len(network.edges(0))
         self.buffers = {k: stack.X.new_zeros(len(stack.X), width or P) for k, width in rule.widths().items()}

@@ -19,7 +19,9 @@ from lightning_idkd.records.report import format_bytes
 from lightning_idkd.training.gossip_step import block_columns
 
 PICTURE_LIBRARIES = 120 * 2**20  # bytes of the libraries that are imported for pictures
-CACHE = 16 * 2**20  # bytes of activations for each thread; beyond it, further nodes in a call of vmap only wait for memory
+CACHE = (
+    16 * 2**20
+)  # bytes of activations for each thread; beyond it, further nodes in a call of vmap only wait for memory
 OBJECT = 9 * 2**10  # bytes of the Python object of a module or a parameter
 TEMPORARY = 4  # matrices that the algebra of a rule holds at the same time, besides its state
 ADVICE = {

@@ -114,7 +114,9 @@ def _find(config: Config) -> Start:
         folder, checkpoint = RunFolder.find_checkpoint(run.from_, "run.from")
         if differs := difference(config.resolved, folder.config(), SAME):
             key, here, there = differs
-            raise UserError(f"run.from: {key} is {here} here but {there} in '{run.from_}'; a fork shares {', '.join(SAME)}")
+            raise UserError(
+                f"run.from: {key} is {here} here but {there} in '{run.from_}'; a fork shares {', '.join(SAME)}"
+            )
         return Start(config, None, checkpoint)
     if run.resume and run.resume != "auto":
         folder, checkpoint = RunFolder.find_checkpoint(run.resume, "run.resume")

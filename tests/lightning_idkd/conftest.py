@@ -12,7 +12,15 @@ from lightning_idkd.cli import main
 def fit(configs, tmp_path):
     def call(*arguments, folder="runs"):
         return main(
-            ["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, "--run.dir", str(tmp_path / folder), *arguments]
+            [
+                "fit",
+                "--config",
+                str(configs / "ring_digits.yaml"),
+                *SHORT,
+                "--run.dir",
+                str(tmp_path / folder),
+                *arguments,
+            ]
         )
 
     call.runs = tmp_path / "runs"

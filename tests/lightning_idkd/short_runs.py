@@ -59,7 +59,12 @@ def same(a, b, path=""):
     if isinstance(a, dict):
         assert a.keys() == b.keys(), path
         return next(
-            (d for k in a if k not in ("seconds", "train_seconds", "devices") and (d := same(a[k], b[k], f"{path}.{k}"))), None
+            (
+                d
+                for k in a
+                if k not in ("seconds", "train_seconds", "devices") and (d := same(a[k], b[k], f"{path}.{k}"))
+            ),
+            None,
         )
     if isinstance(a, (list, tuple)):
         assert len(a) == len(b), path

@@ -31,11 +31,13 @@ class Mine(Callback):
 class ChocoSGD(DSGD):
     pass
 """
-PLACES = {"callbacks.py": "callbacks.Mine", "callbacks/__init__.py": "callbacks.Mine", "callbacks/mine.py": "callbacks.mine.Mine"}
+PLACES = {
+    "callbacks.py": "callbacks.Mine",
+    "callbacks/__init__.py": "callbacks.Mine",
+    "callbacks/mine.py": "callbacks.mine.Mine",
+}
 """Where a user's own ``callbacks`` may lie, the last without an ``__init__.py``, and the path of a class there."""
-RESOLVE = (
-    "import json, sys; from lightning_idkd.config.parse import configure; print(json.dumps(configure(sys.argv[1:]).resolved))"
-)
+RESOLVE = "import json, sys; from lightning_idkd.config.parse import configure; print(json.dumps(configure(sys.argv[1:]).resolved))"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,9 @@ def idkd(request, tmp_path):
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         env = os.environ | {"PYTHONPATH": str(package)}
-        return subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+        )
 
     return run
 
@@ -93,7 +97,9 @@ def test_the_wheel_has_every_package():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no reader of TOML")
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = [
-        f.parent.relative_to(ROOT).parts for top in ("lightning_idkd", "callbacks") for f in (ROOT / top).rglob("__init__.py")
+        f.parent.relative_to(ROOT).parts
+        for top in ("lightning_idkd", "callbacks")
+        for f in (ROOT / top).rglob("__init__.py")
     ]
     names = [".".join(parts if parts[0] == "lightning_idkd" else ("lightning_idkd", *parts)) for parts in folders]
     assert sorted(listed) == sorted([*names, "lightning_idkd.configs"])
@@ -103,7 +109,9 @@ def test_the_wheel_has_every_package():
 def test_a_wheel_takes_one_top_level_name(wheel):
     names = {path.name for path in wheel.iterdir() if path.suffix != ".dist-info"}
     assert names == {"lightning_idkd"}
-    shipped = {path.relative_to(wheel / "lightning_idkd") for path in (wheel / "lightning_idkd" / "configs").rglob("*.yaml")}
+    shipped = {
+        path.relative_to(wheel / "lightning_idkd") for path in (wheel / "lightning_idkd" / "configs").rglob("*.yaml")
+    }
     assert shipped == {path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml")}
     assert (wheel / "lightning_idkd/models/cpu_norms.c").exists()
 
@@ -137,7 +145,9 @@ def test_help_and_classes_beside_a_callbacks_of_the_users_own(idkd, own):
         ("lightning_idkd.callbacks.ChocoSGD", "lightning_idkd.callbacks.ChocoSGD"),
         ("QGDSGDm", "lightning_idkd.callbacks.QGDSGDm"),
     ):
-        done = idkd("-c", RESOLVE, "--config", "ring_digits", "--gossip", gossip, "--callbacks", f"[{{class_path: {own}}}]")
+        done = idkd(
+            "-c", RESOLVE, "--config", "ring_digits", "--gossip", gossip, "--callbacks", f"[{{class_path: {own}}}]"
+        )
         assert done.returncode == 0, done.stderr
         config = json.loads(done.stdout)
         assert config["gossip"]["class_path"] == expected

@@ -77,7 +77,11 @@ def test_ring_has_the_spectrum_of_a_circulant_matrix(weights):
     [
         ("max_degree", [[3, 1, 0, 0], [1, 1, 1, 1], [0, 1, 3, 0], [0, 1, 0, 3]], "doubly"),  # over 4
         ("lazy", [[7, 1, 0, 0], [1, 5, 1, 1], [0, 1, 7, 0], [0, 1, 0, 7]], "doubly"),  # over 8
-        ("push_sum", [[1 / 2, 1 / 4, 0, 0], [1 / 2, 1 / 4, 1 / 2, 1 / 2], [0, 1 / 4, 1 / 2, 0], [0, 1 / 4, 0, 1 / 2]], "column"),
+        (
+            "push_sum",
+            [[1 / 2, 1 / 4, 0, 0], [1 / 2, 1 / 4, 1 / 2, 1 / 2], [0, 1 / 4, 1 / 2, 0], [0, 1 / 4, 0, 1 / 2]],
+            "column",
+        ),
         ("average", [[1 / 2, 1 / 2, 0, 0], [1 / 4] * 4, [0, 1 / 2, 1 / 2, 0], [0, 1 / 2, 0, 1 / 2]], "row"),
     ],
 )
@@ -215,7 +219,9 @@ def test_consensus_takes_the_steps_that_the_spectrum_says():
     assert Graph(Complete(), n).consensus_steps(5, 1e-12) == 1
     assert Graph(OnePeerExponential(), n).consensus_steps(9, 1e-12) == 4
     assert Graph(OnePeerExponential(), n, "push_sum").consensus_steps(9, 1e-12) == 4
-    star = Graph(Fixed(nx.star_graph(4)), 5, "push_sum")  # the columns' fixed vector is not the mean, the mass corrects it
+    star = Graph(
+        Fixed(nx.star_graph(4)), 5, "push_sum"
+    )  # the columns' fixed vector is not the mean, the mass corrects it
     assert star.consensus_steps(100) < 30
 
 

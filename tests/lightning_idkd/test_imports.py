@@ -19,7 +19,18 @@ ORDER = (
 )  # fmt: skip
 """Packages and modules of the core. Each imports only from those behind it; the package itself may name all of them."""
 CALLBACKS = "lightning_idkd.callbacks"
-HEAVY = ("torch", "lightning", "torchvision", "torchmetrics", "datasets", "sklearn", "matplotlib", "PIL", "pyarrow", "wandb")
+HEAVY = (
+    "torch",
+    "lightning",
+    "torchvision",
+    "torchmetrics",
+    "datasets",
+    "sklearn",
+    "matplotlib",
+    "PIL",
+    "pyarrow",
+    "wandb",
+)
 
 
 def name_of(path: Path) -> str:
@@ -80,7 +91,9 @@ def test_a_module_imports_only_from_further_down(module):
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    graph = nx.DiGraph((m, other) for m, path in MODULES.items() for other in imported(path) & MODULES.keys() if m != PACKAGE)
+    graph = nx.DiGraph(
+        (m, other) for m, path in MODULES.items() for other in imported(path) & MODULES.keys() if m != PACKAGE
+    )
     assert not [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1]
     assert not list(nx.selfloop_edges(graph))
 

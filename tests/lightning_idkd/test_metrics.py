@@ -97,7 +97,9 @@ def test_heterogeneity_of_one_class_a_node(k):
 
 @pytest.mark.parametrize("k", [2, 5, 10])
 def test_heterogeneity_of_equal_nodes(k):
-    assert heterogeneity(torch.ones(7, k), 100 * torch.ones(k)) == pytest.approx({"tv": 0, "js": 0, "classes": k}, abs=1e-12)
+    assert heterogeneity(torch.ones(7, k), 100 * torch.ones(k)) == pytest.approx(
+        {"tv": 0, "js": 0, "classes": k}, abs=1e-12
+    )
     skewed = torch.arange(1.0, k + 1)
     found = heterogeneity(torch.stack([skewed, 5 * skewed]), 2 * skewed)
     assert found["tv"] == found["js"] == pytest.approx(0, abs=1e-12)
@@ -119,21 +121,29 @@ def test_divergence_of_two_points_in_bits():
         return -p * math.log2(p) - (1 - p) * math.log2(1 - p)
 
     for p, q in ((0.9, 0.5), (0.25, 0.75), (0.01, 0.02)):
-        found = heterogeneity(torch.tensor([[p, 1 - p]], dtype=torch.float64), torch.tensor([q, 1 - q], dtype=torch.float64))
+        found = heterogeneity(
+            torch.tensor([[p, 1 - p]], dtype=torch.float64), torch.tensor([q, 1 - q], dtype=torch.float64)
+        )
         assert found["js"] == pytest.approx(h((p + q) / 2) - (h(p) + h(q)) / 2)
         assert found["tv"] == pytest.approx(abs(p - q))
-    assert heterogeneity(torch.tensor([[1.0, 0]]), torch.tensor([0.0, 1])) == pytest.approx({"tv": 1, "js": 1, "classes": 1})
+    assert heterogeneity(torch.tensor([[1.0, 0]]), torch.tensor([0.0, 1])) == pytest.approx(
+        {"tv": 1, "js": 1, "classes": 1}
+    )
 
 
 def test_divergence_is_scipys_distance_squared():
     mass = torch.rand(6, 10, generator=torch.Generator().manual_seed(0))
     found = heterogeneity(mass, mass.sum(0))["js"]
-    assert found == pytest.approx(np.mean([jensenshannon(row, mass.sum(0), base=2) ** 2 for row in mass.double()]), rel=1e-6)
+    assert found == pytest.approx(
+        np.mean([jensenshannon(row, mass.sum(0), base=2) ** 2 for row in mass.double()]), rel=1e-6
+    )
 
 
 def test_heterogeneity_counts_mass_and_not_samples():
     # nodes (3/4, 1/4) and (1/2, 1/2) against (1/2, 1/2): half of |1/4| + |1/4|, and 0; nodes weigh the same
-    assert heterogeneity(torch.tensor([[3.0, 1.0], [500.0, 500.0]]), torch.tensor([10, 10]))["tv"] == pytest.approx(0.125)
+    assert heterogeneity(torch.tensor([[3.0, 1.0], [500.0, 500.0]]), torch.tensor([10, 10]))["tv"] == pytest.approx(
+        0.125
+    )
     soft = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.75, 0.25]]).sum(0)
     assert heterogeneity(torch.stack([soft, soft]), torch.tensor([3, 1]))["tv"] == pytest.approx(0, abs=1e-7)
 

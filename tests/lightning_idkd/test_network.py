@@ -55,7 +55,9 @@ def rows(n, columns, dtype=torch.float64):
 def labels(n, k=3):
     """Node i has i + 1 samples."""
     g = torch.Generator().manual_seed(n)
-    return [Labels(torch.randperm(50, generator=g)[: i + 1], torch.rand(i + 1, k, generator=g).softmax(1)) for i in range(n)]
+    return [
+        Labels(torch.randperm(50, generator=g)[: i + 1], torch.rand(i + 1, k, generator=g).softmax(1)) for i in range(n)
+    ]
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -106,7 +108,9 @@ def test_a_swap_returns_what_the_other_end_sent():
 
 
 def test_nothing_is_swapped_over_arrows():
-    with pytest.raises(UserError, match="messages can be swapped over undirected edges only, and OneWayRing is directed"):
+    with pytest.raises(
+        UserError, match="messages can be swapped over undirected edges only, and OneWayRing is directed"
+    ):
         network("one-way").swap(rows(5, 3))
 
 
@@ -283,7 +287,9 @@ def test_counting_goes_on_from_restored_counts():
     assert resumed.counts() == net.counts()
 
 
-@pytest.mark.parametrize(("nodes", "world", "sizes"), [(5, 1, [5]), (5, 2, [3, 2]), (15, 4, [4, 4, 4, 3]), (3, 3, [1, 1, 1])])
+@pytest.mark.parametrize(
+    ("nodes", "world", "sizes"), [(5, 1, [5]), (5, 2, [3, 2]), (15, 4, [4, 4, 4, 3]), (3, 3, [1, 1, 1])]
+)
 def test_rows_are_spread_in_even_adjacent_blocks(nodes, world, sizes):
     blocks = assign_rows(nodes, world)
     assert [len(b) for b in blocks] == sizes

@@ -115,7 +115,9 @@ def test_weights_are_not_negative_and_sum_to_one(topology, nodes):
         if not topology.directed:
             assert np.array_equal(W, W.T)
         sender, receiver = np.nonzero(W.T)
-        assert {(a, b) for a, b in zip(sender, receiver, strict=True) if a != b} == set(map(tuple, mixing.edges.tolist()))
+        assert {(a, b) for a, b in zip(sender, receiver, strict=True) if a != b} == set(
+            map(tuple, mixing.edges.tolist())
+        )
 
 
 @pytest.mark.parametrize(("topology", "nodes"), STATIC, ids=lambda v: str(v)[:40])
@@ -137,7 +139,13 @@ def test_graphs_depend_on_seed_and_step_alone(topology, nodes):
 
 @pytest.mark.parametrize(
     "topology",
-    [ErdosRenyi(0.25), WattsStrogatz(4, 0.3), BarabasiAlbert(2), RandomRegular(3), NetworkX("gnp_random_graph", {"p": 0.3})],
+    [
+        ErdosRenyi(0.25),
+        WattsStrogatz(4, 0.3),
+        BarabasiAlbert(2),
+        RandomRegular(3),
+        NetworkX("gnp_random_graph", {"p": 0.3}),
+    ],
 )
 def test_random_graphs_differ_by_seed(topology):
     assert not np.array_equal(Graph(topology, 16, seed=0).mixing(0).W, Graph(topology, 16, seed=1).mixing(0).W)
@@ -247,7 +255,9 @@ def test_named_graphs_have_their_spectra():
     assert spectrum(Graph(Dyck32(), 32)) == [(-3, 1), (-five, 6), (-1, 9), (1, 9), (five, 6), (3, 1)]
     assert [Graph(t, n).diameter for t, n in ((Petersen10(), 10), (Dyck32(), 32), (Karate34(), 34))] == [2, 5, 5]
     assert family(Graph(Karate34(), 34)).number_of_edges() == 78
-    assert Graph(Karate34(), 34).mixing(0).W[0, 1] == pytest.approx(1 / 17)  # unweighted: Metropolis-Hastings of degree 16
+    assert Graph(Karate34(), 34).mixing(0).W[0, 1] == pytest.approx(
+        1 / 17
+    )  # unweighted: Metropolis-Hastings of degree 16
 
 
 def test_watts_strogatz_without_moved_edges_is_the_ring_of_nearest():
@@ -305,7 +315,9 @@ def test_an_edge_list_is_read_from_a_file(tmp_path):
 # ------------------------------------------------------------------ exact means
 
 
-@pytest.mark.parametrize(("topology", "nodes"), [(HypercubeOnePeer(), 2), (HypercubeOnePeer(), 16), (OnePeerExponential(), 32)])
+@pytest.mark.parametrize(
+    ("topology", "nodes"), [(HypercubeOnePeer(), 2), (HypercubeOnePeer(), 16), (OnePeerExponential(), 32)]
+)
 def test_one_peer_graphs_make_the_exact_mean_in_log_n_steps(topology, nodes):
     graph = Graph(topology, nodes)
     assert graph.period == np.log2(nodes)
@@ -318,7 +330,9 @@ def test_one_peer_exponential_is_not_exact_elsewhere_but_mixes():
     graph = Graph(OnePeerExponential(), 11)
     assert graph.period == 4
     assert 0 < graph.spectral_gap() < 1
-    steps = [(1 + np.exp(-2j * np.pi * np.arange(1, 11) * hop / 11)) / 2 for hop in (1, 2, 4, 8)]  # eigenvalues of each step
+    steps = [
+        (1 + np.exp(-2j * np.pi * np.arange(1, 11) * hop / 11)) / 2 for hop in (1, 2, 4, 8)
+    ]  # eigenvalues of each step
     assert graph.spectral_gap() == pytest.approx(1 - np.abs(np.prod(steps, axis=0)).max() ** (1 / 4))
 
 
@@ -426,7 +440,9 @@ def test_probabilities_of_matchings_are_within_one_percent_of_an_ascent(topology
 
 def test_probabilities_of_matchings_pass_over_those_that_leave_the_graph_in_parts():
     """Which some iterate does here; lambda_2 as reached by hand."""
-    assert connectivity(split(Social15(), 15), probabilities(split(Social15(), 15), 0.75)) == pytest.approx(0.304, rel=0.01)
+    assert connectivity(split(Social15(), 15), probabilities(split(Social15(), 15), 0.75)) == pytest.approx(
+        0.304, rel=0.01
+    )
 
 
 @pytest.mark.parametrize(("topology", "nodes", "second"), [
@@ -503,7 +519,9 @@ GIVEN = {"Torus": {"rows": 3, "cols": 4}, "Grid": {"rows": 3, "cols": 4}, "Erdos
 def test_every_topology_can_be_named_in_a_file_and_on_the_command_line(name, tmp_path):
     given = GIVEN.get(name, {})
     topology = {"class_path": name, "init_args": given}
-    (tmp_path / "graph.yaml").write_text(yaml.safe_dump({"graph": {"topology": topology}, "data": {"private": "Digits"}}))
+    (tmp_path / "graph.yaml").write_text(
+        yaml.safe_dump({"graph": {"topology": topology}, "data": {"private": "Digits"}})
+    )
     file = configure(["--config", str(tmp_path / "graph.yaml")]).graph.topology
     words = [f"--graph.topology.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items()]
     line = configure(["--data.private", "Digits", "--graph.topology", name, *words]).graph.topology
@@ -550,7 +568,10 @@ class Apart(topologies.Topology):
             lambda: Graph(Margulis(), 12),
             "graph.topology: the number of nodes of Margulis is a square, but graph.nodes is 12; nearest: 9, 16",
         ),
-        (lambda: Graph(Petersen10(), 16), "graph.topology: Petersen10 has 10 nodes, but graph.nodes is 16; allowed: 10"),
+        (
+            lambda: Graph(Petersen10(), 16),
+            "graph.topology: Petersen10 has 10 nodes, but graph.nodes is 16; allowed: 10",
+        ),
         (lambda: Graph(Dyck32(), 16), "graph.topology: Dyck32 has 32 nodes, but graph.nodes is 16; allowed: 32"),
         (lambda: Graph(Karate34(), 16), "graph.topology: Karate34 has 34 nodes, but graph.nodes is 16; allowed: 34"),
         (lambda: ErdosRenyi(1.5), "graph.topology.p: 1.5 given; allowed: a probability, above 0 to 1"),
@@ -560,7 +581,10 @@ class Apart(topologies.Topology):
         ),
         (lambda: WattsStrogatz(3, 0.1), "graph.topology.k: 3 given; allowed: an even number, half of it on each side"),
         (lambda: WattsStrogatz(4, -0.1), "graph.topology.p: -0.1 given; allowed: a probability, 0 to 1"),
-        (lambda: Graph(WattsStrogatz(8, 0.1), 8), "graph.topology.k: 8 given; allowed: an even number up to 7, graph.nodes - 1"),
+        (
+            lambda: Graph(WattsStrogatz(8, 0.1), 8),
+            "graph.topology.k: 8 given; allowed: an even number up to 7, graph.nodes - 1",
+        ),
         (lambda: Graph(BarabasiAlbert(8), 8), "graph.topology.m: 8 given; allowed: 1 to 7, graph.nodes - 1"),
         (lambda: Graph(RandomRegular(8), 8), "graph.topology.degree: 8 given; allowed: 1 to 7, graph.nodes - 1"),
         (
@@ -568,7 +592,10 @@ class Apart(topologies.Topology):
             "graph.topology.degree: 3 given; allowed: an even number, since graph.nodes, 9, is odd",
         ),
         (lambda: Graph(EpidemicLocal(8), 8), "graph.topology.s: 8 given; allowed: 1 to 7, graph.nodes - 1"),
-        (lambda: Graph(EpidemicOracle(3), 9), "graph.topology.s: 3 given; allowed: an even number, since graph.nodes, 9, is odd"),
+        (
+            lambda: Graph(EpidemicOracle(3), 9),
+            "graph.topology.s: 3 given; allowed: an even number, since graph.nodes, 9, is odd",
+        ),
         (lambda: RandomMatchings(Ring(), 0), "graph.topology.budget: 0 given; allowed: a share, above 0 to 1"),
         (
             lambda: RandomMatchings(OnePeerExponential()),
@@ -599,7 +626,10 @@ class Apart(topologies.Topology):
             lambda: Graph(Exponential(), 8, "lazy"),
             "graph.weights: lazy needs an undirected graph, and Exponential is directed; allowed: uniform, push_sum, average",
         ),
-        (lambda: Graph(EdgeList("none.txt"), 4), "graph.topology.file: cannot read 'none.txt' (No such file or directory)"),
+        (
+            lambda: Graph(EdgeList("none.txt"), 4),
+            "graph.topology.file: cannot read 'none.txt' (No such file or directory)",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_key_and_what_is_allowed(build, message):

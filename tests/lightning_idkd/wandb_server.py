@@ -141,7 +141,12 @@ class WandbServer(ThreadingHTTPServer):
             kind, run = "run", Run(f"cell{next(self.numbers)}")
             run.given, self.runs[run.name] = self.sweeps[sweep]["waiting"].pop(0), run
         program = yaml.safe_load(self.sweeps[sweep]["config"])["program"]
-        return {"type": kind, "run_id": run.name, "program": program, "args": {k: {"value": v} for k, v in run.given.items()}}
+        return {
+            "type": kind,
+            "run_id": run.name,
+            "program": program,
+            "args": {k: {"value": v} for k, v in run.given.items()},
+        }
 
     def on_RunResumeStatus(self, name, project, **_):
         found, bucket = self.runs.get(name), None
@@ -178,7 +183,11 @@ class WandbServer(ThreadingHTTPServer):
     def on_CreateArtifact(self, input):
         """Taken as known already, so that its files are not asked for."""
         self.artifacts.append(input)
-        found = {"id": f"artifact{next(self.numbers)}", "state": "COMMITTED", "artifactSequence": {"latestArtifact": None}}
+        found = {
+            "id": f"artifact{next(self.numbers)}",
+            "state": "COMMITTED",
+            "artifactSequence": {"latestArtifact": None},
+        }
         return {"createArtifact": {"artifact": found}}
 
     # ------------------------------------------------------------------ files

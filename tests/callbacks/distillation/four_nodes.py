@@ -96,7 +96,9 @@ N, SIZE, HELD_OUT = 4, 8, 8
 
 
 def images(count, seed):
-    pixels = torch.randint(256, (count, 1, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    pixels = torch.randint(
+        256, (count, 1, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
     return Images(pixels, torch.arange(count) % K, ("a", "b", "c"))
 
 
@@ -107,7 +109,9 @@ def split():
         train.append([free[i % K].pop() for _ in range(4 + i)] + [free[(i + 1) % K].pop()])
     rest = sorted(s for of in free for s in of)
     validation = [rest[i * HELD_OUT : (i + 1) * HELD_OUT] for i in range(N)]
-    return Split(*([np.array(p) for p in part] for part in (train, validation)), "", np.zeros((N, K), np.int64), "IID", None)
+    return Split(
+        *([np.array(p) for p in part] for part in (train, validation)), "", np.zeros((N, K), np.int64), "IID", None
+    )
 
 
 TRAIN = [samples.tolist() for samples in split().train]
@@ -118,7 +122,9 @@ def real_run(distillation, calibration=None, *, topology=None, public=11, networ
     """All the parts of a run of four nodes with random images, whose rows lie apart; ``steps`` are trained."""
     store = Store(images(58, 1) if private is None else private, images(5, 2), images(public, 3) if public else None, split(),
                   range(N), batch=batch, tuning=distillation.tuning, dtype=dtype)  # fmt: skip
-    stack = NodeStack(lambda: NodeModule(CNN(4, norm=norm).build(1, SIZE, K)), range(N), seed, dtype=dtype, engine=engine)
+    stack = NodeStack(
+        lambda: NodeModule(CNN(4, norm=norm).build(1, SIZE, K)), range(N), seed, dtype=dtype, engine=engine
+    )
     stack.X.add_(0.3 * torch.randn(stack.X.shape, generator=torch.Generator().manual_seed(9)).to(dtype))
     run = Orchestrator(Fabric(accelerator="cpu", devices=1), stack, network(Graph(topology or Ring(), N)), store, DSGD(),
                        TrainConfig(epochs=epochs, batch_size=batch), calibration, distillation)  # fmt: skip

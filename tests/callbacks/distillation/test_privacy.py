@@ -98,7 +98,9 @@ class Guarded(Network):
 
 
 def test_the_double_covers_everything_that_sends():
-    senders = {name for name, f in vars(Network).items() if inspect.isfunction(f) and "self.count(" in inspect.getsource(f)}
+    senders = {
+        name for name, f in vars(Network).items() if inspect.isfunction(f) and "self.count(" in inspect.getsource(f)
+    }
     assert senders == {"mix", "swap", "all_reduce", "exchange", "share"}
     assert senders <= set(vars(Guarded))
     transport = {"_exchange_rows", "_exchange_objects", "report", "report_objects", "counts"}
@@ -157,7 +159,9 @@ def test_only_parameters_and_labels_of_public_samples_and_what_is_declared_leave
         assert set(run.network.ways) == ways
         run.network.training = True
         train(run, 2)
-    assert {k: v for k, v in counted(run).items() if k != "messages"} == {f"{k}_bytes": v for k, v in run.network.sent.items()}
+    assert {k: v for k, v in counted(run).items() if k != "messages"} == {
+        f"{k}_bytes": v for k, v in run.network.sent.items()
+    }
     assert run.network.sent["other"] == 0 or declared or "all_reduce" in ways
     assert (run.network.sent["label"] > 0) == distillation.public
 

@@ -42,7 +42,9 @@ def labels_of(run, rows):
     found = []
     for i in range(run.stack.n):
         model = run.stack.model(rows[i], {k: b[i] for k, b in run.stack.buffers.items()})
-        logits = run_network(model, run.store._batches(run.store.pool, torch.arange(run.store.public) + run.store.private)).logits
+        logits = run_network(
+            model, run.store._batches(run.store.pool, torch.arange(run.store.public) + run.store.private)
+        ).logits
         found.append(logits.softmax(1))
     return found
 

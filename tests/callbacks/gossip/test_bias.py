@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from quadratics import GRAPHS, LOCAL, LR, N, Quadratics, average, neighbours, same_as_the_paper, same_in_blocks, sgd, trajectory
+from quadratics import (
+    GRAPHS,
+    LOCAL,
+    LR,
+    N,
+    Quadratics,
+    average,
+    neighbours,
+    same_as_the_paper,
+    same_in_blocks,
+    sgd,
+    trajectory,
+)
 
 from lightning_idkd.callbacks import D2, DSGD, EDM, GUT, AllReduce, DecentLaM, GradientTracking, MomentumTracking
 from lightning_idkd.errors import UserError
@@ -146,7 +158,11 @@ CASES = [
     *[(GradientTracking, gradient_tracking, options) for options in LOCAL],
     *[(MomentumTracking, momentum_tracking, options) for options in DAMPED],
     *[(DecentLaM, decentlam, options) for options in DAMPED],
-    *[(GUT, gut, options | {"scaling": 0.06 if options else 0.9, "mixed": m}) for options in LOCAL for m in (True, False)],
+    *[
+        (GUT, gut, options | {"scaling": 0.06 if options else 0.9, "mixed": m})
+        for options in LOCAL
+        for m in (True, False)
+    ],
 ]
 
 
@@ -271,7 +287,9 @@ REFUSED = [(D2(), Ring(), 8, "-0.3333", "-0.3333"), (EDM(), Torus(4, 4), 16, "-0
 
 @pytest.mark.parametrize(("rule", "topology", "n", "least", "smallest"), REFUSED)
 def test_weights_under_which_nodes_part_are_refused(rule, topology, n, least, smallest):
-    with pytest.raises(UserError, match=rf"above {least}, .*{type(topology).__name__} is {smallest}; set graph.weights: lazy"):
+    with pytest.raises(
+        UserError, match=rf"above {least}, .*{type(topology).__name__} is {smallest}; set graph.weights: lazy"
+    ):
         rule.check(Graph(topology, n))
 
 

@@ -114,7 +114,9 @@ def test_what_compression_leaves_out_is_made_up_for(kind):
 @pytest.mark.parametrize("rule", [ChocoSGD(TopK(0.4), momentum=0.9), AdaGossip(TopK(0.4), momentum=0.9)])
 def test_one_node_is_centralised_sgd(rule):
     alone = Graph(Ring(), 1)
-    np.testing.assert_allclose(trajectory(rule, alone, Quadratics(1)), trajectory(DSGD(0.9), alone, Quadratics(1)), atol=1e-12)
+    np.testing.assert_allclose(
+        trajectory(rule, alone, Quadratics(1)), trajectory(DSGD(0.9), alone, Quadratics(1)), atol=1e-12
+    )
 
 
 # ---------------------------------------------------------------------- compressions
@@ -142,7 +144,9 @@ def test_messages_have_the_size_of_what_they_hold(compression, single, double):
     assert compression.size(rows(dtype=torch.float64)) == double
 
 
-@pytest.mark.parametrize(("compression", "size"), [(TopK(0.4), 2 * 12), (RandomK(0.5), 3 * 8), (Sign(), 1 + 8), (QSGD(4), 3 + 8)])
+@pytest.mark.parametrize(
+    ("compression", "size"), [(TopK(0.4), 2 * 12), (RandomK(0.5), 3 * 8), (Sign(), 1 + 8), (QSGD(4), 3 + 8)]
+)
 @pytest.mark.parametrize("graph", ["ring", "joined"])
 def test_compressed_bytes_are_counted_exactly(graph, compression, size):
     run, edges = driver(ChocoSGD(compression), GRAPHS[graph], Quadratics()), len(GRAPHS[graph].mixing(0).edges)
@@ -185,7 +189,10 @@ def test_every_node_and_step_draws_anew_whichever_process_holds_it():
         parts.append(part.context(7, 0.1).uniform("random k", 40))
     drawn = whole.context(7, 0.1).uniform("random k", 40)
     assert torch.equal(torch.cat(parts), drawn)
-    assert len({*drawn.flatten().tolist(), *whole.context(8, 0.1).uniform("random k", 40).flatten().tolist()}) == 2 * 40 * N
+    assert (
+        len({*drawn.flatten().tolist(), *whole.context(8, 0.1).uniform("random k", 40).flatten().tolist()})
+        == 2 * 40 * N
+    )
 
 
 # ---------------------------------------------------------------------- mistakes

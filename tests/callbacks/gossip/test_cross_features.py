@@ -159,7 +159,9 @@ def test_one_node_is_sgd_unless_its_samples_share_a_class(rule, batch):
     alone = Graph(Ring(), 1)
     expected = trajectory(QGDSGDm(), alone, nodes(1), batch=batch)[0]
     np.testing.assert_allclose(trajectory(rule, alone, nodes(1), batch=batch)[0], expected, rtol=0, atol=1e-12)
-    assert np.abs(trajectory(CCL(0.7, 1.5), alone, nodes(1))[0] - trajectory(QGDSGDm(), alone, nodes(1))[0]).max() > 1e-3
+    assert (
+        np.abs(trajectory(CCL(0.7, 1.5), alone, nodes(1))[0] - trajectory(QGDSGDm(), alone, nodes(1))[0]).max() > 1e-3
+    )
 
 
 def test_equal_nodes_with_equal_samples_are_drawn_nowhere_by_each_other():

@@ -37,7 +37,9 @@ def test_it_is_its_papers_algorithm_also_where_the_learning_rate_drops(graph, op
 
 def test_one_node_is_centralised_sgd():
     alone = Graph(Ring(), 1)
-    np.testing.assert_allclose(trajectory(NGC(momentum=0.9), alone, Quadratics(1)), trajectory(DSGD(0.9), alone, Quadratics(1)))
+    np.testing.assert_allclose(
+        trajectory(NGC(momentum=0.9), alone, Quadratics(1)), trajectory(DSGD(0.9), alone, Quadratics(1))
+    )
 
 
 def test_from_one_row_on_the_complete_graph_it_is_all_reduce():

@@ -63,7 +63,10 @@ def combine_first(f, lrs, near, momentum=0.0, nesterov=False, weight_decay=0.0):
     x, m = list(f.x0), [0.0] * len(near)
     yield np.array(x)
     for lr in lrs:
-        step = [x[i] - sgd(i, x[i], f.A[i] @ (x[i] - f.c[i]), m, lr, momentum, nesterov, weight_decay) for i in range(len(near))]
+        step = [
+            x[i] - sgd(i, x[i], f.A[i] @ (x[i] - f.c[i]), m, lr, momentum, nesterov, weight_decay)
+            for i in range(len(near))
+        ]
         x = [average(x, near, i) - step[i] for i in range(len(near))]
         yield np.array(x)
 
@@ -91,7 +94,9 @@ def relay(f, lrs, near, momentum=0.0, nesterov=False, weight_decay=0.0):
     m, c = {(i, j): 0.0 for i in range(n) for j in near[i]}, {(i, j): 0 for i in range(n) for j in near[i]}
     yield np.array(x)
     for lr in lrs:
-        half = [sgd(i, x[i], f.A[i] @ (x[i] - f.c[i]), velocity, lr, momentum, nesterov, weight_decay) for i in range(n)]
+        half = [
+            sgd(i, x[i], f.A[i] @ (x[i] - f.c[i]), velocity, lr, momentum, nesterov, weight_decay) for i in range(n)
+        ]
         m, c = ({(i, j): half[i] + sum(m[k, i] for k in near[i] if k != j) for i, j in m},
                 {(i, j): 1 + sum(c[k, i] for k in near[i] if k != j) for i, j in c})  # fmt: skip
         x = [(half[i] + sum(m[j, i] for j in near[i])) / (1 + sum(c[j, i] for j in near[i])) for i in range(n)]
@@ -207,7 +212,9 @@ def test_relayed_counts_are_the_nodes_behind_each_edge():
     for _ in range(graph.diameter):
         run.update(0.1, (None, None))
     tree = graph.topology.graph(N, 0, graph.seed)
-    for (receiver, sender), count in zip(graph.mixing(0).edges.tolist(), run.edge_buffers["C"][:, 0].tolist(), strict=True):
+    for (receiver, sender), count in zip(
+        graph.mixing(0).edges.tolist(), run.edge_buffers["C"][:, 0].tolist(), strict=True
+    ):
         cut = nx.restricted_view(tree, [], [(receiver, sender)])
         assert count == len(nx.node_connected_component(cut, sender))
 

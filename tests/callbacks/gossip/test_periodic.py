@@ -74,9 +74,13 @@ def test_an_average_in_every_step_is_all_reduce_and_one_that_never_comes_dsgd(op
     np.testing.assert_array_equal(got, trajectory(DSGD(**options), RING, Quadratics()))
 
 
-@pytest.mark.parametrize("rule", [DSGD(0.9), QGDSGDm(), GradientTracking(), SGP()], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize(
+    "rule", [DSGD(0.9), QGDSGDm(), GradientTracking(), SGP()], ids=lambda rule: type(rule).__name__
+)
 def test_with_every_step_mixed_a_rule_is_itself_and_with_none_it_runs_alone(rule):
-    np.testing.assert_array_equal(trajectory(LocalSteps(rule, 1), RING, Quadratics()), trajectory(rule, RING, Quadratics()))
+    np.testing.assert_array_equal(
+        trajectory(LocalSteps(rule, 1), RING, Quadratics()), trajectory(rule, RING, Quadratics())
+    )
     alone = trajectory(LocalSteps(rule, 100), RING, Quadratics())
     for i in range(N):
         stack = Quadratics()
@@ -109,7 +113,9 @@ EVERY_STEP = [RelaySGD(), ChocoSGD(), NGC(), CCL(), D2(), EDM(), DecentLaM(), GU
 @pytest.mark.parametrize("rule", EVERY_STEP, ids=lambda rule: type(rule).__name__)
 def test_rules_that_need_every_mixing_are_refused(rule):
     name = type(rule).__name__
-    with pytest.raises(UserError, match=rf"gossip.rule: LocalSteps takes .* that may skip a mixing, but {name} needs every one"):
+    with pytest.raises(
+        UserError, match=rf"gossip.rule: LocalSteps takes .* that may skip a mixing, but {name} needs every one"
+    ):
         LocalSteps(rule)
 
 

@@ -31,7 +31,10 @@ def push_sum(f, lrs, momentum=0.0, nesterov=False, weight_decay=0.0):
     yield np.array(z), np.array(w)
     for step, lr in enumerate(lrs):
         A = sends(step)
-        half = [x[i] + sgd(i, z[i], f.A[i] @ (z[i] - f.c[i]), m, lr, momentum, nesterov, weight_decay) - z[i] for i in range(N)]
+        half = [
+            x[i] + sgd(i, z[i], f.A[i] @ (z[i] - f.c[i]), m, lr, momentum, nesterov, weight_decay) - z[i]
+            for i in range(N)
+        ]
         x, pushed = [0.0] * N, [0.0] * N
         for j in range(N):
             for i in np.flatnonzero(A[j]):
@@ -47,7 +50,9 @@ def push_sum(f, lrs, momentum=0.0, nesterov=False, weight_decay=0.0):
 def test_it_is_its_papers_algorithm_also_where_the_learning_rate_drops(options, weight_decay):
     options = options | {"weight_decay": weight_decay}
     expected = list(push_sum(Quadratics(), LR, **options))
-    np.testing.assert_allclose(trajectory(SGP(**options), PUSH, Quadratics()), [z for z, _ in expected], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        trajectory(SGP(**options), PUSH, Quadratics()), [z for z, _ in expected], rtol=1e-9, atol=1e-9
+    )
     assert np.ptp(expected[-1][1]) > 0.1  # weights do differ
 
 
@@ -74,7 +79,12 @@ def test_with_doubly_stochastic_weights_it_is_dsgd(options):
 def test_one_more_value_a_message_is_counted():
     run = driver(SGP(), GRAPHS["ring"], Quadratics())
     run.update(0.1, (None, None))
-    assert run.network.counts() == {"parameter_bytes": 2 * N * 8 * (P + 1), "label_bytes": 0, "other_bytes": 0, "messages": 2 * N}
+    assert run.network.counts() == {
+        "parameter_bytes": 2 * N * 8 * (P + 1),
+        "label_bytes": 0,
+        "other_bytes": 0,
+        "messages": 2 * N,
+    }
 
 
 def test_blocks_of_columns_are_the_whole(monkeypatch):

@@ -111,7 +111,11 @@ def test_a_head_without_bias_has_a_bias_of_zeros(there):
 @pytest.mark.parametrize(
     ("detector", "arguments", "said"),
     [
-        ("KNNN", {}, r"calibration\.score\.detector: KNNN is not a detector of pytorch-ood\. Did you mean 'KNN'\? Allowed: DICE"),
+        (
+            "KNNN",
+            {},
+            r"calibration\.score\.detector: KNNN is not a detector of pytorch-ood\. Did you mean 'KNN'\? Allowed: DICE",
+        ),
         ("knn", {}, r"calibration\.score\.detector: knn is not a detector of pytorch-ood\. Did you mean 'KNN'\?"),
         ("Zzzz", {}, r"Zzzz is not a detector of pytorch-ood\. Allowed: DICE"),
         (
@@ -130,7 +134,9 @@ def test_mistakes_in_names_are_refused_with_the_nearest(detector, arguments, sai
 
 
 def test_what_a_detector_does_not_take_is_a_sentence(there):
-    with pytest.raises(UserError, match=r"calibration\.score: KNN fails on a node's 30 samples \(k=50 exceeds the number"):
+    with pytest.raises(
+        UserError, match=r"calibration\.score: KNN fails on a node's 30 samples \(k=50 exceeds the number"
+    ):
         fitted(PytorchOOD("KNN"), samples=30)
     score = fitted(PytorchOOD("WeightedEBO", {"weights": [1.0, 2.0]}))
     with pytest.raises(UserError, match=r"calibration\.score: WeightedEBO fails on a node's 4 samples \(.*size"):

@@ -89,7 +89,9 @@ def test_rmd_shrinks_both_covariances_alike_so_that_nearly_isotropic_features_ar
     x, own, public = (centres + rng.standard_normal(centres.shape) for centres in (x, own, public))
     score = RMD()
     score.fit(Outputs(torch.zeros(100, 3), torch.tensor(x).float()), torch.tensor(y))
-    assert score.shrunk_by == pytest.approx(LedoitWolf(assume_centered=True).fit(x - score.means.numpy()[y]).shrinkage_, rel=1e-3)
+    assert score.shrunk_by == pytest.approx(
+        LedoitWolf(assume_centered=True).fit(x - score.means.numpy()[y]).shrinkage_, rel=1e-3
+    )
     assert score.shrunk_by > 0.9 > 0.5 > LedoitWolf().fit(x).shrinkage_
 
     def judged(features):
@@ -158,7 +160,9 @@ def test_vim_is_energy_less_the_scaled_norm_outside_the_principal_subspace():
 
     alpha = (x @ w.T + b).max(1).mean() / rest(x).mean()
     energy = Energy()(outputs(judged)).double().numpy()
-    np.testing.assert_allclose(score(outputs(judged)), energy - alpha * rest(judged.double().numpy()), rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(
+        score(outputs(judged)), energy - alpha * rest(judged.double().numpy()), rtol=1e-4, atol=1e-2
+    )
 
 
 def test_vim_needs_fewer_dimensions_than_features_and_takes_a_head_without_bias():

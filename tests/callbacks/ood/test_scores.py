@@ -95,13 +95,17 @@ def test_feature_scores_rank_as_pytorch_ood_does(score, name, options):
 def test_shapings_give_the_scores_of_pytorch_ood(kind, name, options, their_options, inner):
     theirs, score = detector(name), kind(inner, **options)
     energy = {} if inner is None else {"detector": lambda z: -MSP()(Outputs(z))}
-    theirs = theirs(None, lambda maps: HEAD(maps.flatten(1)), **({"percentile": score.percentile} | their_options | energy))
+    theirs = theirs(
+        None, lambda maps: HEAD(maps.flatten(1)), **({"percentile": score.percentile} | their_options | energy)
+    )
     own, x = 0.05 * clusters(201)[0], 0.05 * torch.cat([clusters(60, seed=1)[0], strangers(60)])
     score.fit(outputs(own), None)
     if kind is ReAct:
         theirs.fit_feature_maps(own[:, :, None, None], torch.zeros(len(own), dtype=torch.int64))
         assert (own <= score.clip).double().mean() == pytest.approx(score.percentile, abs=1e-3)
-    torch.testing.assert_close(score(outputs(x)), -theirs.predict_feature_maps(x[:, :, None, None]), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        score(outputs(x)), -theirs.predict_feature_maps(x[:, :, None, None]), rtol=1e-4, atol=1e-3
+    )
 
 
 # ---------------------------------------------------------------------- larger = more like a node's own

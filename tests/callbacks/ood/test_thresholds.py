@@ -65,7 +65,9 @@ def test_a_score_of_ones_own_may_be_fixed_by_threshold_only():
             return outputs.logits.amax(1)
 
     assert Fixed(Largest(), threshold=1.0).threshold(NONE, NONE) == 1
-    with pytest.raises(UserError, match=r"calibration\.probability: Largest is not a function .*calibration\.threshold"):
+    with pytest.raises(
+        UserError, match=r"calibration\.probability: Largest is not a function .*calibration\.threshold"
+    ):
         Fixed(Largest(), probability=0.9)
 
 
@@ -152,7 +154,10 @@ def test_nothing_else_is_told(calibration):
         (lambda: Fixed(MSP(), probability=1.0), r"calibration\.probability: 1\.0 given; allowed: between 0 and 1"),
         (lambda: Fixed(MSP(), probability=0.0), r"calibration\.probability: 0\.0 given; allowed: between 0 and 1"),
         (lambda: Fixed(MSP(), threshold=math.inf), r"calibration\.threshold: inf given; allowed: a finite number"),
-        (lambda: Youden(MSP(), against="publc"), r"calibration\.against: 'publc' is neither public nor noise\. Did .*'public'"),
+        (
+            lambda: Youden(MSP(), against="publc"),
+            r"calibration\.against: 'publc' is neither public nor noise\. Did .*'public'",
+        ),
     ],
 )
 def test_mistakes_are_refused_with_their_key(make, said):

@@ -43,7 +43,8 @@ def runs(tmp_path):
 def table(runs, baseline="none"):
     head, lines = compare.build_table(compare.gather([str(runs)]), [METRIC], baseline)
     cells = [
-        [*map(str, line[:3]), *("-" if c is None else compare.format_number(METRIC, *c) for c in line[3:])] for line in lines
+        [*map(str, line[:3]), *("-" if c is None else compare.format_number(METRIC, *c) for c in line[3:])]
+        for line in lines
     ]
     return head, cells
 

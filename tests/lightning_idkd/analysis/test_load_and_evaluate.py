@@ -56,7 +56,9 @@ def test_its_rows_are_those_after_the_final_gossip_and_the_last_checkpoints_thos
     after, before = lightning_idkd.load(run), lightning_idkd.load(run, "last.ckpt")
     W = torch.tensor(after.graph.mixing(0).W, dtype=torch.float32)
     torch.testing.assert_close(after.stack.X, W @ W @ before.stack.X, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(after.consensus().network.head.bias, before.stack.X[:, -10:].mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        after.consensus().network.head.bias, before.stack.X[:, -10:].mean(0), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_evaluate_finds_what_the_run_found(run, capsys):
@@ -122,7 +124,10 @@ def test_a_class_without_a_test_image_has_no_accuracy(run, tmp_path, capsys):
 def test_both_aurocs_are_named_for_what_they_compare(run, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     summary = json.loads((run / "summary.json").read_text())
-    assert f"{summary['ood']['auroc']:.3f}" == dict(report.list_results(summary))["AUROC, held-out own against public samples"]
+    assert (
+        f"{summary['ood']['auroc']:.3f}"
+        == dict(report.list_results(summary))["AUROC, held-out own against public samples"]
+    )
     assert main(["evaluate", str(run), "--calibration.score", "Energy"]) == 0
     assert "AUROC, test against public images" in " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert set(NAMES) == {"accuracy", "calibration_error", "auroc_test_against_public"}
@@ -144,7 +149,10 @@ def test_evaluate_on_other_images(run, tmp_path, capsys):
     """The run's own test images, in another order."""
     write_digits(tmp_path)
     summary = json.loads((run / "summary.json").read_text())
-    assert main(["evaluate", str(run), "--json", "--data.private", "ImageFolder", "--data.private.path", str(tmp_path)]) == 0
+    assert (
+        main(["evaluate", str(run), "--json", "--data.private", "ImageFolder", "--data.private.path", str(tmp_path)])
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["accuracy"]["node_mean"] == pytest.approx(summary["accuracy"]["node_mean"])
 
@@ -159,7 +167,9 @@ def test_evaluate_finds_what_a_run_found_whose_network_looks_at_its_batch(tmp_pa
     capsys.readouterr()
     assert main(["evaluate", "--json", str(run)]) == 0
     summary = json.loads((run / "summary.json").read_text())
-    assert json.loads(capsys.readouterr().out)["accuracy"]["node_mean"] == pytest.approx(summary["accuracy"]["node_mean"])
+    assert json.loads(capsys.readouterr().out)["accuracy"]["node_mean"] == pytest.approx(
+        summary["accuracy"]["node_mean"]
+    )
 
 
 def test_evaluate_takes_another_score_but_no_other_training(run, capsys):
@@ -242,7 +252,17 @@ def test_every_file_has_the_permissions_that_the_user_asks_for(tmp_path, monkeyp
     mask = 0o027
     before = os.umask(mask)
     try:
-        short = [*SHORT, "--train.epochs", "1", "--distillation", "null", "--run.dir", str(tmp_path), "--logger.kind", "csv"]
+        short = [
+            *SHORT,
+            "--train.epochs",
+            "1",
+            "--distillation",
+            "null",
+            "--run.dir",
+            str(tmp_path),
+            "--logger.kind",
+            "csv",
+        ]
         assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *short[2:]]) == 0
         made = tmp_path / "ring_digits" / "latest"
         assert main(["evaluate", str(made), "--export", str(tmp_path / "out"), "--per-class"]) == 0
@@ -270,7 +290,11 @@ def test_the_final_table_names_the_score_and_gives_its_threshold_as_a_probabilit
         del ood[older]
     assert dict(report.list_results(summary))["threshold"] == f"{ood['threshold']:.3f}"
     none = dict(report.list_results(summary | {"ood": dict.fromkeys(ood), "exchanges": []}))
-    assert not none.keys() & {"threshold", "public set", "AUROC, held-out own against public samples"}  # nothing was selected
+    assert not none.keys() & {
+        "threshold",
+        "public set",
+        "AUROC, held-out own against public samples",
+    }  # nothing was selected
     assert none["heterogeneity"] == f"{summary['homogeneity']['before']:.3f}"
     assert none.keys() < dict(report.list_results(summary)).keys()
 
@@ -324,7 +348,12 @@ def test_init_writes_an_experiment_that_runs(tmp_path, monkeypatch, capsys):
     assert "cd mine && idkd fit --config config.yaml" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path / "mine")
     monkeypatch.setattr(sys, "path", sys.path[:])
-    assert main(["fit", "--config", "config.yaml", "--train.epochs", "2", "--distillation.start", "1", "--graph.nodes", "4"]) == 0
+    assert (
+        main(
+            ["fit", "--config", "config.yaml", "--train.epochs", "2", "--distillation.start", "1", "--graph.nodes", "4"]
+        )
+        == 0
+    )
     (line,) = (tmp_path / "mine" / "runs" / "mine" / "latest" / "metrics.jsonl").read_text().splitlines()
     found = json.loads(line)
     assert found["spread"] == pytest.approx(found["accuracy/node_max"] - found["accuracy/node_min"])

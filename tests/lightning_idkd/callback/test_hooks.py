@@ -124,7 +124,9 @@ def payloads(tiny, hook):
 
 @pytest.mark.parametrize("base", [Callback, Gossip])
 def test_an_unknown_hook_is_refused_naming_the_nearest(base):
-    with pytest.raises(UserError, match=r"Mine\.on_epoch_finish is not a hook\. Did you mean 'on_epoch_\w+'\?.*on_fit_end"):
+    with pytest.raises(
+        UserError, match=r"Mine\.on_epoch_finish is not a hook\. Did you mean 'on_epoch_\w+'\?.*on_fit_end"
+    ):
         type("Mine", (base,), {"on_epoch_finish": lambda self, run: None})
     with pytest.raises(UserError, match="Did you mean 'on_step_end'"):
         type("Mine", (base,), {"on_step_ended": lambda self, run: None})
@@ -146,7 +148,10 @@ def test_a_wrong_hook_in_a_users_module_is_said_by_the_command_line(tmp_path, mo
         "from lightning_idkd.callback import Callback\nclass Mine(Callback):\n    def on_steps_end(self, run): pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert main(["fit", "--config", str(configs / "ring_digits.yaml"), '--callbacks=[{"class_path": "my_hooks.Mine"}]']) == 2
+    assert (
+        main(["fit", "--config", str(configs / "ring_digits.yaml"), '--callbacks=[{"class_path": "my_hooks.Mine"}]'])
+        == 2
+    )
     assert "on_step_end" in capsys.readouterr().err
 
 
@@ -157,7 +162,9 @@ def test_every_hook_is_called_with_exactly_its_payload(tiny):
     assert {name for name, _ in tiny.called} == set(HOOKS)
     for name, payload in tiny.called:
         assert sorted(payload) == sorted(HOOKS[name])
-    assert [name for name, _ in tiny.hooks].count("on_step_end") == [name for name, _ in tiny.called].count("on_step_end")
+    assert [name for name, _ in tiny.hooks].count("on_step_end") == [name for name, _ in tiny.called].count(
+        "on_step_end"
+    )
 
 
 def test_hooks_come_in_the_order_of_a_run(tiny):

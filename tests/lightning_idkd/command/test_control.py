@@ -35,7 +35,10 @@ def test_the_control_forks_at_the_first_exchange_and_both_are_printed(fit, capfd
              for key, result in (("IDKD", run), ("distillation", other))}  # fmt: skip
     assert rows[1][1:4] == shown["IDKD"]
     assert rows[2][2:5] == shown["distillation"]
-    assert rows[3][:2] == ["difference", f"{100 * (run['accuracy']['node_mean'] - other['accuracy']['node_mean']):+.1f}"]
+    assert rows[3][:2] == [
+        "difference",
+        f"{100 * (run['accuracy']['node_mean'] - other['accuracy']['node_mean']):+.1f}",
+    ]
     # the same command trains nothing that is finished: after the control is lost, it trains the control alone
     made = sorted(path.name for path in (fit.runs / "ring_digits").iterdir())
     (latest(fit.runs, "ring_digits_control") / "summary.json").unlink()
@@ -75,7 +78,9 @@ def test_only_a_control_of_the_same_config_and_start_counts(tmp_path):
 
 
 def test_of_a_fork_at_the_exchange_the_control_starts_where_that_did(tmp_path):
-    config = configure(["--data.private", "Digits", "--distillation", "IDKD", "--distillation.start", "2", "--train.epochs", "4"])
+    config = configure(
+        ["--data.private", "Digits", "--distillation", "IDKD", "--distillation.start", "2", "--train.epochs", "4"]
+    )
     folder = RunFolder.create(tmp_path, 0)
     folder.json("summary.json", {"from": "elsewhere/epoch_2.ckpt"})
     assert control.find_start(folder, config) == "elsewhere/epoch_2.ckpt"

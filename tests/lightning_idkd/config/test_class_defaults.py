@@ -13,7 +13,11 @@ from lightning_idkd.errors import UserError
 
 for plugin in PLUGINS:
     import_module(plugin)
-RULES = {name: cls for name, cls in choices(base_of("gossip")).items() if cls.__module__.startswith("lightning_idkd.callbacks.")}
+RULES = {
+    name: cls
+    for name, cls in choices(base_of("gossip")).items()
+    if cls.__module__.startswith("lightning_idkd.callbacks.")
+}
 OWN = """
 from lightning_idkd import Calibration, Callback
 
@@ -100,7 +104,12 @@ def test_arguments_survive_where_the_same_class_is_named_again_or_none(parse):
             "node.network.width",
             16,
         ),
-        ("node: {network: {class_path: ResNet, init_args: {width: 4}}}", "--node.network ViT", "node.network.width", 128),
+        (
+            "node: {network: {class_path: ResNet, init_args: {width: 4}}}",
+            "--node.network ViT",
+            "node.network.width",
+            128,
+        ),
         (
             "train: {schedule: {class_path: Step, init_args: {warmup: 5}}}",
             "--train.schedule Cosine",

@@ -39,7 +39,9 @@ class Untested(Digits):
 
     def load(self, split, *arguments, **options):
         images = super().load(split, *arguments, **options)
-        return images[((images.labels != 3) & (images.labels != 7)).nonzero()[:, 0].numpy()] if split == "test" else images
+        return (
+            images[((images.labels != 3) & (images.labels != 7)).nonzero()[:, 0].numpy()] if split == "test" else images
+        )
 
 
 class NoScore:
@@ -64,7 +66,9 @@ class Renamed(Digits):
 
     def load(self, split, *arguments, **options):
         images = super().load(split, *arguments, **options)
-        return Images(images.pixels, images.labels, ("zero", *images.classes[1:]) if split == "test" else images.classes)
+        return Images(
+            images.pixels, images.labels, ("zero", *images.classes[1:]) if split == "test" else images.classes
+        )
 
 
 class Scored(Callback):
@@ -160,15 +164,24 @@ class TestMistakes:
             (["--data.public", "Concat", "--data.public.parts", "[]", *UNREAD], ["data.public.parts: [] given"]),
             ([*UNREAD, "--data.private.classes", "[a, a]"], ["data.private.classes: a, a: a class is named twice"]),
             (["--data.channels", "2"], ["data.channels", "1, 3"]),
-            (["--calibration.temperature", "2"], ["Did you mean 'calibration.score.temperature'?", "to be Energy or ODIN"]),
+            (
+                ["--calibration.temperature", "2"],
+                ["Did you mean 'calibration.score.temperature'?", "to be Energy or ODIN"],
+            ),
             (["--calibration.temprature", "2"], ["Did you mean 'calibration.score.temperature'?"]),
             (["--distillation.logit_adjustment", "1"], ["Did you mean 'distillation.tuning.logit_adjustment'?"]),
             (
                 ["--train.epochs", "1", "--distillation.start", "5"],
                 ["distillation.start: 5 is not the only epoch (train.epochs is 1); allowed: a fraction from 0 to"],
             ),
-            (extra(Scored, score="Energi"), ["callbacks.score: there is no class 'Energi'", "Did you mean 'Energy'? Allowed: "]),
-            (["--calibration.score", f"{__name__}.NoScore"], ["there is no class 'test_mistakes.NoScore' of this", "MaxLogit"]),
+            (
+                extra(Scored, score="Energi"),
+                ["callbacks.score: there is no class 'Energi'", "Did you mean 'Energy'? Allowed: "],
+            ),
+            (
+                ["--calibration.score", f"{__name__}.NoScore"],
+                ["there is no class 'test_mistakes.NoScore' of this", "MaxLogit"],
+            ),
             (extra(Scored, score="DSGD"), ["callbacks.score: there is no class 'DSGD'", "MaxLogit"]),
             (["--data.public.sample", "3"], ["data.public.sample:", "'samples'"]),
             (["--train.lr", "0"], ["train.lr", "above 0"]),
@@ -196,7 +209,16 @@ class TestMistakes:
             (["--graph.nodes", "1500"], ["graph.nodes", "1500", "1438"]),
             (["--graph.nodes", "100000"], ["graph.nodes", "10000"]),
             (
-                ["--graph.topology", "Torus", "--graph.topology.rows", "3", "--graph.topology.cols", "5", "--graph.nodes", "16"],
+                [
+                    "--graph.topology",
+                    "Torus",
+                    "--graph.topology.rows",
+                    "3",
+                    "--graph.topology.cols",
+                    "5",
+                    "--graph.nodes",
+                    "16",
+                ],
                 ["graph.topology", "15", "16", "4 x 4"],
             ),
             (["--graph.topology", "Social15", "--graph.nodes", "16"], ["graph.topology", "15", "16"]),
@@ -228,7 +250,10 @@ class TestMistakes:
             (["--gossip", "callbacks.gossip.DSGDD"], ["gossip", "no class 'DSGDD'", "'DSGD'"]),
             (["--gossip", "lightning_idkd.callback.Gossip"], ["gossip", "base class", "DSGD"]),
             (["--gossip.momentum", "1"], ["gossip.momentum", "1.0", "below 1"]),
-            (["--gossip", "LocalSteps", "--gossip.rule", "DSGD", "--gossip.rule.momentum", "1"], ["gossip.rule.momentum: 1.0"]),
+            (
+                ["--gossip", "LocalSteps", "--gossip.rule", "DSGD", "--gossip.rule.momentum", "1"],
+                ["gossip.rule.momentum: 1.0"],
+            ),
             (
                 [
                     "--calibration.score",
@@ -261,7 +286,10 @@ class TestMistakes:
                 ["train.schedule.milestones: 'a' given; allowed: a list, each item a whole number or a number"],
             ),
             (["--distillation.tuning.balanse", "cap"], ["distillation.tuning.balanse", "'balance'"]),
-            (["--calibration.score", "ReAct", "--calibration.score.percentil", "1"], ["'percentile'", "percentile, score."]),
+            (
+                ["--calibration.score", "ReAct", "--calibration.score.percentil", "1"],
+                ["'percentile'", "percentile, score."],
+            ),
             (
                 ["--gossip", "LocalSteps", "--gossip.rule", "LocalSteps", "--gossip.rule.rule", "DSDG"],
                 ["gossip.rule.rule", "no class 'DSDG'", "'DSGD'"],
@@ -273,15 +301,24 @@ class TestMistakes:
                 ],
                 ["calibration.score.scores.score", "no class 'MPS'", "'MSP'"],
             ),
-            (["--graph.topology", "Torus", "--graph.topology.rows", "2", "--graph.topology.cols", "2"], ["graph.topology.rows"]),
-            (["--data.public", "Torchvision", "--data.public.name", "cifar11"], ["data.public.name", "'cifar11'", "'cifar10'"]),
+            (
+                ["--graph.topology", "Torus", "--graph.topology.rows", "2", "--graph.topology.cols", "2"],
+                ["graph.topology.rows"],
+            ),
+            (
+                ["--data.public", "Torchvision", "--data.public.name", "cifar11"],
+                ["data.public.name", "'cifar11'", "'cifar10'"],
+            ),
             (["--callbacks", "[Nois]"], ["callbacks", "no class 'Nois'", "import path"]),
             (
                 ["--data.public", "{class_path: Concat, init_args: {parts: [Nois]}}"],
                 ["data.public.parts", "no class 'Nois'", "'Noise'"],
             ),
             (
-                ["--data.public", "{class_path: Concat, init_args: {parts: [{class_path: Noise, init_args: {sample: 3}}]}}"],
+                [
+                    "--data.public",
+                    "{class_path: Concat, init_args: {parts: [{class_path: Noise, init_args: {sample: 3}}]}}",
+                ],
                 ["data.public.parts.sample", "'samples'"],
             ),
             (
@@ -289,7 +326,10 @@ class TestMistakes:
                 ["calibration.score.scores", "no class 'Energi'", "'Energy'"],
             ),
             (["--calibration", "null"], ["calibration", "IDKD", "Youden"]),
-            (["--data.private", "FashionMNIST"], ["data.private", "FashionMNIST", "Torchvision, with name 'fashion_mnist'"]),
+            (
+                ["--data.private", "FashionMNIST"],
+                ["data.private", "FashionMNIST", "Torchvision, with name 'fashion_mnist'"],
+            ),
             (["--gossip", "LocalSteps", "--gossip.momentum", "0.5"], ["LocalSteps", "'gossip.rule.momentum'", "DSGD"]),
             (["--callbacks", "mine"], ["callbacks: 'mine'", "allowed: a list, such as '[{class_path: "]),
             (["--callbacks", "[3]"], ["callbacks: 3 given", "import path"]),
@@ -305,7 +345,10 @@ class TestMistakes:
             (["--run.resume", "true"], ["run.resume: 'true'", "allowed: auto, null, a run folder"]),
             (["--calibration", "Fixed", "--calibration.threshold", ".nan"], ["calibration.threshold", "nan", "finite"]),
             (["--distillation.start", ".nan"], ["distillation.start", "nan"]),
-            (["--train.schedule.warmup", "2", "--train.schedule.milestones", "[9]"], ["train.schedule.milestones", "9", "5"]),
+            (
+                ["--train.schedule.warmup", "2", "--train.schedule.milestones", "[9]"],
+                ["train.schedule.milestones", "9", "5"],
+            ),
             (["--train.schedule.warmup", "-3"], ["train.schedule.warmup", "-3"]),
             (["--train.lr", ".inf"], ["train.lr", "inf"]),
             (["--seed", "-1"], ["seed", "-1"]),
@@ -335,7 +378,10 @@ class TestMistakes:
         [
             (b"run: {name: M\xfcller}", ["bad.yaml", "no UTF-8 text", "0xfc"]),
             (b"seed: 1\n train: {lr: 3}", ["bad.yaml', line 2", "mapping values are not allowed here"]),
-            (b"seed: 1\ngossip: {class_path: DSGD, init_args: {momentum: 0.9}\n", ["bad.yaml', line 3", "flow mapping"]),
+            (
+                b"seed: 1\ngossip: {class_path: DSGD, init_args: {momentum: 0.9}\n",
+                ["bad.yaml', line 3", "flow mapping"],
+            ),
             (b"train:\n", ["bad.yaml' has nothing below train"]),
             (b"seed: 1\ngraph: 3\n", ["bad.yaml' has only '3' below graph"]),
             (b"- seed: 1\n", ["bad.yaml' holds a list"]),
@@ -449,18 +495,26 @@ class TestMistakes:
         from lightning_idkd.records import run_folder
 
         def save(part):
-            raise RuntimeError("[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed writing file data/3")
+            raise RuntimeError(
+                "[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed writing file data/3"
+            )
 
         for free, said in ((0, "No space left on device"), (2**30, "writing failed")):
             monkeypatch.setattr(errors.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
             with pytest.raises(UserError) as e:
                 run_folder.write(tmp_path / "last.ckpt", save)
-            assert str(e.value) == f"run.dir: cannot write '{tmp_path}/last.ckpt' ({said}); what was there before is intact"
+            assert (
+                str(e.value)
+                == f"run.dir: cannot write '{tmp_path}/last.ckpt' ({said}); what was there before is intact"
+            )
 
     def test_grey_images_for_a_network_of_three_channels_are_told_with_the_key(self, fit, capsys):
         network = ("--node.network", "TorchModule", "--node.network.path", "torchvision.models.squeezenet1_1")
         assert fit(*network, "--data.image_size", "32") == 2
-        assert "These images are grey; if the network takes three channels, set data.channels to 3." in capsys.readouterr().err
+        assert (
+            "These images are grey; if the network takes three channels, set data.channels to 3."
+            in capsys.readouterr().err
+        )
 
     def test_classes_without_test_images_are_said(self, fit, capsys):
         assert fit("--data.private", f"{__name__}.Untested", "--train.epochs", "1", "--distillation", "null") == 0
@@ -470,7 +524,9 @@ class TestMistakes:
         from lightning_idkd.config.parse import configure
         from lightning_idkd.training.build import private_images
 
-        grey, colour = (private_images(configure(["--data.private", "Digits", *more])) for more in ([], ["--data.channels", "3"]))
+        grey, colour = (
+            private_images(configure(["--data.private", "Digits", *more])) for more in ([], ["--data.channels", "3"])
+        )
         assert (grey.channels, colour.channels) == (1, 3)
         assert torch.equal(colour.pixels, grey.pixels.expand(-1, 3, -1, -1))
 
@@ -506,8 +562,13 @@ class TestMistakes:
 
     @pytest.mark.slow
     def test_help_and_a_misspelt_key_load_nothing_heavy(self, configs):
-        for arguments in (["fit", "--help"], ["fit", "--config", str(configs / "ring_digits.yaml"), "--train.lrr", "1"]):
-            probe = f"import sys; from lightning_idkd.cli import main; main({arguments!r}); print('torch' in sys.modules)"
+        for arguments in (
+            ["fit", "--help"],
+            ["fit", "--config", str(configs / "ring_digits.yaml"), "--train.lrr", "1"],
+        ):
+            probe = (
+                f"import sys; from lightning_idkd.cli import main; main({arguments!r}); print('torch' in sys.modules)"
+            )
             said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
             assert said.splitlines()[-1] == "False"
 
@@ -551,7 +612,10 @@ class TestTextsOfJsonargparse:
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [
-            ('Parser key "train.lr":\n  Expected type: float. Got value: abc', "train.lr: 'abc' given; allowed: a number"),
+            (
+                'Parser key "train.lr":\n  Expected type: float. Got value: abc',
+                "train.lr: 'abc' given; allowed: a number",
+            ),
             (
                 "Parser key \"graph.weights\":\n  Expected type: Literal['metropolis', 'uniform']. Got value: metropolys",
                 "graph.weights: 'metropolys' given. Did you mean 'metropolis'? Allowed: metropolis, uniform, ",
@@ -584,7 +648,9 @@ class TestDamagedRuns:
     """Runs whose files somebody cut or lost."""
 
     @pytest.mark.parametrize("option", ["--run.resume", "--run.from"])
-    @pytest.mark.parametrize(("name", "content"), [("config.yaml", "gossip: ["), ("config.yaml", ""), ("partition.json", "{")])
+    @pytest.mark.parametrize(
+        ("name", "content"), [("config.yaml", "gossip: ["), ("config.yaml", ""), ("partition.json", "{")]
+    )
     def test_the_file_is_named(self, fit, capsys, option, name, content):
         assert fit("--run.until", "1") == 0
         folder = latest(fit.runs)

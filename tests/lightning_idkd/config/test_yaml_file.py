@@ -56,7 +56,12 @@ def test_every_config_that_a_run_writes_reads_back_equal(tmp_path):
                     "init_args": {"path": text, "image": text, "classes": [text, f"{text}2"]},
                 },
             },
-            "node": {"network": {"class_path": "TorchModule", "init_args": {"path": "a.b", "arguments": {"x": text, "y": 0.5}}}},
+            "node": {
+                "network": {
+                    "class_path": "TorchModule",
+                    "init_args": {"path": "a.b", "arguments": {"x": text, "y": 0.5}},
+                }
+            },
             "logger": {"project": text, "group": text},
             "run": {"name": name, "dir": text},
         }
@@ -133,19 +138,30 @@ again: *base
     ("given", "expected"),
     [
         ({"train.lr": 0.5, "train": {"epochs": 4}}, {"train": {"lr": 0.5, "epochs": 4}}),
-        ({"gossip.momentum": 0.5, "gossip": "DSGD"}, {"gossip": {"class_path": ".DSGD", "init_args": {"momentum": 0.5}}}),
+        (
+            {"gossip.momentum": 0.5, "gossip": "DSGD"},
+            {"gossip": {"class_path": ".DSGD", "init_args": {"momentum": 0.5}}},
+        ),
         (
             {"gossip.momentum": 0.5, "gossip": {"class_path": "DSGD", "init_args": {"nesterov": True}}},
             {"gossip": {"class_path": ".DSGD", "init_args": {"momentum": 0.5, "nesterov": True}}},
         ),
         (
             {"gossip.rule.momentum": 0.5, "gossip.rule": "DSGD", "gossip": "LocalSteps", "gossip.every": 3},
-            {"gossip": {"class_path": ".LocalSteps", "init_args": {"every": 3, "rule": {"init_args": {"momentum": 0.5}}}}},
+            {
+                "gossip": {
+                    "class_path": ".LocalSteps",
+                    "init_args": {"every": 3, "rule": {"init_args": {"momentum": 0.5}}},
+                }
+            },
         ),
         ({"data": {"private.limit": 50, "private": "Digits"}}, {"data": {"private": {"init_args": {"limit": 50}}}}),
         ({"data": {"validation": 0.3}, "data.private.limit": 50}, {"data": {"private": {"init_args": {"limit": 50}}}}),
         ({"run.keep": [1], "run": {"threads": 1}}, {"run": {"keep": [1], "threads": 1}}),
-        ({"train.schedule.gamma": 0.5, "train": {"schedule": "Step"}}, {"train": {"schedule": {"init_args": {"gamma": 0.5}}}}),
+        (
+            {"train.schedule.gamma": 0.5, "train": {"schedule": "Step"}},
+            {"train": {"schedule": {"init_args": {"gamma": 0.5}}}},
+        ),
     ],
     ids=str,
 )

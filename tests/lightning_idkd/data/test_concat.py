@@ -25,7 +25,9 @@ class Plain(Source):
 
     def read(self, split, size, key):
         shape = (self.side, self.side, 3) if self.colour else (self.side, self.side)
-        return self.names, ((np.full(shape, max(label, 0) + 100 * self.colour, np.uint8), label) for label in self.labels)
+        return self.names, (
+            (np.full(shape, max(label, 0) + 100 * self.colour, np.uint8), label) for label in self.labels
+        )
 
 
 def load(*parts, split="train", size=None, channels=None):

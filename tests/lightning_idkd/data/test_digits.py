@@ -114,8 +114,12 @@ def test_glyphs_have_no_test_split():
 
 
 def test_what_is_skipped_is_what_another_source_has_by_its_limit():
-    few, others, some = (Digits(**part).load("train") for part in ({"limit": 100}, {"skip": 100}, {"skip": 100, "limit": 50}))
-    of = [{image.tobytes() for image in images.pixels.numpy()} for images in (few, others, some, Digits().load("train"))]
+    few, others, some = (
+        Digits(**part).load("train") for part in ({"limit": 100}, {"skip": 100}, {"skip": 100, "limit": 50})
+    )
+    of = [
+        {image.tobytes() for image in images.pixels.numpy()} for images in (few, others, some, Digits().load("train"))
+    ]
     assert (len(few), len(others), len(some)) == (100, 1338, 50)
     assert not of[0] & of[1]
     assert of[0] | of[1] == of[3]

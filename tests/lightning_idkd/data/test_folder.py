@@ -34,10 +34,16 @@ def load(root, split="train", key="data.private", **arguments):
 
 
 def test_classes_and_files_are_in_sorted_order(tmp_path):
-    write(tmp_path, "train/dog/b.png", "train/cat/2.png", "train/dog/a.bmp", "train/cat/10.PNG", "train/ant/deep/er.tif")
+    write(
+        tmp_path, "train/dog/b.png", "train/cat/2.png", "train/dog/a.bmp", "train/cat/10.PNG", "train/ant/deep/er.tif"
+    )
     write(tmp_path, "test/dog/x.png", "test/cat/x.png", "test/ant/x.png")
     train, test = load(tmp_path), load(tmp_path, "test")
-    assert (train.classes, train.labels.tolist(), levels(train)) == (("ant", "cat", "dog"), [0, 1, 1, 2, 2], [5, 4, 2, 3, 1])
+    assert (train.classes, train.labels.tolist(), levels(train)) == (
+        ("ant", "cat", "dog"),
+        [0, 1, 1, 2, 2],
+        [5, 4, 2, 3, 1],
+    )
     assert (test.classes, test.labels.tolist(), levels(test)) == (("ant", "cat", "dog"), [0, 1, 2], [3, 2, 1])
 
 
@@ -72,13 +78,17 @@ def test_keys_choose_among_the_folders(tmp_path):
     chosen = {"train_split": "more", "test_split": "val"}
     assert [levels(load(tmp_path, split, **chosen)) for split in ("train", "test")] == [[2], [4]]
     for split in ("train", "test"):
-        with pytest.raises(UserError, match=rf"no x folder with {split} images; it has more, test, train, val \(.*{split}_split"):
+        with pytest.raises(
+            UserError, match=rf"no x folder with {split} images; it has more, test, train, val \(.*{split}_split"
+        ):
             load(tmp_path, split, train_split="x", test_split="x")
 
 
 def test_an_unlabelled_test_folder_is_refused_with_the_labelled_ones_and_their_key(tmp_path):
     write(tmp_path, "train/a/1.png", "train/b/2.png", "test/3.png", "val/a/4.png", "val/b/5.png", "extra/6.png")
-    with pytest.raises(UserError, match=r"no class folders; set data\.private\.test_split to a folder with class folders: val$"):
+    with pytest.raises(
+        UserError, match=r"no class folders; set data\.private\.test_split to a folder with class folders: val$"
+    ):
         load(tmp_path, "test")
     assert load(tmp_path, "test", test_split="val").labels.tolist() == [0, 1]
 
@@ -98,7 +108,9 @@ def test_linked_folders_and_files_are_read_and_a_link_to_nothing_is_named(tmp_pa
     images = load(tmp_path / "set")
     assert (images.classes, levels(images)) == (("a", "b"), [1, 2])
     (tmp_path / "elsewhere" / "2.png").unlink()
-    with pytest.raises(UserError, match=r"^data\.private: '.*/train/b/2\.png' cannot be read \(No such file or directory\)$"):
+    with pytest.raises(
+        UserError, match=r"^data\.private: '.*/train/b/2\.png' cannot be read \(No such file or directory\)$"
+    ):
         load(tmp_path / "set")
 
 
@@ -237,10 +249,14 @@ def test_a_missing_folder_is_refused(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "gif", "bmp", "tif", "webp", "ppm"])
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:40] + b"\xff" * 20 + b[60:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:40] + b"\xff" * 20 + b[60:]]
+)
 def test_a_broken_file_is_named_with_its_path(tmp_path, ending, damage):
     for name in ("1", "2"):
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"{name}.{ending}")
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).save(
+            tmp_path / f"{name}.{ending}"
+        )
     file = tmp_path / f"2.{ending}"
     file.write_bytes(damage(file.read_bytes()))
     try:
@@ -248,7 +264,9 @@ def test_a_broken_file_is_named_with_its_path(tmp_path, ending, damage):
     except UserError as error:
         assert str(error).startswith(f"data.public: '{file}' cannot be decoded: ")  # noqa: PT017
     else:
-        assert damage(bytes(range(100))) == bytes(range(40)) + b"\xff" * 20 + bytes(range(60, 100))  # pixels, not structure
+        assert damage(bytes(range(100))) == bytes(range(40)) + b"\xff" * 20 + bytes(
+            range(60, 100)
+        )  # pixels, not structure
 
 
 def test_a_folder_is_chosen_on_the_command_line():

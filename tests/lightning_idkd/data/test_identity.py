@@ -60,7 +60,9 @@ def test_only_the_sets_that_count_are_compared_and_the_public_one_without_its_la
     identity.check(now, before, ("train",), "runs/x")
     identity.check(now, None, ("train", "test"), "runs/x")
     for name, key in (("test", "data.private: the test images"), ("public", "data.public: the images")):
-        with pytest.raises(UserError, match=rf"^{key} are not those of 'runs/x' \(other pixels, .*\); its files have changed$"):
+        with pytest.raises(
+            UserError, match=rf"^{key} are not those of 'runs/x' \(other pixels, .*\); its files have changed$"
+        ):
             identity.check(now, before, ("train", name), "runs/x")
 
 
@@ -77,7 +79,9 @@ def test_a_test_part_may_lack_classes_but_has_no_others():
     assert identity.renumber(test, ("a", "b", "c"), "the test part").labels.tolist() == [2, 0]
     unused = images((0, 0), ("c", "x"))
     assert identity.renumber(unused, ("a", "b", "c"), "the test part").labels.tolist() == [2, 2]
-    with pytest.raises(UserError, match=r"^the test part has classes that are not trained on: x and lacks a; trained on: a, c$"):
+    with pytest.raises(
+        UserError, match=r"^the test part has classes that are not trained on: x and lacks a; trained on: a, c$"
+    ):
         identity.renumber(images((0, 1), ("c", "x")), ("a", "c"), "the test part")
 
 

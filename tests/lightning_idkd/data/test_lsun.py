@@ -16,7 +16,10 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
 
 
 def write(root, category, pictures, part="val"):
-    with lmdb.open(str(root / f"{category}_{part}_lmdb"), map_size=1 << 20) as database, database.begin(write=True) as writing:
+    with (
+        lmdb.open(str(root / f"{category}_{part}_lmdb"), map_size=1 << 20) as database,
+        database.begin(write=True) as writing,
+    ):
         for i, picture in enumerate(pictures):
             writing.put(f"{i:04}".encode(), picture)
 

@@ -64,7 +64,9 @@ def test_the_kinds_differ():
     assert (load("uniform").pixels == load("gaussian").pixels).double().mean() < 0.02
 
 
-@pytest.mark.parametrize(("size", "channels", "shape"), [(None, None, (3, 32, 32)), (8, 1, (1, 8, 8)), (48, 3, (3, 48, 48))])
+@pytest.mark.parametrize(
+    ("size", "channels", "shape"), [(None, None, (3, 32, 32)), (8, 1, (1, 8, 8)), (48, 3, (3, 48, 48))]
+)
 def test_images_have_the_size_and_channels_asked_for_and_no_labels(size, channels, shape):
     images = load("uniform", 3, size, channels)
     assert images.pixels.shape == (3, *shape)

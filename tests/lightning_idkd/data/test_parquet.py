@@ -94,7 +94,9 @@ def test_several_configurations_are_named_with_the_key_that_chooses(tmp_path):
     refused(r"^data\.private\.config_name: '.*' holds several configurations; set it to one of coarse, fine$", tmp_path)
     assert levels(load(tmp_path, config_name="fine")) == [2]
     assert levels(load(tmp_path, "test", config_name="coarse")) == [3]
-    refused(r"config_name: .* no folder 'fin'\. Did you mean 'fine'\? Allowed: coarse, fine$", tmp_path, config_name="fin")
+    refused(
+        r"config_name: .* no folder 'fin'\. Did you mean 'fine'\? Allowed: coarse, fine$", tmp_path, config_name="fin"
+    )
 
 
 def test_files_of_the_folder_itself_come_before_those_of_configurations(tmp_path):
@@ -112,8 +114,13 @@ def test_files_of_the_folder_itself_come_before_those_of_configurations(tmp_path
 def test_keys_choose_among_the_stored_splits(tmp_path, train, test, splits):
     of_level(tmp_path / train, 1)
     of_level(tmp_path / test, 2)
-    refused(rf"^data\.private\.path: no train images in .*; its splits: {splits} \(data\.private\.train_split chooses", tmp_path)
-    chosen = {k: name.split("-")[0].split("/")[0].split(".")[0] for k, name in (("train_split", train), ("test_split", test))}
+    refused(
+        rf"^data\.private\.path: no train images in .*; its splits: {splits} \(data\.private\.train_split chooses",
+        tmp_path,
+    )
+    chosen = {
+        k: name.split("-")[0].split("/")[0].split(".")[0] for k, name in (("train_split", train), ("test_split", test))
+    }
     assert levels(load(tmp_path, **chosen)) == [1]
     assert levels(load(tmp_path, "test", **chosen)) == [2]
 
@@ -151,7 +158,10 @@ def test_shards_may_be_numbered_from_one_or_freely(tmp_path, names):
 def test_other_kinds_of_folders_are_pointed_to_what_reads_them(tmp_path):
     (tmp_path / "images" / "train" / "cat").mkdir(parents=True)
     (tmp_path / "images" / "train" / "cat" / "1.png").write_bytes(png(pictures(1)[0]))
-    refused(r"holds no train-\*\.parquet; it holds image files, which data\.private: ImageFolder reads$", tmp_path / "images")
+    refused(
+        r"holds no train-\*\.parquet; it holds image files, which data\.private: ImageFolder reads$",
+        tmp_path / "images",
+    )
     (tmp_path / "arrow" / "train").mkdir(parents=True)
     (tmp_path / "arrow" / "train" / "data-00000-of-00001.arrow").write_bytes(b"")
     refused(r"it holds arrow files; store the set by to_parquet of datasets$", tmp_path / "arrow")
@@ -183,7 +193,9 @@ def test_a_file_in_place_of_its_folder_is_said(tmp_path):
 # --- shards that differ
 
 
-@pytest.mark.parametrize("cut", [lambda b: b"", lambda b: b[:-30], lambda b: b[:99], lambda b: b[:8] + b"\0" * 40 + b[48:]])
+@pytest.mark.parametrize(
+    "cut", [lambda b: b"", lambda b: b[:-30], lambda b: b[:99], lambda b: b[:8] + b"\0" * 40 + b[48:]]
+)
 def test_a_later_shard_that_is_damaged_is_named(tmp_path, cut):
     of_level(tmp_path / "train-00000-of-00002.parquet", 1)
     file = of_level(tmp_path / "train-00001-of-00002.parquet", 2)
@@ -194,7 +206,10 @@ def test_a_later_shard_that_is_damaged_is_named(tmp_path, cut):
 def test_a_later_shard_without_the_column_is_named_with_both_columns(tmp_path):
     of_level(tmp_path / "train-0.parquet", 1)
     of_level(tmp_path / "train-1.parquet", 2, image="img")
-    refused(r"\.path: 'train-1\.parquet' has no column 'image', which 'train-0\.parquet' has; its columns: img, label$", tmp_path)
+    refused(
+        r"\.path: 'train-1\.parquet' has no column 'image', which 'train-0\.parquet' has; its columns: img, label$",
+        tmp_path,
+    )
     of_level(tmp_path / "train-1.parquet", 2, label="fine_label")
     images = load(tmp_path, key="data.public")
     assert (levels(images), images.labels.tolist()) == ([1, 2], [0, -1])
@@ -208,11 +223,15 @@ def test_classes_in_another_order_are_matched_by_name_and_mentioned(tmp_path):
     images = load(tmp_path)
     assert images.classes == ("cat", "dog", "emu")
     assert labels_by_name(images) == ["cat", "dog", "emu", "emu", "cat", "dog"]
-    assert images.notes == (": 'train-1.parquet' lists its classes in another order than 'train-0.parquet'; labels go by name",)
+    assert images.notes == (
+        ": 'train-1.parquet' lists its classes in another order than 'train-0.parquet'; labels go by name",
+    )
     assert load(tmp_path).notes == images.notes  # from the cache
 
 
-@pytest.mark.parametrize(("names", "has"), [(["cat", "fox"], "names the classes cat, fox"), (None, "has no class names")])
+@pytest.mark.parametrize(
+    ("names", "has"), [(["cat", "fox"], "names the classes cat, fox"), (None, "has no class names")]
+)
 def test_other_classes_in_a_later_shard_leave_it_unlabelled_with_the_file_named(tmp_path, names, has):
     of_level(tmp_path / "train-0.parquet", 1, 2, names=["cat", "dog"])
     of_level(tmp_path / "train-1.parquet", 3, names=names)
@@ -304,7 +323,9 @@ def test_numbers_in_one_shard_and_texts_in_another_are_not_mixed(tmp_path):
     table(tmp_path / "train-1.parquet", ["0", "1"])
     images = load(tmp_path)
     assert images.labels.tolist() == [0, 1, -1, -1]
-    assert images.unlabelled == ".path: column 'label' holds numbers in 'train-0.parquet' and texts in 'train-1.parquet'"
+    assert (
+        images.unlabelled == ".path: column 'label' holds numbers in 'train-0.parquet' and texts in 'train-1.parquet'"
+    )
 
 
 def test_class_names_are_equal_whatever_form_of_unicode_wrote_them(tmp_path):
@@ -355,7 +376,9 @@ def test_an_image_beside_the_table_is_looked_for_there_and_not_in_the_working_fo
     for level, name in ((1, "data/1.png"), (2, "images/2.png")):
         (tmp_path / name).write_bytes(png(np.full((2, 2), level, np.uint8)))
     assert levels(load(tmp_path)) == [1, 2]
-    (tmp_path / "data" / "1.png").write_bytes(png(np.full((2, 2), 3, np.uint8)))  # which no file of the set's tables says
+    (tmp_path / "data" / "1.png").write_bytes(
+        png(np.full((2, 2), 3, np.uint8))
+    )  # which no file of the set's tables says
     assert levels(load(tmp_path)) == [3, 2]
 
 
@@ -398,7 +421,10 @@ def test_the_labelled_splits_are_named_with_their_key(tmp_path):
     assert source.labelled_splits("test", None, "data.private") == "no other split has labels"
     of_level(tmp_path / "validation-0.parquet", 3, names=["a", "b"])
     of_level(tmp_path / "extra-0.parquet", 4, labels=[-1], names=["a", "b"])
-    assert source.labelled_splits("test", None, "data.private") == "set data.private.test_split to a labelled split: validation"
+    assert (
+        source.labelled_splits("test", None, "data.private")
+        == "set data.private.test_split to a labelled split: validation"
+    )
 
 
 def test_a_folder_that_may_not_be_read_is_one_sentence(tmp_path, monkeypatch):

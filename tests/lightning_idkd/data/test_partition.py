@@ -216,7 +216,9 @@ def test_an_alpha_that_leaves_nodes_empty_is_refused_with_one_that_works():
 
 
 def test_two_classes_on_ten_nodes_are_refused_not_tried_for_ever():
-    with pytest.raises(UserError, match=r"data\.partition\.alpha: 0\.01 leaves .* the smallest alpha that worked is 0\.\d+"):
+    with pytest.raises(
+        UserError, match=r"data\.partition\.alpha: 0\.01 leaves .* the smallest alpha that worked is 0\.\d+"
+    ):
         partition(QGMDirichlet(0.01), np.repeat([0, 1], 500), 10, seed=0)
 
 

@@ -29,7 +29,9 @@ def test_every_sample_is_at_exactly_one_node_and_the_seed_says_which(rule, nodes
 
 
 def test_shards_give_equal_sizes_and_few_classes():
-    histogram = partition(Shards(2), balanced(), 10, 0).histogram  # 20 shards of 250 in 10 classes of 500: none has two classes
+    histogram = partition(
+        Shards(2), balanced(), 10, 0
+    ).histogram  # 20 shards of 250 in 10 classes of 500: none has two classes
     assert set(histogram.sum(1)) == {500}
     assert set(np.unique(histogram)) <= {0, 250, 500}
     assert (histogram > 0).sum(1).max() == 2
@@ -60,7 +62,9 @@ def test_every_node_holds_its_number_of_classes_and_every_class_as_many_nodes(no
 @pytest.mark.parametrize("alpha", [0.5, 5.0])
 def test_node_sizes_have_the_moments_of_the_distribution(alpha):
     n = 5
-    sizes = [[len(p) / 5000 for p in QuantitySkew(alpha).split(balanced(), n, np.random.default_rng(s))] for s in range(400)]
+    sizes = [
+        [len(p) / 5000 for p in QuantitySkew(alpha).split(balanced(), n, np.random.default_rng(s))] for s in range(400)
+    ]
     expected = (1 / n) * (1 - 1 / n) / (n * alpha + 1)
     assert np.mean(sizes) == pytest.approx(1 / n)
     assert np.var(sizes) == pytest.approx(expected, rel=0.1)
@@ -204,7 +208,9 @@ def test_a_mistake_is_named_with_its_key_and_what_is_allowed(build, message):
 
 
 def test_sizes_too_skewed_are_refused_with_an_alpha_that_works():
-    with pytest.raises(UserError, match=r"data\.partition\.alpha: 0\.001 leaves .* the smallest alpha that worked is 0\.\d+"):
+    with pytest.raises(
+        UserError, match=r"data\.partition\.alpha: 0\.001 leaves .* the smallest alpha that worked is 0\.\d+"
+    ):
         partition(QuantitySkew(0.001), np.zeros(1000, int), 16, 0)
 
 

@@ -264,7 +264,9 @@ def test_warnings_while_decoding_are_counted_in_one_note(monkeypatch):
     (note,) = images.notes
     assert note.startswith(": 3 warnings while decoding, the first: Image size (16 pixels) exceeds limit of 15 pixels")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)
-    with pytest.raises(UserError, match=r"image 0 of split 'train' cannot be decoded: Image size \(16 pixels\) exceeds"):
+    with pytest.raises(
+        UserError, match=r"image 0 of split 'train' cannot be decoded: Image size \(16 pixels\) exceeds"
+    ):
         Given([png(a) for a in pictures(3)]).load("train")
 
 
@@ -354,7 +356,11 @@ def test_all_selections_of_classes_share_one_cache_file(cache):
 @pytest.mark.parametrize(
     ("names", "only", "said"),
     [
-        (("airplane", "ship"), ["shop"], r"this set has no class 'shop'\. Did you mean 'ship'\? It has: airplane, ship$"),
+        (
+            ("airplane", "ship"),
+            ["shop"],
+            r"this set has no class 'shop'\. Did you mean 'ship'\? It has: airplane, ship$",
+        ),
         (("airplane", "ship"), ["ship", "ship"], r"ship, ship: a class is named twice$"),
         (("airplane", "ship"), [], r"\[\] given; allowed: one class or more, or null for all$"),
         (("airplane", "ship", "void"), ["void"], r"split 'train' has no images of void$"),
@@ -631,7 +637,9 @@ def hub(monkeypatch):
         served["name"] = name
         kinds = datasets.Features({"img": datasets.Image(), "kind": datasets.Value(served.get("type", "int64"))})
         rows = served["rows"]
-        splits = {split: datasets.IterableDataset.from_generator(lambda: rows(), features=kinds) for split in served["splits"]}
+        splits = {
+            split: datasets.IterableDataset.from_generator(lambda: rows(), features=kinds) for split in served["splits"]
+        }
         return datasets.IterableDatasetDict(splits)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -657,8 +665,12 @@ def test_splits_and_configuration_of_a_hub_set_are_chosen_by_keys(hub):
 
 
 def test_several_configurations_of_a_hub_set_are_named_with_their_key(hub):
-    hub["rows"] = ValueError("Config name is missing.\nPlease pick one among the available configs: ['coarse', 'fine']\nExample")
-    with pytest.raises(UserError, match=r"^data\.private\.config_name: 'somebody/some' .*; set it to one of coarse, fine$"):
+    hub["rows"] = ValueError(
+        "Config name is missing.\nPlease pick one among the available configs: ['coarse', 'fine']\nExample"
+    )
+    with pytest.raises(
+        UserError, match=r"^data\.private\.config_name: 'somebody/some' .*; set it to one of coarse, fine$"
+    ):
         HuggingFace("somebody/some").load("train")
 
 

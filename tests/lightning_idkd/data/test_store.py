@@ -115,7 +115,9 @@ def test_targets_of_distilled_samples_are_scaled_by_their_weight(weight, confide
 
 
 def test_sure_labels_weigh_one_and_uniform_ones_nothing():
-    given = Labels(torch.arange(2), torch.stack([torch.eye(K, dtype=torch.float64)[1], torch.full((K,), 1 / K).double()]))
+    given = Labels(
+        torch.arange(2), torch.stack([torch.eye(K, dtype=torch.float64)[1], torch.full((K,), 1 / K).double()])
+    )
     s = tuned([given, soft(), soft()], confidence=True)
     np.testing.assert_allclose(of(s, 0)[5:], [[0, 1, 0], [0, 0, 0]], atol=1e-15)
 
@@ -141,7 +143,9 @@ def test_logit_adjustment_offsets_private_samples_by_the_log_of_their_nodes_labe
     assert (temperature == 1).all()
     for i, own in enumerate(TRAIN):
         counts = np.bincount(np.array(own) % K, minlength=K) + 1
-        expected = [share * np.log(counts / counts.sum()) if p < len(own) else np.zeros(K) for p in positions[i].tolist()]
+        expected = [
+            share * np.log(counts / counts.sum()) if p < len(own) else np.zeros(K) for p in positions[i].tolist()
+        ]
         np.testing.assert_allclose(offset[i], expected, rtol=1e-12)
 
 

@@ -54,7 +54,9 @@ def write_cifar(kind, root, patch):
 
     parts = [slice(0, 5)] if fine else [slice(i, i + 1) for i in range(5)]
     labels = [3, 0, 9, 1, 1]
-    files = [write(name, batch(train[part], labels[part])) for (name, _), part in zip(kind.train_list, parts, strict=True)]
+    files = [
+        write(name, batch(train[part], labels[part])) for (name, _), part in zip(kind.train_list, parts, strict=True)
+    ]
     patch.setattr(kind, "train_list", files)
     patch.setattr(kind, "test_list", [write(kind.test_list[0][0], batch(test, [2, 0]))])
     meta = write(kind.meta["filename"], {kind.meta["key"]: names, "coarse_label_names": ["all"]})
@@ -164,7 +166,9 @@ def test_missing_files_are_explained(name, tmp_path):
         Torchvision(name, str(tmp_path), download=False).load("train", key="data.public")
 
 
-@pytest.mark.parametrize("name", sorted(set(SETS) - {"places365"}))  # which asks for its lists before it looks for a network
+@pytest.mark.parametrize(
+    "name", sorted(set(SETS) - {"places365"})
+)  # which asks for its lists before it looks for a network
 def test_a_download_without_a_network_is_explained_in_one_line(name, tmp_path):
     with pytest.raises(UserError, match=r"^data\.private\.path: .* cannot be downloaded \(") as told:
         Torchvision(name, str(tmp_path)).load("train")
@@ -197,7 +201,9 @@ def test_a_broken_file_is_named(name, tmp_path, monkeypatch):
 
 
 def test_a_wrong_name_is_told_with_the_nearest():
-    with pytest.raises(UserError, match=r"no set 'cifar-100'\. Did you mean 'cifar100'\? Allowed: cifar10, .*, places365"):
+    with pytest.raises(
+        UserError, match=r"no set 'cifar-100'\. Did you mean 'cifar100'\? Allowed: cifar10, .*, places365"
+    ):
         Torchvision("cifar-100")
 
 

@@ -33,7 +33,9 @@ def test_a_distilled_set_is_walked_from_its_first_step_on():
     s.distil(DISTILLED, step=6)
     assert s.sizes == [8, 3, 9]
     order = s.order(6, 9)  # 36 positions
-    assert [sorted(walk[:size].tolist()) for walk, size in zip(order, s.sizes, strict=True)] == [list(range(n)) for n in s.sizes]
+    assert [sorted(walk[:size].tolist()) for walk, size in zip(order, s.sizes, strict=True)] == [
+        list(range(n)) for n in s.sizes
+    ]
     assert torch.equal(s.order(8, 7), order[:, 8:])
     middle = order[1]
     s.distil(DISTILLED, step=6)
@@ -132,7 +134,9 @@ def test_what_the_cap_leaves_out_is_drawn_by_seed_node_and_exchange():
     assert left(s, 0) == sorted(left(s, 0))
     assert left(s, 0) != left(s, 1)
     assert left(s, 0) != left(other, 0)
-    part = Store(noise(18), noise(5), noise(20, seed=1), split(), range(1, 3), batch=4, tuning=FineTuning(balance="cap"))
+    part = Store(
+        noise(18), noise(5), noise(20, seed=1), split(), range(1, 3), batch=4, tuning=FineTuning(balance="cap")
+    )
     part.distil([given] * 2, 0)
     assert left(part, 0) == left(s, 1)  # in another process
     first = [left(s, i) for i in range(3)]
@@ -172,7 +176,9 @@ def test_draws_keep_the_private_share_and_are_balanced_on_either_side():
         for part, side in ((walk[:, :1], targets[:own]), (walk[:, 1:], targets[own:])):
             p = 1 / len(np.unique(side.argmax(1)))
             frequency = np.bincount(targets[part.flatten()].argmax(1), minlength=K) / part.numel()
-            np.testing.assert_allclose(frequency[frequency > 0], p, rtol=0, atol=4 * np.sqrt(p * (1 - p) / part.numel()))
+            np.testing.assert_allclose(
+                frequency[frequency > 0], p, rtol=0, atol=4 * np.sqrt(p * (1 - p) / part.numel())
+            )
 
 
 def test_before_an_exchange_samples_are_walked_not_drawn():

@@ -49,7 +49,10 @@ def main() -> None:
         y, expected = ours(*single), theirs(*inputs)
         cotangent = torch.randn(expected.shape, generator=g, dtype=torch.float64).to(DEVICE)
         first = torch.autograd.grad(y, single, cotangent.float(), retain_graph=True)
-        pairs = [(y, expected), *zip(first, torch.autograd.grad(expected, inputs, cotangent, retain_graph=True), strict=True)]
+        pairs = [
+            (y, expected),
+            *zip(first, torch.autograd.grad(expected, inputs, cotangent, retain_graph=True), strict=True),
+        ]
         found[name] = [((a - b).norm() / b.norm()).item() for a, b in pairs]
         twice = [
             torch.autograd.grad(sum(t.square().sum() for t in torch.autograd.grad(y, of, g, create_graph=True)), of[:2])
@@ -61,13 +64,17 @@ def main() -> None:
         compare(
             name,
             lambda x, w, s=stride, p=padding: cuda_kernels.Convolution.apply(x, w, s, p),
-            lambda x, w, s=stride, p=padding: torch.stack([F.conv2d(x[i], w[i], stride=s, padding=p) for i in range(len(x))]),
+            lambda x, w, s=stride, p=padding: torch.stack(
+                [F.conv2d(x[i], w[i], stride=s, padding=p) for i in range(len(x))]
+            ),
             [draw(n, b, channels, side, side), draw(n, to, channels, k, k)],
         )
     for name, (n, b, channels, side, groups, relu, add, evo) in NORMS.items():
 
         def ours(x, gamma, beta, *more, settings=(groups, relu, 1e-5), add=add, evo=evo):
-            return cuda_kernels.Norm.apply(x, gamma, beta, more[0] if evo else None, more[-1] if add else None, *settings)
+            return cuda_kernels.Norm.apply(
+                x, gamma, beta, more[0] if evo else None, more[-1] if add else None, *settings
+            )
 
         def theirs(x, gamma, beta, *more, groups=groups, relu=relu, add=add, evo=evo):
             if evo:
@@ -85,7 +92,11 @@ def main() -> None:
     one = torch.ones(1, 16, device=DEVICE)
     y = cuda_kernels.Norm.apply(x, one, one, None, None, 8, True, 1e-5)
     found["nan"] = [y[0, 1, 4:6].isnan().all().item(), y[0, 0].isfinite().all().item()]
-    found["slices"] = [cuda_kernels.slice_of(64, 24, 3), cuda_kernels.slice_of(2**20, 16, 2), cuda_kernels.slice_of(1024, 64, 8)]
+    found["slices"] = [
+        cuda_kernels.slice_of(64, 24, 3),
+        cuda_kernels.slice_of(2**20, 16, 2),
+        cuda_kernels.slice_of(1024, 64, 8),
+    ]
     found["a node's step"] = step()
     print(json.dumps(found))
 

@@ -68,7 +68,9 @@ def test_evonorm_s0_is_its_closed_form_and_keeps_gradients_right(channels, group
     with torch.no_grad():
         for parameter, value in zip((layer.v, layer.weight, layer.bias), (v, gamma, beta), strict=True):
             parameter.copy_(torch.from_numpy(value))
-    np.testing.assert_allclose(layer(torch.from_numpy(x)).detach(), evonorm_s0(x, v, gamma, beta, groups), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        layer(torch.from_numpy(x)).detach(), evonorm_s0(x, v, gamma, beta, groups), rtol=1e-10, atol=1e-12
+    )
     small = torch.from_numpy(x[:1, :, :2, :2]).requires_grad_()
 
     def output(x, v, weight, bias):
@@ -178,12 +180,16 @@ def residual(n):
 @pytest.mark.parametrize(("depth", "published"), [(20, 272_474), (32, 466_906), (56, 855_770)])  # 0.27, 0.46, 0.85 M
 @pytest.mark.parametrize("norm", ["batch", "batch_statistics", "group"])
 def test_residual_networks_have_the_published_size(depth, published, norm):
-    assert parameters(ResNet(depth, norm=norm, stem_stride=2).build(3, 32, 10)) == residual((depth - 2) // 6) == published
+    assert (
+        parameters(ResNet(depth, norm=norm, stem_stride=2).build(3, 32, 10)) == residual((depth - 2) // 6) == published
+    )
 
 
 def test_lenet_has_the_published_size():
     convolutions = 25 * 3 * 6 + 6 + 25 * 6 * 16 + 16
-    assert parameters(LeNet().build(3, 32, 10)) == convolutions + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10 == 62_006
+    assert (
+        parameters(LeNet().build(3, 32, 10)) == convolutions + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10 == 62_006
+    )
 
 
 def test_vgg_has_the_published_size_with_and_without_norm():
@@ -200,7 +206,15 @@ def test_vgg_has_the_published_size_with_and_without_norm():
 
 
 def test_mobilenet_has_the_published_size_and_leaves_4x4_of_32x32():
-    table = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]  # Table 2 of the paper
+    table = [
+        (1, 16, 1),
+        (6, 24, 2),
+        (6, 32, 3),
+        (6, 64, 4),
+        (6, 96, 3),
+        (6, 160, 3),
+        (6, 320, 1),
+    ]  # Table 2 of the paper
     count, inputs = (27 + 2) * 32, 32
     for expansion, outputs, blocks in table:
         for _ in range(blocks):
@@ -301,7 +315,15 @@ def of_the_first(architecture, training):
         return network.features(x[:2])[0], network.features(x)[0]
 
 
-WITHOUT = [ResNet(8, 8, "evonorm"), ResNet(8, 8, "group"), CNN(8), VGG("group"), MobileNetV2(), LeNet(), ViT(8, 1, 16, 2)]
+WITHOUT = [
+    ResNet(8, 8, "evonorm"),
+    ResNet(8, 8, "group"),
+    CNN(8),
+    VGG("group"),
+    MobileNetV2(),
+    LeNet(),
+    ViT(8, 1, 16, 2),
+]
 WITH = [
     ResNet(8, 8, "batch_statistics"),
     ResNet(8, 8, "evonorm_batch"),
@@ -383,11 +405,15 @@ def test_vmap_over_stacked_nodes_equals_a_loop_for_loss_gradient_and_buffers(arc
 @pytest.mark.parametrize("architecture", [LeNet(), VGG("group"), MobileNetV2("batch"), ViT(8, 2, 16, 2)], ids=str)
 def test_engines_agree_on_a_step_of_larger_networks(architecture):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, 32, 32, 3, generator=generator, dtype=torch.float64).movedim(-1, -3)  # [n, B, C, S, S], channels-last
+    x = torch.randn(2, 3, 32, 32, 3, generator=generator, dtype=torch.float64).movedim(
+        -1, -3
+    )  # [n, B, C, S, S], channels-last
     y = torch.randn(2, 3, 10, generator=generator, dtype=torch.float64).softmax(-1)
     gradients = []
     for engine in ("loop", "vmap"):
-        nodes = NodeStack(lambda: NodeModule(architecture.build(3, 32, 10)), range(2), dtype=torch.float64, engine=engine)
+        nodes = NodeStack(
+            lambda: NodeModule(architecture.build(3, 32, 10)), range(2), dtype=torch.float64, engine=engine
+        )
         nodes.X.add_(0.02 * torch.randn(nodes.X.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9)))
         nodes.step(x, y, 0)
         assert nodes.views_intact()
@@ -431,7 +457,9 @@ def test_cnn_reads_handwritten_digits():
         assert (network(images[test]).argmax(1) == labels[test]).float().mean() >= 0.96
 
 
-@pytest.mark.parametrize(("depth", "below", "above"), [(18, 14, 20), (10, 8, 14), (2, 8, 14), (-4, 8, 14), (31, 26, 32)])
+@pytest.mark.parametrize(
+    ("depth", "below", "above"), [(18, 14, 20), (10, 8, 14), (2, 8, 14), (-4, 8, 14), (31, 26, 32)]
+)
 def test_a_depth_that_is_not_6n_plus_2_is_refused_with_the_nearest_two(depth, below, above):
     with pytest.raises(UserError, match=rf"node\.network\.depth is {depth};.* {below} and {above}\."):
         ResNet(depth)
@@ -451,7 +479,10 @@ def test_a_depth_that_is_not_6n_plus_2_is_refused_with_the_nearest_two(depth, be
         (lambda: MobileNetV2("none"), r"node\.network\.norm is 'none'; allowed are group, batch, batch_statistics"),
         (lambda: ViT(depth=0), r"node\.network\.depth is 0; it must be at least 1"),
         (lambda: ViT(heads=0), r"node\.network\.heads is 0; it must be at least 1"),
-        (lambda: ViT(width=10, heads=4), r"node\.network\.width is 10; it must be a multiple of node\.network\.heads, 4"),
+        (
+            lambda: ViT(width=10, heads=4),
+            r"node\.network\.width is 10; it must be a multiple of node\.network\.heads, 4",
+        ),
         (lambda: ViT(5).build(3, 32, 10), r"node\.network\.patch is 5; it must divide the image size, 32"),
         (lambda: ViT(64).build(3, 32, 10), r"node\.network\.patch is 64; it must divide the image size, 32"),
         (lambda: LeNet().build(3, 15, 10), r"data\.image_size: 15 given; LeNet needs 16 or more"),

@@ -111,7 +111,9 @@ def test_the_evonorm_of_qg_dsgdms_code_trains_by_the_library(channels, monkeypat
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=2e-5 * b.abs().max().item())
 
 
-@pytest.mark.parametrize("layer", [EvoNormS0(32), EvoNormQGM(32), GroupNorm.over(32, relu=True)], ids=lambda of: of._get_name())
+@pytest.mark.parametrize(
+    "layer", [EvoNormS0(32), EvoNormQGM(32), GroupNorm.over(32, relu=True)], ids=lambda of: of._get_name()
+)
 def test_gradients_can_be_differentiated_again(layer):
     """As a penalty on gradients in a loss does, whatever the batch."""
     x, found = drawn(40, 32, 12, 12), []
@@ -196,7 +198,9 @@ def test_a_compiler_may_have_arguments(monkeypatch, tmp_path):
     assert cpu_norms.load_library.__wrapped__() is not None
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("Could not determine home directory."), OSError("Read-only file system")])
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("Could not determine home directory."), OSError("Read-only file system")]
+)
 def test_without_a_cache_torch_does_the_same(failure, monkeypatch):
     def no_folder():
         raise failure
@@ -209,7 +213,10 @@ def test_it_has_the_threads_of_torch():
     threads = cpu_norms._find_openmp()
     if threads is None:
         pytest.skip("torch has no OpenMP library of its own here")
-    assert Path(threads).name.partition(".")[0].partition("-")[0].encode() in Path(cpu_norms.load_library()._name).read_bytes()
+    assert (
+        Path(threads).name.partition(".")[0].partition("-")[0].encode()
+        in Path(cpu_norms.load_library()._name).read_bytes()
+    )
 
 
 def test_a_library_that_cannot_be_loaded_is_made_anew(monkeypatch, tmp_path):

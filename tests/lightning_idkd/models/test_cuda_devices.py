@@ -146,10 +146,13 @@ def test_draws_from_the_device_generator_depend_on_the_step_alone():
 
 def test_batches_are_those_of_the_cpu():
     g = torch.Generator().manual_seed(0)
-    images = Images(torch.randint(256, (64, C, S, S), generator=g, dtype=torch.uint8), torch.arange(64) % K, tuple("abcde"))
+    images = Images(
+        torch.randint(256, (64, C, S, S), generator=g, dtype=torch.uint8), torch.arange(64) % K, tuple("abcde")
+    )
     split = partition(IID(), images.labels.numpy(), 2, 0, 0.0)
     stores = [
-        Store(images, images, None, split, range(2), batch=4, augment="crop_flip", device=device) for device in ("cpu", "cuda")
+        Store(images, images, None, split, range(2), batch=4, augment="crop_flip", device=device)
+        for device in ("cpu", "cuda")
     ]
     orders = [store.order(0, 8) for store in stores]
     assert torch.equal(orders[1].cpu(), orders[0])

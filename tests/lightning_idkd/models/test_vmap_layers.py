@@ -75,7 +75,9 @@ def test_torchs_own_layers_in_a_users_network_are_exchanged():
 
     x = torch.randn(2, 7, S, S, 3, dtype=torch.float64).movedim(-1, -3)
     y = torch.full((2, 7, 5), 0.2, dtype=torch.float64)
-    loop, vmap = (NodeStack(lambda: NodeModule(Net()), range(2), dtype=torch.float64, engine=e) for e in ("loop", "vmap"))
+    loop, vmap = (
+        NodeStack(lambda: NodeModule(Net()), range(2), dtype=torch.float64, engine=e) for e in ("loop", "vmap")
+    )
     kinds = [type(m) for m in vmap.modules[0].modules()]
     assert {MaxPool2d, GroupNorm} <= set(kinds)
     assert not {nn.MaxPool2d, nn.GroupNorm} & set(kinds)
@@ -94,7 +96,9 @@ def test_a_pool_over_images_without_a_batch_keeps_nodes_apart():
 
     x = torch.randn(N, 7, S, S, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).movedim(-1, -3)
     y = torch.full((N, 7, 5), 0.2, dtype=torch.float64)
-    loop, vmap = (NodeStack(lambda: NodeModule(Net()), range(N), dtype=torch.float64, engine=e) for e in ("loop", "vmap"))
+    loop, vmap = (
+        NodeStack(lambda: NodeModule(Net()), range(N), dtype=torch.float64, engine=e) for e in ("loop", "vmap")
+    )
     torch.testing.assert_close(loop.step(x, y, 0), vmap.step(x, y, 0))
     torch.testing.assert_close(loop.G, vmap.G)
 
@@ -103,7 +107,11 @@ def test_a_layer_that_stands_in_two_places_is_each_nodes_own_in_both():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.norm, self.head = nn.Linear(3 * S * S, 3 * S * S), nn.BatchNorm1d(3 * S * S), nn.Linear(3 * S * S, 5)
+            self.first, self.norm, self.head = (
+                nn.Linear(3 * S * S, 3 * S * S),
+                nn.BatchNorm1d(3 * S * S),
+                nn.Linear(3 * S * S, 5),
+            )
             self.second, self.again = nn.Linear(3 * S * S, 3 * S * S), self.norm
             self.second.weight = self.first.weight
 
@@ -112,7 +120,9 @@ def test_a_layer_that_stands_in_two_places_is_each_nodes_own_in_both():
 
     x = torch.randn(2, 7, S, S, 3, dtype=torch.float64).movedim(-1, -3)
     y = torch.full((2, 7, 5), 0.2, dtype=torch.float64)
-    loop, vmap = (NodeStack(lambda: NodeModule(Twice()), range(2), dtype=torch.float64, engine=e) for e in ("loop", "vmap"))
+    loop, vmap = (
+        NodeStack(lambda: NodeModule(Twice()), range(2), dtype=torch.float64, engine=e) for e in ("loop", "vmap")
+    )
     apart = 1 + 0.1 * torch.arange(2)[:, None]
     for s in (loop, vmap):
         s.X.mul_(apart)

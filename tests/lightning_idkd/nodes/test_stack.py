@@ -263,7 +263,9 @@ def test_nodes_stand_on_other_rows_for_a_while(name):
     assert_views(s)
     for i, logits in enumerate(there):
         with torch.no_grad():
-            np.testing.assert_allclose(logits, s.model(other[i], {k: b[i] for k, b in s.buffers.items()})(x[0]), atol=1e-6)
+            np.testing.assert_allclose(
+                logits, s.model(other[i], {k: b[i] for k, b in s.buffers.items()})(x[0]), atol=1e-6
+            )
     with pytest.raises(KeyError), s.use_parameters(other):
         raise KeyError
     assert same(s, before)
@@ -468,7 +470,9 @@ def test_vmap_may_take_some_nodes_at_a_time(name, monkeypatch):
     together, apart = (spread(stack(name, "vmap")) for _ in range(2))
     apart.abreast = 2
     calls, vmap = [], NodeStack._run_vmap
-    monkeypatch.setattr(NodeStack, "_run_vmap", lambda self, f, rows, *rest: calls.append(rows) or vmap(self, f, rows, *rest))
+    monkeypatch.setattr(
+        NodeStack, "_run_vmap", lambda self, f, rows, *rest: calls.append(rows) or vmap(self, f, rows, *rest)
+    )
     losses = [s.step(*batch(), 0) for s in (together, apart)]
     assert calls == [range(3), range(1), range(1, 3)]
     torch.testing.assert_close(*losses, rtol=1e-12, atol=1e-12)
@@ -481,7 +485,14 @@ def test_vmap_may_take_some_nodes_at_a_time(name, monkeypatch):
 @pytest.mark.slow
 def test_a_compiled_node_takes_the_same_steps_with_buffers_dropout_and_a_frozen_layer():
     def network():
-        layers = nn.Linear(C * S * S, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8), nn.Linear(8, K)
+        layers = (
+            nn.Linear(C * S * S, 8),
+            nn.BatchNorm1d(8),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(8, 8),
+            nn.Linear(8, K),
+        )
         layers[4].requires_grad_(False)
         return nn.Sequential(nn.Flatten(), *layers)
 
@@ -503,7 +514,9 @@ def test_what_torch_compile_cannot_do_is_a_sentence(monkeypatch):
 
     s = stack(engine="compile")
     monkeypatch.setattr(s, "_program", fails, raising=False)
-    with pytest.raises(UserError, match=r"run\.engine: torch\.compile fails for this network or machine \(.*a graph break\)$"):
+    with pytest.raises(
+        UserError, match=r"run\.engine: torch\.compile fails for this network or machine \(.*a graph break\)$"
+    ):
         s.step(*batch(), 0)
 
 

@@ -77,7 +77,9 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
     alone = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}  # no login
     alone |= {"MPLCONFIGDIR": str(tmp_path / "matplotlib")}
     for home, more in (("home", ["--run.until", "3"]), ("file", [])):
-        done = subprocess.run([*command, *more], capture_output=True, text=True, env=alone | {"HOME": str(tmp_path / home)})
+        done = subprocess.run(
+            [*command, *more], capture_output=True, text=True, env=alone | {"HOME": str(tmp_path / home)}
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         for word in ("deprecated", "anonymous", "wandb:", "ERROR"):
             assert word not in done.stderr + done.stdout
@@ -86,7 +88,9 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
     assert len(list((tmp_path / "ring_digits").glob("2*"))) == 1
     files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 2
-    assert files[0].name == files[1].name == f"run-{(run / 'wandb' / 'run_id.txt').read_text()}.wandb"  # one curve when synced
+    assert (
+        files[0].name == files[1].name == f"run-{(run / 'wandb' / 'run_id.txt').read_text()}.wandb"
+    )  # one curve when synced
 
     first, second = map(history, files)
     assert [line["epoch"] for line in first + second] == [2, 4]  # one log an evaluation
@@ -103,7 +107,12 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
     pictures = {key for key, value in second[-1].items() if value == "image-file"}
     assert pictures == {f"pictures/{name}/_type" for name in ("accuracy", "graph", "labels", "scores", "roc")}
 
-    axes = {m.metric.name or m.metric.glob_name: m.metric.step_metric for f in files for m in records(f) if m.metric.ByteSize()}
+    axes = {
+        m.metric.name or m.metric.glob_name: m.metric.step_metric
+        for f in files
+        for m in records(f)
+        if m.metric.ByteSize()
+    }
     assert axes["*"] == "epoch"
     keys = {item.key: item.value_json for f in files for r in records(f) for item in r.config.update}
     assert json.loads(keys["train"])["epochs"] == 4
@@ -112,7 +121,11 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
 
     tables = [json.loads(f.read_text()) for f in run.glob("wandb/offline-run-*/files/media/table/*.json")]
     assert all(t["columns"][:3] == ["epoch", "node", "accuracy"] for t in tables)
-    rows = {(epoch, node): dict(zip(t["columns"][2:], rest, strict=True)) for t in tables for epoch, node, *rest in t["data"]}
+    rows = {
+        (epoch, node): dict(zip(t["columns"][2:], rest, strict=True))
+        for t in tables
+        for epoch, node, *rest in t["data"]
+    }
     assert sorted(rows) == [(epoch, node) for epoch in (2, 4) for node in range(4)]
     for line in written:
         for name, values in line["per_node"].items():
@@ -127,7 +140,16 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
 def test_wandb_offline_has_every_evaluation_once_after_a_kill(configs, tmp_path):
     """W&B's process is killed too and its file ends within a record, as when a machine goes down."""
     command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT]
-    command += ["--train.evaluate_every", "1", "--run.pictures", "false", "--run.dir", str(tmp_path), "--run.resume", "auto"]
+    command += [
+        "--train.evaluate_every",
+        "1",
+        "--run.pictures",
+        "false",
+        "--run.dir",
+        str(tmp_path),
+        "--run.resume",
+        "auto",
+    ]
     run = tmp_path / "ring_digits" / "latest"
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     while len(RunFolder(run).metrics()) < 3:
@@ -291,7 +313,16 @@ def test_an_unreachable_server_is_told_in_one_line_and_the_run_goes_on_offline(c
 
 
 def test_a_resumed_run_keeps_its_lines_in_csv(configs, tmp_path):
-    arguments = ["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, "--logger.kind", "csv", "--run.dir", str(tmp_path)]
+    arguments = [
+        "fit",
+        "--config",
+        str(configs / "ring_digits.yaml"),
+        *SHORT,
+        "--logger.kind",
+        "csv",
+        "--run.dir",
+        str(tmp_path),
+    ]
     assert main([*arguments, "--run.until", "2", "--run.resume", "auto"]) == 0
     assert main([*arguments, "--run.resume", "auto", "--run.pictures", "false"]) == 0
     run = tmp_path / "ring_digits" / "latest"

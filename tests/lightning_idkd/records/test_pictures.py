@@ -35,7 +35,10 @@ def names(classes):
 def scores(nodes, own=20):
     """Per node: scores of own samples, the better the higher its number, of public ones and of noise, and a threshold."""
     draws = np.random.default_rng(0)
-    return [(draws.normal(0.04 * i, 1, own), draws.normal(0, 1, 100), draws.normal(-1, 1, 50), 0.1 * i) for i in range(nodes)]
+    return [
+        (draws.normal(0.04 * i, 1, own), draws.normal(0, 1, 100), draws.normal(-1, 1, 50), 0.1 * i)
+        for i in range(nodes)
+    ]
 
 
 def aurocs(found):
@@ -212,7 +215,9 @@ def test_every_exchange_is_marked_at_its_own_epoch():
 
 def test_a_run_marks_its_exchanges_and_shades_its_graph_from_zero(tmp_path, configs, monkeypatch):
     drawn, accuracy, draw = {}, pictures.draw_accuracy, Graph.draw
-    monkeypatch.setattr(pictures, "draw_accuracy", lambda lines, epochs: drawn.update(epochs=epochs) or accuracy(lines, epochs))
+    monkeypatch.setattr(
+        pictures, "draw_accuracy", lambda lines, epochs: drawn.update(epochs=epochs) or accuracy(lines, epochs)
+    )
     monkeypatch.setattr(Graph, "draw", lambda graph, *given: drawn.setdefault("graph", given) and draw(graph, *given))
     arguments = [*SHORT[:-2], "--run.dir", str(tmp_path)]  # with pictures
     assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *arguments]) == 0
@@ -293,8 +298,12 @@ def seen(colour, deficiency):
     rgb = np.array(to_rgb(colour))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     linear = np.clip(np.array(DEFICIENCIES[deficiency]) @ linear, 0, 1)
-    to_xyz = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
-    x, y, z = (np.cbrt(v) if v > 216 / 24389 else (24389 / 27 * v + 16) / 116 for v in to_xyz @ linear / [0.95047, 1, 1.08883])
+    to_xyz = np.array(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    )
+    x, y, z = (
+        np.cbrt(v) if v > 216 / 24389 else (24389 / 27 * v + 16) / 116 for v in to_xyz @ linear / [0.95047, 1, 1.08883]
+    )
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
@@ -302,7 +311,9 @@ def seen(colour, deficiency):
 def test_colours_of_classes_and_lines_differ_for_colour_blind_readers(deficiency):
     """Matplotlib's default ten come as close as 5 for protanopes; 2.3 is a just noticeable difference."""
     for palette in (colours.CLASSES, (colours.BLUE, colours.ORANGE, colours.GREEN)):
-        apart = [np.linalg.norm(seen(a, deficiency) - seen(b, deficiency)) for a, b in itertools.combinations(palette, 2)]
+        apart = [
+            np.linalg.norm(seen(a, deficiency) - seen(b, deficiency)) for a, b in itertools.combinations(palette, 2)
+        ]
         assert min(apart) > 15
 
 

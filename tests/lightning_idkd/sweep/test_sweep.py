@@ -45,7 +45,11 @@ def file(tmp_path, configs):
 
 
 METHODS = {
-    "values": [None, {"class_path": "VanillaKD", "init_args": {"start": 2}}, {"class_path": "IDKD", "init_args": {"start": 2}}]
+    "values": [
+        None,
+        {"class_path": "VanillaKD", "init_args": {"start": 2}},
+        {"class_path": "IDKD", "init_args": {"start": 2}},
+    ]
 }
 
 
@@ -62,7 +66,9 @@ class TestCells:
             "n": {"min": 2, "max": 5},
             "u": {"min": 0.0, "max": 1.0},
         }
-        first, again = (sweep_file.list_points({"method": "random", "run_cap": 200, "parameters": entries}) for _ in range(2))
+        first, again = (
+            sweep_file.list_points({"method": "random", "run_cap": 200, "parameters": entries}) for _ in range(2)
+        )
         assert first == again
         assert {p["n"] for p in first} == {2, 3, 4, 5}
         assert all(0.001 <= p["lr"] <= 0.1 and 0 <= p["u"] <= 1 for p in first)
@@ -109,9 +115,13 @@ class TestCells:
         score = {"class_path": "Youden", "init_args": {"score": "Energy"}}
         runs = [
             plan.share_initial_trainings(
-                plan.plan_cells(file({"distillation": METHODS} | more, name), str(tmp_path / "runs")), str(tmp_path / "runs")
+                plan.plan_cells(file({"distillation": METHODS} | more, name), str(tmp_path / "runs")),
+                str(tmp_path / "runs"),
             )
-            for name, more in (("one", {}), ("two", {"calibration": {"value": score}, "data.public.samples": {"value": 100}}))
+            for name, more in (
+                ("one", {}),
+                ("two", {"calibration": {"value": score}, "data.public.samples": {"value": 100}}),
+            )
         ]
         assert runs[0][-1].folder.path == runs[1][-1].folder.path
         assert {c.name for c in runs[0]} == {c.name for c in runs[1]}
@@ -145,7 +155,10 @@ class TestCells:
         assert [p["b"] for p in points[:3]] == pytest.approx(expected)
 
     def test_nested_parameters_are_given_nested_and_named_by_their_dotted_keys(self, file, tmp_path):
-        entries = {"seed": {"value": 3}, "train": {"parameters": {"lr": {"values": [0.1, 0.2]}, "epochs": {"value": 4}}}}
+        entries = {
+            "seed": {"value": 3},
+            "train": {"parameters": {"lr": {"values": [0.1, 0.2]}, "epochs": {"value": 4}}},
+        }
         cells = plan.plan_cells(file(entries), str(tmp_path / "runs"))
         assert [c.name for c in cells] == ["lr=0.1", "lr=0.2"]
         assert [c.parameters for c in cells] == [{"seed": 3, "train": {"lr": lr, "epochs": 4}} for lr in (0.1, 0.2)]
@@ -246,7 +259,10 @@ AWKWARD = {
     "seed": 3,
     "distillation": None,
     "data.augment_public": True,
-    "data.private": {"class_path": "Digits", "init_args": {"classes": ["it's", 'a "b"', "None"], "limit": None, "skip": None}},
+    "data.private": {
+        "class_path": "Digits",
+        "init_args": {"classes": ["it's", 'a "b"', "None"], "limit": None, "skip": None},
+    },
     "logger.group": "two words",
     "gossip": "DSGD",
     "gossip.momentum": 0.5,
@@ -301,7 +317,11 @@ class TestAgent:
         assert first["gossip"]["class_path"].endswith(".DSGD")
         assert first["gossip"]["init_args"]["momentum"] == 0.5
         assert first["data"]["private"]["init_args"] == AWKWARD["data.private"]["init_args"]
-        assert (first["logger"]["group"], first["train"]["final_merge"], first["run"]["threads"]) == ("two words", True, None)
+        assert (first["logger"]["group"], first["train"]["final_merge"], first["run"]["threads"]) == (
+            "two words",
+            True,
+            None,
+        )
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
@@ -345,7 +365,10 @@ class TestMistakes:
             ({"command": ["python"]}, ["command", "${args_json_file}"]),
             ({"parameters": {"train.lr": {"vals": [1]}}}, ["parameters.train.lr", "vals", "values"]),
             ({"parameters": {"seed": {"valeus": [1]}}}, ["parameters.seed", "valeus", "'values'"]),
-            ({"parameters": {"seed": {"value": 0, "values": [1]}}}, ["parameters.seed: value and values given", "one of"]),
+            (
+                {"parameters": {"seed": {"value": 0, "values": [1]}}},
+                ["parameters.seed: value and values given", "one of"],
+            ),
             ({"parameters": {"callbacks": {"values": [None]}}}, ["callbacks: null given", "a list"]),
             ({"parameters": {"train.lr": {"min": 0.1, "max": 1}}}, ["train.lr", "grid needs values"]),
             ({"method": "random"}, ["run_cap"]),
@@ -354,17 +377,35 @@ class TestMistakes:
             ({"parameters": {"seed": {"values": []}}}, ["parameters.seed.values", "list of one or more"]),
             ({"parameters": {"train.lr": {"min": "1e-3", "max": 1}}}, ["parameters.train.lr.min", "1.0e-3"]),
             ({"method": "random", "run_cap": "many"}, ["run_cap", "many"]),
-            ({"method": "random", "run_cap": 1, "parameters": {"train.lr": {"min": 2, "max": 1}}}, ["train.lr.min", "at most"]),
+            (
+                {"method": "random", "run_cap": 1, "parameters": {"train.lr": {"min": 2, "max": 1}}},
+                ["train.lr.min", "at most"],
+            ),
             ({"command": "fit"}, ["command", "list of words"]),
             ({"command": ["idkd", "fit", "${arg}"]}, ["command: ${arg}", "'args'"]),
             ({"name": 3}, ["name: 3", "a text"]),
             ({"earlyterminate": {}}, ["earlyterminate", "'early_terminate'"]),
-            ({"parameters": {"train": {"parameters": {"lr": {"valeus": [1]}}}}}, ["parameters.train.parameters.lr", "'values'"]),
-            ({"parameters": {"train.lr": {"distribution": "normale", "mu": 1}}}, ["train.lr.distribution: normale", "'normal'"]),
-            ({"parameters": {"train.lr": {"distribution": "normal", "max": 1}}}, ["train.lr: key: 'max'", "normal: mu, sigma"]),
+            (
+                {"parameters": {"train": {"parameters": {"lr": {"valeus": [1]}}}}},
+                ["parameters.train.parameters.lr", "'values'"],
+            ),
+            (
+                {"parameters": {"train.lr": {"distribution": "normale", "mu": 1}}},
+                ["train.lr.distribution: normale", "'normal'"],
+            ),
+            (
+                {"parameters": {"train.lr": {"distribution": "normal", "max": 1}}},
+                ["train.lr: key: 'max'", "normal: mu, sigma"],
+            ),
             ({"parameters": {"train.lr": {"max": 1.0}}}, ["train.lr: min missing", "uniform"]),
-            ({"parameters": {"train.lr": {"distribution": "log_uniform_values", "min": 0, "max": 1}}}, ["min: 0", "above 0"]),
-            ({"parameters": {"seed": {"values": [0, 1], "probabilities": [1]}}}, ["seed.probabilities: [1]", "every value"]),
+            (
+                {"parameters": {"train.lr": {"distribution": "log_uniform_values", "min": 0, "max": 1}}},
+                ["min: 0", "above 0"],
+            ),
+            (
+                {"parameters": {"seed": {"values": [0, 1], "probabilities": [1]}}},
+                ["seed.probabilities: [1]", "every value"],
+            ),
             ({"parameters": {"train.lr": {"distribution": "q_normal", "q": 0}}}, ["train.lr.q: 0", "above 0"]),
             ({"parameters": {"train.lr": {"distribution": "beta"}}}, ["train.lr: a grid needs values", "beta"]),
             ({"parameters": {"train.lrr": {"values": [0.1]}}}, ["cell", "train.lrr", "'lr'"]),
@@ -385,7 +426,10 @@ class TestMistakes:
             assert path in capsys.readouterr().err
 
     def test_a_misspelt_file(self, capsys):
-        for path, right in (("sweeps/ood_score", "'sweeps/ood_scores'"), ("configs/sweeps/od_scores.yaml", "/ood_scores.yaml'")):
+        for path, right in (
+            ("sweeps/ood_score", "'sweeps/ood_scores'"),
+            ("configs/sweeps/od_scores.yaml", "/ood_scores.yaml'"),
+        ):
             assert main(["sweep", path]) == 2
             assert right in capsys.readouterr().err
 
@@ -448,7 +492,9 @@ def test_keys_for_the_server_are_named_in_one_line_and_the_folder_at_the_end(fil
                 metric={"name": "accuracy/node_mean"})  # fmt: skip
     assert main(["sweep", str(path), "--dir", str(tmp_path / "runs")]) == 0
     first, title, last = capsys.readouterr().out.splitlines()
-    assert first == ("project, early_terminate have no effect without W&B's server: all cells run on this machine to their end")
+    assert first == (
+        "project, early_terminate have no effect without W&B's server: all cells run on this machine to their end"
+    )
     assert title == "A sweep"
     assert last == f"runs: {tmp_path}/runs/A_sweep (a table: idkd compare {tmp_path}/runs/A_sweep)"
 
@@ -494,7 +540,9 @@ def test_a_cell_that_an_agent_stops_is_no_failure_to_it(variables, status, monke
         (["SWEEP=graphs", "WANDB_PROJECT=theirs"], None, "wandb sweep  configs/sweeps/graphs.yaml"),
     ],
 )
-def test_make_sweep_creates_it_in_the_project_of_the_file_or_the_environment(arguments, content, expected, tmp_path, configs):
+def test_make_sweep_creates_it_in_the_project_of_the_file_or_the_environment(
+    arguments, content, expected, tmp_path, configs
+):
     file = tmp_path / "own.yaml"
     file.write_text(content or "")
     command = ["make", "-n", "-o", ".venv/.ready", "sweep", *(a.format(file=file) for a in arguments)]

@@ -85,7 +85,9 @@ class FakeRun:
     ``private``, ``public`` and ``noise`` are first logits of the only, or of every, node; second ones are 0.
     """
 
-    def __init__(self, calibration, private, public, noise=(0.0,), nodes=1, held_out=None, truth=None, labels=None, offers=True):
+    def __init__(
+        self, calibration, private, public, noise=(0.0,), nodes=1, held_out=None, truth=None, labels=None, offers=True
+    ):
         self.calibration, self.step, self.said = calibration, 0, []
         self.network = Network(Graph(Chain(), nodes))
         columns = [torch.tensor(v, dtype=torch.float32) for v in (private, public, noise)]
@@ -264,7 +266,9 @@ def test_a_node_that_keeps_none_or_all_says_so_once(threshold, said):
     run = FakeRun(Fixed(First(), threshold=threshold), TEN, [3.0, 1.0], nodes=2)
     for _ in range(3):
         run.calibrate()
-    assert run.said == [f"nodes 0 (threshold {threshold:.4g}), 1 (threshold {threshold:.4g}): {said} public samples are kept"]
+    assert run.said == [
+        f"nodes 0 (threshold {threshold:.4g}), 1 (threshold {threshold:.4g}): {said} public samples are kept"
+    ]
 
 
 @pytest.mark.parametrize("calibration", [Youden, IdQuantile, Mixture, TargetKept])
@@ -346,7 +350,9 @@ def test_logits_that_are_not_finite_are_refused_before_any_score_sees_them(score
 
 @pytest.mark.parametrize("score", [KNN(3), ViM(1), ReAct()], ids=name_of)
 def test_features_asked_of_a_network_that_offers_none_are_refused(score):
-    with pytest.raises(UserError, match=rf"calibration\.score: {name_of(score)} needs features\(x\) \[B, F\], which this net"):
+    with pytest.raises(
+        UserError, match=rf"calibration\.score: {name_of(score)} needs features\(x\) \[B, F\], which this net"
+    ):
         FakeRun(Youden(score), TEN, [3.0, 1.0], offers=False).calibrate()
 
 

@@ -61,7 +61,10 @@ def trained(tmp_path_factory):
         patch.setenv("IDKD_CACHE", str(tmp_path_factory.mktemp("cache")))
         folder = tmp_path_factory.mktemp("trained")
         both(folder / "set")
-        assert main(["fit", *SHORT, *given(folder / "set"), "--train.epochs", "12", "--run.dir", str(folder / "runs")]) == 0
+        assert (
+            main(["fit", *SHORT, *given(folder / "set"), "--train.epochs", "12", "--run.dir", str(folder / "runs")])
+            == 0
+        )
     return latest(folder).resolve()
 
 
@@ -197,7 +200,9 @@ def test_a_partition_file_is_for_the_rows_it_was_made_for(idkd, trained, tmp_pat
     both(tmp_path / "set", **change)
     arguments = [*given(tmp_path / "set"), "--data.partition", "FromFile", "--data.partition.path", str(file)]
     arguments += ["--data.image_size", size] if size else []
-    arguments += ["--graph.nodes", "2", "--out", str(tmp_path / "x.png")] if command == "partition" else ["--train.epochs", "1"]
+    arguments += (
+        ["--graph.nodes", "2", "--out", str(tmp_path / "x.png")] if command == "partition" else ["--train.epochs", "1"]
+    )
     assert idkd(command, *arguments) == (0 if allowed else 2), idkd.said.err
     if not allowed:
         assert idkd.said.err.startswith(f"error: data.partition.path: '{file}' was made for ")
@@ -206,7 +211,9 @@ def test_a_partition_file_is_for_the_rows_it_was_made_for(idkd, trained, tmp_pat
         plain = tmp_path / "plain.json"
         plain.write_text(json.dumps([a + b for a, b in zip(*held["indices"].values(), strict=True)]))
         arguments[arguments.index(str(file))] = str(plain)
-        assert idkd(command, *arguments) == (2 if "labels" in change else 0), idkd.said.err  # for which it lacks indices
+        assert idkd(command, *arguments) == (2 if "labels" in change else 0), (
+            idkd.said.err
+        )  # for which it lacks indices
 
 
 @pytest.mark.parametrize("data", [{"classes": None}, {"classes": NAMES}, {"classes": NAMES, "train": 3}, 7])
@@ -256,7 +263,9 @@ def test_evaluate_says_where_images_are_stored_in_another_shape(idkd, trained, t
     write_parquet(tmp_path / "test-0.parquet", np.repeat(arrays[..., None], 3, axis=3), LABELS[:40], names=NAMES)
     right = json.loads((trained / "summary.json").read_text())["accuracy"]["consensus"]
     assert accuracy(idkd, trained, *given(tmp_path)) == pytest.approx(right)
-    stored = "the images are stored as 16x16 RGB, those of the run's test as 8x8 grey; both are brought to 8x8, 1 channel"
+    stored = (
+        "the images are stored as 16x16 RGB, those of the run's test as 8x8 grey; both are brought to 8x8, 1 channel"
+    )
     assert idkd.said.err == f"note: data.private: {stored}\n"
 
 
@@ -334,7 +343,9 @@ def test_classes_of_one_name_are_refused_in_a_private_set(idkd, tmp_path):
     assert idkd.said.err == "error: data.private: several classes have the same name: ant; classes go by name\n"
 
 
-@pytest.mark.parametrize("kind", ["minus one", "null", "texts", "two columns", "none", "fractions", "lists", "mixed shards"])
+@pytest.mark.parametrize(
+    "kind", ["minus one", "null", "texts", "two columns", "none", "fractions", "lists", "mixed shards"]
+)
 def test_a_public_set_needs_no_labels(idkd, tmp_path, kind):
     import pyarrow as pa
     import pyarrow.parquet as pq

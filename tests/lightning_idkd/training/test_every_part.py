@@ -70,7 +70,9 @@ def test_every_rule_has_a_preset():
 def test_every_graph_trains(name, configs, tmp_path):
     nodes, arguments = GRAPHS.get(name, (8, {}))
     if name == "EdgeList":
-        (tmp_path / "edges.txt").write_text("".join(f"{i} {(3 * i + 1) % 8}\n{i} {(i + 1) % 8}\n" for i in (0, 1, 2, 4, 5, 6, 7)))
+        (tmp_path / "edges.txt").write_text(
+            "".join(f"{i} {(3 * i + 1) % 8}\n{i} {(i + 1) % 8}\n" for i in (0, 1, 2, 4, 5, 6, 7))
+        )
         arguments = {"file": str(tmp_path / "edges.txt")}
     graph = {"nodes": nodes, "topology": {"class_path": name, "init_args": arguments}}
     (tmp_path / "graph.yaml").write_text(yaml.safe_dump({"graph": graph}))
@@ -89,7 +91,9 @@ def test_graphs_that_change_are_the_same_in_any_number_of_processes(topology, co
     given = ["--graph.nodes", "5", "--graph.topology", topology, "--gossip", "DSGD", "--train.epochs", "1", "--run.dir"]
     command = [*command_of(configs / "ring_digits.yaml"), *TINY, *given]
     assert main([*command[3:], str(tmp_path / "1")]) == 0
-    done = subprocess.run([*command, str(tmp_path / "2"), "--run.devices", "2"], capture_output=True, text=True, timeout=170)
+    done = subprocess.run(
+        [*command, str(tmp_path / "2"), "--run.devices", "2"], capture_output=True, text=True, timeout=170
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = latest(tmp_path / "1"), latest(tmp_path / "2")
     assert same(checkpoint(one), checkpoint(two)) is None

@@ -132,7 +132,9 @@ class TestFiles:
         assert sent["overhead_at_equal_steps"] == pytest.approx(extra_bytes / sent["parameter_bytes"])
         steps = json.loads((latest(fit.runs) / "summary.json").read_text())["steps"]
         a_step = sent["parameter_bytes"] / (steps + 1)  # one of final gossip
-        assert sent["overhead_at_equal_epochs"] == pytest.approx((sent["parameter_bytes"] + extra_bytes) / (a_step * 109) - 1)
+        assert sent["overhead_at_equal_epochs"] == pytest.approx(
+            (sent["parameter_bytes"] + extra_bytes) / (a_step * 109) - 1
+        )
 
     def test_vanilla_kd_keeps_everything(self, fit):
         fit("--distillation", "VanillaKD", "--distillation.start", "3")
@@ -163,7 +165,9 @@ class TestFiles:
     def test_nodes_without_distilled_samples_are_named_and_train_on(self, fit, capsys):
         assert fit("--calibration", "Fixed", "--calibration.score", "MSP", "--calibration.threshold", "1e9") == 0
         assert "no distilled samples for 4 nodes: 0, 1, 2, 3" in capsys.readouterr().out
-        assert [e["distilled"] for e in json.loads((latest(fit.runs) / "summary.json").read_text())["exchanges"]] == [[0] * 4] * 2
+        assert [e["distilled"] for e in json.loads((latest(fit.runs) / "summary.json").read_text())["exchanges"]] == [
+            [0] * 4
+        ] * 2
 
     def test_growing_steps_follow_the_mean_union(self, fit):
         fit("--distillation", "VanillaKD", "--distillation.start", "3", "--distillation.steps", "grow")
@@ -205,7 +209,9 @@ class TestFiles:
         assert np.mean(read[-1]["per_node"]["threshold"]) == pytest.approx(read[-1]["ood/threshold"])
 
     def test_a_class_in_the_users_folder_is_found_by_its_import_path(self, fit, tmp_path, monkeypatch):
-        (tmp_path / "my_rule.py").write_text("from lightning_idkd.callbacks import DSGD\n\nclass Mine(DSGD):\n    pass\n")
+        (tmp_path / "my_rule.py").write_text(
+            "from lightning_idkd.callbacks import DSGD\n\nclass Mine(DSGD):\n    pass\n"
+        )
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", sys.path[:])
         assert fit("--gossip", "my_rule.Mine", "--train.epochs", "1", "--distillation", "null") == 0
@@ -247,7 +253,11 @@ class TestFiles:
         assert fit("--data.public", f"{__name__}.Mislabelled", "--data.public.samples", "300", folder="wrong") == 0
         right, wrong = checkpoint(latest(fit.runs)), checkpoint(latest(tmp_path / "wrong"))
         for state in (right, wrong):
-            for measured in (state["ood"], state["per_node"], *state["exchanges"]):  # measured of the selection, not used by it
+            for measured in (
+                state["ood"],
+                state["per_node"],
+                *state["exchanges"],
+            ):  # measured of the selection, not used by it
                 assert measured.pop("label_accuracy")
                 assert measured.pop("known_fraction")
         assert same(right, wrong) is None
@@ -263,7 +273,9 @@ def test_two_processes_are_bit_equal_to_one(configs, tmp_path):
         "--run.dir",
     ]
     assert main([*command[3:], str(tmp_path / "1")]) == 0
-    done = subprocess.run([*command, str(tmp_path / "2"), "--run.devices", "2"], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [*command, str(tmp_path / "2"), "--run.devices", "2"], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = latest(tmp_path / "1"), latest(tmp_path / "2")
     assert same(checkpoint(one), checkpoint(two)) is None
@@ -323,7 +335,9 @@ class TestCentral:
             precision="64-true",
         )
         trainer.fit(
-            node, torch.utils.data.DataLoader(batches, batch_size=None), torch.utils.data.DataLoader(batches[:2], batch_size=None)
+            node,
+            torch.utils.data.DataLoader(batches, batch_size=None),
+            torch.utils.data.DataLoader(batches[:2], batch_size=None),
         )
         row = torch.cat([(p.movedim(1, -1) if p.ndim == 4 else p).flatten() for p in node.parameters()])
         torch.testing.assert_close(saved["X"][0], row.detach(), rtol=1e-9, atol=1e-12)

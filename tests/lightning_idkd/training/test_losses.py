@@ -50,7 +50,9 @@ def losses(name: str, runs: Path) -> list[list[float]]:
     """Of every step and node."""
     Noting.losses.clear()
     noting = f"[{{class_path: {Noting.__module__}.Noting}}]"
-    assert main(["fit", "--config", str(CONFIG), *SHORT, *RUNS[name], "--callbacks", noting, "--run.dir", str(runs)]) == 0
+    assert (
+        main(["fit", "--config", str(CONFIG), *SHORT, *RUNS[name], "--callbacks", noting, "--run.dir", str(runs)]) == 0
+    )
     return list(Noting.losses)
 
 

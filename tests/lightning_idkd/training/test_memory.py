@@ -46,8 +46,26 @@ def test_free_memory_is_known_here():
 
 @pytest.mark.slow
 def test_the_peak_is_what_was_predicted(configs, tmp_path):
-    network = ["--node.network", "ResNet", "--node.network.depth", "20", "--node.network.width", "96", "--data.partition", "IID"]
-    given = ["--data.private.limit", "64", "--train.epochs", "1", "--train.evaluate_samples", "16", "--distillation", "null"]
+    network = [
+        "--node.network",
+        "ResNet",
+        "--node.network.depth",
+        "20",
+        "--node.network.width",
+        "96",
+        "--data.partition",
+        "IID",
+    ]
+    given = [
+        "--data.private.limit",
+        "64",
+        "--train.epochs",
+        "1",
+        "--train.evaluate_samples",
+        "16",
+        "--distillation",
+        "null",
+    ]
     command = [*command_of(configs / "ring_digits.yaml"), *SHORT, *network, *given, "--run.dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -56,7 +74,9 @@ def test_the_peak_is_what_was_predicted(configs, tmp_path):
     assert summary["peak_memory_bytes"] > 12 * 4 * summary["parameters"]  # most of it are the rows, and no program
 
 
-@pytest.mark.parametrize(("kept", "rows", "expected"), [(2**20, 100, 32), (2**20, 20, 20), (2**22, 100, 8), (2**30, 100, 1)])
+@pytest.mark.parametrize(
+    ("kept", "rows", "expected"), [(2**20, 100, 32), (2**20, 20, 20), (2**22, 100, 8), (2**30, 100, 1)]
+)
 def test_vmap_takes_as_many_nodes_as_the_caches_of_two_threads_hold(kept, rows, expected, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert memory.choose_nodes_per_call(kept, rows, torch.device("cpu")) == expected

@@ -120,4 +120,6 @@ def test_evaluate_tells_an_own_score_that_fails(fit, capsys):
     assert fit(*ONE) == 0
     capsys.readouterr()
     assert main(["evaluate", str(latest(fit.runs)), "--calibration.score", f"{__name__}.Score"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: calibration.score: {__name__}.Score.__call__ fails with AttributeError")
+    assert capsys.readouterr().err.startswith(
+        f"error: calibration.score: {__name__}.Score.__call__ fails with AttributeError"
+    )

@@ -94,7 +94,9 @@ def test_every_config_trains_on_stand_in_data(names, configs, stand_in, tmp_path
         shrink |= {} if config.node.network.pool is None else {"node.network.pool": 4}  # the last images are 4x4
     assert main(["fit", *files, *options(shrink)]) == 0
     summary = json.loads((latest(tmp_path, names[0]) / "summary.json").read_text())
-    assert (summary["ood"]["kept_fraction"] is not None) == (config.distillation is not None and config.distillation.public)
+    assert (summary["ood"]["kept_fraction"] is not None) == (
+        config.distillation is not None and config.distillation.public
+    )
     assert (summary["communication"]["other_bytes"] > 0) == ("official_code" in names[-1])
 
 

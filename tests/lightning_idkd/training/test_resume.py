@@ -42,7 +42,17 @@ class TestResume:
     def test_nodes_a_call_stay_those_of_the_run(self, fit, tmp_path, capsys):
         def run(folder, threads, *arguments):
             vmap = ["--run.engine", "vmap", "--run.threads", threads, "--graph.nodes", "7", "--train.batch_size", "64"]
-            return fit(*vmap, "--train.epochs", "3", "--distillation", "null", "--calibration", "null", *arguments, folder=folder)
+            return fit(
+                *vmap,
+                "--train.epochs",
+                "3",
+                "--distillation",
+                "null",
+                "--calibration",
+                "null",
+                *arguments,
+                folder=folder,
+            )
 
         assert run("whole", "1") == 0
         assert run("cut", "1", "--run.until", "1") == 0
@@ -86,7 +96,9 @@ class TestResume:
         assert lines(whole) == lines(cut)
 
     @pytest.mark.parametrize("at", [2, 6])
-    def test_a_stop_in_the_final_evaluation_comes_after_the_node_and_it_is_made_again(self, fit, tmp_path, monkeypatch, at):
+    def test_a_stop_in_the_final_evaluation_comes_after_the_node_and_it_is_made_again(
+        self, fit, tmp_path, monkeypatch, at
+    ):
         """Before the final gossip 4 nodes are examined, after it these and their mean, twice: on test and validation samples."""
         calls, examined = [], evaluation.compute_accuracy
 
@@ -161,7 +173,9 @@ class TestResume:
     def test_a_killed_run_ends_bit_equal(self, configs, tmp_path):
         command = [*command_of(configs / "ring_digits.yaml"), *SHORT, "--train.epochs", "12", "--run.dir"]
         assert main([*command[3:], str(tmp_path / "whole")]) == 0
-        process = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             found = list((tmp_path / "cut").glob("ring_digits/2*/metrics.jsonl"))
@@ -171,13 +185,23 @@ class TestResume:
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (latest(tmp_path / "cut") / "summary.json").exists(), "the run was over before the kill"
-        assert subprocess.run([*command, str(tmp_path / "cut"), "--run.resume", "auto"], capture_output=True).returncode == 0
+        assert (
+            subprocess.run([*command, str(tmp_path / "cut"), "--run.resume", "auto"], capture_output=True).returncode
+            == 0
+        )
         assert same(checkpoint(latest(tmp_path / "whole")), checkpoint(latest(tmp_path / "cut"))) is None
         assert lines(latest(tmp_path / "whole")) == lines(latest(tmp_path / "cut"))
 
     @pytest.mark.slow
     def test_ctrl_c_ends_with_a_checkpoint(self, configs, tmp_path):
-        command = [*command_of(configs / "ring_digits.yaml"), *SHORT, "--train.epochs", "500", "--run.dir", str(tmp_path)]
+        command = [
+            *command_of(configs / "ring_digits.yaml"),
+            *SHORT,
+            "--train.epochs",
+            "500",
+            "--run.dir",
+            str(tmp_path),
+        ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for line in process.stdout:
             if " train " in line:
@@ -252,7 +276,13 @@ class TestFork:
     def test_a_callback_that_both_have_goes_on_with_its_state(self, fit, tmp_path):
         assert fit(*extra(Count), "--run.keep", "[3]") == 0
         assert (
-            fit(*extra(Count), "--run.from", str(latest(fit.runs).resolve() / "checkpoints" / "epoch_3.ckpt"), folder="fork") == 0
+            fit(
+                *extra(Count),
+                "--run.from",
+                str(latest(fit.runs).resolve() / "checkpoints" / "epoch_3.ckpt"),
+                folder="fork",
+            )
+            == 0
         )
         for runs in (fit.runs, tmp_path / "fork"):
             assert json.loads((latest(runs) / "summary.json").read_text())["counted"] == 6

@@ -122,7 +122,9 @@ def test_the_class_is_named_with_what_it_should_have_returned(fit, capsys, argum
 def test_a_score_that_cannot_do_is_told_before_there_is_a_run(fit, capsys, name, given):
     assert fit("--calibration.score", f"{__name__}.{name}") == 2
     said = capsys.readouterr().err
-    assert re.match(rf"error: calibration\.score: {name} returns {given} for 64 samples; a score has shape \[64\]\n$", said)
+    assert re.match(
+        rf"error: calibration\.score: {name} returns {given} for 64 samples; a score has shape \[64\]\n$", said
+    )
     assert not fit.runs.exists()
 
 
