@@ -1,6 +1,6 @@
 """In-Distribution Knowledge Distillation for decentralised learning.
 
-Light names are imported at once; those that need torch only when they are used, so that the command line answers at once.
+Light names are imported at once, those that need torch only when used, so that the command line answers at once.
 """
 
 from importlib import import_module

@@ -159,7 +159,7 @@ class Network:
         return received
 
     def all_reduce(self, T: Tensor, *, kind: str = "parameter", messages: bool = True) -> Tensor:
-        """Replace every row of ``T`` [rows, C] by the mean of all nodes; counts a ring all-reduce, 2 (n - 1) C values."""
+        """Set every row of ``T`` [rows, C] to the mean of all nodes; counts a ring all-reduce, 2 (n - 1) C values."""
         n = self.graph.nodes
         everyone = self.report(T)
         total = everyone[0].clone()

@@ -21,8 +21,9 @@ from lightning_idkd.config.parse import configure
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-SHORT = ["--logger", "null", "--graph.nodes", "4", "--distillation.start", "1", "--train.epochs", "2", "--run.threads", "1",
-         "--run.engine", "loop", "--run.pictures", "false", "--run.name", "readme", "--run.keep", "[1]"]  # fmt: skip
+SHORT = ["--logger", "null", "--graph.nodes", "4", "--distillation.start", "1",
+         "--train.epochs", "2", "--run.threads", "1", "--run.engine", "loop",
+         "--run.pictures", "false", "--run.name", "readme", "--run.keep", "[1]"]  # fmt: skip
 ALONE = [*SHORT[:4], *SHORT[6:], "--distillation", "null", "--run.until", "1"]
 
 
@@ -80,8 +81,8 @@ def test_its_commands_exist_with_these_arguments(command, monkeypatch, tmp_path)
     if words[1] == "fit" and "--help" not in words and "mine." not in command:
         configure(words[2:])
     if words[1] != "fit":
-        replaced = ("sweep.runner.run_sweep", "analysis.compare.show", "analysis.load.load", "analysis.evaluate.evaluate",
-                    "analysis.evaluate.show", "command.init.write_skeleton")  # fmt: skip
+        replaced = ("sweep.runner.run_sweep", "analysis.compare.show", "analysis.load.load",
+                    "analysis.evaluate.evaluate", "analysis.evaluate.show", "command.init.write_skeleton")  # fmt: skip
         for place in replaced:
             monkeypatch.setattr(f"lightning_idkd.{place}", MagicMock())
         assert main(words[1:]) == 0

@@ -70,11 +70,12 @@ class Form:
 def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: int | None = None) -> dict:
     """Measure the speed of every form of a step on random images, the shares of its parts and its peak memory.
 
-    Speed is in samples a second: median, least and most over the rounds. The forms are each engine; a ``bare loop`` of
-    forward and backward passes over models that share nothing; ``one model`` on the same number of samples; and, up to
-    16 nodes, a ``process per node``, where neighbours exchange their models by gloo: once with our layers and memory
-    settings, and once with autograd's norms and default settings. The result also names the form that ``run.engine auto``
-    chooses. The shares are those of the fastest engine, and its peak memory (bytes) is measured in a new process.
+    Speed is in samples a second: median, least and most over the rounds. The forms are each engine; a
+    ``bare loop`` of forward and backward passes over models that share nothing; ``one model`` on the same number
+    of samples; and, up to 16 nodes, a ``process per node``, where neighbours exchange their models by gloo: once
+    with our layers and memory settings, and once with autograd's norms and default settings. The result also names
+    the form that ``run.engine auto`` chooses. The shares are those of the fastest engine, and its peak memory
+    (bytes) is measured in a new process.
     """
     case = Case(config, channels, size, samples)
     fabric, n, b, cores = case.fabric, case.graph.nodes, config.train.batch_size, os.cpu_count() or 1
@@ -192,7 +193,7 @@ def evaluate(run: Orchestrator) -> None:
 
 
 def time_forms(forms: dict[str, Form], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds a step of every form in every round; a round gives each form one turn of :data:`SHORTEST_TURN` or more."""
+    """Seconds a step of every form in every round; each has one turn a round, of :data:`SHORTEST_TURN` or more."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     warm_up = 1 + (WARM_UP_CALLS if device.type == "cuda" else 0)
     for form in forms.values():
@@ -292,8 +293,8 @@ def write_result(folder: str, result: object) -> None:
     (Path(folder) / "result.json").write_text(json.dumps(result))
 
 
-def measure_peak_memory(rank: int, config: Config, channels: int, size: int, samples: int | None, engine: str, threads: int,
-                        folder: str) -> None:  # fmt: skip
+def measure_peak_memory(rank: int, config: Config, channels: int, size: int, samples: int | None,
+                        engine: str, threads: int, folder: str) -> None:  # fmt: skip
     """Write the peak memory, in bytes, of five steps and an evaluation."""
     run = Case(config, channels, size, samples).build_run(engine)
     torch.set_num_threads(threads)
@@ -365,8 +366,9 @@ def run_suite(quick: bool = False) -> dict:
             print(f"{name}, {n} nodes", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "case.json"
-                command = [sys.executable, "-m", "lightning_idkd", "bench", *arguments, "--graph.nodes", str(n), "--samples",
-                           str(samples(n)), "--out", str(out), *(["--rounds", "1"] if quick else [])]  # fmt: skip
+                command = [sys.executable, "-m", "lightning_idkd", "bench", *arguments,
+                           "--graph.nodes", str(n), "--samples", str(samples(n)),
+                           "--out", str(out), *(["--rounds", "1"] if quick else [])]  # fmt: skip
                 subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
                 [case] = json.loads(out.read_text())["cases"].values()
             cases[f"{name}, n = {n}"] = case
@@ -395,7 +397,8 @@ def format_rates(name: str, case: dict) -> list[str]:
     count = case["nodes_a_call_of_vmap"]
     at_once = f"vmap takes {count} node{'' if count == 1 else 's'} a call"
     lines = [f"**{name}**, batch {case['batch']}, {case['parameters']:,} parameters; {at_once}", "",
-             "| form of the step | samples/s | least to most | of the bare loop |", "| --- | --- | --- | --- |"]  # fmt: skip
+             "| form of the step | samples/s | least to most | of the bare loop |",
+             "| --- | --- | --- | --- |"]  # fmt: skip
     for form, rate in sorted(rates.items(), key=lambda item: -item[1]["median"]):
         spread = f"{rate['least']:,.0f} to {rate['most']:,.0f}"
         lines.append(f"| {form} | {rate['median']:,.0f} | {spread} | {rate['median'] / bare:.2f} |")

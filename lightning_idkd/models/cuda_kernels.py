@@ -214,8 +214,8 @@ def _run_convolution(x: Tensor, w: Tensor, shape: tuple[int, int], stride: int, 
     y = x.new_empty(n, b, *shape, outputs)
     bi, bo = _tile_size(inputs, CHANNELS), _tile_size(outputs, CHANNELS)
     grid = triton.cdiv(b * shape[0] * shape[1], PIXELS), n, triton.cdiv(outputs, bo)
-    _convolve[grid](x, w, y, b, height, width, *shape, inputs, outputs, k, stride, padding, back, PIXELS, bi, bo, _precision(x),
-                    num_warps=8 if max(bi, bo) == CHANNELS else 4, num_stages=_stages())  # fmt: skip
+    _convolve[grid](x, w, y, b, height, width, *shape, inputs, outputs, k, stride, padding, back, PIXELS, bi, bo,
+                    _precision(x), num_warps=8 if max(bi, bo) == CHANNELS else 4, num_stages=_stages())  # fmt: skip
     return y
 
 
@@ -286,8 +286,8 @@ class Norm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, v: Tensor | None, shortcut: Tensor | None, groups: int, relu: bool,
-                eps: float) -> Tensor:  # fmt: skip
+    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, v: Tensor | None, shortcut: Tensor | None,
+                groups: int, relu: bool, eps: float) -> Tensor:  # fmt: skip
         inputs = x, gamma, beta, v, shortcut
         x, shortcut = _channels_last(x), None if shortcut is None else _channels_last(shortcut)
         if len({t.stride() for t in (gamma, beta, v) if t is not None}) > 1 or gamma.stride(1) != 1:
@@ -312,8 +312,8 @@ class Norm(torch.autograd.Function):
         d_x, through = torch.empty_like(x), torch.empty_like(x) if tile.add else None
         sums = torch.empty(2 + tile.evo, *mean.shape, device=x.device)
         warps = 8 if tile.slice * tile.rows > VALUES // 2 else 4  # so that the values fit the registers
-        _norm_back[len(mean), tile.channels // tile.slice](g, x, y, gamma, v, mean, rstd, d_x, through, sums, *ctx.shape, *tile,
-                                                           num_warps=warps)  # fmt: skip
+        _norm_back[len(mean), tile.channels // tile.slice](g, x, y, gamma, v, mean, rstd, d_x, through, sums,
+                                                           *ctx.shape, *tile, num_warps=warps)  # fmt: skip
         d_gamma, d_beta, *d_v = sums.unflatten(1, x.shape[:2]).sum(2)
         through = None if through is None else through.movedim(-1, -3)
         return d_x.movedim(-1, -3), d_gamma, d_beta, *(d_v or [None]), through, None, None, None

@@ -96,7 +96,7 @@ class Engines(Rows):
         return torch.cat(results)
 
     def each(self, work: Callable[[int], T]) -> list[T]:
-        """Run ``work(i)``, which reads a node and changes nothing, for every row i; in the workers if there are some."""
+        """Run ``work(i)``, which reads a node and changes nothing, for every row i, in the workers if there are any."""
         if not self.splits:
             return [work(i) for i in range(self.n)]
         if self._draws is False or self.engine == "vmap":

@@ -78,7 +78,7 @@ class Rows:
     def _bind(
         self, module: NodeModule, row: Tensor, buffers: dict[str, Tensor], grad: Tensor | None = None
     ) -> NodeModule:
-        """Make the parameters of ``module`` views into ``row`` [P] and their gradients into ``grad`` [P]; set its buffers."""
+        """Make ``module``'s parameters views of ``row`` [P], its gradients views of ``grad`` [P]; set its buffers."""
         for slot in self.layout:
             p = module.get_parameter(slot.name)
             p.data = slot.view(row)

@@ -232,7 +232,7 @@ def share_initial_trainings(cells: list[Cell], runs: str) -> list[Cell]:
 
 
 def plan_initial_training(group: list[Cell], runs: str) -> Cell:
-    """Plan the run below ``runs/initial`` that trains, without distillation, until the latest ``start`` of the group."""
+    """Plan the run below ``runs/initial`` that trains without distillation until the latest ``start`` of the group."""
     from lightning_idkd.config.parse import configure
 
     starts = {cell.start for cell in group if cell.start}

@@ -32,7 +32,7 @@ def run_sweep(path: Path, jobs: int, runs: str) -> bool:
         has = "has" if len(unused) == 1 else "have"
         print(f"{', '.join(unused)} {has} no effect without W&B's server: all cells run on this machine to their end")
     with lock_folder(folder, f"another process runs this sweep in '{folder}'; wait for it, or stop it"):
-        # SIGTERM, by which a queue ends a job, acts as Ctrl-C; a shell lets its background jobs ignore SIGINT, so set both
+        # SIGTERM, by which a queue ends a job, acts as Ctrl-C; a shell lets its background jobs ignore SIGINT: set both
         before = {s: signal.signal(s, signal.default_int_handler) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             return Runner(share_initial_trainings(cells, runs), jobs, str(sweep.get("name", path.stem))).run()

@@ -102,7 +102,7 @@ def load_images(config: Config, before: Before | None = None) -> tuple:
 
 
 def private_images(config: Config, before: Before | None = None) -> Images:
-    """The private set's training part, all of its images with a label, its classes in the order of the run ``before``."""
+    """The private set's training part, all its images with a label, its classes in the order of the run ``before``."""
     private = labelled(config, "train", config.data.image_size, config.data.channels)
     if len(private.classes) < 2:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The nodes' out-of-distribution detectors: score samples, fix thresholds, select public samples, measure the selection."""
+"""The nodes' out-of-distribution detectors: scores, thresholds, the selection of public samples and its measures."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Detectors:
         return selections
 
     def score_samples(self, i: int, public: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of row ``i``'s held-out samples (its training samples where it has none), of the public set and of noise."""
+        """Scores of row ``i``'s held-out samples (training samples if it has none), of the public set and of noise."""
         score, store, module = self.calibration.score, self.store, self.stack.modules[i]
         node, own = self.network.rows[i], store.own[i].cpu()
         held_out = store.held_out(node)
@@ -144,7 +144,7 @@ class Detectors:
 
 
 def try_score(score: OodScore, stack: NodeStack, store: Store) -> None:
-    """Run the score once before training, on the node with the fewest samples, so that a score that cannot work fails early."""
+    """Run the score once before training, on the node with the fewest samples: a score that cannot work fails early."""
     own, module = min(zip(store.own, stack.modules, strict=True), key=lambda pair: len(pair[0]))
     with torch.random.fork_rng(devices=[store.device] if store.device.type == "cuda" else []):
         if score.fitted:

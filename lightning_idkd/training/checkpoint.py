@@ -100,7 +100,8 @@ def storable(value: Any, what: str) -> Any:
     if is_number(value):
         return value.item()
     raise UserError(
-        f"{what} is {describe_type(value)}; allowed: tensors, numbers, text, true, false, null, and lists and dicts of these"
+        f"{what} is {describe_type(value)}; allowed: tensors, numbers, text, true, false, null, "
+        "and lists and dicts of these"
     )
 
 

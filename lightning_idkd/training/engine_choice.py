@@ -31,8 +31,8 @@ def choose_engine(config: Config, start: Start, fabric: Fabric, store: Store, st
                   say: Callable[[str], None]) -> tuple[str, int]:  # fmt: skip
     """Set the stack's engine and torch's threads, and return both; all processes choose the same.
 
-    A resumed run keeps its own, whatever is asked. A fork keeps its source's unless something else is asked. For another number
-    of processes or kind of device both are chosen anew.
+    A resumed run keeps its own, whatever is asked. A fork keeps its source's unless something else is asked. For
+    another number of processes or kind of device both are chosen anew.
     """
     asked, saved = config.run, start.state
     on_cpu = fabric.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Applies a gossip rule to the rows: on blocks of columns where the rule allows it, with all that the rule may ask for."""
+"""Applies a gossip rule to the rows, on blocks of columns if the rule allows it, with all that it may ask for."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ BLOCK = 2**20  # values of a matrix that a rule treats at once on a CPU: its int
 def block_columns(nodes: int, device: torch.device) -> int:
     """Number of columns in a block.
 
-    It depends on the number of nodes, not on how rows are split over processes. Many nodes get more columns, up to 32 MiB a
-    block, which the allocator reuses. A CUDA device has larger caches, and every call costs more there.
+    It depends on the number of nodes, not on how rows are split over processes. Many nodes get more columns, up to
+    32 MiB a block, which the allocator reuses. A CUDA device has larger caches, and every call costs more there.
     """
     if device.type != "cpu":
         return 64 * BLOCK // nodes
@@ -70,7 +70,7 @@ class GossipStep:
         self._replace(slice(None), functools.partial(self.rule.combine, ctx=self.context(step, lr)))
 
     def _replace(self, columns: slice, rule_step: Callable[[Tensor, SimpleNamespace], Tensor]) -> None:
-        """Replace these columns of the rows by the result of ``rule_step``, and buffers by what it assigns to ``state``."""
+        """Set these columns of the rows to the result of ``rule_step``, and buffers to what it assigns to ``state``."""
         P, X = self.stack.parameters, self.stack.X[:, columns]
         blocks = {k: v[:, columns] if v.shape[1] == P else v for k, v in (self.buffers | self.edge_buffers).items()}
         state = SimpleNamespace(**blocks)

@@ -22,7 +22,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class NodeStrategy(DDPStrategy):
-    """DDP's launcher and process group without DDP, which would average the nodes' gradients and overwrite their rows."""
+    """DDP's launcher and process group without DDP: it would average the nodes' gradients and overwrite their rows."""
 
     def setup_module(self, module):
         return module
@@ -34,8 +34,10 @@ def launch(run: RunConfig) -> Fabric:
     if run.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("run.accelerator: cuda given, but torch sees no CUDA device here; allowed: cpu, auto")
     if run.engine == "graph" and not cuda:
-        raise UserError("run.engine: graph given, which records what a CUDA device does; allowed on a CPU: auto, loop, parallel, "
-                        "vmap, compile")  # fmt: skip
+        raise UserError(
+            "run.engine: graph given, which records what a CUDA device does; "
+            "allowed on a CPU: auto, loop, parallel, vmap, compile"
+        )
     logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(
         logging.WARNING
     )  # it recommends another precision
@@ -56,8 +58,8 @@ def launch(run: RunConfig) -> Fabric:
 def keep_memory() -> None:
     """Let the C library keep memory that is freed.
 
-    By default it returns large blocks to the system, which hands them out again page by page; in a step of ResNet-20 that took
-    a fifth of the time.
+    By default it returns large blocks to the system, which hands them out again page by page; in a step of ResNet-20
+    that took a fifth of the time.
     """
     with contextlib.suppress(OSError, AttributeError):  # only glibc has this function
         libc = ctypes.CDLL(None)

@@ -27,7 +27,9 @@ TEMPORARY = 4  # matrices that the algebra of a rule holds at the same time, bes
 ADVICE = {
     "rows and gradients": "fewer graph.nodes, or a smaller node.network",
     "state of the rule": "a gossip rule with fewer buffers, fewer graph.nodes, or a smaller node.network",
-    "algebra of the rule": "a rule that works on blocks of columns (all but NGC, CCL, SGP, compressed and sharpness-aware ones)",
+    "algebra of the rule": (
+        "a rule that works on blocks of columns (all but NGC, CCL, SGP, compressed and sharpness-aware ones)"
+    ),
     "activations": "run.engine: loop, or a smaller train.batch_size",
     "answers on the public set": "a limit of data.public, or fewer graph.nodes",
     "checkpoint": "run.devices: 1",
@@ -83,8 +85,8 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, activa
 def measure_activations(node: NodeModule, store: Store, autocast: bool = False) -> int:
     """Bytes that one node needs for a training step on a batch, besides its parameters and their gradients.
 
-    These are the tensors that it keeps from the forward to the backward pass, and three more like the largest of them (or like
-    the largest output of a frozen layer). The node is used up: it has trained on a batch of zeros.
+    These are the tensors that it keeps from the forward to the backward pass, and three more like the largest of them
+    (or like the largest output of a frozen layer). The node is used up: it has trained on a batch of zeros.
     """
     kept: dict[int, int] = {}
     outputs: list[int] = []
@@ -153,6 +155,7 @@ def require_memory(parts: dict[str, int], free: int | None, nodes: int, processe
     if free is not None and needed > free:
         largest = max(ADVICE, key=lambda part: parts[part])
         raise UserError(
-            f"graph.nodes: {nodes} nodes need about {format_bytes(needed)} of memory, and {format_bytes(free)} are free; "
+            f"graph.nodes: {nodes} nodes need about {format_bytes(needed)} of memory, "
+            f"and {format_bytes(free)} are free; "
             f"{format_bytes(processes * parts[largest])} of it are {largest}: {ADVICE[largest]} would help"
         )

@@ -1,7 +1,7 @@
 """The training loop, readable from top to bottom: batch, gradients, gossip step, evaluation; phases come in by hooks.
 
-Fabric gives launch, device and collectives. It does not wrap the nodes, own loaders or call backward: under DDP gradients would
-be averaged, and the rows of all processes overwritten by those of process 0.
+Fabric gives launch, device and collectives. It does not wrap the nodes, own loaders or call backward: under DDP
+gradients would be averaged, and the rows of all processes overwritten by those of process 0.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ class Orchestrator:
     interrupted: bool
     """Whether this process was asked to stop."""
 
-    def __init__(self, fabric: Fabric, stack: NodeStack, network: Network, store: Store, rule: Gossip, train: TrainConfig,
-                 calibration: Calibration | None = None, distillation: Distillation | None = None,
-                 callbacks: list[Callback] | None = None, plan: Plan | None = None,
-                 header: dict | None = None):  # fmt: skip
+    def __init__(self, fabric: Fabric, stack: NodeStack, network: Network, store: Store, rule: Gossip,
+                 train: TrainConfig, calibration: Calibration | None = None,
+                 distillation: Distillation | None = None, callbacks: list[Callback] | None = None,
+                 plan: Plan | None = None, header: dict | None = None):  # fmt: skip
         self.fabric, self.stack, self.network, self.store = fabric, stack, network, store
         self.train, self.calibration, self.distillation = train, calibration, distillation
         self.plan, self.header = plan or Plan(), header or {}

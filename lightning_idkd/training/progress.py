@@ -42,7 +42,7 @@ class Progress:
     exchange_bytes: int = 0
     """Bytes that exchanges of labels have sent."""
     exchanges: list[dict] = field(default_factory=list)
-    """Of every exchange: its epoch, sizes of the distilled sets, heterogeneity before and after, measures of every node."""
+    """Every exchange: epoch, sizes of the distilled sets, heterogeneity before and after, measures of every node."""
     ood: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys((*MEASURES, "threshold_probability")))
     """The last calibration's measures, averaged over nodes."""
     per_node: dict[str, list] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """What a run records: losses, evaluations, selections and exchanges, under the names that metrics have.
 
-A line of metrics is flat, with slashes (``accuracy/node_mean``); the summary has the same names nested. The group ``homogeneity``
-holds what is called heterogeneity everywhere else: its name in files is a promise to users' scripts.
+A line of metrics is flat, with slashes (``accuracy/node_mean``); the summary has the same names nested. The group
+``homogeneity`` holds what is called heterogeneity everywhere else: its name in files is a promise to users' scripts.
 """
 
 from __future__ import annotations
@@ -56,8 +56,11 @@ class Recorder:
         return self.progress.seconds + time.perf_counter() - self._clock
 
     def seconds_left(self, at_the_end: float) -> float:
-        """Time to the end of the run: the remaining epochs at this session's pace, two evaluations on all test images, and what
-        callbacks do ``at_the_end``."""
+        """Time to the end of the run.
+
+        It counts the remaining epochs at this session's pace, two evaluations on all test images, and what callbacks do
+        ``at_the_end``.
+        """
         progress = self.progress
         if progress.phase == "final":
             return 0.0
@@ -76,7 +79,7 @@ class Recorder:
         self._first_bad_step = torch.where(bad, self.progress.step, self._first_bad_step)
 
     def check_finite(self, last: Path) -> None:
-        """Refuse losses and parameters that are not finite; ``last`` is the checkpoint from before them, if there is one.
+        """Refuse losses and parameters that are not finite; ``last`` is the checkpoint from before them, if any.
 
         Raises:
             UserError: on all processes, naming the first step and node.
@@ -88,8 +91,8 @@ class Recorder:
             step, node = min(bad)
             kept = f"last good checkpoint: {last}" if last.exists() else "there is no checkpoint yet"
             raise UserError(
-                f"the loss of node {node} or its parameters are not finite at step {step} (train.lr is {self.train.lr}; try a "
-                f"smaller one); {kept}"
+                f"the loss of node {node} or its parameters are not finite at step {step} "
+                f"(train.lr is {self.train.lr}; try a smaller one); {kept}"
             )
 
     # ------------------------------------------------------------------ selections and exchanges
@@ -111,7 +114,7 @@ class Recorder:
         self.progress.ood = ood
 
     def add_exchange(self, labels: list[Labels], before: float, after: float) -> dict:
-        """Keep and return what an exchange brought: sizes of the distilled sets, heterogeneity ``before`` and ``after`` it."""
+        """Keep and return an exchange: sizes of the distilled sets, heterogeneity ``before`` and ``after`` it."""
         sizes = self.network.report(torch.tensor([[len(label)] for label in labels]))[:, 0].tolist()
         measures = {k: v for k, v in self.progress.per_node.items() if k in MEASURES}
         exchange = {"epoch": self.progress.epoch, "distilled": sizes, "homogeneity": [before, after], **measures}

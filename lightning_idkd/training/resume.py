@@ -87,8 +87,8 @@ class Start:
         """Refuse samples of the nodes that are not those of the checkpoint's run."""
         if self.source and (there := self.source.partition_hash()) != split_hash:
             raise UserError(
-                f"data.partition: the nodes' samples are others than in '{self.source.path}' (hash {split_hash}, not {there}): "
-                "a file has changed"
+                f"data.partition: the nodes' samples are others than in '{self.source.path}' "
+                f"(hash {split_hash}, not {there}): a file has changed"
             )
 
 

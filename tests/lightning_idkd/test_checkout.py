@@ -1,4 +1,4 @@
-"""One import name, ``lightning_idkd.callbacks``, in a checkout and in a wheel, also beside a ``callbacks`` of the user's own."""
+"""One import name, ``lightning_idkd.callbacks``, in a checkout and a wheel, also beside a user's own ``callbacks``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ PLACES = {
     "callbacks/mine.py": "callbacks.mine.Mine",
 }
 """Where a user's own ``callbacks`` may lie, the last without an ``__init__.py``, and the path of a class there."""
-RESOLVE = "import json, sys; from lightning_idkd.config.parse import configure; print(json.dumps(configure(sys.argv[1:]).resolved))"
+RESOLVE = (
+    "import json, sys; from lightning_idkd.config.parse import configure; "
+    "print(json.dumps(configure(sys.argv[1:]).resolved))"
+)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +137,7 @@ def test_configs_lie_where_the_package_says():
 
 
 def test_help_and_classes_beside_a_callbacks_of_the_users_own(idkd, own):
-    """The user's class counts where it exists, the project's otherwise; full and short names always mean the project's."""
+    """The user's class counts where it exists, else the project's; full and short names always mean the project's."""
     help = idkd("-m", "lightning_idkd", "fit", "--help")
     assert (help.returncode, help.stderr) == (0, "")
     module = own.rpartition(".")[0]

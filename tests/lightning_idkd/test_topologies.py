@@ -233,7 +233,7 @@ def test_no_node_is_a_leaf_in_both_binary_trees():
 
 
 def test_trees_may_be_numbered_as_in_the_code_of_relaysgd():
-    """There node i has the parent i // 2 and the children 2i and 2i + 1, node 0 the neighbour 1; reversed, n - 1 - i does."""
+    """There node i has parent i // 2 and children 2i and 2i + 1, node 0 the neighbour 1; reversed, n - 1 - i does."""
     n = 16
     near = {0: {1}} | {i: {i // 2} | {c for c in (2 * i, 2 * i + 1) if c < n} for i in range(1, n)}
     theirs = nx.Graph([(i, j) for i, there in near.items() for j in there])
@@ -404,8 +404,8 @@ def connectivity(laplacians, p):
 
 
 def ascended(laplacians, budget, sharpness):
-    """The best lambda_2 of several ascents of its soft minimum, -log(sum of exp(-s lambda)) / s over all but the constant vector,
-    by scipy's SLSQP."""
+    """The best lambda_2 of several ascents of its soft minimum, -log(sum of exp(-s lambda)) / s over all but the
+    constant vector, by scipy's SLSQP."""
     count, nodes = laplacians.shape[:2]
 
     def falling(p):
@@ -426,8 +426,8 @@ def ascended(laplacians, budget, sharpness):
 @pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
 @pytest.mark.parametrize(
     ("topology", "nodes"),
-    [(Social15(), 15), (Social32(), 32), (Karate34(), 34), (SpanningTree(Social15()), 15), (Grid(3, 5), 15), (BinaryTree(), 15),
-     (Petersen10(), 10), (ErdosRenyi(0.25), 16), (Star(), 9)],
+    [(Social15(), 15), (Social32(), 32), (Karate34(), 34), (SpanningTree(Social15()), 15), (Grid(3, 5), 15),
+     (BinaryTree(), 15), (Petersen10(), 10), (ErdosRenyi(0.25), 16), (Star(), 9)],
     ids=lambda v: str(v)[:40],
 )  # fmt: skip
 def test_probabilities_of_matchings_are_within_one_percent_of_an_ascent(topology, nodes, budget):
@@ -510,8 +510,8 @@ def test_the_epidemic_oracle_draws_regular_graphs():
 # ------------------------------------------------------------------ from a config
 
 
-GIVEN = {"Torus": {"rows": 3, "cols": 4}, "Grid": {"rows": 3, "cols": 4}, "ErdosRenyi": {"p": 0.5}, "EdgeList": {"file": "x"},
-         "NetworkX": {"generator": "watts_strogatz_graph", "arguments": {"k": 4, "p": 0.1}},
+GIVEN = {"Torus": {"rows": 3, "cols": 4}, "Grid": {"rows": 3, "cols": 4}, "ErdosRenyi": {"p": 0.5},
+         "EdgeList": {"file": "x"}, "NetworkX": {"generator": "watts_strogatz_graph", "arguments": {"k": 4, "p": 0.1}},
          "RandomMatchings": {"base": {"class_path": "Torus", "init_args": {"rows": 3, "cols": 4}}}}  # fmt: skip
 
 
@@ -562,7 +562,8 @@ class Apart(topologies.Topology):
         ),
         (
             lambda: Graph(HypercubeOnePeer(), 12),
-            "graph.topology: the number of nodes of HypercubeOnePeer is a power of two, but graph.nodes is 12; nearest: 8, 16",
+            "graph.topology: the number of nodes of HypercubeOnePeer is a power of two, but graph.nodes is 12; "
+            "nearest: 8, 16",
         ),
         (
             lambda: Graph(Margulis(), 12),
@@ -611,12 +612,13 @@ class Apart(topologies.Topology):
         ),
         (
             lambda: NetworkX("wats_strogatz_graph"),
-            "graph.topology.generator: networkx has no generator 'wats_strogatz_graph'. Did you mean 'watts_strogatz_graph'?",
+            "graph.topology.generator: networkx has no generator 'wats_strogatz_graph'. "
+            "Did you mean 'watts_strogatz_graph'?",
         ),
         (
             lambda: Graph(NetworkX("watts_strogatz_graph", {"k": 4}), 16),
-            "graph.topology.arguments: watts_strogatz_graph refuses {'k': 4} (watts_strogatz_graph() missing 1 required "
-            "positional argument: 'p')",
+            "graph.topology.arguments: watts_strogatz_graph refuses {'k': 4} "
+            "(watts_strogatz_graph() missing 1 required positional argument: 'p')",
         ),
         (
             lambda: Graph(NetworkX("petersen_graph"), 16),
@@ -624,7 +626,8 @@ class Apart(topologies.Topology):
         ),
         (
             lambda: Graph(Exponential(), 8, "lazy"),
-            "graph.weights: lazy needs an undirected graph, and Exponential is directed; allowed: uniform, push_sum, average",
+            "graph.weights: lazy needs an undirected graph, and Exponential is directed; "
+            "allowed: uniform, push_sum, average",
         ),
         (
             lambda: Graph(EdgeList("none.txt"), 4),
@@ -645,7 +648,8 @@ def test_a_wrong_line_of_an_edge_list_is_shown(line, tmp_path):
     with pytest.raises(UserError) as error:
         Graph(EdgeList(str(file)), 4)
     assert str(error.value) == (
-        f"graph.topology.file: '{line}' in line 3 of '{file}'; allowed: two different nodes from 0 to 3, graph.nodes - 1"
+        f"graph.topology.file: '{line}' in line 3 of '{file}'; "
+        "allowed: two different nodes from 0 to 3, graph.nodes - 1"
     )
 
 

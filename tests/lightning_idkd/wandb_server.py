@@ -1,4 +1,4 @@
-"""A stand-in for W&B's server on loopback: what sweeps, agents, runs and their files need of its API, kept in memory."""
+"""A stand-in for W&B's server on loopback: what sweeps, agents, runs and their files need of its API, in memory."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class WandbServer(ThreadingHTTPServer):
             return method(**variables)
 
     def on_Viewer(self, **_):
-        return {"viewer": {"id": "user", "entity": ENTITY, "username": "user", "email": "user@example.org", "flags": "{}",
-                           "teams": {"edges": [{"node": {"name": ENTITY}}]}}}  # fmt: skip
+        return {"viewer": {"id": "user", "entity": ENTITY, "username": "user", "email": "user@example.org",
+                           "flags": "{}", "teams": {"edges": [{"node": {"name": ENTITY}}]}}}  # fmt: skip
 
     def on_ServerFeaturesQuery(self, **_):
         return {"serverInfo": {"features": []}}
@@ -102,9 +102,10 @@ class WandbServer(ThreadingHTTPServer):
 
     def on_SweepWithRuns(self, sweep, **_):
         found = self.sweeps[sweep]
-        return {"project": {"sweep": {"id": sweep, "name": sweep, "method": "grid", "state": found["state"], "description": None,
-                                      "config": found["config"], "createdAt": None, "heartbeatAt": None, "updatedAt": None,
-                                      "earlyStopJobRunning": False, "bestLoss": None, "controller": None, "scheduler": None,
+        return {"project": {"sweep": {"id": sweep, "name": sweep, "method": "grid", "state": found["state"],
+                                      "description": None, "config": found["config"], "createdAt": None,
+                                      "heartbeatAt": None, "updatedAt": None, "earlyStopJobRunning": False,
+                                      "bestLoss": None, "controller": None, "scheduler": None,
                                       "runs": {"edges": []}}}}  # fmt: skip
 
     def on_CreateAgent(self, host, sweep, **_):
@@ -153,10 +154,11 @@ class WandbServer(ThreadingHTTPServer):
         if found is not None and found.history:
             last = max(found.history)
             bucket = {"id": name, "name": name, "displayName": found["displayName"], "logLineCount": 0,
-                      "summaryMetrics": json.dumps(found["summary"]), "historyLineCount": last + 1, "eventsLineCount": 0,
-                      "eventsTail": "[]", "historyTail": json.dumps([json.dumps(found.history[last])]),
-                      "config": json.dumps({k: {"value": v} for k, v in found["config"].items()}), "tags": [], "notes": None,
-                      "wandbConfig": json.dumps({"t": 1})}  # fmt: skip
+                      "summaryMetrics": json.dumps(found["summary"]), "historyLineCount": last + 1,
+                      "eventsLineCount": 0, "eventsTail": "[]",
+                      "historyTail": json.dumps([json.dumps(found.history[last])]),
+                      "config": json.dumps({k: {"value": v} for k, v in found["config"].items()}), "tags": [],
+                      "notes": None, "wandbConfig": json.dumps({"t": 1})}  # fmt: skip
         return {"model": {"id": project, "name": project, "entity": {"id": ENTITY, "name": ENTITY}, "bucket": bucket}}
 
     def on_UpsertBucket(self, name, project=None, displayName=None, groupName=None, config=None, sweep=None, **_):

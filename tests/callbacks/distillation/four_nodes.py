@@ -117,17 +117,17 @@ def split():
 TRAIN = [samples.tolist() for samples in split().train]
 
 
-def real_run(distillation, calibration=None, *, topology=None, public=11, network=Network, engine="loop", dtype=torch.float64,
-             norm="batch", epochs=10, steps=3, batch=4, private=None, seed=0):  # fmt: skip
+def real_run(distillation, calibration=None, *, topology=None, public=11, network=Network, engine="loop",
+             dtype=torch.float64, norm="batch", epochs=10, steps=3, batch=4, private=None, seed=0):  # fmt: skip
     """All the parts of a run of four nodes with random images, whose rows lie apart; ``steps`` are trained."""
-    store = Store(images(58, 1) if private is None else private, images(5, 2), images(public, 3) if public else None, split(),
-                  range(N), batch=batch, tuning=distillation.tuning, dtype=dtype)  # fmt: skip
+    store = Store(images(58, 1) if private is None else private, images(5, 2), images(public, 3) if public else None,
+                  split(), range(N), batch=batch, tuning=distillation.tuning, dtype=dtype)  # fmt: skip
     stack = NodeStack(
         lambda: NodeModule(CNN(4, norm=norm).build(1, SIZE, K)), range(N), seed, dtype=dtype, engine=engine
     )
     stack.X.add_(0.3 * torch.randn(stack.X.shape, generator=torch.Generator().manual_seed(9)).to(dtype))
-    run = Orchestrator(Fabric(accelerator="cpu", devices=1), stack, network(Graph(topology or Ring(), N)), store, DSGD(),
-                       TrainConfig(epochs=epochs, batch_size=batch), calibration, distillation)  # fmt: skip
+    run = Orchestrator(Fabric(accelerator="cpu", devices=1), stack, network(Graph(topology or Ring(), N)), store,
+                       DSGD(), TrainConfig(epochs=epochs, batch_size=batch), calibration, distillation)  # fmt: skip
     train(run, steps)
     return run
 

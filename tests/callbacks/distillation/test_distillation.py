@@ -71,7 +71,8 @@ def test_a_start_beyond_the_last_epoch_is_refused_with_its_key():
          ["distillation.teacher.steps", "1 or more"]),
         (["--distillation.encoding", "Packed", "--distillation.encoding.values", "int4"],
          ["distillation.encoding.values", "int4", "uint8"]),
-        (["--distillation.encoding", "Packed", "--distillation.encoding.top", "0"], ["distillation.encoding.top", "1 or more"]),
+        (["--distillation.encoding", "Packed", "--distillation.encoding.top", "0"],
+         ["distillation.encoding.top", "1 or more"]),
         (["--distillation.tuning.balance", "caps"], ["distillation.tuning.balance", "'cap'"]),
         (["--distillation.tuning.private_share", "1"], ["distillation.tuning.private_share", "between 0 and 1"]),
         (["--distillation.weighted", "2"], ["distillation.weighted", "2", "true or false"]),
@@ -94,9 +95,9 @@ VARIANTS = {
     "moving average": ["IDKD", "--distillation.teacher", "MovingAverage", "--distillation.teacher.decay", "0.8"],
     "cap": ["VanillaKD", "--distillation.tuning.balance", "cap", "--distillation.labels", "accumulated"],
     "draw": ["IDKD", "--distillation.tuning.balance", "draw", "--distillation.weighted", "true"],
-    "private share": ["VanillaKD", "--distillation.tuning.private_share", "0.4", "--distillation.tuning.confidence", "true",
-                      "--distillation.tuning.temperature", "2", "--distillation.encoding", "Packed",
-                      "--distillation.labels", "relayed"],
+    "private share": ["VanillaKD", "--distillation.tuning.private_share", "0.4",
+                      "--distillation.tuning.confidence", "true", "--distillation.tuning.temperature", "2",
+                      "--distillation.encoding", "Packed", "--distillation.labels", "relayed"],
     "mutual": ["MutualKD"],
 }  # fmt: skip
 

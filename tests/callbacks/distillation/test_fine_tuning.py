@@ -12,7 +12,8 @@ from lightning_idkd.callbacks import IDKD, MSP, Fixed, VanillaKD
 from lightning_idkd.labels import FineTuning
 
 
-@pytest.mark.parametrize("tuning", [FineTuning(private_share=0.5), FineTuning(balance="cap"), FineTuning(balance="draw"),
+@pytest.mark.parametrize("tuning", [FineTuning(private_share=0.5), FineTuning(balance="cap"),
+                                    FineTuning(balance="draw"),
                                     FineTuning(confidence=True, temperature=2.0)])  # fmt: skip
 @pytest.mark.parametrize("steps", ["equal", "grow"])
 def test_nothing_kept_is_no_matter_for_any_tuning(tuning, steps):

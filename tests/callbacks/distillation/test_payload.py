@@ -61,7 +61,7 @@ def test_the_samples_arrive_exactly_and_the_size_is_the_messages(values, index, 
 
 @pytest.mark.parametrize(("values", "error"), [("float32", 3e-7), ("float16", 2.0**-10), ("uint8", 5.5 / 255)])
 def test_probabilities_arrive_within_the_rounding_of_their_format_and_sum_to_one(values, error):
-    """Half floats have 11 bits, twice rounded by the sum; a byte is off by half a step, and the sum of ten by ten halves."""
+    """Half floats have 11 bits, twice rounded by the sum; a byte is off by half a step, a sum of ten by ten halves."""
     for sharpness in (0.1, 2.0, 20.0):
         sent = some(200, 500, sharpness=sharpness)
         got, _ = there_and_back(Packed(values), sent, 500)

@@ -30,7 +30,7 @@ from lightning_idkd.network import Network
 
 
 class Guarded(Network):
-    """Lets pass what may leave a node, by type, and notes its size; a test sets ``run`` and what the method ``declares``."""
+    """Passes what may leave a node, by type, and notes its size; tests set ``run`` and what the method ``declares``."""
 
     declares = ""
     run = None
@@ -126,11 +126,13 @@ WAYS = {
     "Gossiped": (lambda: IDKD(start=0, every=1, teacher=Gossiped(3)), youden, {"exchange", "mix"}, ""),
     "MovingAverage": (lambda: IDKD(start=0, every=1, teacher=MovingAverage(0.5)), youden, {"exchange"}, ""),
     **{
-        f"{values} top {top}": (lambda v=values, t=top: IDKD(start=0, every=1, encoding=Packed(v, t)), youden, {"exchange"}, "")
+        f"{values} top {top}": (lambda v=values, t=top: IDKD(start=0, every=1, encoding=Packed(v, t)), youden,
+                               {"exchange"}, "")
         for values in ("float32", "float16", "uint8")
         for top in (None, 2)
     },
-    "weighted": (lambda: IDKD(start=0, every=1, weighted=True), youden, {"exchange"}, "ranks of the kept samples' scores"),
+    "weighted": (lambda: IDKD(start=0, every=1, weighted=True), youden, {"exchange"},
+                 "ranks of the kept samples' scores"),
     "weighted uint8": (lambda: IDKD(start=0, every=1, weighted=True, encoding=Packed("uint8")), youden, {"exchange"},
                        "ranks of the kept samples' scores"),
     "pooled": (lambda: IDKD(start=0, every=1), lambda: youden(True), {"exchange", "share"}, "thresholds"),
@@ -138,7 +140,8 @@ WAYS = {
     "relayed": (lambda: IDKD(start=0, every=1, labels="relayed"), youden, {"exchange"}, ""),
     "accumulated, hops": (lambda: IDKD(start=0, every=1, labels="accumulated", hops=3, min_confidence=0.4), youden,
                           {"exchange"}, ""),
-    "growing": (lambda: VanillaKD(start=0, every=1, steps="grow"), None, {"exchange", "all_reduce"}, "sizes of the nodes' sets"),
+    "growing": (lambda: VanillaKD(start=0, every=1, steps="grow"), None, {"exchange", "all_reduce"},
+                "sizes of the nodes' sets"),
     "tuned": (lambda: IDKD(start=0, every=1, tuning=FineTuning(0.5, "cap", 0.5, True, 2.0)), youden, {"exchange"}, ""),
 }  # fmt: skip
 
@@ -185,9 +188,9 @@ class Recording(Network):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"temperature": 0.5}, {"hard": True}, {"hops": 2}, {"aggregation": LogitMean()}, {"aggregation": ConfidenceMean()},
-    {"aggregation": ERA()}, {"aggregation": Vote()}, {"teacher": Gossiped(2)}, {"teacher": MovingAverage()},
-    {"encoding": Packed("uint8", 2)},
+    {}, {"temperature": 0.5}, {"hard": True}, {"hops": 2}, {"aggregation": LogitMean()},
+    {"aggregation": ConfidenceMean()}, {"aggregation": ERA()}, {"aggregation": Vote()}, {"teacher": Gossiped(2)},
+    {"teacher": MovingAverage()}, {"encoding": Packed("uint8", 2)},
 ], ids=lambda options: "-".join(f"{k} {type(v).__name__}" for k, v in options.items()))  # fmt: skip
 def test_labels_say_nothing_of_private_data_but_through_the_parameters(options):
     """Other private labels and, normalised alike, pixels in another order: the same messages to the last bit."""

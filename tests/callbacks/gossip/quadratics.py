@@ -1,4 +1,4 @@
-"""Quadratics f_i(x) = (x - c_i)' A_i (x - c_i) / 2 at every node, on which gossip rules are held against their papers."""
+"""Quadratics f_i(x) = (x - c_i)' A_i (x - c_i) / 2 at every node, to compare gossip rules with their papers."""
 
 from types import SimpleNamespace
 

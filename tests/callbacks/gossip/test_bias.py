@@ -1,4 +1,4 @@
-"""Rules that reach the optimum of all nodes' data: exact diffusion and tracking, against their papers and on quadratics."""
+"""Rules that reach the optimum of all data: exact diffusion and tracking, against their papers and on quadratics."""
 
 import numpy as np
 import pytest
@@ -138,7 +138,7 @@ def gut(f, lrs, near, scaling=0.9, momentum=0.0, nesterov=False, weight_decay=0.
 
 
 def tracked_steps(f, lrs, near, momentum=0.0, nesterov=False):
-    """Gradient tracking as RelaySGD's code has it: c makes up for what the mean of all local steps is ahead of a node's own."""
+    """Gradient tracking as RelaySGD's code has it: c adds what the mean of all local steps is ahead of a node's own."""
     n = len(near)
     x, c, m = list(f.x0), [np.zeros_like(f.x0[0])] * n, [0.0] * n
     yield np.array(x)
@@ -200,8 +200,11 @@ def distance(rule, graph, lr, steps=1500):
 
 
 @pytest.mark.parametrize("graph", ON.values(), ids=ON)
-@pytest.mark.parametrize("rule", [D2(), D2(0.5), EDM(), GradientTracking(), GradientTracking(0.5), MomentumTracking(0.8)],
-                         ids=lambda rule: type(rule).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "rule",
+    [D2(), D2(0.5), EDM(), GradientTracking(), GradientTracking(0.5), MomentumTracking(0.8)],
+    ids=lambda rule: type(rule).__name__,
+)
 def test_unlike_nodes_reach_the_optimum(rule, graph):
     assert distance(rule, graph, 0.05) < 1e-8
 
@@ -314,7 +317,7 @@ def test_scalings_that_feed_themselves_are_refused(arguments, below):
 
 @pytest.mark.parametrize("rule", [D2(), EDM(), DecentLaM(), GUT()], ids=lambda rule: type(rule).__name__)
 def test_graphs_that_change_are_refused(rule):
-    """What was mixed by the last step's weights would be taken back by this step's: nodes part, whatever each one's spectrum."""
+    """What the last step's weights mixed, this step's would take back: nodes part, whatever each one's spectrum."""
     with pytest.raises(
         UserError, match=rf"{type(rule).__name__} takes static graphs, but graph.topology HypercubeOnePeer changes"
     ):

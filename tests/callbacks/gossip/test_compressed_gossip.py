@@ -57,7 +57,7 @@ KINDS = {
 
 
 def choco(f, lrs, near, compression=None, gamma=1.0, momentum=0.0, nesterov=False, weight_decay=0.0, beta=None):
-    """Koloskova et al. 2019, Algorithm 2, with a replica of every neighbour at every node; ``beta``: Aketi et al. 2024."""
+    """Koloskova et al. 2019, Algorithm 2, with every neighbour's replica at every node; ``beta``: Aketi et al. 2024."""
     compress = next(plain for kind, plain in KINDS.values() if kind is compression)
     n = len(near)
     x, m, u = list(f.x0), [0.0] * n, [0.0] * n
@@ -133,9 +133,9 @@ def context(step=0, nodes=(0, 1, 2), seed=0):
     return SimpleNamespace(uniform=uniform)
 
 
-SIZES = [(TopK(0.01), 10 * (4 + 4), 10 * (8 + 4)), (TopK(0.0101), 11 * 8, 11 * 12), (TopK(1e-9), 8, 12), (TopK(1), 8000, 12000),
-         (RandomK(0.01), 40, 80), (Sign(), 125 + 4, 125 + 8), (QSGD(1), 250 + 4, 250 + 8), (QSGD(15), 625 + 4, 625 + 8),
-         (QSGD(127), 1000 + 4, 1000 + 8)]  # fmt: skip
+SIZES = [(TopK(0.01), 10 * (4 + 4), 10 * (8 + 4)), (TopK(0.0101), 11 * 8, 11 * 12), (TopK(1e-9), 8, 12),
+         (TopK(1), 8000, 12000), (RandomK(0.01), 40, 80), (Sign(), 125 + 4, 125 + 8), (QSGD(1), 250 + 4, 250 + 8),
+         (QSGD(15), 625 + 4, 625 + 8), (QSGD(127), 1000 + 4, 1000 + 8)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("compression", "single", "double"), SIZES)
@@ -157,7 +157,7 @@ def test_compressed_bytes_are_counted_exactly(graph, compression, size):
 
 
 def test_the_error_is_less_than_the_vector():
-    """By the share of values left out; in expectation for random k; by |x|_1^2 / (d |x|^2) for the sign; by qsgd's own factor."""
+    """By the share left out (random k: in expectation), |x|_1^2 / (d |x|^2) for the sign, qsgd's own factor."""
     T = rows()
     lost = {c: ((T - c(T, context())) ** 2).sum(1) / (T**2).sum(1) for c in (TopK(0.1), RandomK(0.1), Sign(), QSGD(15))}
     top, drawn, sign, qsgd = lost.values()

@@ -1,4 +1,4 @@
-"""Cross-feature contrastive loss, against the authors' steps written node by node in numpy, on a network of one tanh layer."""
+"""Cross-feature contrastive loss, against the authors' steps, node by node in numpy, on a network of one tanh layer."""
 
 import networkx as nx
 import numpy as np

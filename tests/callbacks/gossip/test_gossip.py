@@ -1,4 +1,4 @@
-"""Gossip rules on quadratics f_i(x) = (x - c_i)' A_i (x - c_i) / 2, against the papers' algorithms written node by node."""
+"""Gossip rules on quadratics f_i(x) = (x - c_i)' A_i (x - c_i) / 2, against the papers' algorithms, node by node."""
 
 from functools import partial
 
@@ -148,8 +148,8 @@ def test_mixing_keeps_the_mean(graph):
 @pytest.mark.parametrize("weights", ["metropolis", "uniform"])
 def test_dsgd_on_the_complete_graph_is_all_reduce(options, weights):
     graph = Graph(Complete(), N, weights)
-    np.testing.assert_allclose(trajectory(DSGD(**options), graph, Quadratics()),
-                               trajectory(AllReduce(**options), GRAPHS["ring"], Quadratics()), rtol=0, atol=1e-12)  # fmt: skip
+    mean = trajectory(AllReduce(**options), GRAPHS["ring"], Quadratics())
+    np.testing.assert_allclose(trajectory(DSGD(**options), graph, Quadratics()), mean, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
@@ -177,7 +177,7 @@ def distances(graph):
 
 @pytest.mark.parametrize("graph", ["chain", "tree"])
 def test_relayed_sums_of_resting_models_are_the_exact_mean_after_diameter_steps(graph):
-    """Where every local step leads back to x0_i, node i holds the mean over those at most t edges away after t steps."""
+    """Where each local step leads back to x0_i, node i holds the mean over those at most t edges away after t steps."""
     graph, stack = GRAPHS[graph], Quadratics()
     start, d = torch.tensor(stack.x0), distances(graph)
     seen = trajectory(RelaySGD(), graph, stack, [0.5] * (d.max() + 2), gradient=lambda X: (X - start) / 0.5)
@@ -236,8 +236,8 @@ def test_relaysgd_refuses_what_is_no_static_tree(topology):
 
 
 def test_rules_take_weights_of_their_kinds_only():
-    strict = (QGDSGDm(), D2(), EDM(), GradientTracking(), MomentumTracking(), DecentLaM(), GUT(), ChocoSGD(), AdaGossip(), NGC(),
-              CCL())  # fmt: skip
+    strict = (QGDSGDm(), D2(), EDM(), GradientTracking(), MomentumTracking(), DecentLaM(),
+              GUT(), ChocoSGD(), AdaGossip(), NGC(), CCL())  # fmt: skip
     for weights, rules in {"push_sum": (DSGD(), *strict), "average": (*strict, SGP())}.items():
         for rule in rules:
             with pytest.raises(UserError, match=rf"{type(rule).__name__} .*Chain with graph.weights {weights}"):
@@ -246,8 +246,8 @@ def test_rules_take_weights_of_their_kinds_only():
     with pytest.raises(UserError) as error:
         QGDSGDm().check(Graph(EpidemicLocal(), N))
     assert str(error.value) == (
-        "gossip: QGDSGDm needs weights whose rows and columns sum to 1; those of graph.topology EpidemicLocal with graph.weights "
-        "average do so in rows only"
+        "gossip: QGDSGDm needs weights whose rows and columns sum to 1; those of graph.topology EpidemicLocal "
+        "with graph.weights average do so in rows only"
     )
 
 

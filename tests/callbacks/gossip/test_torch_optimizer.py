@@ -9,8 +9,9 @@ from lightning_idkd.callbacks import DSGD, LocalOptimizer
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Ring
 
-ELEMENTWISE = [("SGD", {"momentum": 0.9, "dampening": 0.5}), ("Adam", {"weight_decay": 0.01}), ("AdamW", {"amsgrad": True}),
-               ("RMSprop", {"momentum": 0.5, "centered": True}), ("NAdam", {}), ("RAdam", {}), ("Adagrad", {}), ("Adadelta", {}),
+ELEMENTWISE = [("SGD", {"momentum": 0.9, "dampening": 0.5}), ("Adam", {"weight_decay": 0.01}),
+               ("AdamW", {"amsgrad": True}), ("RMSprop", {"momentum": 0.5, "centered": True}),
+               ("NAdam", {}), ("RAdam", {}), ("Adagrad", {}), ("Adadelta", {}),
                ("Adamax", {}), ("ASGD", {}), ("Rprop", {})]  # fmt: skip
 
 
@@ -77,7 +78,8 @@ def test_blocks_of_columns_are_the_whole(monkeypatch):
     ("torch.nn.Linear", {}, r"'torch.nn.Linear' is not an optimiser of torch"),
     ("no.where.Adam", {}, r"gossip.optimizer: cannot import 'no.where'"),
     ("Adam", {}, r"gossip.optimizer: cannot import ''.* give a path such as torch.optim.AdamW"),
-    ("torch.optim.Adam", {"eps": -1}, r"gossip.arguments: torch.optim.Adam does not take \{'eps': -1\} \(Invalid epsilon"),
+    ("torch.optim.Adam", {"eps": -1},
+     r"gossip.arguments: torch.optim.Adam does not take \{'eps': -1\} \(Invalid epsilon"),
     ("torch.optim.Adam", {"momentum": 0.9}, r"gossip.arguments: torch.optim.Adam does not take .*momentum"),
 ])  # fmt: skip
 def test_what_cannot_be_a_local_step_is_refused(optimizer, arguments, message):

@@ -21,9 +21,10 @@ def there():
 
 CARRIED = {
     "DICE": {"p": 0.5}, "EnergyBased": {"t": 2.0}, "Entropy": {}, "GEN": {"gamma": 0.5, "M": 3}, "GMM": {"reg": 0.01},
-    "KLMatching": {}, "KNN": {"k": 5}, "LTS": {}, "MCM": {"text_embeddings": CENTRES.tolist()}, "Mahalanobis": {}, "MaxLogit": {},
-    "MaxSoftmax": {"t": 2.0}, "NCI": {"alpha": 0.1}, "NNGuide": {"k": 5}, "OpenMax": {"tailsize": 8}, "PNML": {}, "RMD": {},
-    "SHE": {}, "TemperatureScaling": {}, "ViM": {"d": 4}, "WeightedEBO": {"weights": [1.0] * CLASSES}, "fDBD": {},
+    "KLMatching": {}, "KNN": {"k": 5}, "LTS": {}, "MCM": {"text_embeddings": CENTRES.tolist()}, "Mahalanobis": {},
+    "MaxLogit": {}, "MaxSoftmax": {"t": 2.0}, "NCI": {"alpha": 0.1}, "NNGuide": {"k": 5}, "OpenMax": {"tailsize": 8},
+    "PNML": {}, "RMD": {}, "SHE": {}, "TemperatureScaling": {}, "ViM": {"d": 4},
+    "WeightedEBO": {"weights": [1.0] * CLASSES}, "fDBD": {},
 }  # fmt: skip
 
 

@@ -25,8 +25,8 @@ from lightning_idkd.errors import UserError
 from lightning_idkd.labels import Outputs
 
 FEATURE_SCORES = [
-    KNN(5), Mahalanobis(), Mahalanobis(0.0), Mahalanobis(0.5), RMD(), RMD(0.1), ViM(), DensityRatio(60), ReAct(), ASH(), SCALE(),
-    ReAct(KLMatching()), ReAct(KNN(5)),
+    KNN(5), Mahalanobis(), Mahalanobis(0.0), Mahalanobis(0.5), RMD(), RMD(0.1), ViM(), DensityRatio(60), ReAct(),
+    ASH(), SCALE(), ReAct(KLMatching()), ReAct(KNN(5)),
 ]  # fmt: skip
 
 
@@ -80,8 +80,8 @@ def test_mahalanobis_distances_are_numpys(kind, shrinkage):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_rmd_shrinks_both_covariances_alike_so_that_nearly_isotropic_features_are_told_apart(seed):
-    """100 own samples of three classes whose covariance is the identity; public ones of other classes. Of Ledoit and Wolf's two
-    shares one is near 1 and the other is not: with a share each the distances are of two kinds."""
+    """100 own samples of three classes whose covariance is the identity; public ones of other classes. Of Ledoit and
+    Wolf's two shares one is near 1 and the other is not: with a share each the distances are of two kinds."""
     rng, size = np.random.default_rng(seed), 64
     means, others = 0.7 * rng.standard_normal((2, 3, size))
     y, here = np.arange(100) % 3, np.arange(300) % 3
@@ -176,7 +176,7 @@ def test_vim_needs_fewer_dimensions_than_features_and_takes_a_head_without_bias(
 
 
 def test_density_ratio_minimises_the_kulsif_objective():
-    """Kanamori et al. (2012), Eq. 6, over all functions on the samples by its normal equations, not by the closed form."""
+    """Kanamori et al. (2012), Eq. 6, over all functions on the samples by its normal equations, not the closed form."""
     x, judged = draws(7, 3, seed=1), draws(30, 3, seed=2)
     score = DensityRatio(samples=9, penalty=0.3)
     score.fit(Outputs(x, x), None)

@@ -112,8 +112,8 @@ def test_shapings_give_the_scores_of_pytorch_ood(kind, name, options, their_opti
 
 
 DIRECTED = [
-    MSP(), MaxLogit(), Energy(), Entropy(), GEN(), Margin(), KLMatching(), KNN(5), Mahalanobis(), Mahalanobis(0.1), RMD(), ViM(),
-    ReAct(MSP()), ASH(MSP()), SCALE(MSP()), ODIN(), RankEnsemble([MSP(), KNN(5)]),
+    MSP(), MaxLogit(), Energy(), Entropy(), GEN(), Margin(), KLMatching(), KNN(5), Mahalanobis(), Mahalanobis(0.1),
+    RMD(), ViM(), ReAct(MSP()), ASH(MSP()), SCALE(MSP()), ODIN(), RankEnsemble([MSP(), KNN(5)]),
 ]  # fmt: skip
 
 

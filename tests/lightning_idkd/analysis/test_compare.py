@@ -32,7 +32,8 @@ def runs(tmp_path):
                 "data": {"partition": {"class_path": "x.Dirichlet", "init_args": {"alpha": alpha}}},
                 "gossip": {"class_path": "lightning_idkd.callbacks.DSGD", "init_args": {"momentum": 0.9}},
                 "calibration": None, "callbacks": [],
-                "distillation": method and {"class_path": f"lightning_idkd.callbacks.{method}", "init_args": {"start": 0.6}},
+                "distillation": method and {"class_path": f"lightning_idkd.callbacks.{method}",
+                                            "init_args": {"start": 0.6}},
             }  # fmt: skip
             (folder / "config.yaml").write_text(yaml.safe_dump(config))
             summary = {"seed": seed, "accuracy": {"node_mean": accuracy}, "communication": {"label_bytes": 10}}
@@ -95,8 +96,8 @@ def test_latex_headings_are_words_and_all_special_characters_are_escaped(runs, c
     assert main(["compare", str(runs), "--metrics", *metrics, "--baseline", "none", "--format", "latex"]) == 0
     head = capsys.readouterr().out.split("\\toprule\n")[1].splitlines()[0]
     assert head == (
-        r"setting & method & seeds & node mean (\%) & labels sent, bytes & share of public samples kept & validation, node mean "
-        r"(\%) & my own & node mean (\%), difference to none \\"
+        r"setting & method & seeds & node mean (\%) & labels sent, bytes & share of public samples kept & "
+        r"validation, node mean (\%) & my own & node mean (\%), difference to none \\"
     )
     text = r"a_b 5% {x} #1 & $y ~z ^w \v <u>"
     escaped = r"a\_b 5\% \{x\} \#1 \& \$y \textasciitilde{}z \textasciicircum{}w \textbackslash{}v $<$u$>$"
@@ -123,8 +124,8 @@ def test_a_plot_has_a_panel_a_metric_and_a_dot_a_row(runs, monkeypatch):
     assert main(["compare", str(runs), "--metrics", *metrics, "--plot", str(file)]) == 0
     assert file.stat().st_size > 1000
     first, second = drawn[0].axes
-    assert [t.get_text() for t in first.get_yticklabels()] == ["alpha=0.1 IDKD", "alpha=0.1 VanillaKD", "alpha=0.1 none",
-                                                               "alpha=1.0 none"]  # fmt: skip
+    labels = [t.get_text() for t in first.get_yticklabels()]
+    assert labels == ["alpha=0.1 IDKD", "alpha=0.1 VanillaKD", "alpha=0.1 none", "alpha=1.0 none"]
     means = [float(c.lines[0].get_xdata()[0]) for c in first.containers]
     assert means == pytest.approx([60.33333, 54.5, 54.0, 70.0])
     assert [float(c.lines[0].get_xdata()[0]) for c in second.containers] == [10] * 4

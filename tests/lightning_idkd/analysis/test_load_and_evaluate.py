@@ -22,8 +22,9 @@ from lightning_idkd.data import Digits
 from lightning_idkd.errors import UserError
 from lightning_idkd.records import report
 
-SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "3", "--train.evaluate_every", "2",
-         "--distillation.start", "2", "--data.public.samples", "200", "--run.engine", "loop", "--run.threads", "1"]  # fmt: skip
+SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "3",
+         "--train.evaluate_every", "2", "--distillation.start", "2", "--data.public.samples", "200",
+         "--run.engine", "loop", "--run.threads", "1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,8 @@ def test_per_class_gives_every_nodes_confusion_matrix_and_accuracy_by_class(run,
     accuracy = np.array([m.diagonal() / m.sum(1) for m in nodes])
     assert np.allclose(found["accuracy"]["nodes"], accuracy)
     for key, values in (("node_mean", accuracy.mean(0)), ("node_min", accuracy.min(0)), ("node_max", accuracy.max(0)),
-                        ("node_std", accuracy.std(0)), ("consensus", consensus.diagonal() / consensus.sum(1))):  # fmt: skip
+                        ("node_std", accuracy.std(0)),
+                        ("consensus", consensus.diagonal() / consensus.sum(1))):  # fmt: skip
         assert np.allclose(found["accuracy"][key], values)
     assert found["classes"] == list("0123456789")
     assert found["images"] == consensus.sum(1).tolist()
@@ -116,9 +118,8 @@ def test_a_class_without_a_test_image_has_no_accuracy(run, tmp_path, capsys):
     assert found["accuracy"]["node_mean"][7] is None
     assert found["accuracy"]["nodes"][0][7] is None
     assert None not in found["accuracy"]["node_mean"][:7]
-    assert [cell.strip() for cell in next(line for line in said.splitlines() if line.startswith("│ 7 ")).split("│")[2:-1]] == [
-        "0", *"-----"
-    ]  # fmt: skip
+    row = next(line for line in said.splitlines() if line.startswith("│ 7 "))
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["0", *"-----"]
 
 
 def test_both_aurocs_are_named_for_what_they_compare(run, capsys, monkeypatch):

@@ -105,9 +105,9 @@ def tiny(tmp_path_factory, request):
         patch.setattr(build, "Network", Watched)
         patch.setattr(Orchestrator, "call", noted)
         status = main(["fit", "--config", config, "--graph.nodes", str(NODES), "--train.epochs", str(EPOCHS),
-                       "--train.evaluate_every", "1", "--distillation.init_args.start", str(EXCHANGE), "--logger", "null",
-                       "--run.dir", str(folder), "--run.engine", "loop", "--run.threads", "1",
-                       f"--callbacks={callbacks}"])  # fmt: skip
+                       "--train.evaluate_every", "1", "--distillation.init_args.start", str(EXCHANGE),
+                       "--logger", "null", "--run.dir", str(folder), "--run.engine", "loop",
+                       "--run.threads", "1", f"--callbacks={callbacks}"])  # fmt: skip
     assert status == 0
     yield SimpleNamespace(hooks=list(Recorder.seen), modest=list(Modest.seen), called=called, sent=list(Watched.sent),
                           run=Recorder.seen[0][1]["run"], folder=folder / "ring_digits" / "latest")  # fmt: skip
@@ -321,5 +321,5 @@ def test_mistakes_in_tuning_are_refused_with_their_key(options, said):
 
 def test_tuning_is_off_by_default():
     tuning = FineTuning()
-    assert vars(tuning) == {"private_share": None, "balance": "none", "weight": 1.0, "confidence": False, "temperature": 1.0,
-                            "logit_adjustment": 0.0}  # fmt: skip
+    assert vars(tuning) == {"private_share": None, "balance": "none", "weight": 1.0, "confidence": False,
+                            "temperature": 1.0, "logit_adjustment": 0.0}  # fmt: skip

@@ -37,14 +37,14 @@ def test_arguments_are_those_that_the_command_line_takes(name):
 
 
 def test_the_table_of_groups_says_which_keys_matter_for_what():
-    """A fork, a comparison and ``idkd evaluate`` read their keys from the fields of Config; a new group needs no other list."""
+    """Forks, comparisons and ``idkd evaluate`` read keys from Config's fields; a new group needs no other list."""
     assert resolved.RESULT == (
         "seed", "graph", "data", "node", "train", "gossip", "calibration", "distillation", "callbacks", "run.precision",
         "run.autocast",
     )  # fmt: skip
     assert set(resolved.SAME) == {
-        "seed", "graph", "node", "gossip", "run.precision", "run.autocast", "data.private", "data.partition", "data.validation",
-        "data.image_size", "data.channels", "data.augment",
+        "seed", "graph", "node", "gossip", "run.precision", "run.autocast", "data.private", "data.partition",
+        "data.validation", "data.image_size", "data.channels", "data.augment",
     }  # fmt: skip
     assert set(resolved.ONGOING) == {"calibration", "distillation", "data.public", "data.augment_public"}
     assert resolved.TRAINED == ("seed", "graph", "node", "train", "gossip", "distillation")

@@ -38,8 +38,8 @@ def test_a_torus_in_numbers(topology, tmp_path):
     # LeNet on 3x32x32: 5x5 convolutions to 6 and 16 channels, then 400-120-84-10
     count = 6 * 76 + 16 * 151 + 401 * 120 + 121 * 84 + 85 * 10
     assert said["sends"] == (
-        f"{4 * 4 * count / 1e3:.3g} kB a node and step, {16 * 4 * 4 * count / 1e6:.3g} MB all nodes, for one message an edge "
-        f"({count:,} parameters of LeNet for 3x32x32, 10 classes)"
+        f"{4 * 4 * count / 1e3:.3g} kB a node and step, {16 * 4 * 4 * count / 1e6:.3g} MB all nodes, "
+        f"for one message an edge ({count:,} parameters of LeNet for 3x32x32, 10 classes)"
     )
     assert (tmp_path / "torus_16.png").stat().st_size > 0
 

@@ -63,7 +63,8 @@ def test_every_part_gives_the_split_asked_for():
 
 @pytest.mark.parametrize(("parts", "said"), [
     ([], r"parts: \[\] given; allowed: one set or more"),
-    ([Plain(("a",), (0,)), Plain(("a",), (0,), side=5)], r"parts: images differ in size \(4x4, 5x5\); set data\.image_size"),
+    ([Plain(("a",), (0,)), Plain(("a",), (0,), side=5)],
+     r"parts: images differ in size \(4x4, 5x5\); set data\.image_size"),
     ([Noise(), Noise(samples=0)], r"parts\[1\]\.samples: 0 given"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_refused(parts, said):

@@ -41,7 +41,8 @@ def test_how_tensors_lie_in_memory_is_no_part_of_it():
     (images((0, 1, 2, 2)), "other labels, or the same in another order"),
     (images(classes=("a", "b", "d")), "other labels, or the same in another order"),
     (images()[:3], "3 images, not 4"),
-    (replace(images(), pixels=torch.zeros(4, 3, 2, 2, dtype=torch.uint8)), "2x2 with 3 channels, not 2x2 with 1 channels"),
+    (replace(images(), pixels=torch.zeros(4, 3, 2, 2, dtype=torch.uint8)),
+     "2x2 with 3 channels, not 2x2 with 1 channels"),
 ])  # fmt: skip
 def test_what_differs_is_said(other, said):
     assert identity.describe_change(other.identity, images().identity) == said

@@ -134,8 +134,10 @@ def test_a_key_for_the_test_split_comes_before_a_test_split(tmp_path):
 
 @pytest.mark.parametrize(("names", "said"), [
     (("train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"),
-     r"more than once: train-00000-of-00001\.parquet and train-00000-of-00002\.parquet to train-00001-of-00002\.parquet \(2 f"),
-    (("train-00000-of-00001-aaaa", "train-00000-of-00001-bbbb"), r"train-00000-of-00001-aaaa\.parquet and train-0.*-bbbb\.parq"),
+     r"more than once: train-00000-of-00001\.parquet and train-00000-of-00002\.parquet to "
+     r"train-00001-of-00002\.parquet \(2 f"),
+    (("train-00000-of-00001-aaaa", "train-00000-of-00001-bbbb"),
+     r"train-00000-of-00001-aaaa\.parquet and train-0.*-bbbb\.parq"),
     (("train", "train-00000-of-00001"), r"train-00000-of-00001\.parquet and train\.parquet|train\.parquet and train-0"),
     (("train-0", "data/train-0"), r"train-0\.parquet and data/train-0\.parquet"),
     (("train-00000-of-00002",), r"1 of 2 shards \(train-00000-of-00002\.parquet\); number 1 is missing"),
@@ -295,14 +297,16 @@ def test_without_class_names_the_values_that_occur_are_the_classes_in_order(tmp_
 
 
 @pytest.mark.parametrize(("labels", "type", "wanted", "why"), [
-    ([0, None, 1], pa.int64(), [0, -1, 1], r"\.path: 1 of 3 images have no label \(null, blank or below 0\) in 'train-0"),
+    ([0, None, 1], pa.int64(), [0, -1, 1],
+     r"\.path: 1 of 3 images have no label \(null, blank or below 0\) in 'train-0"),
     ([1.0, float("nan")], None, [0, -1], r"\.path: 1 of 2 images"),
     (["cat", "", " "], None, [0, -1, -1], r"\.path: 2 of 3 images"),
     ([-1, -1], None, [-1, -1], r"\.path: 2 of 2 images"),
     ([None, None], None, [-1, -1], r"\.path: 2 of 2 images"),
     ([0.5, 1.0], None, [-1, 0], r"\.label: 'train-0\.parquet' holds 0\.5; allowed: integers or texts"),
     ([float("inf"), 1.0], None, [-1, 0], r"\.label: 'train-0\.parquet' holds inf"),
-    ([[0, 1], [2]], None, [-1, -1], r"\.label: column 'label' holds list<.*>; allowed: integers, class labels or texts"),
+    ([[0, 1], [2]], None, [-1, -1],
+     r"\.label: column 'label' holds list<.*>; allowed: integers, class labels or texts"),
 ])  # fmt: skip
 def test_what_is_not_a_label_leaves_an_image_without_one_and_the_reason_is_kept(tmp_path, labels, type, wanted, why):
     table(tmp_path / "train-0.parquet", labels, type)
@@ -343,8 +347,10 @@ def test_class_names_are_read_in_every_form_that_files_have(tmp_path, feature):
     assert load(tmp_path).classes == (("0", "1") if "num_classes" in feature else ("a", "b"))
 
 
-@pytest.mark.parametrize("noted", ["no json", "[]", '{"info": null}', '{"info": {"features": []}}',
-                                   '{"info": {"features": {"label": {"_type": "ClassLabel"}, "image": 3}}}'])  # fmt: skip
+@pytest.mark.parametrize("noted", [
+    "no json", "[]", '{"info": null}', '{"info": {"features": []}}',
+    '{"info": {"features": {"label": {"_type": "ClassLabel"}, "image": 3}}}',
+])  # fmt: skip
 def test_odd_notes_of_a_file_about_its_columns_are_passed_over(tmp_path, noted):
     file = of_level(tmp_path / "train-0.parquet", 1, 2)
     pq.write_table(pq.read_table(file).replace_schema_metadata({"huggingface": noted}), file)
@@ -370,8 +376,8 @@ def beside(file: Path, *paths: str | None) -> None:
 def test_an_image_beside_the_table_is_looked_for_there_and_not_in_the_working_folder(tmp_path):
     Path("1.png").write_bytes(png(np.full((2, 2), 99, np.uint8)))
     beside(tmp_path / "data" / "train-0.parquet", "1.png", "../images/2.png")
-    refused(rf"^data\.private\.path: row 0 of 'train-0\.parquet' names the image '1\.png', but there is no '{tmp_path}/data/1\.p",
-            tmp_path)  # fmt: skip
+    refused(rf"^data\.private\.path: row 0 of 'train-0\.parquet' names the image '1\.png', "
+            rf"but there is no '{tmp_path}/data/1\.p", tmp_path)  # fmt: skip
     (tmp_path / "images").mkdir()
     for level, name in ((1, "data/1.png"), (2, "images/2.png")):
         (tmp_path / name).write_bytes(png(np.full((2, 2), level, np.uint8)))
@@ -387,8 +393,8 @@ def test_an_image_outside_the_sets_folder_is_refused(tmp_path, path):
     outside = tmp_path / "outside.png"
     outside.write_bytes(png(pictures(1)[0]))
     beside(tmp_path / "set" / "data" / "train-0.parquet", path.format(outside=outside))
-    refused(r"^data\.private\.path: row 0 of 'train-0\.parquet' names the image '.*outside\.png', which lies outside '.*set'$",
-            tmp_path / "set")  # fmt: skip
+    refused(r"^data\.private\.path: row 0 of 'train-0\.parquet' names the image '.*outside\.png', "
+            r"which lies outside '.*set'$", tmp_path / "set")  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["https://example.org/1.png", "zip://1.png::a.zip"])

@@ -255,11 +255,13 @@ class Overlapping(Partition):
         ),
         (
             lambda: partition(Dirichlet(0.3), np.arange(20) % 10, 16, 0),
-            "data.partition.alpha: 0.3 leaves some of 16 nodes without training samples in each of 50 draws; lower graph.nodes",
+            "data.partition.alpha: 0.3 leaves some of 16 nodes without training samples in each of 50 draws; "
+            "lower graph.nodes",
         ),
         (
             lambda: partition(Greedy(), np.zeros(10, int), 2, 0),
-            "data.partition: Greedy leaves some of 2 nodes without training samples in each of 50 draws; lower graph.nodes",
+            "data.partition: Greedy leaves some of 2 nodes without training samples in each of 50 draws; "
+            "lower graph.nodes",
         ),
         (
             lambda: partition(Overlapping(), np.zeros(10, int), 2, 0),

@@ -43,7 +43,7 @@ def test_a_distilled_set_is_walked_from_its_first_step_on():
 
 
 def hard(counts):
-    """Labels of this number of samples of each class, in random order; the class has most, not all, of the probability."""
+    """Labels of ``counts`` samples of each class, in random order; the class has most, not all, of the probability."""
     classes = torch.arange(K).repeat_interleave(torch.tensor(counts))
     classes = classes[torch.randperm(len(classes), generator=torch.Generator().manual_seed(len(classes)))]
     return Labels(torch.arange(len(classes)), (5 * torch.eye(K, dtype=torch.float64)[classes]).softmax(1))
@@ -53,8 +53,8 @@ def classes_of(labels):
     return np.bincount(labels.argmax(1).numpy(), minlength=K).tolist()
 
 
-@pytest.mark.parametrize(("share", "batch", "private"), [(0.5, 4, 2), (0.3, 10, 3), (0.26, 10, 3), (0.99, 4, 3), (0.01, 4, 1),
-                                                         (0.5, 2, 1), (0.75, 4, 3)])  # fmt: skip
+@pytest.mark.parametrize(("share", "batch", "private"), [(0.5, 4, 2), (0.3, 10, 3), (0.26, 10, 3), (0.99, 4, 3),
+                                                         (0.01, 4, 1), (0.5, 2, 1), (0.75, 4, 3)])  # fmt: skip
 def test_every_batch_begins_with_the_private_share(share, batch, private):
     """Rounded, but at least one of each."""
     s = tuned(batch=batch, private_share=share)
@@ -101,8 +101,8 @@ def test_without_distilled_samples_the_share_does_not_matter():
 
 @pytest.mark.parametrize(
     ("counts", "left"),
-    [((9, 4, 2), (4, 4, 2)), ((5, 5, 5), (5, 5, 5)), ((12, 0, 3), (3, 0, 3)), ((0, 7, 0), (0, 7, 0)), ((0, 0, 0), (0, 0, 0)),
-     ((1, 18, 1), (1, 1, 1))],
+    [((9, 4, 2), (4, 4, 2)), ((5, 5, 5), (5, 5, 5)), ((12, 0, 3), (3, 0, 3)), ((0, 7, 0), (0, 7, 0)),
+     ((0, 0, 0), (0, 0, 0)), ((1, 18, 1), (1, 1, 1))],
 )  # fmt: skip
 def test_a_cap_leaves_at_most_the_median_count_of_a_class(counts, left):
     """The lower one of two middle counts, of those that occur."""

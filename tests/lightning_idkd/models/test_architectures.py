@@ -98,7 +98,7 @@ def test_evonorm_of_qg_dsgdms_code_is_its_closed_form_and_keeps_gradients_right(
 
 
 def the_codes_network(x, p, pool):
-    """ResNet-20-EvoNorm of QG-DSGDm's and IDKD's code, written down anew; ``p`` are its parameters in the order of use."""
+    """ResNet-20-EvoNorm of QG-DSGDm's and IDKD's code, written anew; ``p`` are its parameters in the order of use."""
     p = iter(p)
 
     def evonorm(x):
@@ -306,7 +306,7 @@ def test_the_second_and_third_stage_halve_the_image_and_the_stem_where_asked(str
 
 
 def of_the_first(architecture, training):
-    """Features of one image in evaluation or training mode, beside a second one and among four, two of them brighter."""
+    """Features of one image in evaluation or training mode, beside a second and among four, two of them brighter."""
     torch.manual_seed(0)
     network = architecture.build(3, 32, 10).train(training)
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -636,8 +636,8 @@ from lightning_idkd.models import CNN, VGG, Architecture, LeNet, MobileNetV2, Re
 
 parser = ArgumentParser()
 parser.add_argument("--network", type=Architecture)
-for made in (ResNet(8, 8, "evonorm_batch", 2), CNN(4, 0.5), LeNet(), VGG("group"), MobileNetV2("batch"), ViT(8, 1, 16, 2),
-             TorchModule("a.B", {"x": 1})):
+for made in (ResNet(8, 8, "evonorm_batch", 2), CNN(4, 0.5), LeNet(), VGG("group"), MobileNetV2("batch"),
+             ViT(8, 1, 16, 2), TorchModule("a.B", {"x": 1})):
     arguments = [f"--network.{key}={'null' if value is None else value}" for key, value in vars(made).items()]
     parsed = parser.parse_args([f"--network={type(made).__name__}", *arguments])
     assert parser.instantiate(parsed).network == made

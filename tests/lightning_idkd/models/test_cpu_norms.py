@@ -1,4 +1,4 @@
-"""The C library of the norms against their formulas in double precision, and what happens where there is no compiler."""
+"""The C library of the norms against their formulas in double precision, and what happens without a compiler."""
 
 import copy
 import shutil

@@ -205,8 +205,8 @@ def test_fine_tuning_a_torchvision_network_is_the_same_under_loop_and_vmap():
 
 
 def test_a_pattern_that_names_no_parameter_is_refused_with_the_parts_there_are():
-    said = (r"node\.network\.frozen: no parameter of torchvision\.models\.resnet18 is named 'layers\*'; its parts are conv1, "
-            "bn1, layer1, layer2, layer3, layer4, fc")  # fmt: skip
+    said = (r"node\.network\.frozen: no parameter of torchvision\.models\.resnet18 is named 'layers\*'; "
+            "its parts are conv1, bn1, layer1, layer2, layer3, layer4, fc")  # fmt: skip
     with pytest.raises(UserError, match=said):
         TorchModule("torchvision.models.resnet18", frozen=["conv1.*", "layers*"]).build(C, 32, K)
 

@@ -277,8 +277,8 @@ def test_nodes_stand_on_other_rows_for_a_while(name):
 @every_engine
 @pytest.mark.parametrize("T", [0.5, 1.0, 4.0])
 def test_at_a_temperature_the_loss_is_that_of_the_softened_answers_times_its_square(T, engine):
-    """T^2 KL(target, softmax(z / T)) plus T^2 times the targets' entropy, which no parameter moves; the first two samples of a
-    batch are private, at temperature 1."""
+    """T^2 KL(target, softmax(z / T)) plus T^2 times the targets' entropy, which no parameter moves; the first two
+    samples of a batch are private, at temperature 1."""
     s, (x, y) = spread(stack("group norm", engine)), batch()
     temperatures = torch.tensor([1.0, 1.0, T, T], dtype=torch.float64).expand(N, B)
     modules = copies(s)

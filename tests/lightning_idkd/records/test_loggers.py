@@ -23,8 +23,9 @@ from lightning_idkd.records.loggers import is_logged_in
 from lightning_idkd.records.run_folder import RunFolder
 from lightning_idkd.training.resume import find_start
 
-SHORT = ["--graph.nodes", "4", "--train.epochs", "4", "--train.evaluate_every", "2", "--distillation.start", "2",
-         "--distillation.every", "1", "--data.public.samples", "200", "--run.engine", "loop", "--run.threads", "1"]  # fmt: skip
+SHORT = ["--graph.nodes", "4", "--train.epochs", "4", "--train.evaluate_every", "2",
+         "--distillation.start", "2", "--distillation.every", "1", "--data.public.samples", "200",
+         "--run.engine", "loop", "--run.threads", "1"]  # fmt: skip
 
 
 def records(path):
@@ -33,7 +34,7 @@ def records(path):
 
 
 def positions(path):
-    """The protobuf records and where they end: blocks of 32 kB after a header of 7 bytes, chunks of (crc, length, type)."""
+    """The protobuf records and their ends: blocks of 32 kB after a header of 7 bytes, chunks of (crc, length, type)."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, at, parts = path.read_bytes(), 7, b""
@@ -302,7 +303,8 @@ def test_tensorboard_says_what_to_install(configs, tmp_path, capsys, monkeypatch
 def test_an_unreachable_server_is_told_in_one_line_and_the_run_goes_on_offline(configs, tmp_path):
     """Nobody listens on that port of this machine."""
     alone = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"} | {
-        "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "2", "HOME": str(tmp_path),
+        "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40,
+        "WANDB_INIT_TIMEOUT": "2", "HOME": str(tmp_path),
     }  # fmt: skip
     command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT]
     done = subprocess.run([*command, "--run.dir", str(tmp_path)], capture_output=True, text=True, env=alone)

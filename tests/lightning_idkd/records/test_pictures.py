@@ -33,7 +33,7 @@ def names(classes):
 
 
 def scores(nodes, own=20):
-    """Per node: scores of own samples, the better the higher its number, of public ones and of noise, and a threshold."""
+    """Per node: scores of own samples (better the higher its number), of public ones and of noise, and a threshold."""
     draws = np.random.default_rng(0)
     return [
         (draws.normal(0.04 * i, 1, own), draws.normal(0, 1, 100), draws.normal(-1, 1, 50), 0.1 * i)

@@ -25,8 +25,8 @@ from lightning_idkd.sweep import command_line, plan, runner
 from lightning_idkd.sweep import file as sweep_file
 
 SWEEPS = sorted((Path(__file__).parents[3] / "configs" / "sweeps").glob("*.yaml"))
-QUICK = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "4", "--data.public.samples", "200", "--run.engine", "loop",
-         "--run.pictures", "false"]  # fmt: skip
+QUICK = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "4", "--data.public.samples", "200",
+         "--run.engine", "loop", "--run.pictures", "false"]  # fmt: skip
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def file(tmp_path, configs):
     """Writes a sweep file over ring_digits."""
 
     def write(parameters, file_name="some", **others):
-        command = ["${env}", "python", "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *QUICK,
-                   "--config", "${args_json_file}"]  # fmt: skip
+        command = ["${env}", "python", "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"),
+                   *QUICK, "--config", "${args_json_file}"]  # fmt: skip
         content = {"program": "lightning_idkd", "method": "grid", "parameters": parameters, "command": command} | others
         path = tmp_path / f"{file_name}.yaml"
         path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}, sort_keys=False))
@@ -272,9 +272,10 @@ AWKWARD = {
 }
 
 
-COMMAND = ["${env}", "${interpreter}", "-m", "${program}", "fit", "--run.dir=${envvar:IDKD_PLACE}/x", "--a=${envvar:NO_PLACE}", 7,
-           "${args}", "${args_no_equals}", "${args_no_hyphens}", "${args_no_boolean_flags}", "${args_json}",
-           "${args_append_hydra}", "${args_override_hydra}", "--config", "${args_json_file}", "a${args}"]  # fmt: skip
+COMMAND = ["${env}", "${interpreter}", "-m", "${program}", "fit", "--run.dir=${envvar:IDKD_PLACE}/x",
+           "--a=${envvar:NO_PLACE}", 7, "${args}", "${args_no_equals}", "${args_no_hyphens}",
+           "${args_no_boolean_flags}", "${args_json}", "${args_append_hydra}",
+           "${args_override_hydra}", "--config", "${args_json_file}", "a${args}"]  # fmt: skip
 
 
 class TestAgent:
@@ -441,7 +442,7 @@ class TestMistakes:
 
 @pytest.mark.slow
 def test_a_stopped_sweep_is_completed_and_a_failing_cell_stops_no_other(file, tmp_path, capsys, monkeypatch):
-    """Two of four cells diverge in their initial training. A queue's SIGTERM, which acts as Ctrl-C, ends the sweep once."""
+    """Two of four cells diverge in their initial training. A queue's SIGTERM acts as Ctrl-C and ends the sweep once."""
     path = file({"train.lr": {"values": [0.1, 1e9]}, "distillation": {"values": METHODS["values"][1:]}})
     command = ["sweep", str(path), "--jobs", "2", "--dir", str(tmp_path / "runs")]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -488,8 +489,8 @@ def test_what_a_cell_says_is_shown_as_it_is(tmp_path):
 
 def test_keys_for_the_server_are_named_in_one_line_and_the_folder_at_the_end(file, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runner.Runner, "run", lambda self: bool(print(self.title)) or True)
-    path = file({"seed": {"value": 0}}, name="A sweep", project="p", early_terminate={"type": "hyperband"}, description="d",
-                metric={"name": "accuracy/node_mean"})  # fmt: skip
+    path = file({"seed": {"value": 0}}, name="A sweep", project="p", early_terminate={"type": "hyperband"},
+                description="d", metric={"name": "accuracy/node_mean"})  # fmt: skip
     assert main(["sweep", str(path), "--dir", str(tmp_path / "runs")]) == 0
     first, title, last = capsys.readouterr().out.splitlines()
     assert first == (

@@ -34,8 +34,8 @@ def make(*arguments, env):
 
 @pytest.mark.slow
 def test_a_sweep_of_four_cells_by_two_agents(tmp_path):
-    """The cells of seed 1 wait after their first epoch until they are stopped: one by a command to its agent, one by the
-    status of its run. The server gives both out again. This is one test because it takes a minute."""
+    """The cells of seed 1 wait after their first epoch until they are stopped: one by a command to its agent, one by
+    the status of its run. The server gives both out again. This is one test because it takes a minute."""
     place = tmp_path
     for folder in ("home", "waits", "agents"):
         (place / folder).mkdir()
@@ -50,8 +50,10 @@ def test_a_sweep_of_four_cells_by_two_agents(tmp_path):
             "data.augment_public": {"value": True},
             "run.pictures": {"value": False},
             "run.keep": {"value": [1, 2]},
-            "calibration": {"value": {"class_path": "IdQuantile", "init_args": {"score": {"class_path": "Energy"}, "q": 0.1}}},
-            "callbacks": {"value": [{"class_path": "waits.Waits", "init_args": {"folder": str(place / "waits"), "seeds": [1]}}]},
+            "calibration": {"value": {"class_path": "IdQuantile",
+                                      "init_args": {"score": {"class_path": "Energy"}, "q": 0.1}}},
+            "callbacks": {"value": [{"class_path": "waits.Waits",
+                                     "init_args": {"folder": str(place / "waits"), "seeds": [1]}}]},
         },
         "command": ["${env}", "python", "-m", "lightning_idkd", "fit", "--config", "configs/ring_digits.yaml", *SHORT,
                     "--run.dir", str(place / "runs"), "${args}"],
@@ -66,8 +68,8 @@ def test_a_sweep_of_four_cells_by_two_agents(tmp_path):
 
         server.stops = stops
         env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | server.environment()
-        env |= {"HOME": str(place / "home"), "MPLCONFIGDIR": str(place / "matplotlib"), "WANDB_DIR": str(place / "agents"),
-                "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}  # fmt: skip
+        env |= {"HOME": str(place / "home"), "MPLCONFIGDIR": str(place / "matplotlib"),
+                "WANDB_DIR": str(place / "agents"), "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}  # fmt: skip
         created = make("sweep", f"SWEEP={place / 'four.yaml'}", env=env).communicate(timeout=LIMIT)[0]
         (path,) = re.findall(r"wandb agent (\S+)", re.sub(r"\x1b\[[0-9;]*m", "", created))
         agents = [make("agent", f"ID={path}", env=env) for _ in range(2)]

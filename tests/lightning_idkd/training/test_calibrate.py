@@ -378,8 +378,8 @@ def use(run, calibration):
 
 
 SCORES = [
-    "MSP", "MaxLogit", "Energy", "Entropy", "GEN", "Margin", "KLMatching", "KNN", "Mahalanobis", "RMD", "ViM", "DensityRatio",
-    "ReAct", "ASH", "SCALE", "ODIN",
+    "MSP", "MaxLogit", "Energy", "Entropy", "GEN", "Margin", "KLMatching", "KNN", "Mahalanobis", "RMD", "ViM",
+    "DensityRatio", "ReAct", "ASH", "SCALE", "ODIN",
 ]  # fmt: skip
 
 
@@ -458,8 +458,9 @@ def test_training_goes_on_whether_none_or_all_are_kept(threshold, kept, said, co
 
 def test_the_rehearsal_leaves_rows_buffers_and_the_random_numbers_as_they_are():
     """With batch norm, whose statistics a pass in training mode would move, and a score that changes the images."""
-    config = configure(["--data.private", "Digits", "--data.public", "Glyphs", "--graph.nodes", "3", "--distillation", "IDKD",
-                        "--calibration.score", "ODIN", "--node.network", "ResNet", "--node.network.norm", "batch",
+    config = configure(["--data.private", "Digits", "--data.public", "Glyphs", "--graph.nodes", "3",
+                        "--distillation", "IDKD", "--calibration.score", "ODIN",
+                        "--node.network", "ResNet", "--node.network.norm", "batch",
                         "--node.network.depth", "8", "--node.network.width", "4"])  # fmt: skip
     run = build(config)
     before = [run.stack.X.clone(), *(b.clone() for b in run.stack.buffers.values()), torch.get_rng_state()]

@@ -15,8 +15,8 @@ from lightning_idkd.cli import main
 
 NAMES = ["ant", "bee", "cat", "dog"]
 LABELS = [i % 4 for i in range(80)]
-SHORT = ["--logger", "null", "--graph.nodes", "2", "--train.batch_size", "8", "--run.engine", "loop", "--run.threads", "1",
-         "--run.pictures", "false", "--data.augment", "none"]  # fmt: skip
+SHORT = ["--logger", "null", "--graph.nodes", "2", "--train.batch_size", "8", "--run.engine", "loop",
+         "--run.threads", "1", "--run.pictures", "false", "--data.augment", "none"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -249,8 +249,10 @@ def test_evaluate_counts_a_part_of_the_classes_and_says_which_lack(idkd, trained
 
 
 @pytest.mark.parametrize(("names", "said"), [
-    (["ant", "bee", "cat", "emu"], "has classes that are not trained on: emu and lacks dog; trained on: ant, bee, cat, dog"),
-    (["a", "b", "c", "d"], "has classes that are not trained on: a, b, c, d and lacks ant, bee, cat, dog; trained on: ant, bee"),
+    (["ant", "bee", "cat", "emu"],
+     "has classes that are not trained on: emu and lacks dog; trained on: ant, bee, cat, dog"),
+    (["a", "b", "c", "d"],
+     "has classes that are not trained on: a, b, c, d and lacks ant, bee, cat, dog; trained on: ant, bee"),
 ])  # fmt: skip
 def test_evaluate_refuses_other_classes_by_name(idkd, trained, tmp_path, names, said):
     write(tmp_path / "set", "test", LABELS[:40], seed=1, names=names, values=LABELS[:40])
@@ -316,7 +318,8 @@ def test_an_unlabelled_test_split_names_the_labelled_one_and_its_key(idkd, tmp_p
 
 
 @pytest.mark.parametrize(("values", "said"), [
-    ([-1] * 80, "data.private.path: 80 of 80 images have no label (null, blank or below 0) in 'train-00000-of-00001.parquet'"),
+    ([-1] * 80,
+     "data.private.path: 80 of 80 images have no label (null, blank or below 0) in 'train-00000-of-00001.parquet'"),
     ([*LABELS[:79], None],
      "data.private.path: 1 of 80 images have no label (null, blank or below 0) in 'train-00000-of-00001.parquet'"),
     ([*LABELS[:79], 4], "data.private.label: 'train-00000-of-00001.parquet' holds 4; allowed: 0 to 3"),

@@ -124,7 +124,7 @@ class TestFiles:
         assert summary["communication"]["label_bytes"] == 0
 
     def test_overhead_is_what_distillation_adds_to_the_bytes_of_training(self, fit):
-        """Labels at equal steps; at equal epochs the added steps too: 18 an epoch before the exchange, more after it."""
+        """Labels at equal steps; at equal epochs the added steps too: 18 an epoch before the exchange, more after."""
         assert fit("--distillation", "VanillaKD", "--distillation.start", "3", "--distillation.every", "null",
                    "--distillation.steps", "grow") == 0  # fmt: skip
         sent = json.loads((latest(fit.runs) / "summary.json").read_text())["communication"]

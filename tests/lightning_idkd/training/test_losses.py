@@ -25,8 +25,8 @@ RUNS = {
     "digits": ["--distillation.start", "2"],
     "resnet": ["--node.network", "ResNet", "--node.network.depth", "8", "--node.network.width", "16",
                "--node.network.norm", "evonorm", "--graph.nodes", "6", "--graph.topology", "Grid",
-               "--graph.topology.rows", "2", "--graph.topology.cols", "3", "--gossip", "DSGD", "--gossip.momentum", "0.9",
-               "--gossip.nesterov", "true", "--gossip.weight_decay", "0.0001",
+               "--graph.topology.rows", "2", "--graph.topology.cols", "3", "--gossip", "DSGD",
+               "--gossip.momentum", "0.9", "--gossip.nesterov", "true", "--gossip.weight_decay", "0.0001",
                "--data.augment", "crop_flip", "--distillation", "null", "--train.epochs", "2",
                "--data.private.limit", "400", "--data.partition", "IID"],
 }  # fmt: skip

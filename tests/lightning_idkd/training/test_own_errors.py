@@ -1,4 +1,4 @@
-"""Errors in classes of a user's own while they work: a sentence with class, method and line, and never a lost result."""
+"""Errors in a user's own classes while they work: a sentence with class, method and line, and never a lost result."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def place(method, text):
         (extra(Hook), (f"callbacks: {__name__}.Hook.on_epoch_end fails with ZeroDivisionError: division by zero",
                        place(Hook.below, "epoch / 0"))),
         (["--calibration.score", f"{__name__}.Score", "--distillation", "IDKD", "--distillation.start", "0"],
-         (f"calibration.score: {__name__}.Score.__call__ fails with AttributeError: 'Outputs' object has no attribute 'logit'",
+         (f"calibration.score: {__name__}.Score.__call__ fails with AttributeError: "
+          "'Outputs' object has no attribute 'logit'",
           place(Score.__call__, "outputs.logit"))),
         (["--node.network", f"{__name__}.Network"],
          (f"node.network: {__name__}.Network.refuse fails with KeyError: 'weights'", place(Network.refuse, "raise"))),

@@ -133,10 +133,10 @@ def test_every_preset_goes_30_steps_and_through_an_exchange_on_real_data(names, 
     """Its own graph, rule, kind of network and (but for one) image size; sets, batches, depth and width are smaller."""
     files = files_of(configs, names)
     nodes = configure(files).graph.nodes
-    small = {"data.private.limit": 56 * nodes, "data.public.limit": 64, "train.batch_size": 4, "distillation.start": 1,
-             "train.evaluate_every": 3, "train.evaluate_samples": 8, "run.until": 3, "run.keep": "[1]", "run.engine": "loop",
-             "run.threads": 1, "run.dir": tmp_path, "logger": "null", "node.network.depth": 8,
-             "node.network.width": 4}  # fmt: skip
+    small = {"data.private.limit": 56 * nodes, "data.public.limit": 64, "train.batch_size": 4,
+             "distillation.start": 1, "train.evaluate_every": 3, "train.evaluate_samples": 8, "run.until": 3,
+             "run.keep": "[1]", "run.engine": "loop", "run.threads": 1, "run.dir": tmp_path, "logger": "null",
+             "node.network.depth": 8, "node.network.width": 4}  # fmt: skip
     if len(names) == 2:
         small |= {"calibration.probability": 0.12}  # so early no softmax reaches the preset's 0.98
     if names[-1] == "presets/official_code_imagenette":

@@ -99,7 +99,7 @@ class TestResume:
     def test_a_stop_in_the_final_evaluation_comes_after_the_node_and_it_is_made_again(
         self, fit, tmp_path, monkeypatch, at
     ):
-        """Before the final gossip 4 nodes are examined, after it these and their mean, twice: on test and validation samples."""
+        """Before the final gossip 4 nodes are examined, after it their mean too; all on test and validation samples."""
         calls, examined = [], evaluation.compute_accuracy
 
         def accuracy(outputs, labels):

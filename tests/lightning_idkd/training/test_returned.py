@@ -99,16 +99,21 @@ class Untyped(OodScore):
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--gossip", "Forgetful"], r"gossip: Forgetful\.update returns NoneType; allowed: a tensor of shape \[\d+, \d+\]"),
     (["--gossip", "Single"], r"gossip: Single\.update returns \[1, \d+\]; allowed: a tensor of shape \[\d+, \d+\]"),
-    (["--gossip", "Narrow"], r"gossip: Narrow sets its buffer M to \[\d+, 3\]; allowed: a tensor of shape \[\d+, \d+\]"),
-    (["--distillation.aggregation", "Wide"], r"distillation\.aggregation: Wide\.combine returns \[3, 10\]; allowed: a tensor"),
+    (["--gossip", "Narrow"],
+     r"gossip: Narrow sets its buffer M to \[\d+, 3\]; allowed: a tensor of shape \[\d+, \d+\]"),
+    (["--distillation.aggregation", "Wide"],
+     r"distillation\.aggregation: Wide\.combine returns \[3, 10\]; allowed: a tensor"),
     (["--distillation.aggregation", "Nowhere"], r"distillation\.aggregation: Nowhere\.combine returns labels that are"),
-    (["--distillation.aggregation", "Negative"], r"distillation\.aggregation: Negative\.combine returns labels that are"),
+    (["--distillation.aggregation", "Negative"],
+     r"distillation\.aggregation: Negative\.combine returns labels that are"),
     (["--calibration", "Undecided"], r"calibration: Undecided gives node \d a threshold that is not a number"),
     (["--calibration", "Wordy"], r"calibration: Wordy\.threshold returns str; allowed: a number"),
     (["--graph.topology", "Matrix"], r"graph\.topology: Matrix\.graph returns ndarray; allowed: a networkx graph"),
     (["--node.network", "Nothing"], r"node\.network: Nothing\.build returns NoneType; allowed: a torch\.nn\.Module"),
-    (["--calibration.score", "Unscored"], r"calibration\.score: '\S+\.Unscored' does not define __call__, which its base class"),
-    (["--calibration.score", "Untyped"], r"calibration\.score: argument 'a' of \S+\.Untyped has no default, so it needs a type"),
+    (["--calibration.score", "Unscored"],
+     r"calibration\.score: '\S+\.Unscored' does not define __call__, which its base class"),
+    (["--calibration.score", "Untyped"],
+     r"calibration\.score: argument 'a' of \S+\.Untyped has no default, so it needs a type"),
 ])  # fmt: skip
 def test_the_class_is_named_with_what_it_should_have_returned(fit, capsys, arguments, said):
     key, name = arguments
@@ -147,7 +152,8 @@ IMAGE = np.zeros((8, 8), np.uint8)
     ((None, [IMAGE]), r"sample 0 of split 'train' is ndarray; allowed: \(image, label\) with a label from 0 on, or -1"),
     ((None, [(IMAGE / 255, 0)]), r"image 0 of split 'train' cannot be decoded: an array of float64; allowed: uint8"),
     ((None, [(IMAGE, 0), (IMAGE, [0, 1])]), r"sample 1 of split 'train' is one with label \[0, 1\]"),
-    ((("a", "b"), [(IMAGE, 1), (IMAGE, 2)]), r"sample 1 of split 'train' is one with label 2; .* a label from 0 to 1, or -1"),
+    ((("a", "b"), [(IMAGE, 1), (IMAGE, 2)]),
+     r"sample 1 of split 'train' is one with label 2; .* a label from 0 to 1, or -1"),
     ((("a", "b"), [(IMAGE, -2)]), r"sample 0 of split 'train' is one with label -2"),
 ])  # fmt: skip
 def test_a_source_that_delivers_something_else(found, said):

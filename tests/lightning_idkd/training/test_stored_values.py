@@ -1,4 +1,4 @@
-"""What callbacks put into metrics, summary and checkpoints: numbers of torch and numpy count, others are refused by name."""
+"""Callbacks' values in metrics, summary, checkpoints: numbers of torch and numpy count, others are refused by name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lightning_idkd.files import to_json
 from lightning_idkd.training.checkpoint import storable
 
 NUMBERS = [
-    (torch.tensor(1.5), 1.5), (torch.tensor(3), 3), (torch.tensor(True), True), (np.float32(0.5), 0.5), (np.int64(7), 7),
-    (np.bool_(False), False), (np.array(2.0), 2.0), (torch.tensor(2.0, requires_grad=True), 2.0), (4, 4), ("a", "a"),
-    (None, None),
+    (torch.tensor(1.5), 1.5), (torch.tensor(3), 3), (torch.tensor(True), True), (np.float32(0.5), 0.5),
+    (np.int64(7), 7), (np.bool_(False), False), (np.array(2.0), 2.0),
+    (torch.tensor(2.0, requires_grad=True), 2.0), (4, 4), ("a", "a"), (None, None),
 ]  # fmt: skip
 
 
