@@ -33,18 +33,16 @@ class Labels:
         """Bytes on an edge: the encoded size, else a 4-byte index and float32 probabilities (and weight) per sample."""
         if self.size is not None:
             return self.size
-        return 4 * (
-            self.index.numel() + self.probabilities.numel() + (0 if self.weights is None else self.weights.numel())
-        )
+        weights = 0 if self.weights is None else self.weights.numel()
+        return 4 * (self.index.numel() + self.probabilities.numel() + weights)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, which: "Tensor") -> "Labels":
         """Labels of some samples, by a mask or by ascending indices."""
-        return Labels(
-            self.index[which], self.probabilities[which], None if self.weights is None else self.weights[which]
-        )
+        weights = None if self.weights is None else self.weights[which]
+        return Labels(self.index[which], self.probabilities[which], weights)
 
     def over(self, old: "Labels") -> "Labels":
         """These labels, and those of ``old`` for samples that these do not have."""

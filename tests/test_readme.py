@@ -102,14 +102,8 @@ def test_its_way_back_into_python_runs_as_it_stands(tmp_path, configs, monkeypat
 
 def test_its_export_is_used_without_this_project(tmp_path, configs):
     """Its six lines as they stand, in a process that cannot import the project, answer as the run does."""
-    network = [
-        "--node.network",
-        "TorchModule",
-        "--node.network.path",
-        "torchvision.models.resnet18",
-        "--data.channels",
-        "3",
-    ]
+    network = ["--node.network", "TorchModule", "--node.network.path", "torchvision.models.resnet18",
+               "--data.channels", "3"]  # fmt: skip
     short = [*ALONE, "--graph.nodes", "2", "--train.epochs", "1", "--run.until", "1", "--data.private.limit", "64"]
     arguments = [*short, *network, "--run.dir", str(tmp_path / "runs")]
     assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *arguments]) == 0

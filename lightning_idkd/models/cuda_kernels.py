@@ -244,10 +244,8 @@ class Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             (n, b, height, width, inputs), (*_, high, wide, outputs) = x.shape, g.shape
             k = w.shape[2]
-            bj, bo = (
-                _tile_size(k * inputs, 2 * CHANNELS if inputs < CHANNELS else CHANNELS),
-                _tile_size(outputs, CHANNELS),
-            )
+            bj = _tile_size(k * inputs, 2 * CHANNELS if inputs < CHANNELS else CHANNELS)
+            bo = _tile_size(outputs, CHANNELS)
             bm = 64 if x.dtype == torch.bfloat16 else 32
             tiles = k * triton.cdiv(k * inputs, bj) * triton.cdiv(outputs, bo)
             splits = max(1, min(SPLITS // (tiles * n), b * high * wide // (4 * bm)))

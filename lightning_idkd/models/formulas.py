@@ -23,12 +23,10 @@ def differentiate(
 
 def evonorm_s0(x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> Tensor:
     """EvoNorm-S0 of images [B, C, H, W] with parameters [C], see :class:`~lightning_idkd.models.norms.EvoNormS0`."""
-    variance = mean_over_group(
-        (x - add_pixel_axes(mean_over_group(x.mean((2, 3)), groups))).square().mean((2, 3)), groups
-    )
-    return x * (x * add_pixel_axes(v)).sigmoid() * add_pixel_axes((variance + eps).rsqrt() * gamma) + add_pixel_axes(
-        beta
-    )
+    mean = add_pixel_axes(mean_over_group(x.mean((2, 3)), groups))
+    variance = mean_over_group((x - mean).square().mean((2, 3)), groups)
+    y = x * (x * add_pixel_axes(v)).sigmoid()
+    return y * add_pixel_axes((variance + eps).rsqrt() * gamma) + add_pixel_axes(beta)
 
 
 def group_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, shortcut: Tensor | None, groups: int, relu: bool,

@@ -101,11 +101,10 @@ def _find_kernel(x: Tensor, groups: int, relu: bool, eps: float, parameters: tup
     kernels = find_kernels(x)
     if kernels is None or any(t.dtype != torch.float32 or t.shape != x.shape[1:2] for t in parameters):
         return None
+    if shortcut is not None and shortcut.shape != x.shape:
+        return None
     channels, height, width = x.shape[1:]
-    fits = (shortcut is None or shortcut.shape == x.shape) and kernels.slice_of(
-        height * width, channels, channels // groups
-    )
-    if not fits:
+    if not kernels.slice_of(height * width, channels, channels // groups):
         return None
     return lambda x, gamma, beta, v, shortcut: kernels.Norm.apply(x, gamma, beta, v, shortcut, groups, relu, eps)
 
@@ -164,12 +163,8 @@ class _GroupNorm(torch.autograd.Function):
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, shortcut, mean, rstd, y = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return (
-                *differentiate(lambda *t: group_norm(*t, *ctx.settings), (x, gamma, beta, shortcut), g),
-                None,
-                None,
-                None,
-            )
+            gradients = differentiate(lambda *t: group_norm(*t, *ctx.settings), (x, gamma, beta, shortcut), g)
+            return *gradients, None, None, None
         *gradients, through = cpu_norms.group_norm_backward(g, x, y, gamma, mean, rstd, ctx.settings[0])
         return *gradients, None if shortcut is None else through, None, None, None
 
@@ -191,9 +186,9 @@ def norm_activation(norm: str, channels: int) -> nn.Module:
     """Build a normalisation and its activation: EvoNorm-S0 is both; ReLU follows all others."""
     if norm.startswith("evonorm"):
         return (EvoNormQGM if norm == "evonorm_qgm" else EvoNormS0)(channels)
-    return (
-        GroupNorm.over(channels, relu=True) if norm == "group" else nn.Sequential(norm_layer(norm, channels), nn.ReLU())
-    )
+    if norm == "group":
+        return GroupNorm.over(channels, relu=True)
+    return nn.Sequential(norm_layer(norm, channels), nn.ReLU())
 
 
 class _NormShortcut(nn.Sequential):
@@ -205,8 +200,6 @@ class _NormShortcut(nn.Sequential):
 
 def norm_shortcut(norm: str, channels: int) -> nn.Module:
     """Build a layer that normalises its first argument, adds the second and applies ReLU."""
-    return (
-        GroupNorm.over(channels, relu=True)
-        if norm in ("group", "evonorm")
-        else _NormShortcut(norm_layer(norm, channels))
-    )
+    if norm in ("group", "evonorm"):
+        return GroupNorm.over(channels, relu=True)
+    return _NormShortcut(norm_layer(norm, channels))

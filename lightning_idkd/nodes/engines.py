@@ -225,12 +225,8 @@ class Engines(Rows):
         if self.device.type == "cpu":
             # the channels of all nodes lie side by side, channels-last, as in the grouped convolution that vmap calls
             dim = 1
-            x = (
-                x.movedim(0, 1)
-                .flatten(1, 2)
-                .contiguous(memory_format=torch.channels_last)
-                .unflatten(1, (len(rows), -1))
-            )
+            x = x.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+            x = x.unflatten(1, (len(rows), -1))
         parameters = [
             (slot.copy if dim else slot.view)(self.X[block]).detach().requires_grad_() for slot in self.layout
         ]

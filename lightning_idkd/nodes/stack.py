@@ -88,10 +88,8 @@ class NodeStack(Engines):
             heads[:] = [name for name, part in module.named_modules() if part is outputs.head]
             return [outputs.logits] if outputs.features is None else [outputs.logits, outputs.features]
 
-        parameters, buffers = (
-            [slot.view(self.X[block]) for slot in self.layout],
-            [b[block] for b in self.buffers.values()],
-        )
+        parameters = [slot.view(self.X[block]) for slot in self.layout]
+        buffers = [b[block] for b in self.buffers.values()]
         with evaluation_mode(module), sdpa_kernel(SDPBackend.MATH):
             parts = [torch.vmap(forward)(parameters, buffers, x.expand(len(rows), *x.shape)) for x in batches]
         logits, *features = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))

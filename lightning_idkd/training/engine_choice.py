@@ -53,11 +53,8 @@ def choose_engine(config: Config, start: Start, fabric: Fabric, store: Store, st
     stack.engine = choice[0]
     torch.set_num_threads(choice[1])
     if on_cpu and (count := asked.devices * choice[1]) > count_cores():
-        say(
-            report.format_field(
-                "note", f"{count} threads of all processes on {count_cores()} cores wait for each other"
-            )
-        )
+        text = f"{count} threads of all processes on {count_cores()} cores wait for each other"
+        say(report.format_field("note", text))
     return choice
 
 

@@ -38,9 +38,8 @@ def launch(run: RunConfig) -> Fabric:
             "run.engine: graph given, which records what a CUDA device does; "
             "allowed on a CPU: auto, loop, parallel, vmap, compile"
         )
-    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(
-        logging.WARNING
-    )  # it recommends another precision
+    # this logger recommends another precision
+    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)
     strategy = NodeStrategy(process_group_backend="nccl" if cuda else "gloo") if run.devices > 1 else "auto"
     fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=run.devices, strategy=strategy)
     fabric.launch()

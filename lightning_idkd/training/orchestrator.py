@@ -148,9 +148,8 @@ class Orchestrator:
             self.call("on_step_end", step=progress.step, losses=losses)
             stopped = self.stop_requested()
         self.recorder.check_finite(self.folder.last)
-        progress.train_seconds += (
-            time.perf_counter() - started
-        )  # the device is done too: the check has read its results
+        # the device is done too: the check has read its results
+        progress.train_seconds += time.perf_counter() - started
         return not stopped
 
     def train_step(self, order: Tensor) -> Tensor:

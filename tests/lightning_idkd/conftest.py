@@ -11,17 +11,8 @@ from lightning_idkd.cli import main
 @pytest.fixture
 def fit(configs, tmp_path):
     def call(*arguments, folder="runs"):
-        return main(
-            [
-                "fit",
-                "--config",
-                str(configs / "ring_digits.yaml"),
-                *SHORT,
-                "--run.dir",
-                str(tmp_path / folder),
-                *arguments,
-            ]
-        )
+        config = str(configs / "ring_digits.yaml")
+        return main(["fit", "--config", config, *SHORT, "--run.dir", str(tmp_path / folder), *arguments])
 
     call.runs = tmp_path / "runs"
     return call

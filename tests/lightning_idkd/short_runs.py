@@ -58,14 +58,8 @@ def same(a, b, path=""):
     """The first place where two checkpoints differ, times apart."""
     if isinstance(a, dict):
         assert a.keys() == b.keys(), path
-        return next(
-            (
-                d
-                for k in a
-                if k not in ("seconds", "train_seconds", "devices") and (d := same(a[k], b[k], f"{path}.{k}"))
-            ),
-            None,
-        )
+        keys = [k for k in a if k not in ("seconds", "train_seconds", "devices")]
+        return next((d for k in keys if (d := same(a[k], b[k], f"{path}.{k}"))), None)
     if isinstance(a, (list, tuple)):
         assert len(a) == len(b), path
         return next((d for i, (x, y) in enumerate(zip(a, b, strict=True)) if (d := same(x, y, f"{path}[{i}]"))), None)

@@ -219,9 +219,8 @@ def test_consensus_takes_the_steps_that_the_spectrum_says():
     assert Graph(Complete(), n).consensus_steps(5, 1e-12) == 1
     assert Graph(OnePeerExponential(), n).consensus_steps(9, 1e-12) == 4
     assert Graph(OnePeerExponential(), n, "push_sum").consensus_steps(9, 1e-12) == 4
-    star = Graph(
-        Fixed(nx.star_graph(4)), 5, "push_sum"
-    )  # the columns' fixed vector is not the mean, the mass corrects it
+    # the columns' fixed vector is not the mean, the mass corrects it
+    star = Graph(Fixed(nx.star_graph(4)), 5, "push_sum")
     assert star.consensus_steps(100) < 30
 
 

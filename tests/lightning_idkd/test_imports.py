@@ -19,18 +19,8 @@ ORDER = (
 )  # fmt: skip
 """Packages and modules of the core. Each imports only from those behind it; the package itself may name all of them."""
 CALLBACKS = "lightning_idkd.callbacks"
-HEAVY = (
-    "torch",
-    "lightning",
-    "torchvision",
-    "torchmetrics",
-    "datasets",
-    "sklearn",
-    "matplotlib",
-    "PIL",
-    "pyarrow",
-    "wandb",
-)
+HEAVY = ("torch", "lightning", "torchvision", "torchmetrics", "datasets", "sklearn",
+         "matplotlib", "PIL", "pyarrow", "wandb")  # fmt: skip
 
 
 def name_of(path: Path) -> str:

@@ -141,9 +141,8 @@ def test_divergence_is_scipys_distance_squared():
 
 def test_heterogeneity_counts_mass_and_not_samples():
     # nodes (3/4, 1/4) and (1/2, 1/2) against (1/2, 1/2): half of |1/4| + |1/4|, and 0; nodes weigh the same
-    assert heterogeneity(torch.tensor([[3.0, 1.0], [500.0, 500.0]]), torch.tensor([10, 10]))["tv"] == pytest.approx(
-        0.125
-    )
+    uneven = heterogeneity(torch.tensor([[3.0, 1.0], [500.0, 500.0]]), torch.tensor([10, 10]))
+    assert uneven["tv"] == pytest.approx(0.125)
     soft = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.75, 0.25]]).sum(0)
     assert heterogeneity(torch.stack([soft, soft]), torch.tensor([3, 1]))["tv"] == pytest.approx(0, abs=1e-7)
 

@@ -38,13 +38,8 @@ def hashed(seed, purpose, *counters):
 
 def test_bits_without_counters_are_the_published_splitmix64_stream():
     """An empty purpose has CRC 0, so one hash is one draw; seed 1234567 is the usual test vector of SplitMix64."""
-    published = [
-        6457827717110365317,
-        3203168211198807973,
-        9817491932198370423,
-        4593380528125082431,
-        16408922859458223821,
-    ]
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423,
+                 4593380528125082431, 16408922859458223821]  # fmt: skip
     gamma = 0x9E3779B97F4A7C15 - (1 << 64)
     states = 1234567 + torch.arange(5) * gamma
     assert [int(b) & MASK for b in bits(states, "")] == published
@@ -106,9 +101,8 @@ def test_permutations_are_permutations_and_differ():
     assert not torch.equal(first, other)
     assert permutation(1, 0, "order").tolist() == [0]
     assert permutation(0, 0, "order").tolist() == []
-    assert first.tolist() == sorted(
-        range(100), key=lambda i: (hashed(0, "order", 4, 0, i) + 2**63) % 2**64
-    )  # as signed
+    # ordered as signed numbers
+    assert first.tolist() == sorted(range(100), key=lambda i: (hashed(0, "order", 4, 0, i) + 2**63) % 2**64)
 
 
 def test_forked_draws_depend_on_its_arguments_alone_and_leave_no_trace():

@@ -255,9 +255,8 @@ def test_named_graphs_have_their_spectra():
     assert spectrum(Graph(Dyck32(), 32)) == [(-3, 1), (-five, 6), (-1, 9), (1, 9), (five, 6), (3, 1)]
     assert [Graph(t, n).diameter for t, n in ((Petersen10(), 10), (Dyck32(), 32), (Karate34(), 34))] == [2, 5, 5]
     assert family(Graph(Karate34(), 34)).number_of_edges() == 78
-    assert Graph(Karate34(), 34).mixing(0).W[0, 1] == pytest.approx(
-        1 / 17
-    )  # unweighted: Metropolis-Hastings of degree 16
+    # unweighted: Metropolis-Hastings of degree 16
+    assert Graph(Karate34(), 34).mixing(0).W[0, 1] == pytest.approx(1 / 17)
 
 
 def test_watts_strogatz_without_moved_edges_is_the_ring_of_nearest():
@@ -330,9 +329,8 @@ def test_one_peer_exponential_is_not_exact_elsewhere_but_mixes():
     graph = Graph(OnePeerExponential(), 11)
     assert graph.period == 4
     assert 0 < graph.spectral_gap() < 1
-    steps = [
-        (1 + np.exp(-2j * np.pi * np.arange(1, 11) * hop / 11)) / 2 for hop in (1, 2, 4, 8)
-    ]  # eigenvalues of each step
+    # eigenvalues of each step
+    steps = [(1 + np.exp(-2j * np.pi * np.arange(1, 11) * hop / 11)) / 2 for hop in (1, 2, 4, 8)]
     assert graph.spectral_gap() == pytest.approx(1 - np.abs(np.prod(steps, axis=0)).max() ** (1 / 4))
 
 

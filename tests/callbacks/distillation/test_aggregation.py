@@ -18,11 +18,8 @@ class TestClassCount:
         return rule
 
     def test_the_label_of_the_node_with_most_samples_of_the_class_it_predicts_is_taken(self):
-        received = {
-            0: labels({4: [0.6, 0.4]}),
-            1: labels({4: [0.9, 0.1]}),
-            2: labels({4: [0.3, 0.7]}),
-        }  # 5, 2 and 9 samples
+        # of nodes with 5, 2 and 9 samples
+        received = {0: labels({4: [0.6, 0.4]}), 1: labels({4: [0.9, 0.1]}), 2: labels({4: [0.3, 0.7]})}
         assert as_dict(self.rule()(received)) == {4: pytest.approx([0.3, 0.7])}
 
     def test_the_first_of_equals_is_taken(self):

@@ -42,9 +42,8 @@ def test_mutual_targets_are_own_labels_and_the_mean_of_the_neighbours_answers(we
         expected = (1 - weight) * np.eye(K)[own] + weight * np.mean(answers, 0)
         np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6)
     after = counted(run)
-    assert (
-        after["parameter_bytes"] - before["parameter_bytes"] == 6 * 8 * run.stack.parameters
-    )  # float64, six directed edges
+    # float64, six directed edges
+    assert after["parameter_bytes"] - before["parameter_bytes"] == 6 * 8 * run.stack.parameters
     assert after["label_bytes"] == after["other_bytes"] == 0
     assert after["messages"] - before["messages"] == 6
     assert torch.equal(run.stack.X, X)

@@ -140,16 +140,16 @@ def test_a_message_byte_by_byte():
     sent = Labels(torch.tensor([1, 9]), torch.tensor([[0.75, 0.25], [0.0, 1.0]]), torch.tensor([1.0, 0.5]))
     bitmap = bytes([0b01000000, 0b01000000])  # samples 1 and 9 of 12, first bit first
     halves = struct.pack("<4e", 0.75, 0.25, 0.0, 1.0)
-    assert Packed("float16").encode(sent, 12) == b"\0" + struct.pack("<I", 2) + bitmap + halves + struct.pack(
-        "<2e", 1, 0.5
+    assert Packed("float16").encode(sent, 12) == (
+        b"\0" + struct.pack("<I", 2) + bitmap + halves + struct.pack("<2e", 1, 0.5)
     )
     listed = struct.pack("<2i", 1, 9)
     assert Packed("uint8", index="list").encode(sent, 12) == (
         b"\1" + struct.pack("<I", 2) + listed + bytes([191, 64, 0, 255]) + bytes([255, 128])
     )
     first = struct.pack("<2H", 0, 1) + struct.pack("<2f", 0.75, 1.0)
-    assert Packed("float32", 1).encode(sent, 12) == b"\0" + struct.pack("<I", 2) + bitmap + first + struct.pack(
-        "<2f", 1, 0.5
+    assert Packed("float32", 1).encode(sent, 12) == (
+        b"\0" + struct.pack("<I", 2) + bitmap + first + struct.pack("<2f", 1, 0.5)
     )
 
 

@@ -189,10 +189,8 @@ def test_every_node_and_step_draws_anew_whichever_process_holds_it():
         parts.append(part.context(7, 0.1).uniform("random k", 40))
     drawn = whole.context(7, 0.1).uniform("random k", 40)
     assert torch.equal(torch.cat(parts), drawn)
-    assert (
-        len({*drawn.flatten().tolist(), *whole.context(8, 0.1).uniform("random k", 40).flatten().tolist()})
-        == 2 * 40 * N
-    )
+    later = whole.context(8, 0.1).uniform("random k", 40)
+    assert len({*drawn.flatten().tolist(), *later.flatten().tolist()}) == 2 * 40 * N
 
 
 # ---------------------------------------------------------------------- mistakes

@@ -79,12 +79,8 @@ def test_with_doubly_stochastic_weights_it_is_dsgd(options):
 def test_one_more_value_a_message_is_counted():
     run = driver(SGP(), GRAPHS["ring"], Quadratics())
     run.update(0.1, (None, None))
-    assert run.network.counts() == {
-        "parameter_bytes": 2 * N * 8 * (P + 1),
-        "label_bytes": 0,
-        "other_bytes": 0,
-        "messages": 2 * N,
-    }
+    sent = {"parameter_bytes": 2 * N * 8 * (P + 1), "label_bytes": 0, "other_bytes": 0, "messages": 2 * N}
+    assert run.network.counts() == sent
 
 
 def test_blocks_of_columns_are_the_whole(monkeypatch):

@@ -34,25 +34,10 @@ def test_every_form_of_a_step_is_timed(configs, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_process_per_node_sends_along_arrows(configs, tmp_path):
     """The time limit is there because a process that waits for a message that nobody sends would wait for ever."""
-    arguments = [
-        "--graph.topology",
-        "OnePeerExponential",
-        "--graph.nodes",
-        "3",
-        "--rounds",
-        "1",
-        "--run.engine",
-        "loop",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "lightning_idkd",
-        "bench",
-        "--config",
-        str(configs / "ring_digits.yaml"),
-        *arguments,
-    ]
+    arguments = ["--graph.topology", "OnePeerExponential", "--graph.nodes", "3",
+                 "--rounds", "1", "--run.engine", "loop"]  # fmt: skip
+    command = [sys.executable, "-m", "lightning_idkd", "bench",
+               "--config", str(configs / "ring_digits.yaml"), *arguments]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "| process per node |" in done.stdout

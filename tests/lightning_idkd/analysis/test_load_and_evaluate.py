@@ -125,10 +125,8 @@ def test_a_class_without_a_test_image_has_no_accuracy(run, tmp_path, capsys):
 def test_both_aurocs_are_named_for_what_they_compare(run, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     summary = json.loads((run / "summary.json").read_text())
-    assert (
-        f"{summary['ood']['auroc']:.3f}"
-        == dict(report.list_results(summary))["AUROC, held-out own against public samples"]
-    )
+    shown = dict(report.list_results(summary))["AUROC, held-out own against public samples"]
+    assert f"{summary['ood']['auroc']:.3f}" == shown
     assert main(["evaluate", str(run), "--calibration.score", "Energy"]) == 0
     assert "AUROC, test against public images" in " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert set(NAMES) == {"accuracy", "calibration_error", "auroc_test_against_public"}
@@ -150,10 +148,8 @@ def test_evaluate_on_other_images(run, tmp_path, capsys):
     """The run's own test images, in another order."""
     write_digits(tmp_path)
     summary = json.loads((run / "summary.json").read_text())
-    assert (
-        main(["evaluate", str(run), "--json", "--data.private", "ImageFolder", "--data.private.path", str(tmp_path)])
-        == 0
-    )
+    images = ["--data.private", "ImageFolder", "--data.private.path", str(tmp_path)]
+    assert main(["evaluate", str(run), "--json", *images]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["accuracy"]["node_mean"] == pytest.approx(summary["accuracy"]["node_mean"])
 
@@ -253,17 +249,8 @@ def test_every_file_has_the_permissions_that_the_user_asks_for(tmp_path, monkeyp
     mask = 0o027
     before = os.umask(mask)
     try:
-        short = [
-            *SHORT,
-            "--train.epochs",
-            "1",
-            "--distillation",
-            "null",
-            "--run.dir",
-            str(tmp_path),
-            "--logger.kind",
-            "csv",
-        ]
+        short = [*SHORT, "--train.epochs", "1", "--distillation", "null",
+                 "--run.dir", str(tmp_path), "--logger.kind", "csv"]  # fmt: skip
         assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *short[2:]]) == 0
         made = tmp_path / "ring_digits" / "latest"
         assert main(["evaluate", str(made), "--export", str(tmp_path / "out"), "--per-class"]) == 0
@@ -291,11 +278,8 @@ def test_the_final_table_names_the_score_and_gives_its_threshold_as_a_probabilit
         del ood[older]
     assert dict(report.list_results(summary))["threshold"] == f"{ood['threshold']:.3f}"
     none = dict(report.list_results(summary | {"ood": dict.fromkeys(ood), "exchanges": []}))
-    assert not none.keys() & {
-        "threshold",
-        "public set",
-        "AUROC, held-out own against public samples",
-    }  # nothing was selected
+    # nothing was selected
+    assert not none.keys() & {"threshold", "public set", "AUROC, held-out own against public samples"}
     assert none["heterogeneity"] == f"{summary['homogeneity']['before']:.3f}"
     assert none.keys() < dict(report.list_results(summary)).keys()
 
@@ -349,12 +333,8 @@ def test_init_writes_an_experiment_that_runs(tmp_path, monkeypatch, capsys):
     assert "cd mine && idkd fit --config config.yaml" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path / "mine")
     monkeypatch.setattr(sys, "path", sys.path[:])
-    assert (
-        main(
-            ["fit", "--config", "config.yaml", "--train.epochs", "2", "--distillation.start", "1", "--graph.nodes", "4"]
-        )
-        == 0
-    )
+    short = ["--train.epochs", "2", "--distillation.start", "1", "--graph.nodes", "4"]
+    assert main(["fit", "--config", "config.yaml", *short]) == 0
     (line,) = (tmp_path / "mine" / "runs" / "mine" / "latest" / "metrics.jsonl").read_text().splitlines()
     found = json.loads(line)
     assert found["spread"] == pytest.approx(found["accuracy/node_max"] - found["accuracy/node_min"])

@@ -148,10 +148,8 @@ def test_a_wrong_hook_in_a_users_module_is_said_by_the_command_line(tmp_path, mo
         "from lightning_idkd.callback import Callback\nclass Mine(Callback):\n    def on_steps_end(self, run): pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert (
-        main(["fit", "--config", str(configs / "ring_digits.yaml"), '--callbacks=[{"class_path": "my_hooks.Mine"}]'])
-        == 2
-    )
+    config = str(configs / "ring_digits.yaml")
+    assert main(["fit", "--config", config, '--callbacks=[{"class_path": "my_hooks.Mine"}]']) == 2
     assert "on_step_end" in capsys.readouterr().err
 
 

@@ -34,15 +34,8 @@ class TestTopology:
 def test_help_of_evaluate_tells_its_options_and_where_the_others_are(arguments, capsys):
     assert main(["evaluate", *arguments]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    for word in (
-        "RUN",
-        "runs/NAME/latest",
-        "--export FOLDER",
-        "--json",
-        "data.*",
-        "calibration.score",
-        "as for idkd fit",
-    ):
+    for word in ("RUN", "runs/NAME/latest", "--export FOLDER", "--json", "data.*", "calibration.score",
+                 "as for idkd fit"):  # fmt: skip
         assert word in said
 
 

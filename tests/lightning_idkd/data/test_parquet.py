@@ -382,9 +382,8 @@ def test_an_image_beside_the_table_is_looked_for_there_and_not_in_the_working_fo
     for level, name in ((1, "data/1.png"), (2, "images/2.png")):
         (tmp_path / name).write_bytes(png(np.full((2, 2), level, np.uint8)))
     assert levels(load(tmp_path)) == [1, 2]
-    (tmp_path / "data" / "1.png").write_bytes(
-        png(np.full((2, 2), 3, np.uint8))
-    )  # which no file of the set's tables says
+    # no file of the set's tables says this
+    (tmp_path / "data" / "1.png").write_bytes(png(np.full((2, 2), 3, np.uint8)))
     assert levels(load(tmp_path)) == [3, 2]
 
 

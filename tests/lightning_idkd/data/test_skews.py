@@ -29,9 +29,8 @@ def test_every_sample_is_at_exactly_one_node_and_the_seed_says_which(rule, nodes
 
 
 def test_shards_give_equal_sizes_and_few_classes():
-    histogram = partition(
-        Shards(2), balanced(), 10, 0
-    ).histogram  # 20 shards of 250 in 10 classes of 500: none has two classes
+    # 20 shards of 250 in 10 classes of 500: none has two classes
+    histogram = partition(Shards(2), balanced(), 10, 0).histogram
     assert set(histogram.sum(1)) == {500}
     assert set(np.unique(histogram)) <= {0, 250, 500}
     assert (histogram > 0).sum(1).max() == 2

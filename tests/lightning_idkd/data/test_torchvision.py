@@ -166,9 +166,8 @@ def test_missing_files_are_explained(name, tmp_path):
         Torchvision(name, str(tmp_path), download=False).load("train", key="data.public")
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(SETS) - {"places365"})
-)  # which asks for its lists before it looks for a network
+# places365 asks for its lists before it looks for a network
+@pytest.mark.parametrize("name", sorted(set(SETS) - {"places365"}))
 def test_a_download_without_a_network_is_explained_in_one_line(name, tmp_path):
     with pytest.raises(UserError, match=r"^data\.private\.path: .* cannot be downloaded \(") as told:
         Torchvision(name, str(tmp_path)).load("train")

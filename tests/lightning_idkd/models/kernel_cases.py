@@ -92,11 +92,8 @@ def main() -> None:
     one = torch.ones(1, 16, device=DEVICE)
     y = cuda_kernels.Norm.apply(x, one, one, None, None, 8, True, 1e-5)
     found["nan"] = [y[0, 1, 4:6].isnan().all().item(), y[0, 0].isfinite().all().item()]
-    found["slices"] = [
-        cuda_kernels.slice_of(64, 24, 3),
-        cuda_kernels.slice_of(2**20, 16, 2),
-        cuda_kernels.slice_of(1024, 64, 8),
-    ]
+    found["slices"] = [cuda_kernels.slice_of(64, 24, 3), cuda_kernels.slice_of(2**20, 16, 2),
+                       cuda_kernels.slice_of(1024, 64, 8)]  # fmt: skip
     found["a node's step"] = step()
     print(json.dumps(found))
 

@@ -206,15 +206,8 @@ def test_vgg_has_the_published_size_with_and_without_norm():
 
 
 def test_mobilenet_has_the_published_size_and_leaves_4x4_of_32x32():
-    table = [
-        (1, 16, 1),
-        (6, 24, 2),
-        (6, 32, 3),
-        (6, 64, 4),
-        (6, 96, 3),
-        (6, 160, 3),
-        (6, 320, 1),
-    ]  # Table 2 of the paper
+    # Table 2 of the paper
+    table = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]
     count, inputs = (27 + 2) * 32, 32
     for expansion, outputs, blocks in table:
         for _ in range(blocks):
@@ -315,15 +308,8 @@ def of_the_first(architecture, training):
         return network.features(x[:2])[0], network.features(x)[0]
 
 
-WITHOUT = [
-    ResNet(8, 8, "evonorm"),
-    ResNet(8, 8, "group"),
-    CNN(8),
-    VGG("group"),
-    MobileNetV2(),
-    LeNet(),
-    ViT(8, 1, 16, 2),
-]
+WITHOUT = [ResNet(8, 8, "evonorm"), ResNet(8, 8, "group"), CNN(8), VGG("group"),
+           MobileNetV2(), LeNet(), ViT(8, 1, 16, 2)]  # fmt: skip
 WITH = [
     ResNet(8, 8, "batch_statistics"),
     ResNet(8, 8, "evonorm_batch"),
@@ -405,9 +391,8 @@ def test_vmap_over_stacked_nodes_equals_a_loop_for_loss_gradient_and_buffers(arc
 @pytest.mark.parametrize("architecture", [LeNet(), VGG("group"), MobileNetV2("batch"), ViT(8, 2, 16, 2)], ids=str)
 def test_engines_agree_on_a_step_of_larger_networks(architecture):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, 32, 32, 3, generator=generator, dtype=torch.float64).movedim(
-        -1, -3
-    )  # [n, B, C, S, S], channels-last
+    # [n, B, C, S, S], channels-last
+    x = torch.randn(2, 3, 32, 32, 3, generator=generator, dtype=torch.float64).movedim(-1, -3)
     y = torch.randn(2, 3, 10, generator=generator, dtype=torch.float64).softmax(-1)
     gradients = []
     for engine in ("loop", "vmap"):

@@ -213,10 +213,8 @@ def test_it_has_the_threads_of_torch():
     threads = cpu_norms._find_openmp()
     if threads is None:
         pytest.skip("torch has no OpenMP library of its own here")
-    assert (
-        Path(threads).name.partition(".")[0].partition("-")[0].encode()
-        in Path(cpu_norms.load_library()._name).read_bytes()
-    )
+    library = Path(threads).name.partition(".")[0].partition("-")[0]
+    assert library.encode() in Path(cpu_norms.load_library()._name).read_bytes()
 
 
 def test_a_library_that_cannot_be_loaded_is_made_anew(monkeypatch, tmp_path):

@@ -107,11 +107,8 @@ def test_a_layer_that_stands_in_two_places_is_each_nodes_own_in_both():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.norm, self.head = (
-                nn.Linear(3 * S * S, 3 * S * S),
-                nn.BatchNorm1d(3 * S * S),
-                nn.Linear(3 * S * S, 5),
-            )
+            self.first, self.norm = nn.Linear(3 * S * S, 3 * S * S), nn.BatchNorm1d(3 * S * S)
+            self.head = nn.Linear(3 * S * S, 5)
             self.second, self.again = nn.Linear(3 * S * S, 3 * S * S), self.norm
             self.second.weight = self.first.weight
 

@@ -485,14 +485,8 @@ def test_vmap_may_take_some_nodes_at_a_time(name, monkeypatch):
 @pytest.mark.slow
 def test_a_compiled_node_takes_the_same_steps_with_buffers_dropout_and_a_frozen_layer():
     def network():
-        layers = (
-            nn.Linear(C * S * S, 8),
-            nn.BatchNorm1d(8),
-            nn.ReLU(),
-            nn.Dropout(0.3),
-            nn.Linear(8, 8),
-            nn.Linear(8, K),
-        )
+        layers = (nn.Linear(C * S * S, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3),
+                  nn.Linear(8, 8), nn.Linear(8, K))  # fmt: skip
         layers[4].requires_grad_(False)
         return nn.Sequential(nn.Flatten(), *layers)
 

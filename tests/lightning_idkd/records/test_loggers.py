@@ -89,9 +89,8 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
     assert len(list((tmp_path / "ring_digits").glob("2*"))) == 1
     files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 2
-    assert (
-        files[0].name == files[1].name == f"run-{(run / 'wandb' / 'run_id.txt').read_text()}.wandb"
-    )  # one curve when synced
+    # one curve when synced
+    assert files[0].name == files[1].name == f"run-{(run / 'wandb' / 'run_id.txt').read_text()}.wandb"
 
     first, second = map(history, files)
     assert [line["epoch"] for line in first + second] == [2, 4]  # one log an evaluation
@@ -141,16 +140,8 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
 def test_wandb_offline_has_every_evaluation_once_after_a_kill(configs, tmp_path):
     """W&B's process is killed too and its file ends within a record, as when a machine goes down."""
     command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT]
-    command += [
-        "--train.evaluate_every",
-        "1",
-        "--run.pictures",
-        "false",
-        "--run.dir",
-        str(tmp_path),
-        "--run.resume",
-        "auto",
-    ]
+    command += ["--train.evaluate_every", "1", "--run.pictures", "false",
+                "--run.dir", str(tmp_path), "--run.resume", "auto"]  # fmt: skip
     run = tmp_path / "ring_digits" / "latest"
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     while len(RunFolder(run).metrics()) < 3:
@@ -315,16 +306,8 @@ def test_an_unreachable_server_is_told_in_one_line_and_the_run_goes_on_offline(c
 
 
 def test_a_resumed_run_keeps_its_lines_in_csv(configs, tmp_path):
-    arguments = [
-        "fit",
-        "--config",
-        str(configs / "ring_digits.yaml"),
-        *SHORT,
-        "--logger.kind",
-        "csv",
-        "--run.dir",
-        str(tmp_path),
-    ]
+    arguments = ["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT,
+                 "--logger.kind", "csv", "--run.dir", str(tmp_path)]  # fmt: skip
     assert main([*arguments, "--run.until", "2", "--run.resume", "auto"]) == 0
     assert main([*arguments, "--run.resume", "auto", "--run.pictures", "false"]) == 0
     run = tmp_path / "ring_digits" / "latest"

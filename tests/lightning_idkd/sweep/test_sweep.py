@@ -113,16 +113,11 @@ class TestCells:
     def test_other_sweeps_find_the_same_initial_training(self, file, tmp_path):
         """Their calibration and public set may differ."""
         score = {"class_path": "Youden", "init_args": {"score": "Energy"}}
-        runs = [
-            plan.share_initial_trainings(
-                plan.plan_cells(file({"distillation": METHODS} | more, name), str(tmp_path / "runs")),
-                str(tmp_path / "runs"),
-            )
-            for name, more in (
-                ("one", {}),
-                ("two", {"calibration": {"value": score}, "data.public.samples": {"value": 100}}),
-            )
-        ]
+        folder, runs = str(tmp_path / "runs"), []
+        others = {"calibration": {"value": score}, "data.public.samples": {"value": 100}}
+        for name, more in (("one", {}), ("two", others)):
+            cells = plan.plan_cells(file({"distillation": METHODS} | more, name), folder)
+            runs.append(plan.share_initial_trainings(cells, folder))
         assert runs[0][-1].folder.path == runs[1][-1].folder.path
         assert {c.name for c in runs[0]} == {c.name for c in runs[1]}
 
@@ -318,11 +313,8 @@ class TestAgent:
         assert first["gossip"]["class_path"].endswith(".DSGD")
         assert first["gossip"]["init_args"]["momentum"] == 0.5
         assert first["data"]["private"]["init_args"] == AWKWARD["data.private"]["init_args"]
-        assert (first["logger"]["group"], first["train"]["final_merge"], first["run"]["threads"]) == (
-            "two words",
-            True,
-            None,
-        )
+        others = first["logger"]["group"], first["train"]["final_merge"], first["run"]["threads"]
+        assert others == ("two words", True, None)
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
@@ -366,10 +358,8 @@ class TestMistakes:
             ({"command": ["python"]}, ["command", "${args_json_file}"]),
             ({"parameters": {"train.lr": {"vals": [1]}}}, ["parameters.train.lr", "vals", "values"]),
             ({"parameters": {"seed": {"valeus": [1]}}}, ["parameters.seed", "valeus", "'values'"]),
-            (
-                {"parameters": {"seed": {"value": 0, "values": [1]}}},
-                ["parameters.seed: value and values given", "one of"],
-            ),
+            ({"parameters": {"seed": {"value": 0, "values": [1]}}},
+             ["parameters.seed: value and values given", "one of"]),
             ({"parameters": {"callbacks": {"values": [None]}}}, ["callbacks: null given", "a list"]),
             ({"parameters": {"train.lr": {"min": 0.1, "max": 1}}}, ["train.lr", "grid needs values"]),
             ({"method": "random"}, ["run_cap"]),
@@ -378,41 +368,29 @@ class TestMistakes:
             ({"parameters": {"seed": {"values": []}}}, ["parameters.seed.values", "list of one or more"]),
             ({"parameters": {"train.lr": {"min": "1e-3", "max": 1}}}, ["parameters.train.lr.min", "1.0e-3"]),
             ({"method": "random", "run_cap": "many"}, ["run_cap", "many"]),
-            (
-                {"method": "random", "run_cap": 1, "parameters": {"train.lr": {"min": 2, "max": 1}}},
-                ["train.lr.min", "at most"],
-            ),
+            ({"method": "random", "run_cap": 1, "parameters": {"train.lr": {"min": 2, "max": 1}}},
+             ["train.lr.min", "at most"]),
             ({"command": "fit"}, ["command", "list of words"]),
             ({"command": ["idkd", "fit", "${arg}"]}, ["command: ${arg}", "'args'"]),
             ({"name": 3}, ["name: 3", "a text"]),
             ({"earlyterminate": {}}, ["earlyterminate", "'early_terminate'"]),
-            (
-                {"parameters": {"train": {"parameters": {"lr": {"valeus": [1]}}}}},
-                ["parameters.train.parameters.lr", "'values'"],
-            ),
-            (
-                {"parameters": {"train.lr": {"distribution": "normale", "mu": 1}}},
-                ["train.lr.distribution: normale", "'normal'"],
-            ),
-            (
-                {"parameters": {"train.lr": {"distribution": "normal", "max": 1}}},
-                ["train.lr: key: 'max'", "normal: mu, sigma"],
-            ),
+            ({"parameters": {"train": {"parameters": {"lr": {"valeus": [1]}}}}},
+             ["parameters.train.parameters.lr", "'values'"]),
+            ({"parameters": {"train.lr": {"distribution": "normale", "mu": 1}}},
+             ["train.lr.distribution: normale", "'normal'"]),
+            ({"parameters": {"train.lr": {"distribution": "normal", "max": 1}}},
+             ["train.lr: key: 'max'", "normal: mu, sigma"]),
             ({"parameters": {"train.lr": {"max": 1.0}}}, ["train.lr: min missing", "uniform"]),
-            (
-                {"parameters": {"train.lr": {"distribution": "log_uniform_values", "min": 0, "max": 1}}},
-                ["min: 0", "above 0"],
-            ),
-            (
-                {"parameters": {"seed": {"values": [0, 1], "probabilities": [1]}}},
-                ["seed.probabilities: [1]", "every value"],
-            ),
+            ({"parameters": {"train.lr": {"distribution": "log_uniform_values", "min": 0, "max": 1}}},
+             ["min: 0", "above 0"]),
+            ({"parameters": {"seed": {"values": [0, 1], "probabilities": [1]}}},
+             ["seed.probabilities: [1]", "every value"]),
             ({"parameters": {"train.lr": {"distribution": "q_normal", "q": 0}}}, ["train.lr.q: 0", "above 0"]),
             ({"parameters": {"train.lr": {"distribution": "beta"}}}, ["train.lr: a grid needs values", "beta"]),
             ({"parameters": {"train.lrr": {"values": [0.1]}}}, ["cell", "train.lrr", "'lr'"]),
             ({"parameters": {"train.lr": {"values": [0.1, 0]}}}, ["lr=0", "train.lr", "above 0"]),
         ],
-    )
+    )  # fmt: skip
     def test_is_reported_before_any_run(self, file, tmp_path, capsys, change, words):
         path = file(**({"parameters": {"seed": {"values": [0]}}} | change))
         assert main(["sweep", str(path), "--dir", str(tmp_path / "runs")]) == 2

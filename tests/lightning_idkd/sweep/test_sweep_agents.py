@@ -115,11 +115,8 @@ def cells_run_with_the_parameters_that_the_server_gave(place, server):
         else:
             assert config["distillation"]["class_path"].endswith(".IDKD")
             assert given["distillation"]["init_args"].items() <= config["distillation"]["init_args"].items()
-        assert (config["data"]["augment_public"], config["run"]["pictures"], config["run"]["keep"]) == (
-            True,
-            False,
-            [1, 2],
-        )
+        others = config["data"]["augment_public"], config["run"]["pictures"], config["run"]["keep"]
+        assert others == (True, False, [1, 2])
         assert config["calibration"]["init_args"]["score"]["class_path"].endswith(".Energy")
         assert config["callbacks"][0]["init_args"] == {"folder": str(place / "waits"), "seeds": [1]}
     points = [(run.given["seed"], run.given["distillation"]) for run in server.runs.values()]

@@ -61,10 +61,8 @@ def trained(tmp_path_factory):
         patch.setenv("IDKD_CACHE", str(tmp_path_factory.mktemp("cache")))
         folder = tmp_path_factory.mktemp("trained")
         both(folder / "set")
-        assert (
-            main(["fit", *SHORT, *given(folder / "set"), "--train.epochs", "12", "--run.dir", str(folder / "runs")])
-            == 0
-        )
+        place = ["--run.dir", str(folder / "runs")]
+        assert main(["fit", *SHORT, *given(folder / "set"), "--train.epochs", "12", *place]) == 0
     return latest(folder).resolve()
 
 
@@ -211,9 +209,8 @@ def test_a_partition_file_is_for_the_rows_it_was_made_for(idkd, trained, tmp_pat
         plain = tmp_path / "plain.json"
         plain.write_text(json.dumps([a + b for a, b in zip(*held["indices"].values(), strict=True)]))
         arguments[arguments.index(str(file))] = str(plain)
-        assert idkd(command, *arguments) == (2 if "labels" in change else 0), (
-            idkd.said.err
-        )  # for which it lacks indices
+        # the plain file lacks indices of a larger set
+        assert idkd(command, *arguments) == (2 if "labels" in change else 0), idkd.said.err
 
 
 @pytest.mark.parametrize("data", [{"classes": None}, {"classes": NAMES}, {"classes": NAMES, "train": 3}, 7])

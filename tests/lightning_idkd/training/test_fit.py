@@ -165,9 +165,8 @@ class TestFiles:
     def test_nodes_without_distilled_samples_are_named_and_train_on(self, fit, capsys):
         assert fit("--calibration", "Fixed", "--calibration.score", "MSP", "--calibration.threshold", "1e9") == 0
         assert "no distilled samples for 4 nodes: 0, 1, 2, 3" in capsys.readouterr().out
-        assert [e["distilled"] for e in json.loads((latest(fit.runs) / "summary.json").read_text())["exchanges"]] == [
-            [0] * 4
-        ] * 2
+        exchanges = json.loads((latest(fit.runs) / "summary.json").read_text())["exchanges"]
+        assert [e["distilled"] for e in exchanges] == [[0] * 4] * 2
 
     def test_growing_steps_follow_the_mean_union(self, fit):
         fit("--distillation", "VanillaKD", "--distillation.start", "3", "--distillation.steps", "grow")
@@ -253,11 +252,8 @@ class TestFiles:
         assert fit("--data.public", f"{__name__}.Mislabelled", "--data.public.samples", "300", folder="wrong") == 0
         right, wrong = checkpoint(latest(fit.runs)), checkpoint(latest(tmp_path / "wrong"))
         for state in (right, wrong):
-            for measured in (
-                state["ood"],
-                state["per_node"],
-                *state["exchanges"],
-            ):  # measured of the selection, not used by it
+            # measured of the selection, not used by it
+            for measured in (state["ood"], state["per_node"], *state["exchanges"]):
                 assert measured.pop("label_accuracy")
                 assert measured.pop("known_fraction")
         assert same(right, wrong) is None

@@ -46,26 +46,10 @@ def test_free_memory_is_known_here():
 
 @pytest.mark.slow
 def test_the_peak_is_what_was_predicted(configs, tmp_path):
-    network = [
-        "--node.network",
-        "ResNet",
-        "--node.network.depth",
-        "20",
-        "--node.network.width",
-        "96",
-        "--data.partition",
-        "IID",
-    ]
-    given = [
-        "--data.private.limit",
-        "64",
-        "--train.epochs",
-        "1",
-        "--train.evaluate_samples",
-        "16",
-        "--distillation",
-        "null",
-    ]
+    network = ["--node.network", "ResNet", "--node.network.depth", "20",
+               "--node.network.width", "96", "--data.partition", "IID"]  # fmt: skip
+    given = ["--data.private.limit", "64", "--train.epochs", "1",
+             "--train.evaluate_samples", "16", "--distillation", "null"]  # fmt: skip
     command = [*command_of(configs / "ring_digits.yaml"), *SHORT, *network, *given, "--run.dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]

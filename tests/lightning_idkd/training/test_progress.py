@@ -55,8 +55,6 @@ def test_a_run_says_that_it_draws(fit, capsys):
 
 def test_more_threads_than_cores_are_refused(fit, capsys):
     assert fit("--run.threads", "10000") == 2
-    assert (
-        capsys.readouterr().err
-        == f"error: run.threads: 10000 given; allowed: 1 to {count_cores()}, the cores here, or null\n"
-    )
+    said = f"error: run.threads: 10000 given; allowed: 1 to {count_cores()}, the cores here, or null\n"
+    assert capsys.readouterr().err == said
     assert not fit.runs.exists()

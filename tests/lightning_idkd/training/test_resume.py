@@ -42,17 +42,8 @@ class TestResume:
     def test_nodes_a_call_stay_those_of_the_run(self, fit, tmp_path, capsys):
         def run(folder, threads, *arguments):
             vmap = ["--run.engine", "vmap", "--run.threads", threads, "--graph.nodes", "7", "--train.batch_size", "64"]
-            return fit(
-                *vmap,
-                "--train.epochs",
-                "3",
-                "--distillation",
-                "null",
-                "--calibration",
-                "null",
-                *arguments,
-                folder=folder,
-            )
+            return fit(*vmap, "--train.epochs", "3", "--distillation", "null",
+                       "--calibration", "null", *arguments, folder=folder)  # fmt: skip
 
         assert run("whole", "1") == 0
         assert run("cut", "1", "--run.until", "1") == 0
@@ -185,23 +176,15 @@ class TestResume:
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (latest(tmp_path / "cut") / "summary.json").exists(), "the run was over before the kill"
-        assert (
-            subprocess.run([*command, str(tmp_path / "cut"), "--run.resume", "auto"], capture_output=True).returncode
-            == 0
-        )
+        resumed = subprocess.run([*command, str(tmp_path / "cut"), "--run.resume", "auto"], capture_output=True)
+        assert resumed.returncode == 0
         assert same(checkpoint(latest(tmp_path / "whole")), checkpoint(latest(tmp_path / "cut"))) is None
         assert lines(latest(tmp_path / "whole")) == lines(latest(tmp_path / "cut"))
 
     @pytest.mark.slow
     def test_ctrl_c_ends_with_a_checkpoint(self, configs, tmp_path):
-        command = [
-            *command_of(configs / "ring_digits.yaml"),
-            *SHORT,
-            "--train.epochs",
-            "500",
-            "--run.dir",
-            str(tmp_path),
-        ]
+        command = [*command_of(configs / "ring_digits.yaml"), *SHORT,
+                   "--train.epochs", "500", "--run.dir", str(tmp_path)]  # fmt: skip
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for line in process.stdout:
             if " train " in line:
@@ -275,15 +258,8 @@ class TestFork:
 
     def test_a_callback_that_both_have_goes_on_with_its_state(self, fit, tmp_path):
         assert fit(*extra(Count), "--run.keep", "[3]") == 0
-        assert (
-            fit(
-                *extra(Count),
-                "--run.from",
-                str(latest(fit.runs).resolve() / "checkpoints" / "epoch_3.ckpt"),
-                folder="fork",
-            )
-            == 0
-        )
+        source = str(latest(fit.runs).resolve() / "checkpoints" / "epoch_3.ckpt")
+        assert fit(*extra(Count), "--run.from", source, folder="fork") == 0
         for runs in (fit.runs, tmp_path / "fork"):
             assert json.loads((latest(runs) / "summary.json").read_text())["counted"] == 6
 
