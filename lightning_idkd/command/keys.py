@@ -38,7 +38,7 @@ def read_docstrings(cls: type) -> dict[str, str]:
     for base in reversed(cls.__mro__[:-1]):
         for part in parse_from_object(base).meta:
             if len(part.args) > 1:
-                descriptions[part.args[1]] = " ".join((part.description or "").split())
+                descriptions[part.args[1].rstrip("_")] = " ".join((part.description or "").split())
     return descriptions
 
 
@@ -59,10 +59,10 @@ def describe_arguments(cls: type, prefix: str) -> list[str]:
     """A line for every argument of a class, or every key of a group."""
     descriptions, lines, defaults = read_docstrings(cls), [], {}
     if is_dataclass(cls):
-        defaults = {f.name: f.default_factory() for f in fields(cls) if f.default_factory is not MISSING}
+        defaults = {f.name.rstrip("_"): f.default_factory() for f in fields(cls) if f.default_factory is not MISSING}
     for name, parameter in parameters(cls).items():
         default = format_default(defaults.get(name, parameter.default))
-        lines.append(f"{prefix}{name.rstrip('_')}` ({default}): {descriptions.get(name, '')}")
+        lines.append(f"{prefix}{name}` ({default}): {descriptions.get(name, '')}")
     return lines
 
 

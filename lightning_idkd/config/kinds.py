@@ -23,40 +23,36 @@ def package_of(cls: type) -> str:
     return cls.__module__.split(".")[0]
 
 
-def constructors(cls: type) -> list[type]:
-    """A class and its bases, those alone that define ``__init__``."""
-    return [base for base in cls.__mro__ if "__init__" in vars(base)]
-
-
-def parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """The arguments of a class by name, with those that it passes on to its bases as ``**kwargs``, as jsonargparse has
-    them."""
-    taken: dict[str, inspect.Parameter] = {}
-    for base in constructors(cls):
-        _self, *own = inspect.signature(base.__init__).parameters.values()
-        taken = {p.name: p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} | taken
-        if not any(p.kind is p.VAR_KEYWORD for p in own):
-            break
-    return taken
-
-
 @functools.cache
-def annotations(cls: type) -> dict[str, Any]:
-    """The annotation of every argument of a class, by the argument's name in a config.
+def parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """The arguments of a class by their names in a config, with those that it passes on to its bases as ``**kwargs``,
+    as jsonargparse has them.
 
     A name that the class's module imports for type checking only is looked up among the bases of this project, since to
-    execute such an import may take seconds. An annotation that cannot be resolved is left out."""
-    resolved: dict[str, Any] = {}
-    for base in reversed(constructors(cls)):
-        names = {**vars(groups), **vars(callback), **vars(sys.modules[base.__module__])}
-        for name, annotation in getattr(base.__init__, "__annotations__", {}).items():
-            try:
-                hints = get_type_hints(SimpleNamespace(__annotations__={name: annotation}), names)
-            except (NameError, TypeError, AttributeError, SyntaxError):
-                continue
-            resolved[name.rstrip("_")] = hints[name]
-    resolved.pop("return", None)
-    return resolved
+    execute such an import may take seconds."""
+    arguments: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            names = {**vars(groups), **vars(callback), **vars(sys.modules[base.__module__])}
+            _self, *own = inspect.signature(base.__init__).parameters.values()
+            named = [p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+            arguments = {p.name.rstrip("_"): resolve_annotation(p, names) for p in named} | arguments
+            if not any(p.kind is p.VAR_KEYWORD for p in own):
+                break
+    return arguments
+
+
+def resolve_annotation(parameter: inspect.Parameter, names: dict[str, Any]) -> inspect.Parameter:
+    """The parameter with its annotation as a type, which allows None where that is the default; Any where there is no
+    annotation, or the ``names`` do not suffice."""
+    holder = SimpleNamespace(
+        __annotations__={} if parameter.annotation is parameter.empty else {"it": parameter.annotation}
+    )
+    try:
+        annotation = get_type_hints(holder, names).get("it", Any)
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        annotation = Any
+    return parameter.replace(annotation=annotation | None if parameter.default is None else annotation)
 
 
 def members(annotation: Any) -> list[Any]:
@@ -73,34 +69,29 @@ def items(annotation: Any) -> list[Any]:
     return types
 
 
-def classes_in(annotation: Any, owner: type) -> list[type]:
-    """The classes of this project, or of the package of the ``owner`` of the argument, that an annotation names."""
+def class_in(annotation: Any, owner: type) -> type | None:
+    """The class of this project, or of the package of the ``owner`` of the argument, that an annotation names: the base
+    of the classes that a ``class_path`` may name, or a dataclass, whose keys stand below the argument."""
     packages = (*OURS, package_of(owner))
-    return [t for t in members(annotation) + items(annotation) if isinstance(t, type) and package_of(t) in packages]
-
-
-def base_in(annotation: Any, owner: type) -> type | None:
-    """The base of the classes that an argument takes by ``class_path``; None where it takes none."""
-    return next((t for t in classes_in(annotation, owner) if not is_dataclass(t)), None)
-
-
-def group_in(annotation: Any, owner: type) -> type | None:
-    """The dataclass whose keys stand below an argument; None where there are no such keys."""
-    return next((t for t in classes_in(annotation, owner) if is_dataclass(t)), None)
+    types = [t for t in members(annotation) + items(annotation) if isinstance(t, type)]
+    return next((t for t in types if package_of(t) in packages), None)
 
 
 def subclasses(base: type) -> list[type]:
-    """All classes below ``base`` that are imported."""
-    below: list[type] = []
+    """A class and all classes below it that are imported."""
+    classes = [base]
     for cls in base.__subclasses__():
-        below += [cls, *subclasses(cls)]
-    return below
+        classes += subclasses(cls)
+    return classes
 
 
 def choices(base: type) -> dict[str, type]:
-    """The classes that a key for ``base`` takes, by short name: without abstract ones, the bases that this project
-    gives to researchers, and those that have a key of their own, such as gossip rules among the callbacks."""
-    bases = [base_in(annotation, groups.Config) for annotation in annotations(groups.Config).values()]
+    """The classes that a key for ``base`` takes, by short name: a dataclass alone; else without abstract classes, the
+    bases that this project gives to researchers, and those that have a key of their own, such as gossip rules among the
+    callbacks."""
+    if is_dataclass(base):
+        return {base.__name__: base}
+    bases = [class_in(p.annotation, groups.Config) for p in parameters(groups.Config).values()]
     with_own_key = tuple(cls for cls in bases if cls and cls is not base and issubclass(cls, base))
     allowed: dict[str, type] = {}
     for cls in subclasses(base):
@@ -110,37 +101,26 @@ def choices(base: type) -> dict[str, type]:
     return allowed
 
 
-def owners_below(cls: type) -> list[type]:
-    """The classes whose arguments may stand below a key that takes ``cls``."""
-    return [cls] if is_dataclass(cls) else [cls, *choices(cls).values()]
-
-
 def places(key: str) -> list[tuple[Any, type]]:
     """Every annotation that a dotted key may have, with the class whose argument it is."""
-    owners: list[type] = [groups.Config]
-    arguments: list[tuple[Any, type]] = []
-    for name in key.replace(".init_args", "").split("."):
-        arguments = [(annotations(owner)[name], owner) for owner in owners if name in annotations(owner)]
-        owners = []
-        for annotation, owner in arguments:
-            for cls in classes_in(annotation, owner):
-                owners += [option for option in owners_below(cls) if option not in owners]
-    return arguments
+    above, _, name = key.removesuffix(".init_args").rpartition(".")
+    owners = classes_at(above).values() if above else [groups.Config]
+    return [(parameters(owner)[name].annotation, owner) for owner in owners if name in parameters(owner)]
+
+
+def classes_at(key: str) -> dict[str, type]:
+    """The classes that may stand at a dotted key, by short name; where keys stand below it, their dataclass."""
+    classes: dict[str, type] = {}
+    for annotation, owner in places(key):
+        if cls := class_in(annotation, owner):
+            classes |= choices(cls)
+    return classes
 
 
 def base_of(key: str) -> type | None:
     """The base of the classes that a dotted key takes; None where it takes none."""
-    return next((base for annotation, owner in places(key) if (base := base_in(annotation, owner))), None)
-
-
-def arguments_below(key: str) -> dict[str, dict[str, inspect.Parameter]]:
-    """The arguments of every class that may stand at a dotted key, by the class's name."""
-    taken: dict[str, dict[str, inspect.Parameter]] = {}
-    for annotation, owner in places(key):
-        for cls in classes_in(annotation, owner):
-            for option in [cls] if is_dataclass(cls) else choices(cls).values():
-                taken[option.__name__] = {name.rstrip("_"): p for name, p in parameters(option).items()}
-    return taken
+    bases = [cls for annotation, owner in places(key) if (cls := class_in(annotation, owner))]
+    return next((cls for cls in bases if not is_dataclass(cls)), None)
 
 
 def class_keys(
@@ -151,13 +131,12 @@ def class_keys(
 
     Classes that take their own kind, such as a rule around a rule, are followed once. A key may come twice.
     """
-    for name, annotation in annotations(owner).items():
-        key = f"{prefix}{name}"
-        for cls in classes_in(annotation, owner):
-            yield key, cls
-            for option in () if cls in above else owners_below(cls):
+    for name, parameter in parameters(owner).items():
+        if cls := class_in(parameter.annotation, owner):
+            yield f"{prefix}{name}", cls
+            for option in () if cls in above else choices(cls).values():
                 if not ours or package_of(option) in OURS:
-                    yield from class_keys(option, f"{key}.", (*above, cls), ours)
+                    yield from class_keys(option, f"{prefix}{name}.", (*above, cls), ours)
 
 
 def find_classes(value: Any, key: str) -> Iterator[tuple[str, dict]]:
