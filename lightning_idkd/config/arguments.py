@@ -137,7 +137,7 @@ def read_config(file: str) -> dict:
     try:
         text = Path(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
-        raise UserError(f"--config: '{file}' is no UTF-8 text (byte 0x{e.object[e.start]:02x} at {e.start})") from e
+        raise UserError(f"--config: '{file}' is not UTF-8 text (byte 0x{e.object[e.start]:02x} at {e.start})") from e
     except OSError as e:
         known = [str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml")]
         raise UserError(f"--config: there is no file '{file}'.{did_you_mean(file, known)}") from e
@@ -148,7 +148,7 @@ def read_config(file: str) -> dict:
     except (yaml.YAMLError, ValueError) as e:
         mark = getattr(e, "problem_mark", None)
         why = ", ".join(filter(None, (getattr(e, "context", ""), getattr(e, "problem", "")))) or str(e)
-        raise UserError(f"--config: '{file}'{f', line {mark.line + 1}' if mark else ''}, is no YAML: {why}") from e
+        raise UserError(f"--config: '{file}'{f', line {mark.line + 1}' if mark else ''}, is not YAML: {why}") from e
     if not isinstance(keys, dict):
         raise UserError(f"--config: '{file}' holds {describe_content(keys)}; allowed: keys and their values")
     for group in fields(Config):

@@ -5,13 +5,16 @@ They mean ``lightning_idkd.callbacks.X``, unless the user's own package ``callba
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any
 
 from lightning_idkd.checkout import CALLBACKS
+from lightning_idkd.config.groups import Config
+from lightning_idkd.config.kinds import class_keys, parameters
 
-CLASSLESS = ("run", "logger")
-"""Groups of a config in which no value names a class."""
+CLASSLESS = set(parameters(Config)) - {key.split(".")[0] for key, cls in class_keys() if not is_dataclass(cls)}
+"""Groups of a config in which no value names a class, such as ``run`` and ``logger``."""
 
 
 def lookup(path: str) -> Any:
@@ -26,7 +29,7 @@ def lookup(path: str) -> Any:
 
 
 def full_path(path: str) -> str:
-    """``callbacks.X`` in full where the project has a class X and the user's own package has none; other texts unchanged.
+    """``callbacks.X`` in full if the project has a class X and the user's own package has none; else ``path``.
 
     Where the user's own package fails, the path is unchanged too, so that the failure is reported.
     """
@@ -56,6 +59,8 @@ def of_option(option: str, text: str) -> str:
 
 
 def of_run(text: str) -> str:
-    """The text of a run's ``config.yaml`` with its class paths in full. Where it has none in full, the run is from before this
-    project's ``callbacks`` lay in its package, and ``callbacks.X`` was the project's."""
+    """The text of a run's ``config.yaml`` with its class paths in full.
+
+    If no class path in it is in full, the run was made before this project's ``callbacks`` lay in its package, and
+    ``callbacks.X`` was the project's."""
     return text if f"{CALLBACKS}." in text else text.replace("class_path: callbacks.", f"class_path: {CALLBACKS}.")

@@ -255,9 +255,8 @@ class Config:
         """Refuse what can be seen to be wrong before any work."""
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         if self.run.devices > self.graph.nodes:
-            raise UserError(
-                f"run.devices: {self.run.devices} processes have no rows to share; allowed: 1 to graph.nodes, {self.graph.nodes}"
-            )
+            few = f"allowed: 1 to graph.nodes, {self.graph.nodes}"
+            raise UserError(f"run.devices: {self.run.devices} processes have no rows to share; {few}")
         cores = count_cores()
         require(
             (self.run.threads or 1) <= cores, "run.threads", self.run.threads, f"1 to {cores}, the cores here, or null"
@@ -282,7 +281,7 @@ class Config:
                 )
         for epoch in self.run.keep:
             if not 1 <= epoch <= self.train.epochs:
-                raise UserError(f"run.keep: {epoch} is no epoch; allowed: 1 to {self.train.epochs}")
+                raise UserError(f"run.keep: {epoch} is not an epoch; allowed: 1 to {self.train.epochs}")
 
     @property
     def trains_control(self) -> bool:

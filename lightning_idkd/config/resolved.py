@@ -70,7 +70,7 @@ def add_newer_keys(config: dict) -> None:
     """Give the config of a stored run the keys that are newer than the run.
 
     Raises:
-        KeyError: a group is missing, so that this is no config of a run.
+        KeyError: a group is missing, so that this is not the config of a run.
     """
     for key, value in OLDER.items():
         group, _, name = key.partition(".")
@@ -80,15 +80,15 @@ def add_newer_keys(config: dict) -> None:
 def difference(a: dict, b: dict, keys: tuple[str, ...] = RESULT) -> tuple[str, Any, Any] | None:
     """The first dotted key, among ``keys`` or below, in which two resolved configs differ, with both values."""
     for key in keys:
-        if found := _difference(at(a, key), at(b, key), key):
-            return found
+        if differing := _difference(at(a, key), at(b, key), key):
+            return differing
     return None
 
 
 def _difference(a: Any, b: Any, key: str) -> tuple[str, Any, Any] | None:
     if isinstance(a, dict) and isinstance(b, dict):
         for k in {**a, **b}:
-            if found := _difference(a.get(k), b.get(k), f"{key}.{k}"):
-                return found
+            if differing := _difference(a.get(k), b.get(k), f"{key}.{k}"):
+                return differing
         return None
     return None if a == b else (key, a, b)

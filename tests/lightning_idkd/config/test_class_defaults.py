@@ -50,10 +50,10 @@ def parse(tmp_path):
                 words += ["--config", str(file)]
             else:
                 words += argument.split(" ")
-        found = configure(words).resolved
+        value = configure(words).resolved
         for part in key.split("."):
-            found = found[part] if part in found else found["init_args"][part]
-        return found
+            value = value[part] if part in value else value["init_args"][part]
+        return value
 
     return parse
 
@@ -63,6 +63,9 @@ def defaults(cls: type) -> dict:
     return {k: p.default for k, p in parameters(cls).items() if p.default is not inspect.Parameter.empty}
 
 
+WRAPPED = (
+    "gossip: {class_path: LocalSteps, init_args: {every: 7, rule: {class_path: DSGD, init_args: {momentum: 0.5}}}}"
+)
 BEFORE = "gossip: {class_path: QGDSGDm, init_args: {momentum: 0.7, nesterov: true, weight_decay: 0.3}}"
 
 
@@ -141,13 +144,13 @@ def test_arguments_survive_where_the_same_class_is_named_again_or_none(parse):
             0.6,
         ),
         (
-            "gossip: {class_path: LocalSteps, init_args: {every: 7, rule: {class_path: DSGD, init_args: {momentum: 0.5}}}}",
+            WRAPPED,
             "--gossip.rule CombineThenAdapt",
             "gossip.rule.momentum",
             0.0,
         ),
         (
-            "gossip: {class_path: LocalSteps, init_args: {every: 7, rule: {class_path: DSGD, init_args: {momentum: 0.5}}}}",
+            WRAPPED,
             "--gossip.rule CombineThenAdapt",
             "gossip.every",
             7,
@@ -179,8 +182,8 @@ def test_the_kind_at_every_depth(before, after, key, expected, parse, tmp_path, 
 
 
 def test_the_example_of_the_readme(parse):
-    found = parse("--config configs/ring_digits.yaml --gossip DSGD --gossip.momentum 0.9", key="gossip.init_args")
-    assert found == {"momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
+    arguments = parse("--config configs/ring_digits.yaml --gossip DSGD --gossip.momentum 0.9", key="gossip.init_args")
+    assert arguments == {"momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
 
 
 def test_a_calibration_that_names_no_score_has_msp(parse, tmp_path, monkeypatch):

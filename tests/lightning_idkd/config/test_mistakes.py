@@ -1,4 +1,4 @@
-"""What a user can get wrong."""
+"""Mistakes of users, and the sentences that explain them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,24 @@ class Scored(Callback):
         self.score = score
 
 
+class Penalty:
+    """A class of the user that is a base and may be used itself."""
+
+
+class LargePenalty(Penalty):
+    """Another of its kind."""
+
+    def __init__(self, weight: float = 1.0):
+        self.weight = weight
+
+
+@dataclass
+class Limits:
+    """A group of keys of the user."""
+
+    large: int = 1
+
+
 class Watch(Callback):
     """A user's own callback whose annotations are texts, of names that only a type checker imports."""
 
@@ -88,8 +107,11 @@ class Watch(Callback):
         rule: Gossip | None = None,
         calibration: Calibration | None = None,
         size: int = 1,
+        sizes: list[int | None] = (),
+        penalty: Penalty | None = None,
+        limits: Limits = Limits(),  # noqa: B008 (jsonargparse reads the default of a group)
     ):
-        self.parts = (score, scores, rule, calibration, size)
+        self.parts = (score, scores, rule, calibration, size, sizes, penalty, limits)
 
 
 class Fussy(Gossip):
@@ -146,10 +168,7 @@ class Overflow(Callback):
 
 
 class TestMistakes:
-    def test_a_name_like_a_date_that_is_none_is_a_name(self, fit):
-        assert fit("--run.name", "2026-02-30", "--graph.nodes", "0") == 2
-
-    """Each is told in at most two lines with status 2, before any run folder exists."""
+    """Each is reported in at most two lines with status 2, before any run folder exists."""
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
@@ -234,7 +253,7 @@ class TestMistakes:
             (["--run.frm", "x"], ["run.frm", "'from'"]),
             (["--run.from", "nowhere"], ["run.from", "nowhere"]),
             (["--run.resume", "nowhere"], ["run.resume", "nowhere"]),
-            (["--run.keep", "[99]"], ["run.keep", "99", "6"]),
+            (["--run.keep", "[99]"], ["run.keep: 99 is not an epoch; allowed: 1 to 6"]),
             (["--run.name", ""], ["run.name", "''", "run.dir"]),
             (["--run.name", "../x"], ["run.name", "../x", "run.dir"]),
             (["--run.accelerator", "cuda"], ["run.accelerator", "cuda"]),
@@ -242,7 +261,7 @@ class TestMistakes:
             (["--run.autocast", "true", "--run.precision", "64"], ["run.autocast", "run.precision 64"]),
             (["--run.devices", "5"], ["run.devices", "5", "4"]),
             (["--train.batch_size", "0"], ["train.batch_size"]),
-            (["stray"], ["stray"]),
+            (["stray"], ["'stray' is not a --key; a value needs its key before it"]),
             (["--trian.lr", "0.1"], ["trian.lr", "'train.lr'"]),
             (["--epochs", "3"], ["epochs", "'train.epochs'"]),
             (["--logger", "foo"], ["logger", "foo", "null"]),
@@ -360,9 +379,9 @@ class TestMistakes:
             (["--node.module", f"{__name__}.Needy"], ["node.module", "Needy", "weight"]),
         ],
     )
-    def test_is_told_with_the_key_and_what_is_allowed(self, fit, capsys, monkeypatch, arguments, words):
+    def test_is_reported_with_the_key_and_what_is_allowed(self, fit, capsys, monkeypatch, arguments, words):
         if "cuda" in arguments and torch.cuda.is_available():
-            pytest.skip("here cuda is no mistake")
+            pytest.skip("cuda is not a mistake on this machine")
         monkeypatch.delenv("IDKD_DATA", raising=False)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         assert fit(*arguments) == 2
@@ -373,11 +392,14 @@ class TestMistakes:
             assert word in said
         assert not fit.runs.exists()
 
+    def test_a_name_that_looks_like_an_invalid_date_stays_a_name(self, fit):
+        assert fit("--run.name", "2026-02-30", "--graph.nodes", "0") == 2
+
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            (b"run: {name: M\xfcller}", ["bad.yaml", "no UTF-8 text", "0xfc"]),
-            (b"seed: 1\n train: {lr: 3}", ["bad.yaml', line 2", "mapping values are not allowed here"]),
+            (b"run: {name: M\xfcller}", ["bad.yaml", "is not UTF-8 text", "0xfc"]),
+            (b"seed: 1\n train: {lr: 3}", ["bad.yaml', line 2", "is not YAML: mapping values are not allowed here"]),
             (
                 b"seed: 1\ngossip: {class_path: DSGD, init_args: {momentum: 0.9}\n",
                 ["bad.yaml', line 3", "flow mapping"],
@@ -419,7 +441,7 @@ class TestMistakes:
     )  # fmt: skip
     @pytest.mark.parametrize("way", ["option", "config"])
     def test_a_class_whose_module_fails(self, fit, tmp_path, capsys, monkeypatch, request, code, kind, way):
-        """Told with its place; modules have other names in every test, since a process imports a name once."""
+        """Reports the file and line. Every test names its module differently, since a process imports a name once."""
         module = f"mine_{abs(hash(request.node.name))}"
         (tmp_path / f"{module}.py").write_text(f"from lightning_idkd.callbacks import DSGD, MSP\n{code}\n")
         monkeypatch.syspath_prepend(tmp_path)
@@ -433,7 +455,7 @@ class TestMistakes:
         assert said.endswith(f"{tmp_path / module}.py, line {1 + len(code.splitlines())}\n")
         assert said.count("\n") == 2
 
-    def test_short_names_are_no_hints_for_each_other(self, fit, capsys):
+    def test_short_names_are_not_hints_for_each_other(self, fit, capsys):
         for option, value in (("accelerator", "gpu"), ("precision", "16")):
             assert fit(f"--run.{option}", value) == 2
             said = capsys.readouterr().err
@@ -442,7 +464,7 @@ class TestMistakes:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("processes", [[0, 1], [1]])
-    def test_what_several_processes_see_is_told_once_and_what_one_sees_too(self, configs, tmp_path, processes):
+    def test_a_mistake_that_one_or_several_processes_see_is_reported_once(self, configs, tmp_path, processes):
         command = [*command_of(configs / "ring_digits.yaml"), *SHORT, "--run.devices", "2", "--run.dir", str(tmp_path)]
         command += ["--data.private", f"{{class_path: {__name__}.Absent, init_args: {{processes: {processes}}}}}"]
         here = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -490,7 +512,7 @@ class TestMistakes:
         assert fit("--data.private.classes", "['3']") == 2
         assert "data.private: this set has only one class, '3'" in capsys.readouterr().err
 
-    def test_a_disk_that_torch_finds_full_is_said_in_words(self, tmp_path, monkeypatch):
+    def test_a_disk_that_torch_reports_as_full_is_explained(self, tmp_path, monkeypatch):
         from lightning_idkd import errors
         from lightning_idkd.records import run_folder
 
@@ -508,7 +530,7 @@ class TestMistakes:
                 == f"run.dir: cannot write '{tmp_path}/last.ckpt' ({said}); what was there before is intact"
             )
 
-    def test_grey_images_for_a_network_of_three_channels_are_told_with_the_key(self, fit, capsys):
+    def test_grey_images_for_a_network_of_three_channels_are_reported_with_the_key(self, fit, capsys):
         network = ("--node.network", "TorchModule", "--node.network.path", "torchvision.models.squeezenet1_1")
         assert fit(*network, "--data.image_size", "32") == 2
         assert (
@@ -516,7 +538,7 @@ class TestMistakes:
             in capsys.readouterr().err
         )
 
-    def test_classes_without_test_images_are_said(self, fit, capsys):
+    def test_classes_without_test_images_are_reported(self, fit, capsys):
         assert fit("--data.private", f"{__name__}.Untested", "--train.epochs", "1", "--distillation", "null") == 0
         assert "note       data.private: no test image of 3, 7\n" in capsys.readouterr().out
 
@@ -530,7 +552,7 @@ class TestMistakes:
         assert (grey.channels, colour.channels) == (1, 3)
         assert torch.equal(colour.pixels, grey.pixels.expand(-1, 3, -1, -1))
 
-    def test_a_public_set_with_test_images_is_told(self, fit, capsys):
+    def test_a_public_set_with_test_images_is_reported(self, fit, capsys):
         class_path = f"{__name__}.TestDigits"
         assert fit("--data.public", class_path, "--train.epochs", "1", "--distillation.start", "0") == 0
         assert "359 public images are test images too" in capsys.readouterr().out
@@ -544,7 +566,7 @@ class TestMistakes:
         assert "last.ckpt" in said
         assert "1000 bytes" in said
 
-    def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(self, fit, capsys):
+    def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(self, fit, capsys):
         assert fit(*extra(Explode, epoch=2)) == 2
         said = capsys.readouterr().err
         assert "node 1" in said or "node 2" in said
@@ -590,6 +612,12 @@ class TestArgumentsOfAUsersOwnCallback:
             ({"size": None}, ["callbacks.size: null given; allowed: a whole number"]),
             ({"size": "a"}, ["callbacks.size: 'a' given; allowed: a whole number"]),
             ({"scre": "MSP"}, ["callbacks.scre", "'score'"]),
+            ({"sizes": [1, None], "size": None}, ["callbacks.size: null given"]),
+            ({"penalty": f"{__name__}.Penalt"}, ["no class 'Penalt'. Did you mean 'Penalty'? Allowed: Penalty, Large"]),
+            ({"penalty": {"class_path": f"{__name__}.Penalty", "init_args": {"weight": 1}}},
+             ["callbacks.penalty.weight: Penalty has no such argument. It needs callbacks.penalty to be LargePenalty"]),
+            ({"limits": {"larg": 1}}, ["callbacks.limits.larg: there is no such key. Did you mean 'large'?"]),
+            ({"limits": {"large": None}}, ["callbacks.limits.large: null given; allowed: a whole number"]),
         ],
     )  # fmt: skip
     def test_are_explained_like_those_of_the_project(self, fit, capsys, arguments, words):
@@ -617,7 +645,8 @@ class TestTextsOfJsonargparse:
                 "train.lr: 'abc' given; allowed: a number",
             ),
             (
-                "Parser key \"graph.weights\":\n  Expected type: Literal['metropolis', 'uniform']. Got value: metropolys",
+                'Parser key "graph.weights":\n'
+                "  Expected type: Literal['metropolis', 'uniform']. Got value: metropolys",
                 "graph.weights: 'metropolys' given. Did you mean 'metropolis'? Allowed: metropolis, uniform, ",
             ),
             (

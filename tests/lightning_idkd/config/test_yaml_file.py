@@ -40,9 +40,9 @@ def test_every_text_reads_back_equal_by_ours_and_by_any_other_reader(text):
 @pytest.mark.parametrize("number", [0, 1, -7, 10**20, 0.1, 1e-5, 1e16, 1.5e300, -2.5e-310, math.inf, True, False, None])
 def test_every_number_reads_back_equal(number):
     for read in (yaml_file.read, yaml.safe_load):
-        found = read(yaml_file.write([number]))[0]
-        assert found == number
-        assert type(found) is type(number)
+        (value,) = read(yaml_file.write([number]))
+        assert value == number
+        assert type(value) is type(number)
 
 
 def test_every_config_that_a_run_writes_reads_back_equal(tmp_path):
@@ -116,7 +116,7 @@ def test_a_key_given_twice_in_a_sweep_or_an_option_is_refused(tmp_path, capsys):
     assert "gossip: line 1: 'class_path' is given already in line 1" in capsys.readouterr().err
 
 
-def test_what_is_no_repetition_is_accepted(tmp_path):
+def test_a_merged_or_separate_key_does_not_count_as_repeated(tmp_path):
     text = """
 base: &base {epochs: 2, lr: 0.5}
 train: {<<: *base, lr: 0.25}
@@ -124,9 +124,9 @@ other: [{a: 1}, {a: 1}]
 train.batch_size: 4
 again: *base
 """
-    found = yaml_file.read(text)
-    assert found["train"] == {"epochs": 2, "lr": 0.25}
-    assert found["train.batch_size"] == 4
+    values = yaml_file.read(text)
+    assert values["train"] == {"epochs": 2, "lr": 0.25}
+    assert values["train.batch_size"] == 4
     assert yaml_file.read('{"a":\t1}') == {"a": 1}
     assert yaml_file.read("") is None
     with pytest.raises(UserError, match="line 1: 'a' is given already"):
