@@ -25,7 +25,7 @@ from lightning_idkd.errors import UserError, did_you_mean, nearest
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 VALUE = re.compile(
     r"(?:Got value|Given value|path string|path format): (.*)"
-    r"|(?:Import path|class, but|a path but) (\S+) (?:does|is|either)"
+    r"|(?:Import path|class, but) (\S+) (?:does|is)"
 )
 """How jsonargparse quotes the value that it refuses."""
 
@@ -38,10 +38,9 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:
         if not self.outermost:
             return super().error(message, ex)
-        keys = [action for action in self._actions if action.default != SUPPRESS]  # without --help
-        raise UserError(
-            explain(message, {key.dest: getattr(key, "_typehint", None) or key.type for key in keys})
-        ) from ex
+        options = [option for option in self._actions if option.default != SUPPRESS]  # without --help
+        types = {option.dest: getattr(option, "_typehint", None) or option.type for option in options}
+        raise UserError(explain(message, types)) from ex
 
 
 def explain(message: str, types: Mapping[str, Any]) -> str:
@@ -81,7 +80,7 @@ def explain(message: str, types: Mapping[str, Any]) -> str:
     return wrong_value(key, value, annotation, owner)
 
 
-def find_argument(key: str, types: Mapping[str, Any] = {}, path: str = "") -> tuple[Any, type]:
+def find_argument(key: str, types: Mapping[str, Any], path: str = "") -> tuple[Any, type]:
     """The annotation of the argument at a dotted key, Any where it is not known, and the class that has the argument:
     the one at ``path`` if that has it."""
     name = key.rpartition(".")[2]
@@ -113,9 +112,8 @@ def describe(annotation: Any, owner: type, key: str) -> str:
         elif t is base:
             words.append(f"single keys {key}.KEY; --help lists them" if is_dataclass(t) else describe_class(t))
         elif base in items:
-            words.append(
-                f"a list, such as '[{{class_path: {next(iter(kinds.choices(base)), 'my_module.MyCallback')}}}]'"
-            )
+            example = next(iter(kinds.choices(base)), "my_module.MyCallback")
+            words.append(f"a list, such as '[{{class_path: {example}}}]'")
         elif items or t in (list, tuple):
             of = dict.fromkeys(WORDS[item] for item in items if item in WORDS)
             words.append("a list" + (f", each item {' or '.join(of)}" if of else ""))
@@ -195,14 +193,14 @@ def refuse_nulls(value: Any, key: str = "", path: str = "") -> None:
 
     jsonargparse reads null as "not given" wherever it stands. ``path`` is the class that has the argument ``key``."""
     if value is None:
-        annotation, owner = find_argument(key, path=path)
+        annotation, owner = find_argument(key, {}, path)
         if not {Any, NoneType}.intersection(kinds.members(annotation)):
             raise UserError(wrong_value(key, "null", annotation, owner))
     elif isinstance(value, list):
         for item in filter(None, value):  # jsonargparse itself refuses items that are null
             refuse_nulls(item, key, path)
     elif isinstance(value, dict):
-        path = value.get("class_path", "")
+        path = value["class_path"] if isinstance(value.get("class_path"), str) else ""
         for name, below in ((value.get("init_args") or {}) if path else value).items():
             refuse_nulls(below, f"{key}.{name}".lstrip("."), path)
 
