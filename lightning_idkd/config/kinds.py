@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from types import SimpleNamespace, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from lightning_idkd import callback
 from lightning_idkd.config import groups
@@ -23,36 +23,47 @@ def package_of(cls: type) -> str:
     return cls.__module__.split(".")[0]
 
 
-@functools.cache
-def parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """The arguments of a class by their names in a config, with those that it passes on to its bases as ``**kwargs``,
-    as jsonargparse has them.
+class Argument(NamedTuple):
+    """An argument of a class."""
 
-    A name that the class's module imports for type checking only is looked up among the bases of this project, since to
-    execute such an import may take seconds."""
-    arguments: dict[str, inspect.Parameter] = {}
+    annotation: Any
+    """Its type, which allows None where that is the default; Any where that is not known."""
+    default: Any = inspect.Parameter.empty
+    base: type | None = None
+    """The base of the classes that a ``class_path`` may name there, or the dataclass whose keys stand below."""
+
+
+@functools.cache
+def parameters(cls: type) -> dict[str, Argument]:
+    """The arguments of a class by their names in a config, with those that it passes on to its bases as ``**kwargs``,
+    as jsonargparse has them."""
+    arguments: dict[str, Argument] = {}
     for base in cls.__mro__:
         if "__init__" in vars(base):
-            names = {**vars(groups), **vars(callback), **vars(sys.modules[base.__module__])}
             _self, *own = inspect.signature(base.__init__).parameters.values()
             named = [p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-            arguments = {p.name.rstrip("_"): resolve_annotation(p, names) for p in named} | arguments
+            arguments = {p.name.rstrip("_"): read_argument(p, base) for p in named} | arguments
             if not any(p.kind is p.VAR_KEYWORD for p in own):
                 break
     return arguments
 
 
-def resolve_annotation(parameter: inspect.Parameter, names: dict[str, Any]) -> inspect.Parameter:
-    """The parameter with its annotation as a type, which allows None where that is the default; Any where there is no
-    annotation, or the ``names`` do not suffice."""
-    holder = SimpleNamespace(
-        __annotations__={} if parameter.annotation is parameter.empty else {"it": parameter.annotation}
-    )
+def read_argument(parameter: inspect.Parameter, owner: type) -> Argument:
+    """The argument of the class ``owner`` that a parameter of its ``__init__`` stands for.
+
+    A name that the class's module imports for type checking only is looked up among the bases of this project, since to
+    execute such an import may take seconds."""
+    names = {**vars(groups), **vars(callback), **vars(sys.modules[owner.__module__])}
+    written = {} if parameter.annotation is parameter.empty else {"it": parameter.annotation}
     try:
-        annotation = get_type_hints(holder, names).get("it", Any)
+        annotation = get_type_hints(SimpleNamespace(__annotations__=written), names).get("it", Any)
     except (NameError, TypeError, AttributeError, SyntaxError):
         annotation = Any
-    return parameter.replace(annotation=annotation | None if parameter.default is None else annotation)
+    if parameter.default is None:
+        annotation = annotation | None
+    classes = [t for t in members(annotation) + items(annotation) if isinstance(t, type)]
+    base = next((cls for cls in classes if package_of(cls) in (*OURS, package_of(owner))), None)
+    return Argument(annotation, parameter.default, base)
 
 
 def members(annotation: Any) -> list[Any]:
@@ -69,14 +80,6 @@ def items(annotation: Any) -> list[Any]:
     return types
 
 
-def class_in(annotation: Any, owner: type) -> type | None:
-    """The class of this project, or of the package of the ``owner`` of the argument, that an annotation names: the base
-    of the classes that a ``class_path`` may name, or a dataclass, whose keys stand below the argument."""
-    packages = (*OURS, package_of(owner))
-    types = [t for t in members(annotation) + items(annotation) if isinstance(t, type)]
-    return next((t for t in types if package_of(t) in packages), None)
-
-
 def subclasses(base: type) -> list[type]:
     """A class and all classes below it that are imported."""
     classes = [base]
@@ -91,7 +94,7 @@ def choices(base: type) -> dict[str, type]:
     callbacks."""
     if is_dataclass(base):
         return {base.__name__: base}
-    bases = [class_in(p.annotation, groups.Config) for p in parameters(groups.Config).values()]
+    bases = [argument.base for argument in parameters(groups.Config).values()]
     with_own_key = tuple(cls for cls in bases if cls and cls is not base and issubclass(cls, base))
     allowed: dict[str, type] = {}
     for cls in subclasses(base):
@@ -101,26 +104,25 @@ def choices(base: type) -> dict[str, type]:
     return allowed
 
 
-def places(key: str) -> list[tuple[Any, type]]:
-    """Every annotation that a dotted key may have, with the class whose argument it is."""
+def places(key: str) -> list[Argument]:
+    """Every argument that may stand at a dotted key."""
     above, _, name = key.removesuffix(".init_args").rpartition(".")
     owners = classes_at(above).values() if above else [groups.Config]
-    return [(parameters(owner)[name].annotation, owner) for owner in owners if name in parameters(owner)]
+    return [parameters(owner)[name] for owner in owners if name in parameters(owner)]
 
 
 def classes_at(key: str) -> dict[str, type]:
     """The classes that may stand at a dotted key, by short name; where keys stand below it, their dataclass."""
     classes: dict[str, type] = {}
-    for annotation, owner in places(key):
-        if cls := class_in(annotation, owner):
-            classes |= choices(cls)
+    for argument in places(key):
+        if argument.base:
+            classes |= choices(argument.base)
     return classes
 
 
 def base_of(key: str) -> type | None:
     """The base of the classes that a dotted key takes; None where it takes none."""
-    bases = [cls for annotation, owner in places(key) if (cls := class_in(annotation, owner))]
-    return next((cls for cls in bases if not is_dataclass(cls)), None)
+    return next((a.base for a in places(key) if a.base and not is_dataclass(a.base)), None)
 
 
 def class_keys(
@@ -131,8 +133,8 @@ def class_keys(
 
     Classes that take their own kind, such as a rule around a rule, are followed once. A key may come twice.
     """
-    for name, parameter in parameters(owner).items():
-        if cls := class_in(parameter.annotation, owner):
+    for name, argument in parameters(owner).items():
+        if cls := argument.base:
             yield f"{prefix}{name}", cls
             for option in () if cls in above else choices(cls).values():
                 if not ours or package_of(option) in OURS:

@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser
 from lightning_idkd.config import groups, kinds
 from lightning_idkd.config.arguments import CLASS_KEYS, read_value
 from lightning_idkd.config.class_paths import lookup
+from lightning_idkd.config.kinds import Argument
 from lightning_idkd.data.torchvision import SETS
 from lightning_idkd.errors import UserError, did_you_mean, nearest
 
@@ -49,12 +50,12 @@ def explain(message: str, types: Mapping[str, Any]) -> str:
         stray = f"'{m[2]}' is not a --key; a value needs its key before it"
         return unknown_key(m[2], types) if m[1] else stray
     if m := re.match(r"""Parser key "([^"]+)":\s+Unable to load config ['"](.*)['"]""", message):
-        return wrong_value(m[1], m[2], *find_argument(m[1], types))
+        return wrong_value(m[1], m[2], find_argument(m[1], types))
     _, *steps = re.split(r'Parser key "([^"]+)":?\s*', message)  # a key, what follows it, a key below it, ...
     key, reason = ".".join(steps[::2]), steps[-1] if steps else message
     owners = re.findall(r"given class_path '(\S+)':\s+Parser key", message)
-    annotation, owner = find_argument(key, types, owners[-1] if owners else "")
-    base = kinds.class_in(annotation, owner)
+    argument = find_argument(key, types, owners[-1] if owners else "")
+    base, items = argument.base, kinds.items(argument.annotation)
     path = m[1] if (m := re.search(r"given class_path '(.*)':", reason)) else ""
     value = m[m.lastindex] if (m := VALUE.search(reason)) else None
     if m := re.search(r"(?:Group '(.*)' does not accept option|Option) '([^']+)'", reason):
@@ -71,41 +72,39 @@ def explain(message: str, types: Mapping[str, Any]) -> str:
         return unknown_class(key, path, base, f"'{{}}' cannot be imported (no module '{m[1]}')")
     if base and (m := re.search(r"module '(.*)' has no attribute '(.*)'", reason)):
         return unknown_class(key, path, base, f"module '{m[1]}' has no class '{m[2]}'")
-    if annotation is Any:
+    if argument.annotation is Any:
         return " ".join(line.strip() for line in message.splitlines()[:2])
     if value is None:
-        return f"{key}: {reason.splitlines()[0]}; allowed: {describe(annotation, owner, key)}"
-    if kinds.items(annotation) and re.search("subclass|import path", reason):
-        annotation = Union[tuple(kinds.items(annotation))]  # noqa: UP007 (a union of types that are not known here)
-    return wrong_value(key, value, annotation, owner)
+        return f"{key}: {reason.splitlines()[0]}; allowed: {describe(argument, key)}"
+    if items and re.search("subclass|import path", reason):  # an item of the list that the key takes
+        argument = argument._replace(annotation=Union[tuple(items)])  # noqa: UP007 (their number is not known)
+    return wrong_value(key, value, argument)
 
 
-def find_argument(key: str, types: Mapping[str, Any], path: str = "") -> tuple[Any, type]:
-    """The annotation of the argument at a dotted key, Any where it is not known, and the class that has the argument:
-    the one at ``path`` if that has it."""
+def find_argument(key: str, types: Mapping[str, Any], path: str = "") -> Argument:
+    """The argument at a dotted key: that of the class at ``path`` if it has one of this name."""
     name = key.rpartition(".")[2]
     if path and isinstance(cls := lookup(path), type) and name in kinds.parameters(cls):
-        return kinds.parameters(cls)[name].annotation, cls
-    return (types[key], groups.Config) if types.get(key) else next(iter(kinds.places(key)), (Any, groups.Config))
+        return kinds.parameters(cls)[name]
+    return next(iter(kinds.places(key)), Argument(types.get(key) or Any))
 
 
-def wrong_value(key: str, text: str, annotation: Any, owner: type) -> str:
+def wrong_value(key: str, text: str, argument: Argument) -> str:
     """Sentence for a value, as an error text quotes it, that a key does not take."""
     text = {"None": "null", "True": "true", "False": "false"}.get(text, text)
     is_text = isinstance(read_value(text, key), str) or not text
-    base = kinds.class_in(annotation, owner)
-    if is_text and base in kinds.members(annotation) and not is_dataclass(base):
-        return unknown_class(key, text, base)
-    allowed, given = describe(annotation, owner, key), f"'{text}'" if is_text else text
-    names = [str(name) for t in kinds.members(annotation) if get_origin(t) is Literal for name in get_args(t)]
-    hint = did_you_mean(text, names)
+    types = kinds.members(argument.annotation)
+    if is_text and argument.base in types and not is_dataclass(argument.base):
+        return unknown_class(key, text, argument.base)
+    allowed, given = describe(argument, key), f"'{text}'" if is_text else text
+    hint = did_you_mean(text, [str(name) for t in types if get_origin(t) is Literal for name in get_args(t)])
     return f"{key}: {given} given.{hint} Allowed: {allowed}" if hint else f"{key}: {given} given; allowed: {allowed}"
 
 
-def describe(annotation: Any, owner: type, key: str) -> str:
-    """What a value with this annotation, of an argument of the class ``owner``, may be, in words."""
-    base, words = kinds.class_in(annotation, owner), []
-    for t in kinds.members(annotation):
+def describe(argument: Argument, key: str) -> str:
+    """What the value of an argument, which stands at a dotted key, may be, in words."""
+    base, words = argument.base, []
+    for t in kinds.members(argument.annotation):
         items = kinds.items(t)
         if get_origin(t) is Literal:
             words.append(", ".join(map(str, get_args(t))))
@@ -140,8 +139,8 @@ def unknown_key(key: str, types: Mapping[str, Any], given: str = "") -> str:
     if needed := name_needed(key):
         hint = f" Did you mean '{below}'? Else it" if below else " It"
         return f"{key}: {given or 'the class'} has no such argument.{hint} needs {needed}"
-    if parent and not classes and (known := find_argument(parent, types))[0] is not Any:
-        return f"{key}: there is no such key; {parent} takes {describe(*known, parent)}"
+    if parent and not classes and (known := find_argument(parent, types)).annotation is not Any:
+        return f"{key}: there is no such key; {parent} takes {describe(known, parent)}"
     hint = did_you_mean(leaf, {*allowed, *CLASS_KEYS} if classes else allowed) or did_you_mean(leaf, others)
     if not hint and below:
         needed = name_needed(below)
@@ -193,9 +192,9 @@ def refuse_nulls(value: Any, key: str = "", path: str = "") -> None:
 
     jsonargparse reads null as "not given" wherever it stands. ``path`` is the class that has the argument ``key``."""
     if value is None:
-        annotation, owner = find_argument(key, {}, path)
-        if not {Any, NoneType}.intersection(kinds.members(annotation)):
-            raise UserError(wrong_value(key, "null", annotation, owner))
+        argument = find_argument(key, {}, path)
+        if not {Any, NoneType}.intersection(kinds.members(argument.annotation)):
+            raise UserError(wrong_value(key, "null", argument))
     elif isinstance(value, list):
         for item in filter(None, value):  # jsonargparse itself refuses items that are null
             refuse_nulls(item, key, path)
