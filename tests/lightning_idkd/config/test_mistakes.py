@@ -108,10 +108,11 @@ class Watch(Callback):
         calibration: Calibration | None = None,
         size: int = 1,
         sizes: list[int | None] = (),
+        rank: int = None,  # noqa: RUF013 (a default of None allows null)
         penalty: Penalty | None = None,
         limits: Limits = Limits(),  # noqa: B008 (jsonargparse reads the default of a group)
     ):
-        self.parts = (score, scores, rule, calibration, size, sizes, penalty, limits)
+        self.parts = (score, scores, rule, calibration, size, sizes, rank, penalty, limits)
 
 
 class Fussy(Gossip):
@@ -612,12 +613,12 @@ class TestArgumentsOfAUsersOwnCallback:
             ({"size": None}, ["callbacks.size: null given; allowed: a whole number"]),
             ({"size": "a"}, ["callbacks.size: 'a' given; allowed: a whole number"]),
             ({"scre": "MSP"}, ["callbacks.scre", "'score'"]),
-            ({"sizes": [1, None], "size": None}, ["callbacks.size: null given"]),
             ({"penalty": f"{__name__}.Penalt"}, ["no class 'Penalt'. Did you mean 'Penalty'? Allowed: Penalty, Large"]),
             ({"penalty": {"class_path": f"{__name__}.Penalty", "init_args": {"weight": 1}}},
              ["callbacks.penalty.weight: Penalty has no such argument. It needs callbacks.penalty to be LargePenalty"]),
             ({"limits": {"larg": 1}}, ["callbacks.limits.larg: there is no such key. Did you mean 'large'?"]),
-            ({"limits": {"large": None}}, ["callbacks.limits.large: null given; allowed: a whole number"]),
+            ({"sizes": [1, None], "rank": None, "limits": {"large": None}},
+             ["callbacks.limits.large: null given; allowed: a whole number"]),
         ],
     )  # fmt: skip
     def test_are_explained_like_those_of_the_project(self, fit, capsys, arguments, words):
