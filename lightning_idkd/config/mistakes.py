@@ -7,7 +7,6 @@ passed on, shortened."""
 from __future__ import annotations
 
 import re
-import traceback
 from argparse import SUPPRESS
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
@@ -202,16 +201,3 @@ def refuse_nulls(value: Any, key: str = "", path: str = "") -> None:
         path = value["class_path"] if isinstance(value.get("class_path"), str) else ""
         for name, below in ((value.get("init_args") or {}) if path else value).items():
             refuse_nulls(below, f"{key}.{name}".lstrip("."), path)
-
-
-def name_argument(e: UserError, config: dict) -> str:
-    """The sentence of a class that refused an argument, with the key that the argument has in the resolved ``config``;
-    the class names the key that it would have in the outermost class of its kind."""
-    key, _, sentence = str(e).partition(": ")
-    outer, _, name = key.rpartition(".")
-    made = {type(frame.f_locals.get("self")).__name__ for frame, _ in traceback.walk_tb(e.__traceback__)}
-    keys = []
-    for place, spec in kinds.find_classes(config, ""):
-        if spec["class_path"].rpartition(".")[2] in made and name in (spec.get("init_args") or {}):
-            keys.append(place)
-    return str(e) if not keys or outer in keys else f"{keys[-1]}.{name}: {sentence}"

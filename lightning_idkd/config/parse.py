@@ -101,7 +101,7 @@ def configure(arguments: list[str], command: str = "fit", description: str = "")
 
     from lightning_idkd.config import groups, yaml_file
     from lightning_idkd.config.arguments import prepare
-    from lightning_idkd.config.mistakes import name_argument, refuse_nulls
+    from lightning_idkd.config.mistakes import refuse_nulls
     from lightning_idkd.config.resolved import GROUPS
     from lightning_idkd.config.user_classes import explain_constructor, refuse_failing_modules
 
@@ -122,11 +122,7 @@ def configure(arguments: list[str], command: str = "fit", description: str = "")
         cause: BaseException | None = e
         while not isinstance(cause, UserError) and cause.__cause__ is not None:
             cause = cause.__cause__
-        if isinstance(cause, UserError):
-            raise UserError(name_argument(cause, resolved)) from e
-        if sentence := explain_constructor(cause, resolved):
-            raise UserError(sentence) from e
-        raise UserError(str(cause).splitlines()[0] if str(cause) else repr(cause)) from e
+        raise UserError(explain_constructor(cause, resolved)) from e
     run = {f.name: made.run[f.name.rstrip("_")] for f in fields(groups.RunConfig)}
     others = {name: made[name] for name in GROUPS if name != "run"}
     return groups.Config(**others, run=groups.RunConfig(**run), resolved=resolved)

@@ -1,4 +1,4 @@
-"""Explains errors that come out of a user's own class: its key, its method and the line there."""
+"""Explains errors that the classes of a config raise: their key, and of a user's own class the method and the line."""
 
 from __future__ import annotations
 
@@ -51,15 +51,26 @@ def explain_method(e: BaseException, config: dict) -> str | None:
     return None
 
 
-def explain_constructor(e: BaseException, config: dict) -> str | None:
-    """Sentence for an error that a user's own class, or function, raised when it was called to make a part of the
-    resolved ``config``; None where the error comes from elsewhere."""
-    for key, path in user_classes(config):
-        name = path.rpartition(".")[2]
-        for frame, _ in frames_of_package(e, path):
-            if name in (frame.f_code.co_name, type(frame.f_locals.get("self")).__name__):
-                return describe_failure(key, path, e)
-    return None
+def explain_constructor(e: BaseException, config: dict) -> str:
+    """Sentence for an error that was raised while the classes of the resolved ``config`` were made.
+
+    If a class refused an argument, the sentence begins with the key that the argument has in ``config``; the class
+    itself names the key in the outermost class of its kind. If a user's own class or function failed, the sentence
+    gives its key and the line."""
+    called: set[str] = set()
+    for frame, _ in traceback.walk_tb(e.__traceback__):
+        called |= {frame.f_code.co_name, type(frame.f_locals.get("self")).__name__}
+    made = [(key, spec) for key, spec in find_classes(config, "") if spec["class_path"].rpartition(".")[2] in called]
+    if isinstance(e, UserError):
+        stated, _, sentence = str(e).partition(": ")
+        outer, _, name = stated.rpartition(".")
+        keys = [key for key, spec in made if name in (spec.get("init_args") or {})]
+        return str(e) if not keys or outer in keys else f"{keys[-1]}.{name}: {sentence}"
+    for key, spec in made:
+        path = spec["class_path"]
+        if path.split(".")[0] not in OURS and frames_of_package(e, path):
+            return describe_failure(key, path, e)
+    return str(e).splitlines()[0] if str(e) else repr(e)
 
 
 def refuse_failing_modules(arguments: list[str]) -> None:

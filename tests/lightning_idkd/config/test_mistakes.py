@@ -438,6 +438,7 @@ class TestMistakes:
             ("class Mine(DSGD):\n    def __init__(self, a: int = 1):\n        super().__init__(a, nestrov=True)",
              "got an unexpected keyword argument 'nestrov'"),
             ("class Mine(MSP):\n    def __init__(self):\n        raise ValueError('not so')", "ValueError: not so"),
+            ("def Mine() -> DSGD:\n    return DSGD(1 / 0)", "ZeroDivisionError: division by zero"),
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("way", ["option", "config"])
