@@ -22,8 +22,11 @@ from lightning_idkd.callback import (
 )
 from lightning_idkd.config import Config
 from lightning_idkd.data.images import Images
+from lightning_idkd.data.inputs import Inputs
 from lightning_idkd.data.partition import Partition
+from lightning_idkd.data.samples import Remarks, Samples
 from lightning_idkd.data.source import Source
+from lightning_idkd.data.vectors import VectorSource
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Topology
 from lightning_idkd.labels import FineTuning, Labels, Outputs, Selection
@@ -57,16 +60,20 @@ __all__ = [
     "Gossip",
     "Graph",
     "Images",
+    "Inputs",
     "Labels",
     "OodScore",
     "Outputs",
     "Partition",
+    "Remarks",
+    "Samples",
     "Schedule",
     "Selection",
     "Source",
     "Teacher",
     "Topology",
     "UserError",
+    "VectorSource",
     "fit",
     *_WITH_TORCH,
 ]

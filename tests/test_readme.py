@@ -56,11 +56,12 @@ def test_its_rule_and_score_run_as_they_stand(tmp_path, configs):
 
 
 def test_its_yaml_is_a_config(tmp_path):
-    (block,) = blocks("yaml")
-    assert yaml.safe_load(block)["data"]["image_size"] == 32
-    (tmp_path / "data.yaml").write_text(block)
-    config = configure(["--config", str(tmp_path / "data.yaml")])
-    assert config.data.private.path == "my/images"
+    images, vectors = blocks("yaml")
+    assert yaml.safe_load(images)["data"]["image_size"] == 32
+    for block, path in ((images, "my/images"), (vectors, "my/patients.csv")):
+        (tmp_path / "data.yaml").write_text(block)
+        config = configure(["--config", str(tmp_path / "data.yaml")])
+        assert config.data.private.path == path
 
 
 @pytest.mark.parametrize("command", commands())

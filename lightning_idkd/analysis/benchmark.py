@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_idkd.config import Config
-from lightning_idkd.data.images import Images
+from lightning_idkd.data.inputs import Inputs
 from lightning_idkd.data.partition import IID, partition
+from lightning_idkd.data.samples import Samples
 from lightning_idkd.data.store import Store
 from lightning_idkd.graph import Graph
 from lightning_idkd.machine import describe_machine
@@ -67,8 +68,8 @@ class Form:
     run: Orchestrator | None = None
 
 
-def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: int | None = None) -> dict:
-    """Measure the speed of every form of a step on random images, the shares of its parts and its peak memory.
+def bench(config: Config, inputs: Inputs, rounds: int = 5, samples: int | None = None) -> dict:
+    """Measure the speed of every form of a step on samples of noise, the shares of its parts and its peak memory.
 
     Speed is in samples a second: median, least and most over the rounds. The forms are each engine; a
     ``bare loop`` of forward and backward passes over models that share nothing; ``one model`` on the same number
@@ -77,7 +78,7 @@ def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: in
     the form that ``run.engine auto`` chooses. The shares are those of the fastest engine, and its peak memory
     (bytes) is measured in a new process.
     """
-    case = Case(config, channels, size, samples)
+    case = Case(config, inputs, samples)
     fabric, n, b, cores = case.fabric, case.graph.nodes, config.train.batch_size, os.cpu_count() or 1
     counts = sorted({1, cores}) if fabric.device.type == "cpu" else [1]
     trial = case.build_run("auto")
@@ -104,7 +105,7 @@ def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: in
         forms["one model, graph"] = Form(lambda: one.step(x.flatten(0, 1)[None], y.flatten(0, 1)[None], 0), 1)
     seconds = time_forms(forms, rounds, fabric.device)
     if n <= MOST_PROCESSES and fabric.device.type == "cpu":
-        seconds |= run_in_processes(time_node_process, n, config, case.graph, channels, size, rounds)
+        seconds |= run_in_processes(time_node_process, n, config, case.graph, inputs, rounds)
     rates = {name: sorted(n * b / s for s in times) for name, times in seconds.items()}
     engines = [name for name, form in forms.items() if form.run]
     fastest = max(engines, key=lambda name: statistics.median(rates[name]))
@@ -123,7 +124,7 @@ def bench(config: Config, channels: int, size: int, rounds: int = 5, samples: in
         "auto": chosen,
         "shares": measure_shares(form.run),
         "peak_memory_bytes": run_in_processes(
-            measure_peak_memory, 1, config, channels, size, samples, form.run.stack.engine, form.threads
+            measure_peak_memory, 1, config, inputs, samples, form.run.stack.engine, form.threads
         ),
     }
 
@@ -134,21 +135,21 @@ def name_form(form: str, threads: int) -> str:
 
 
 class Case:
-    """An experiment on random images."""
+    """An experiment on samples of noise."""
 
-    def __init__(self, config: Config, channels: int, size: int, samples: int | None):
+    def __init__(self, config: Config, inputs: Inputs, samples: int | None):
         self.config, self.graph = config, config.graph.build(config.seed)
         self.fabric = launch(replace(config.run, devices=1))
-        self.make = node_maker(config, channels, size, CLASSES)
+        self.make = node_maker(config, inputs, CLASSES)
         n = self.graph.nodes
-        self.images = random_images(max(samples or 40 * n, 2 * n * config.train.batch_size), channels, size)
-        self.split = partition(IID(), self.images.labels.numpy(), n, config.seed, config.data.validation)
+        self.samples = make_samples(max(samples or 40 * n, 2 * n * config.train.batch_size), inputs)
+        self.split = partition(IID(), self.samples.labels.numpy(), n, config.seed, config.data.validation)
 
     def build_run(self, engine: str) -> Orchestrator:
         """Build the run of this experiment with one engine."""
         config, network, device = self.config, Network(self.graph), self.fabric.device
-        few = self.images[torch.arange(min(len(self.images), 10_000))]
-        store = Store(self.images, few, None, self.split, network.rows, batch=config.train.batch_size,
+        few = self.samples[torch.arange(min(len(self.samples), 10_000))]
+        store = Store(self.samples, few, None, self.split, network.rows, batch=config.train.batch_size,
                       augment=config.data.augment, device=device)  # fmt: skip
         kept = memory.measure_activations(self.make().to(device), store, config.run.autocast)
         abreast = memory.choose_nodes_per_call(kept, len(network.rows), device)
@@ -157,11 +158,11 @@ class Case:
         return Orchestrator(self.fabric, stack, network, store, config.gossip, config.train)
 
 
-def random_images(count: int, channels: int, size: int) -> Images:
-    """``count`` random images, with all classes equally often."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
-    return Images(pixels, torch.arange(count) % CLASSES, tuple(map(str, range(CLASSES))))
+def make_samples(count: int, inputs: Inputs) -> Samples:
+    """``count`` samples of noise, with all classes equally often; few of them differ, which no speed depends on."""
+    index = torch.arange(count)
+    values = inputs.draw_noise(256)[index % 256]
+    return Samples(values, index % CLASSES, tuple(map(str, range(CLASSES))), inputs=inputs)
 
 
 def compute_gradient(model: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -293,10 +294,10 @@ def write_result(folder: str, result: object) -> None:
     (Path(folder) / "result.json").write_text(json.dumps(result))
 
 
-def measure_peak_memory(rank: int, config: Config, channels: int, size: int, samples: int | None,
-                        engine: str, threads: int, folder: str) -> None:  # fmt: skip
+def measure_peak_memory(rank: int, config: Config, inputs: Inputs, samples: int | None, engine: str, threads: int,
+                        folder: str) -> None:  # fmt: skip
     """Write the peak memory, in bytes, of five steps and an evaluation."""
-    run = Case(config, channels, size, samples).build_run(engine)
+    run = Case(config, inputs, samples).build_run(engine)
     torch.set_num_threads(threads)
     step = build_step(run)
     for _ in range(5):
@@ -305,9 +306,7 @@ def measure_peak_memory(rank: int, config: Config, channels: int, size: int, sam
     write_result(folder, read_peak_memory(run.stack.device))
 
 
-def time_node_process(
-    rank: int, config: Config, graph: Graph, channels: int, size: int, rounds: int, folder: str
-) -> None:
+def time_node_process(rank: int, config: Config, graph: Graph, inputs: Inputs, rounds: int, folder: str) -> None:
     """Write the seconds a step where every node is a process with one thread, as in most codes of the field.
 
     In a step a node does SGD with momentum, sends its parameters to its neighbours by gloo, and averages what it
@@ -315,9 +314,11 @@ def time_node_process(
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=graph.nodes)
-    make = node_maker(config, channels, size, CLASSES)
-    images = random_images(config.train.batch_size, channels, size)
-    x, y = images.pixels.float().div_(255).contiguous(memory_format=torch.channels_last), images.labels
+    make = node_maker(config, inputs, CLASSES)
+    samples = make_samples(config.train.batch_size, inputs)
+    index = torch.arange(len(samples))
+    inputs = inputs.measure(samples.values, index, "cpu", torch.float32)
+    x, y = inputs.scale(inputs.arrange(samples.values)), samples.labels
     (senders, weights), edges = graph.mixing(0).terms[rank], graph.mixing(0).edges
     receivers = edges[edges[:, 0] == rank, 1].tolist()
 

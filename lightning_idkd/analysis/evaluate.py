@@ -14,7 +14,7 @@ from lightning_idkd.config.parse import configure
 from lightning_idkd.config.resolved import TRAINED, difference
 from lightning_idkd.config.user_classes import explain_errors
 from lightning_idkd.data.identity import collect_notes, describe_change
-from lightning_idkd.data.images import Images
+from lightning_idkd.data.samples import Samples
 from lightning_idkd.errors import UserError
 from lightning_idkd.files import to_json
 from lightning_idkd.labels import Outputs
@@ -25,7 +25,7 @@ from lightning_idkd.training.evaluation import summarise_nodes
 NAMES = {
     "accuracy": "accuracy",
     "calibration_error": "calibration error",
-    "auroc_test_against_public": "AUROC, test against public images",
+    "auroc_test_against_public": "AUROC, test against public samples",
 }
 """The measures of :func:`evaluate`, in words. The run's own ``ood.auroc`` compares held-out private with public
 images."""
@@ -62,11 +62,11 @@ def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
         )
         score = None
     if public is not None and score is not None:
-        public = public.load("train", run.images["size"], run.images["channels"], key="data.public")
+        public = public.load_like("train", run.inputs, key="data.public")
         notes += collect_notes(("data.public", public))
         change = describe_change(public.identity, (run.images.get("data") or {}).get("public"))
         if change and difference(config.resolved, run.config.resolved, ("data.public",)) is None:
-            notes.append(f"data.public: the images have changed since the run ({change})")
+            notes.append(f"data.public: the {public.inputs.what} have changed since the run ({change})")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     with explain_errors(config.resolved):
@@ -82,7 +82,7 @@ def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
     return result
 
 
-def measure_model(run: Run, module: NodeModule, test: Images, public: Images | None, score: OodScore | None) -> dict:
+def measure_model(run: Run, module: NodeModule, test: Samples, public: Samples | None, score: OodScore | None) -> dict:
     """Measure one model: the values that :data:`NAMES` lists, and ``confusion``, the counts of test images
     [true class, predicted class]. Without ``public`` or ``score`` there is no AUROC."""
     from torchmetrics.functional.classification import multiclass_calibration_error

@@ -15,7 +15,8 @@ from lightning_idkd.config import Config
 from lightning_idkd.config.parse import configure
 from lightning_idkd.config.resolved import difference
 from lightning_idkd.data.identity import abridge, collect_notes, describe_change, renumber
-from lightning_idkd.data.images import Images
+from lightning_idkd.data.inputs import Inputs, restore
+from lightning_idkd.data.samples import Samples
 from lightning_idkd.errors import UserError, require
 from lightning_idkd.files import write
 from lightning_idkd.graph import Graph
@@ -24,7 +25,7 @@ from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.nodes.stack import NodeStack, mean_buffers, run_network
 from lightning_idkd.randomness import permutation
 from lightning_idkd.records.run_folder import RunFolder
-from lightning_idkd.training.build import labelled, load_images, node_maker
+from lightning_idkd.training.build import load_labelled, load_samples, node_maker
 from lightning_idkd.training.resume import Before
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from lightning_idkd.data.partition import Split
 
 BATCH = 256
-"""Images of a batch of :meth:`Run.batches`."""
+"""Samples of a batch of :meth:`Run.batches`."""
 
 
 @dataclass(repr=False)
@@ -50,11 +51,14 @@ class Run:
     summary: dict | None
     """``summary.json``; None where the run has not finished."""
     images: dict
-    """Facts about the data: ``channels``, ``size`` and number of ``classes``, ``mean`` and ``std`` [channels] of the
-    training pixels (0 to 255), and ``data``, the class names and the identity of every set
-    (:func:`lightning_idkd.data.identity.record`; absent in runs from before identities were recorded)."""
+    """Facts about the data: number of ``classes``, ``channels`` and ``size`` of images or ``columns`` of vectors,
+    ``mean`` and ``std`` of the training samples per channel (of pixels from 0 to 255) or feature, and ``data``, the
+    class names and the identity of every set (:func:`lightning_idkd.data.identity.record`;
+    absent in runs from before identities were recorded)."""
     epoch: int
     """Number of epochs that the nodes have trained."""
+    inputs: Inputs
+    """Form of the samples, and how nodes take them."""
 
     def __repr__(self) -> str:
         count = self.stack.parameters + self.stack.frozen_parameters
@@ -64,37 +68,36 @@ class Run:
         """The consensus model, which is the mean of all nodes, in evaluation mode."""
         return self.stack.model(self.stack.X.mean(0), mean_buffers(self.stack.buffers))
 
-    def batches(self, images: Images) -> Iterator[Tensor]:
-        """Batches of ``images`` as the nodes see them: normalised, float32 [b, C, S, S]."""
-        mean, std = (self.images[k][:, None, None] for k in ("mean", "std"))
-        for pixels in images.pixels.split(BATCH):
-            yield (pixels.to(mean.dtype) - mean) / std
+    def batches(self, samples: Samples) -> Iterator[Tensor]:
+        """Batches of ``samples`` as the nodes take them: scaled, images [b, C, S, S] or vectors [b, F]."""
+        for values in samples.values.split(BATCH):
+            yield self.inputs.scale(self.inputs.arrange(values))
 
-    def outputs(self, module: NodeModule, images: Images) -> Outputs:
-        """Outputs of one model on ``images``, in their order.
+    def outputs(self, module: NodeModule, samples: Samples) -> Outputs:
+        """Outputs of one model on ``samples``, in their order.
 
         The batches are shuffled as in the run's own evaluation, because a network may use statistics of its batch and
         many sets are stored class by class.
         """
-        order = permutation(len(images), 0, "examined")
-        return run_network(module, self.batches(images[order]))[order.argsort()]
+        order = permutation(len(samples), 0, "examined")
+        return run_network(module, self.batches(samples[order]))[order.argsort()]
 
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Class names in the order of the network's outputs; None for runs from before class names were stored."""
         return tuple(self.images["data"]["classes"]) if self.images.get("data") else None
 
-    def test_images(self, config: Config | None = None) -> tuple[Images, list[str]]:
-        """The test images of the run, or of a ``config`` with other data, and notes about them in sentences.
+    def test_images(self, config: Config | None = None) -> tuple[Samples, list[str]]:
+        """The test samples of the run, or of a ``config`` with other data, and notes about them in sentences.
 
-        The images have the run's size and channels. Their labels number the run's classes, whatever the order of the
+        The samples have the form of the run's. Their labels number the run's classes, whatever the order of the
         classes in the set is.
 
         Raises:
-            UserError: an image has no label, or a class that the run has not trained on.
+            UserError: a sample has no label, or a class that the run has not trained on.
         """
         config = config or self.config
-        test = labelled(config, "test", self.images["size"], self.images["channels"])
+        test, what = load_labelled(config, "test", self.inputs), self.inputs.what
         notes, before = collect_notes(("data.private", test)), self.images.get("data")
         if before is None:  # a run from before class names were stored
             allowed = f"{self.images['classes']}, as trained"
@@ -103,68 +106,68 @@ class Run:
         names, test = test.classes, renumber(test, self.classes, "data.private: the test part")
         if missing := [name for name in self.classes if name not in names]:
             has = f"{len(names)} classes of {len(self.classes)}"
-            notes.append(f"data.private: the test images have {has}, without {abridge(missing)}")
+            notes.append(f"data.private: the test {what} have {has}, without {abridge(missing)}")
         elif names != self.classes:
             notes.append("data.private: the classes come in another order than in training; labels go by name")
         if test.stored != before["test"]["stored"]:
-            channels = "1 channel" if test.channels == 1 else f"{test.channels} channels"
             stored = f"{test.stored}, those of the run's test as {before['test']['stored']}"
-            both = f"both are brought to {test.size}x{test.size}, {channels}"
-            notes.append(f"data.private: the images are stored as {stored}; {both}")
+            notes.append(f"data.private: the {what} are stored as {stored}; both are brought to {self.inputs.form}")
         keys = ("data.private", "data.image_size", "data.channels")
         change = describe_change(test.identity, before["test"])
         if change and difference(config.resolved, self.config.resolved, keys) is None:
-            notes.append(f"data.private: the test images have changed since the run ({change})")
+            notes.append(f"data.private: the test {what} have changed since the run ({change})")
         return test, notes
 
-    def test(self) -> Images:
-        """The run's test images, uint8 pixels [N, C, S, S], with labels [N] that number the run's classes.
+    def test(self) -> Samples:
+        """The run's test samples (images have uint8 ``pixels`` [N, C, S, S]), with labels [N] that number the run's
+        classes.
 
         Raises:
-            UserError: the set is missing, or an image has no label or a class that the run has not trained on.
+            UserError: the set is missing, or a sample has no label or a class that the run has not trained on.
         """
         return self.test_images()[0]
 
-    def train(self, node: int) -> Images:
-        """The private images and labels that ``node`` trains on.
+    def train(self, node: int) -> Samples:
+        """The private samples and labels that ``node`` trains on.
 
         Raises:
             UserError: the set is missing, or has changed since the run.
         """
         return self._select(node, "train")
 
-    def held_out(self, node: int) -> Images:
-        """The private images and labels that ``node`` holds out for validation and calibration.
+    def held_out(self, node: int) -> Samples:
+        """The private samples and labels that ``node`` holds out for validation and calibration.
 
         Raises:
             UserError: as for :meth:`train`.
         """
         return self._select(node, "validation")
 
-    def _select(self, node: int, part: str) -> Images:
+    def _select(self, node: int, part: str) -> Samples:
         require(0 <= node < self.stack.n, "node", node, f"0 to {self.stack.n - 1}")
-        images, split = self._private
-        return images[getattr(split, part)[node]]
+        samples, split = self._private
+        return samples[getattr(split, part)[node]]
 
-    def public(self) -> Images | None:
-        """The public images, with labels if the set has them; None for a run without a public set."""
+    def public(self) -> Samples | None:
+        """The public samples, with labels if the set has them; None for a run without a public set."""
         source = self.config.data.public
-        return source and source.load("train", self.images["size"], self.images["channels"], key="data.public")
+        return source and source.load_like("train", self.inputs, key="data.public")
 
     @functools.cached_property
-    def _private(self) -> tuple[Images, Split]:
+    def _private(self) -> tuple[Samples, Split]:
         before = Before(str(self.folder.path), self.images.get("data"), ("train",))
-        images, _, _, split = load_images(self.config, before)
+        samples, _, _, split = load_samples(self.config, before)
         if split.hash != self.folder.partition_hash():
-            samples = f"the nodes' samples are not those of '{self.folder.path}'"
-            raise UserError(f"data.partition: {samples}; the files of data.private have changed")
-        return images, split
+            others = f"the nodes' samples are not those of '{self.folder.path}'"
+            raise UserError(f"data.partition: {others}; the files of data.private have changed")
+        return samples, split
 
     def describe(self) -> dict:
         """The facts that another program needs besides the parameters.
 
         They are the ``run``, its ``epochs``, ``classes`` in the order of the outputs, ``mean`` and ``std`` of every
-        channel (for pixels from 0 to 255), ``size`` and ``channels`` of the images, and the ``config``.
+        channel (for pixels from 0 to 255) or feature, ``size`` and ``channels`` of images or ``columns`` of vectors,
+        and the ``config``.
         """
         return {
             "run": f"{self.folder.path.parent.name}/{self.folder.path.name}",
@@ -172,8 +175,7 @@ class Run:
             "classes": list(self.classes or map(str, range(self.images["classes"]))),
             "mean": self.images["mean"].tolist(),
             "std": self.images["std"].tolist(),
-            "size": self.images["size"],
-            "channels": self.images["channels"],
+            **self.inputs.facts(),
             "config": self.config.resolved,
         }
 
@@ -228,15 +230,16 @@ def load(path: str | Path, checkpoint: str | None = None) -> Run:
         raise UserError(f"'{path}' has no checkpoint {file.name}; it has: {names or 'none yet'}")
     state = RunFolder.load(file)
     config = configure(["--config", str(folder.file("config.yaml"))])
-    images = state["images"]
+    images, dtype = state["images"], torch.float64 if config.run.precision == 64 else torch.float32
+    inputs = restore(images, dtype)
     graph = config.graph.build(config.seed)
     stack = NodeStack(
-        node_maker(config, images["channels"], images["size"], images["classes"]),
+        node_maker(config, inputs, images["classes"]),
         range(graph.nodes),
         config.seed,
-        dtype=torch.float64 if config.run.precision == 64 else torch.float32,
+        dtype=dtype,
     )
     stack.restore(state)
     for module in stack.modules:
         module.eval()
-    return Run(folder, config, stack, graph, folder.metrics(), folder.summary(), images, state["epoch"])
+    return Run(folder, config, stack, graph, folder.metrics(), folder.summary(), images, state["epoch"], inputs)

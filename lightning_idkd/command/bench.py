@@ -15,11 +15,11 @@ def main(arguments: list[str]) -> int:
     """Time the step of the experiment in ``--config``, or of several experiments without one."""
     config = configure(["--data.private", "Digits", *arguments], "bench")
     from lightning_idkd.analysis import benchmark
-    from lightning_idkd.command.topology import guess_image_shape
+    from lightning_idkd.command.topology import expect_inputs
 
     options = {k: config.resolved[k] for k in ("rounds", "samples", "quick", "out")}
     if any(word.split("=")[0] == "--config" for word in arguments):
-        case = benchmark.bench(config, *guess_image_shape(config), options["rounds"], options["samples"])
+        case = benchmark.bench(config, expect_inputs(config), options["rounds"], options["samples"])
         name = f"{type(config.node.network).__name__}, n = {config.graph.nodes}"
         results = {"machine": describe_machine(), "cases": {name: case}}
     else:

@@ -19,9 +19,9 @@ def main(arguments: list[str]) -> int:
     from lightning_idkd.data.identity import collect_notes
     from lightning_idkd.data.partition import partition
     from lightning_idkd.records import pictures, report
-    from lightning_idkd.training.build import private_images
+    from lightning_idkd.training.build import load_private
 
-    private = private_images(config)
+    private = load_private(config)
     for note in collect_notes(("data.private", private)):
         print(report.format_field("note", note))
     labels, k = private.labels.numpy(), len(private.classes)

@@ -11,6 +11,7 @@ from lightning_idkd.records import report
 
 if TYPE_CHECKING:
     from lightning_idkd.config import Config
+    from lightning_idkd.data.inputs import Inputs
 
 WEIGHT_SUMS = {"doubly": "rows and columns sum to 1", "column": "columns sum to 1", "row": "rows sum to 1"}
 """Per kind of mixing matrix, what its entries sum to."""
@@ -73,18 +74,17 @@ def describe_consensus(graph: Graph) -> str:
 
 
 def count_parameters(config: Config) -> tuple[int, str]:
-    """The number of trained parameters of a node for 10 classes of such images, and a text that says what it counts."""
+    """The number of trained parameters of a node for 10 classes of such samples, and a text that says what counts."""
     from lightning_idkd.nodes.layout import trained_parameters
     from lightning_idkd.training.build import node_maker
 
-    channels, side = guess_image_shape(config)
-    node = node_maker(config, channels, side, 10)()
+    inputs = expect_inputs(config)
+    node = node_maker(config, inputs, 10)()
     count = sum(p.numel() for p in trained_parameters(node).values())
     kind = "parameters" if all(p.requires_grad for p in node.parameters()) else "trained parameters"
-    return count, f"{count:,} {kind} of {type(config.node.network).__name__} for {channels}x{side}x{side}, 10 classes"
+    return count, f"{count:,} {kind} of {type(config.node.network).__name__} for {inputs}, 10 classes"
 
 
-def guess_image_shape(config: Config) -> tuple[int, int]:
-    """Channels and side of the images, without reading any: the config's, else those of the digits or of CIFAR."""
-    channels, side = (1, 8) if type(config.data.private).__name__ == "Digits" else (3, 32)
-    return config.data.channels or channels, config.data.image_size or side
+def expect_inputs(config: Config) -> Inputs:
+    """The form that the samples probably have: the config's where it says so. Only small tables are read."""
+    return config.data.private.expect(config.data.image_size, config.data.channels)

@@ -89,7 +89,7 @@ class DataConfig:
     validation: float = 0.2
     """Share of a node's samples held out for calibration and tuning (at least 16 where it has 32 or more)."""
     image_size: int | None = None
-    """Side in pixels to which all images are brought; null: as stored."""
+    """Side in pixels to which all images are brought; null: as stored, and for vectors."""
     channels: Literal[1, 3] | None = entry(None, older=None)
     """1 makes all images grey, 3 gives grey ones three channels, as torchvision's networks take them; null: 1 where all
     are grey, else 3."""
@@ -109,7 +109,7 @@ class NodeConfig:
     """What a node is."""
 
     network: Architecture = field(default_factory=CNN)
-    """Its network: ResNet, CNN, LeNet, VGG, MobileNetV2, ViT, TorchModule, or a class of yours."""
+    """Its network: ResNet, CNN, MLP, LeNet, VGG, MobileNetV2, ViT, TorchModule, or a class of yours."""
     module: str = "lightning_idkd.node.NodeModule"
     """Import path of the NodeModule class; a subclass brings another loss."""
 

@@ -1,7 +1,4 @@
-"""Turns stored pixels into a network's input: layout, scaling, random crops and flips; and draws images of noise.
-
-The store knows only from this file that its samples are images.
-"""
+"""Random crops and flips of the training images."""
 
 from __future__ import annotations
 
@@ -12,35 +9,6 @@ from torch import Tensor
 from lightning_idkd import randomness
 
 DRAWS = 2**16  # random crops are drawn for about this many samples at once
-
-
-def to_channels_last(pixels: Tensor) -> Tensor:
-    """Pixels [N, C, S, S] as a contiguous tensor [N, S, S, C], so that a sample is one piece of memory."""
-    return pixels.permute(0, 2, 3, 1).contiguous()
-
-
-def measure_channels(pixels: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every channel, float64 [C], over the ``samples`` of uint8 ``pixels`` [N, C, S, S].
-
-    Both follow from how often each of the 256 levels occurs, so they do not depend on an order of summation. A constant
-    channel gets a deviation of 0.001, by which it can be divided.
-    """
-    channels = range(pixels.shape[1])
-    counts = torch.stack([pixels[samples, c].flatten().bincount(minlength=256) for c in channels]).double()
-    frequency, level = counts / counts.sum(1, keepdim=True), torch.arange(256).double()
-    mean = frequency @ level
-    return mean, (frequency @ level.square() - mean.square()).sqrt().clamp(min=1e-3)
-
-
-def scale(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Pixels [N, S, S, C] as a network's input [N, C, S, S], channels-last, in the type of ``mean`` and ``std`` [C]."""
-    return pixels.to(mean.dtype).sub_(mean).div_(std).permute(0, 3, 1, 2)
-
-
-def draw_noise(count: int, shape: torch.Size) -> Tensor:
-    """``count`` images of uniform noise, uint8 [count, *shape]; always the same ones."""
-    levels = randomness.randint(256, 0, "noise", torch.arange(count * shape.numel()))
-    return levels.to(torch.uint8).view(count, *shape)
 
 
 class Augmentation:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 
-from lightning_idkd.data.images import Images
+from lightning_idkd.data.inputs import Inputs
+from lightning_idkd.data.samples import Samples
 from lightning_idkd.data.source import Source
 from lightning_idkd.errors import UserError, require
 
@@ -15,41 +16,56 @@ from lightning_idkd.errors import UserError, require
 class Concat(Source):
     """Several sets as one, such as a public set of which a part resembles the private data.
 
-    Classes with the same name are one class; images without a label stay without one.
+    Classes with the same name are one class; samples without a label stay without one.
 
     Args:
-        parts: the sets, whose images follow each other in this order; each may have its own limit and classes.
+        parts: the sets, whose samples follow each other in this order; each may have its own limit and classes.
     """
 
     parts: list[Source]
 
     def check(self, key: str) -> None:
         require(len(self.parts) > 0, f"{key}.parts", self.parts, "one set or more")
-        for i, part in enumerate(self.parts):
-            part.check(f"{key}.parts[{i}]")
+        for where, part in self._named(key):
+            part.check(where)
+
+    def expect(self, size: int | None, channels: int | None) -> Inputs:
+        return self.parts[0].expect(size, channels)
 
     def load(
         self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private"
-    ) -> Images:
+    ) -> Samples:
         """As :meth:`Source.load`; every part has its own cache, and all are in colour where one part is."""
+        self.check(key)
+        return self._join([part.load(split, size, channels, key=where) for where, part in self._named(key)], key)
+
+    def load_like(self, split: str, inputs: Inputs, *, key: str = "data.private") -> Samples:
+        self.check(key)
+        return self._join([part.load_like(split, inputs, key=where) for where, part in self._named(key)], key)
+
+    def _named(self, key: str) -> list[tuple[str, Source]]:
+        return [(f"{key}.parts[{i}]", part) for i, part in enumerate(self.parts)]
+
+    @staticmethod
+    def _join(parts: list[Samples], key: str) -> Samples:
         import torch
 
-        self.check(key)
-        parts = [part.load(split, size, channels, key=f"{key}.parts[{i}]") for i, part in enumerate(self.parts)]
-        if len({part.size for part in parts}) > 1:
-            sizes = ", ".join(f"{part.size}x{part.size}" for part in parts)
-            raise UserError(f"{key}.parts: images differ in size ({sizes}); set data.image_size")
+        kinds = {part.inputs.what: type(part.inputs) for part in parts}
+        if len(kinds) > 1:
+            raise UserError(f"{key}.parts: {' and '.join(kinds)} given; allowed: sets of one kind")
+        try:
+            [(inputs, values)] = [kind.join([(part.inputs, part.values) for part in parts]) for kind in kinds.values()]
+        except ValueError as error:
+            raise UserError(f"{key}.parts: {error}") from error
         names = tuple(dict.fromkeys(chain.from_iterable(part.classes for part in parts)))
-        pixels, labels, notes, unlabelled = [], [], [], []
-        most = max(part.channels for part in parts)
+        labels = torch.cat([part.named(names).labels for part in parts])
+        notes, unlabelled = [], []
         for i, part in enumerate(parts):
-            pixels.append(part.pixels.expand(-1, most, -1, -1))
-            labels.append(part.named(names).labels)
             notes += [f".parts[{i}]{note}" for note in part.notes]
             unlabelled += [f".parts[{i}]{part.unlabelled}"] if part.unlabelled else []
         stored = ", ".join(dict.fromkeys(part.stored for part in parts))
         why = unlabelled[0] if unlabelled else ""
-        return Images(torch.cat(pixels), torch.cat(labels), names, stored, tuple(notes), why)
+        return type(parts[0])(values, labels, names, stored, tuple(notes), why, inputs)
 
     def labelled_splits(self, split: str, size: int | None, key: str) -> str:
         advice = (part.labelled_splits(split, size, f"{key}.parts[{i}]") for i, part in enumerate(self.parts))

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from lightning_idkd.data.images import Images, Remarks, class_name, number_classes
+from lightning_idkd.data.images import Images
+from lightning_idkd.data.samples import Remarks, class_name, number_classes
 from lightning_idkd.errors import UserError
 
+Tensor = Any
 Picture = Any  # Pillow's; jsonargparse would run an import under TYPE_CHECKING, which takes seconds
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # modes of more than 8 bits, which Pillow would clip to 255
 BLOCK, PIECE = 1024, 256  # images that are read, and that a thread decodes, at once
@@ -87,13 +89,21 @@ def decode(
         decoded = [array if array.ndim == 3 else np.repeat(array[:, :, None], 3, axis=2) for array in decoded]
     pixels = torch.from_numpy(np.stack(decoded))
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-    if classes is None:
-        names, numbers, note = number_classes(labels)
-        notes += [note] if note else []
-    else:
-        names, numbers = tuple(map(class_name, classes)), labels
+    names, numbers, more = number_labels(classes, labels)
     unlabelled = remarks.unlabelled if -1 in numbers else ""
-    return Images(pixels, torch.tensor(numbers, dtype=torch.int64), names, stored, tuple(notes), unlabelled)
+    return Images(pixels, numbers, names, stored, (*notes, *more), unlabelled)
+
+
+def number_labels(
+    classes: tuple[str, ...] | None, labels: list[int | str]
+) -> tuple[tuple[str, ...], Tensor, list[str]]:
+    """Class names, labels int64 [N] as their numbers, and notes; without ``classes`` they are the values that occur."""
+    import torch
+
+    if classes is not None:
+        return tuple(map(class_name, classes)), torch.tensor(labels, dtype=torch.int64), []
+    names, numbers, note = number_classes(labels)
+    return names, torch.tensor(numbers, dtype=torch.int64), [note] if note else []
 
 
 def check_samples(

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_idkd.data.images import ImageInputs
+from lightning_idkd.data.inputs import Inputs
+from lightning_idkd.data.samples import draw_test_part
 from lightning_idkd.data.source import Subset
 from lightning_idkd.errors import UserError, require
 
@@ -24,14 +27,14 @@ class Digits(Subset):
     def identity(self, split: str, size: int | None, key: str) -> tuple:
         return ("digits", split)
 
+    def expect(self, size: int | None, channels: int | None) -> Inputs:
+        return ImageInputs(channels or 1, size or 8)
+
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...], Iterable[tuple]]:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        rng, test = np.random.default_rng(0), np.zeros(len(digits.target), bool)
-        for label in range(10):
-            members = rng.permutation(np.flatnonzero(digits.target == label))
-            test[members[: round(0.2 * len(members))]] = True
+        test = draw_test_part(digits.target, 0.2)
         wanted = test if split == "test" else ~test
         pixels = np.rint(digits.images[wanted] * (255 / 16)).astype(np.uint8)
         return tuple("0123456789"), zip(pixels, digits.target[wanted].tolist(), strict=True)

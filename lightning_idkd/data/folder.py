@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from lightning_idkd.data.images import Remarks, class_name
+from lightning_idkd.data.samples import Remarks, class_name
 from lightning_idkd.data.source import Subset
 from lightning_idkd.errors import UserError, did_you_mean
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from lightning_idkd.data import parquet
 from lightning_idkd.data.folder import ENDINGS
-from lightning_idkd.data.images import Remarks
 from lightning_idkd.data.parquet import Column
+from lightning_idkd.data.samples import Remarks
 from lightning_idkd.data.source import Subset
 from lightning_idkd.errors import UserError, did_you_mean
 

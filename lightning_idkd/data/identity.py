@@ -1,27 +1,24 @@
-"""The identity of a run's data: which images and classes it uses, compared wherever it reads data again."""
+"""The identity of a run's data: which samples and classes it uses, compared wherever it reads data again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lightning_idkd.data.inputs import restore
 from lightning_idkd.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning_idkd.data.images import Images
+    from lightning_idkd.data.samples import Samples
 
-SETS = {
-    "train": "data.private: the training images",
-    "test": "data.private: the test images",
-    "public": "data.public: the images",
-}
+SETS = {"train": "data.private: the training", "test": "data.private: the test", "public": "data.public: the"}
 
 
-def record(train: Images, test: Images, public: Images | None) -> dict:
+def record(train: Samples, test: Samples, public: Samples | None) -> dict:
     """The identity that goes into a run's ``partition.json`` and checkpoints.
 
     It has the class names in the order of their numbers, and the identity of each set as it was read
-    (:attr:`Images.identity`). The public set's is without labels, since a run does not use them.
+    (:attr:`Samples.identity`). The public set's is without labels, since a run does not use them.
     """
     of_public = None if public is None else {k: v for k, v in public.identity.items() if k != "labels"}
     return {"classes": list(train.classes), "train": train.identity, "test": test.identity, "public": of_public}
@@ -31,14 +28,15 @@ def describe_change(now: dict | None, before: dict | None) -> str | None:
     """The difference between two identities of a set, in words; None where there is none, or where one is not known."""
     if now is None or before is None:
         return None
+    form, form_before = restore(now), restore(before)
     if now["images"] != before["images"]:
-        return f"{now['images']:,} images, not {before['images']:,}"
-    shape, before_shape = (f"{i['size']}x{i['size']} with {i['channels']} channels" for i in (now, before))
-    if shape != before_shape:
-        return f"{shape}, not {before_shape}"
+        return f"{now['images']:,} {form.what}, not {before['images']:,}"
+    if form.facts() != form_before.facts():
+        return f"{form}, not {form_before}"
     for part in ("pixels", "labels"):
         if now.get(part, before.get(part)) != before.get(part, now.get(part)):
-            return f"other {part}, or the same in another order"
+            name = "values" if part == "pixels" and form.what != "images" else part
+            return f"other {name}, or the same in another order"
     return None
 
 
@@ -56,31 +54,32 @@ def check(now: dict, before: dict | None, sets: Sequence[str], where: str) -> No
     """
     for name in sets if before else ():
         if change := describe_change(now[name], before[name]):
-            raise UserError(f"{SETS[name]} are not those of '{where}' ({change}); its files have changed")
+            what = restore(now[name]).what
+            raise UserError(f"{SETS[name]} {what} are not those of '{where}' ({change}); its files have changed")
 
 
-def renumber(images: Images, classes: Sequence[str], what: str) -> Images:
-    """The images with their labels numbered by ``classes``, whatever the order of their own classes is.
+def renumber(samples: Samples, classes: Sequence[str], what: str) -> Samples:
+    """The samples with their labels numbered by ``classes``, whatever the order of their own classes is.
 
     Raises:
-        UserError: an image has a class that is not among them. ``what`` names the set, after its config key.
+        UserError: a sample has a class that is not among them. ``what`` names the set, after its config key.
     """
-    if images.classes == tuple(classes):
-        return images
-    if extra := [name for name in images.occurring() if name not in classes]:
-        missing = [name for name in classes if name not in images.classes]
+    if samples.classes == tuple(classes):
+        return samples
+    if extra := [name for name in samples.occurring() if name not in classes]:
+        missing = [name for name in classes if name not in samples.classes]
         has = f"{what} has classes that are not trained on: {abridge(extra)}"
         lacks = f" and lacks {abridge(missing)}" if missing else ""
         raise UserError(f"{has}{lacks}; trained on: {abridge(classes)}")
-    return images.named(classes)
+    return samples.named(classes)
 
 
-def collect_notes(*sets: tuple[str, Images | None]) -> list[str]:
+def collect_notes(*sets: tuple[str, Samples | None]) -> list[str]:
     """The notes of some sets, each note once and after the set's config key."""
     notes: dict[str, None] = {}
-    for key, images in sets:
-        if images is not None:
-            notes |= dict.fromkeys(f"{key}{note}" for note in images.notes)
+    for key, samples in sets:
+        if samples is not None:
+            notes |= dict.fromkeys(f"{key}{note}" for note in samples.notes)
     return list(notes)
 
 

@@ -1,121 +1,125 @@
-"""A set of images with labels and class names, and the remarks of a source about it."""
+"""Images: a set of them, and what one is to a network."""
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from lightning_idkd.data.inputs import Inputs
+from lightning_idkd.data.samples import Samples
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from lightning_idkd.data.augment import Augmentation
 
 Tensor = Any  # torch's; jsonargparse would run an import under TYPE_CHECKING, which takes seconds
 
 
 @dataclass
-class Images:
-    """A set of square images of one size, on the CPU; indexing gives a subset.
+class Images(Samples):
+    """A set of square images of one size: ``values`` are uint8 [N, C, S, S]."""
 
-    The tensors are read-only: they may be mapped from the cache file.
-    """
+    def __post_init__(self) -> None:
+        self.inputs = ImageInputs(*self.values.shape[1:3])
 
-    pixels: Tensor
-    """uint8 [N, C, S, S]."""
-    labels: Tensor
-    """int64 [N]; all -1 where the set has no labels."""
-    classes: tuple[str, ...]
-    """Class names, k of them; empty where the set has no labels."""
-    stored: str = ""
-    """Size and mode of the first image before it was converted, such as 64x64 RGB."""
-    notes: tuple[str, ...] = ()
-    """Oddities of the set, each printed once; each continues the config key that named the source."""
-    unlabelled: str = ""
-    """Why images have no label, as such a continuation; empty where all have one, or no reason is known."""
+    @property
+    def pixels(self) -> Tensor:
+        """The values, uint8 [N, C, S, S]."""
+        return self.values
 
     @property
     def channels(self) -> int:
-        return self.pixels.shape[1]
+        return self.values.shape[1]
 
     @property
     def size(self) -> int:
-        return self.pixels.shape[2]
+        return self.values.shape[2]
 
-    def __len__(self) -> int:
-        return len(self.labels)
 
-    def __getitem__(self, index: slice | np.ndarray) -> Images:
-        return replace(self, pixels=self.pixels[index], labels=self.labels[index])
+@dataclass(eq=False)
+class ImageInputs(Inputs):
+    """Square images: values are uint8 [N, C, S, S], pools uint8 [N, S, S, C], inputs [N, C, S, S] channels-last.
 
-    def named(self, classes: Sequence[str]) -> Images:
-        """The same images with their labels numbered by ``classes``; an image of any other class gets label -1."""
+    Args:
+        channels: 1 or 3.
+        size: side in pixels.
+    """
+
+    channels: int
+    size: int
+
+    what = "images"
+    augmentations = ("none", "crop", "crop_flip")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.size, self.size
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"channels": self.channels, "size": self.size, "features": self.channels * self.size**2}
+
+    @property
+    def form(self) -> str:
+        return f"{self.size}x{self.size} {'grey' if self.channels == 1 else 'RGB'}"
+
+    def facts(self) -> dict[str, Any]:
+        return {"channels": self.channels, "size": self.size}
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Inputs:
+        return cls(facts["channels"], facts["size"])
+
+    @classmethod
+    def join(cls, sets: Sequence[tuple[Self, Tensor]]) -> tuple[Self, Tensor]:
+        """As :meth:`Inputs.join`; all are in colour where one set is."""
         import torch
 
-        if tuple(classes) == self.classes:
-            return self
-        number = {name: c for c, name in enumerate(classes)}
-        new = torch.tensor([*(number.get(name, -1) for name in self.classes), -1])  # label -1 takes the last entry
-        return replace(self, labels=new[self.labels], classes=tuple(classes))
+        if len({inputs.size for inputs, _ in sets}) > 1:
+            sizes = ", ".join(f"{inputs.size}x{inputs.size}" for inputs, _ in sets)
+            raise ValueError(f"images differ in size ({sizes}); set data.image_size")
+        joined = cls(max(inputs.channels for inputs, _ in sets), sets[0][0].size)
+        return joined, torch.cat([pixels.expand(-1, joined.channels, -1, -1) for _, pixels in sets])
 
-    def occurring(self) -> list[str]:
-        """Names of the classes that at least one image has, in order."""
-        return [self.classes[number] for number in self.labels.unique().tolist() if number >= 0]
+    def measure(self, values: Tensor, samples: Tensor, device: Any, dtype: Any) -> Inputs:
+        """As :meth:`Inputs.measure`, per channel.
 
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What identifies the set: number, shape and stored form of the images, and the SHA-256 of their pixels and of
-        their labels with the class names."""
-        pixels, labels = hashlib.sha256(), hashlib.sha256("\0".join(self.classes).encode(errors="surrogatepass"))
-        pixels.update(self.pixels.contiguous().numpy())
-        labels.update(self.labels.contiguous().numpy().astype("<i8"))
-        shape = {"images": len(self), "channels": self.channels, "size": self.size, "stored": self.stored}
-        return shape | {"pixels": pixels.hexdigest(), "labels": labels.hexdigest()}
+        Both follow from how often each of the 256 levels occurs, so they do not depend on an order of summation. A
+        constant channel gets a deviation of 0.001, by which it can be divided.
+        """
+        import torch
 
+        channels = range(values.shape[1])
+        counts = torch.stack([values[samples, c].flatten().bincount(minlength=256) for c in channels]).double()
+        frequency, level = counts / counts.sum(1, keepdim=True), torch.arange(256).double()
+        mean = frequency @ level
+        std = (frequency @ level.square() - mean.square()).sqrt().clamp(min=1e-3)
+        return self._scaled_by(mean.to(device, dtype), std.to(device, dtype), dtype)
 
-@dataclass
-class Remarks:
-    """What a source reports about a set beside its images; it may grow while samples are read."""
+    def scale(self, pool: Tensor) -> Tensor:
+        return pool.to(self.dtype).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
 
-    notes: list[str] = field(default_factory=list)
-    """See :attr:`Images.notes`."""
-    unlabelled: str = ""
-    """See :attr:`Images.unlabelled`."""
-    cacheable: bool = True
-    """Whether `Source.identity` covers everything that was read."""
+    def draw_noise(self, count: int) -> Tensor:
+        import torch
 
-    def lacking(self, why: str) -> None:
-        """Note why images have no label; only the first reason is kept."""
-        self.unlabelled = self.unlabelled or why
+        from lightning_idkd import randomness
 
+        shape = torch.Size((count, self.size, self.size, self.channels))
+        levels = randomness.randint(256, 0, "noise", torch.arange(shape.numel()))
+        return levels.to(torch.uint8).view(shape).permute(0, 3, 1, 2)
 
-def class_name(name: str) -> str:
-    """A class name in composed Unicode, so that the same name is equal on every file system.
+    def arrange(self, values: Tensor) -> Tensor:
+        return values.permute(0, 2, 3, 1).contiguous()
 
-    Bytes that are not UTF-8 become readable text.
-    """
-    readable = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    return unicodedata.normalize("NFC", readable)
+    def zeros(self, count: int, dtype: Any, device: Any) -> Tensor:
+        import torch
 
+        return super().zeros(count, dtype, device).contiguous(memory_format=torch.channels_last)
 
-def number_classes(labels: list[int | str]) -> tuple[tuple[str, ...], list[int], str]:
-    """Make classes of labels that come without class names: every value that occurs, except -1, is a class.
+    def augmentation(self, name: str, nodes: range, seed: int, device: Any) -> Augmentation | None:
+        from lightning_idkd.data.augment import Augmentation
 
-    Returns:
-        The names of the classes, numbers before texts and both ascending; the labels as numbers of these classes; and a
-        note, empty where the labels are 0, 1, 2, ... already.
-    """
-
-    def place(value: int | str) -> tuple:
-        number = not isinstance(value, str) or value.isdecimal()
-        return (0, int(value), str(value)) if number else (1, value)
-
-    values = sorted(set(labels) - {-1}, key=place)
-    names = tuple(dict.fromkeys(class_name(str(value)) for value in values))
-    if values == list(range(len(values))):
-        return names, cast("list[int]", list(labels)), ""
-    number_of_name = {name: number for number, name in enumerate(names)}
-    number = {value: number_of_name[class_name(str(value))] for value in values} | {-1: -1}
-    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    note = f": labels have no class names; the {len(names):,} values that occur ({some}) are the classes"
-    return names, [number[label] for label in labels], note
+        super().augmentation(name, nodes, seed, device)
+        return None if name == "none" else Augmentation(self.size, name == "crop_flip", nodes, seed, device)

@@ -9,19 +9,24 @@ from typing import Literal
 import numpy as np
 
 from lightning_idkd.data.images import Images
+from lightning_idkd.data.inputs import Inputs
+from lightning_idkd.data.samples import Samples
 from lightning_idkd.data.source import Subset
+from lightning_idkd.data.vectors import VectorInputs
 from lightning_idkd.errors import UserError, require
 
 
 @dataclass
 class Noise(Subset):
-    """Images of independent random pixels: a public set that resembles no private data.
+    """Images of independent random pixels, or vectors of independent random features where the private samples are
+    vectors: a public set that resembles no private data.
 
-    Image i is the same for every number of samples.
+    Sample i is the same for every number of samples.
 
     Args:
-        kind: ``uniform`` over 0..255, or ``gaussian`` with mean 127.5 and standard deviation 64, clipped to 0..255.
-        samples: number of images.
+        kind: ``uniform`` over 0..255, or ``gaussian`` with mean 127.5 and standard deviation 64, clipped to 0..255. A
+            feature has the range of its private values in place of 0..255, and as deviation a quarter of that range.
+        samples: number of samples.
     """
 
     kind: Literal["uniform", "gaussian"] = "uniform"
@@ -34,7 +39,16 @@ class Noise(Subset):
         images = super().load(split, size, 3, key=key)
         if channels != 1:
             return images
-        return replace(images, pixels=images.pixels[:, :1].contiguous(), stored=images.stored.replace("RGB", "grey"))
+        return replace(images, values=images.values[:, :1].contiguous(), stored=images.stored.replace("RGB", "grey"))
+
+    def load_like(self, split: str, inputs: Inputs, *, key: str = "data.private") -> Samples:
+        """As :meth:`Source.load_like`; vectors have noise over the range of every feature in the private set."""
+        if not isinstance(inputs, VectorInputs):
+            return super().load_like(split, inputs, key=key)
+        self.check(key)
+        self._require_public(split, key)
+        values = inputs.draw_noise(self.samples, self.kind)
+        return Samples(values, values.new_full((len(values),), -1).long(), (), inputs.form, inputs=inputs)
 
     def check(self, key: str) -> None:
         super().check(key)
@@ -45,8 +59,7 @@ class Noise(Subset):
         return None  # drawing is faster than reading a cache file
 
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...], Iterable[tuple]]:
-        if split == "test":
-            raise UserError(f"{key}: Noise is a public set without test images and classes")
+        self._require_public(split, key)
         rng, shape = np.random.default_rng([8, self.kind == "gaussian"]), (size or 32, size or 32, 3)
 
         def draw() -> np.ndarray:
@@ -55,3 +68,8 @@ class Noise(Subset):
             return np.clip(np.rint(127.5 + 64 * rng.standard_normal(shape)), 0, 255).astype(np.uint8)
 
         return (), ((draw(), -1) for _ in range(self.samples))
+
+    @staticmethod
+    def _require_public(split: str, key: str) -> None:
+        if split == "test":
+            raise UserError(f"{key}: Noise is a public set without test samples and classes")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_idkd.data.images import Remarks, class_name
+from lightning_idkd.data.samples import Remarks, class_name
 from lightning_idkd.errors import UserError, did_you_mean
 
 Schema = Any  # pyarrow's; jsonargparse would run an import under TYPE_CHECKING, which takes seconds

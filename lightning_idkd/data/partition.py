@@ -14,7 +14,7 @@ import numpy as np
 from lightning_idkd.errors import UserError, require
 
 if TYPE_CHECKING:
-    from lightning_idkd.data.images import Images
+    from lightning_idkd.data.samples import Samples
 
 STREAM = 0x5B117  # separates these draws from others made with the same seed
 ATTEMPTS = 50  # draws of a partition before it is refused
@@ -40,12 +40,12 @@ class Partition(ABC):
         """Indices of the samples that each node holds out, where the rule decides it; None: data.validation does."""
         return None
 
-    def check(self, images: Images) -> None:  # noqa: B027 (most rules accept any images)
-        """Raise a UserError where the rule was not made for these private training images."""
+    def check(self, samples: Samples) -> None:  # noqa: B027 (most rules accept any samples)
+        """Raise a UserError where the rule was not made for these private training samples."""
 
-    def transform(self, images: Images, split: Split, seed: int) -> Images:
-        """The private training images as the nodes have them, for rules that change the images themselves."""
-        return images
+    def transform(self, samples: Samples, split: Split, seed: int) -> Samples:
+        """The private training samples as the nodes have them, for rules that change the samples themselves."""
+        return samples
 
 
 @dataclass
@@ -156,7 +156,7 @@ class Split:
     alpha: float | None
     """Concentration of the partition, where it has one."""
     data: dict | None = None
-    """The images and classes it was made for; see :func:`lightning_idkd.data.identity.record`."""
+    """The samples and classes it was made for; see :func:`lightning_idkd.data.identity.record`."""
 
     def to_dict(self) -> dict:
         """The split in plain types, for JSON."""

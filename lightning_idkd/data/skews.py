@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import IID, TRANSFORM, Concentrated, Partition, Split, generator
 from lightning_idkd.errors import UserError, require
 
 if TYPE_CHECKING:
-    from lightning_idkd.data.images import Images
+    from lightning_idkd.data.samples import Samples
 
 
 @dataclass
@@ -108,18 +109,23 @@ class FeatureSkew(IID):
         rng, levels = generator(seed, TRANSFORM), np.linspace(-1, 1, nodes) if nodes > 1 else np.zeros(1)
         return 1 + self.brightness * rng.permutation(levels), self.rotation * rng.permutation(levels)
 
-    def transform(self, images: Images, split: Split, seed: int) -> Images:
+    def check(self, samples: Samples) -> None:
+        if not isinstance(samples, Images):
+            what = samples.inputs.what
+            raise UserError(f"data.partition: FeatureSkew rotates images; allowed for {what}: the other partitions")
+
+    def transform(self, samples: Samples, split: Split, seed: int) -> Samples:
         import torch
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2.functional import adjust_brightness, rotate
 
-        pixels = images.pixels.clone()
+        pixels = samples.values.clone()
         factors, angles = self.looks(len(split.train), seed)
         for node, (train, validation) in enumerate(zip(split.train, split.validation, strict=True)):
             for part in torch.from_numpy(np.concatenate([train, validation])).split(1024):
                 rotated = rotate(pixels[part], float(angles[node]), InterpolationMode.BILINEAR)
                 pixels[part] = adjust_brightness(rotated, float(factors[node]))
-        return replace(images, pixels=pixels)
+        return replace(samples, values=pixels)
 
 
 @dataclass
@@ -136,11 +142,10 @@ class FromFile(Partition):
 
     path: str
 
-    def check(self, images: Images) -> None:
-        """Refuse images other than those that a run's file was made for.
+    def check(self, samples: Samples) -> None:
+        """Refuse samples other than those that a run's file was made for.
 
-        They are compared by their pixels or, where their size or number of channels differs, by the classes of all
-        samples.
+        They are compared by their values or, where their form differs, by the classes of all samples.
         """
         content = self._content()
         data = content.get("data") if isinstance(content, dict) else None
@@ -148,18 +153,18 @@ class FromFile(Partition):
             return
         try:
             classes, before = data["classes"], data["train"]
-            same = images.named(classes).identity if set(classes) == set(images.classes) else images.identity
-            part = "pixels" if all(same[k] == before[k] for k in ("channels", "size")) else "labels"
+            same = (samples.named(classes) if set(classes) == set(samples.classes) else samples).identity
+            part = "pixels" if all(before[k] == value for k, value in samples.inputs.facts().items()) else "labels"
             equal = same["images"] == before["images"] and same[part] == before[part]
         except (KeyError, TypeError, AttributeError) as e:
             raise UserError(f"data.partition.path: '{self.path}' is damaged where it describes its data") from e
         if not equal:
-            others = f"{before['images']:,}"
+            what, others = samples.inputs.what, f"{before['images']:,}"
             if same["images"] == before["images"]:
-                others = "other images, or the same in another order"
+                others = f"other {what}, or the same in another order"
             raise UserError(
                 f"data.partition.path: '{self.path}' was made for {others}, so its indices mean nothing for these "
-                f"{same['images']:,} training images; a plain list of lists of indices is not compared"
+                f"{same['images']:,} training {what}; a plain list of lists of indices is not compared"
             )
 
     def split(self, labels: np.ndarray, nodes: int, rng: np.random.Generator) -> list[np.ndarray]:

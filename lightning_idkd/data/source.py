@@ -1,4 +1,4 @@
-"""Where images come from: the base of all sources, and of those that can be cut down to a subset."""
+"""Where samples come from: the base of all sources, and of those that can be cut down to a subset."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import numpy as np
 
 from lightning_idkd.data.cache import load_or_make
 from lightning_idkd.data.decode import decode
-from lightning_idkd.data.images import Images, Remarks
+from lightning_idkd.data.images import ImageInputs
+from lightning_idkd.data.inputs import Inputs
+from lightning_idkd.data.samples import Remarks, Samples
 from lightning_idkd.errors import UserError, did_you_mean, require
 
 
 class Source(ABC):
-    """Base of the image sources. A source of your own needs `read` only, and `identity` if it is to be cached."""
+    """Base of the sources. A source of images of your own needs `read` only, and `identity` if it is to be cached; one
+    of vectors is a `VectorSource`."""
 
     @abstractmethod
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...] | None, Iterable[tuple]]:
@@ -45,10 +48,27 @@ class Source(ABC):
         """What to set if the stored images of ``split`` have no labels, as a sentence; empty if there is no choice."""
         return ""
 
+    def expect(self, size: int | None, channels: int | None) -> Inputs:
+        """The form that samples probably have, without reading any that are large; the arguments are those of
+        :meth:`load`."""
+        return ImageInputs(channels or 3, size or 32)
+
+    def load_like(self, split: str, inputs: Inputs, *, key: str = "data.private") -> Samples:
+        """The samples of ``split`` in the form of another set's.
+
+        Raises:
+            UserError: as for :meth:`load`, or these samples cannot have this form.
+        """
+        if not isinstance(inputs, ImageInputs):
+            raise UserError(
+                f"{key}: {type(self).__name__} holds images; allowed: {inputs.what}, as the private samples"
+            )
+        return self.load(split, inputs.size, inputs.channels, key=key)
+
     def load(
         self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private"
-    ) -> Images:
-        """The images of ``split``.
+    ) -> Samples:
+        """The samples of ``split``.
 
         Args:
             split: train or test.
@@ -65,31 +85,44 @@ class Source(ABC):
         try:
             identity = self.identity(split, size, key)
             if identity is None:
-                return self._decode(split, size, channels, key)[0]
+                return self._read_all(split, size, channels, key)[0]
             name = f"{type(self).__name__}-{split}"
-            return load_or_make(name, (identity, size, channels), lambda: self._decode(split, size, channels, key))
+            return load_or_make(name, (identity, size, channels), lambda: self._read_all(split, size, channels, key))
         except OSError as error:  # a folder that may not be read, a file that vanished
             what = error.filename or type(self).__name__
             raise UserError(f"{key}: '{what}' cannot be read ({error.strerror or error})") from error
 
-    def _decode(self, split: str, size: int | None, channels: int | None, key: str) -> tuple[Images, bool]:
-        """The images, and whether the cache may keep them."""
+    def _read_all(self, split: str, size: int | None, channels: int | None, key: str) -> tuple[Samples, bool]:
+        """The samples, and whether the cache may keep them."""
         content = self.read(split, size, key)
         if not isinstance(content, tuple) or len(content) not in (2, 3):
             given = f"{type(self).__name__}.read returns {type(content).__name__}"
-            raise UserError(f"{key}: {given}; allowed: class names or None, and (image, label) pairs")
+            raise UserError(f"{key}: {given}; allowed: class names or None, and (sample, label) pairs")
         classes, samples, remarks = content if len(content) == 3 else (*content, Remarks())
-        return decode(classes, samples, split, size, channels, key, remarks), remarks.cacheable
+        return self.convert(classes, samples, split, size, channels, key, remarks), remarks.cacheable
+
+    def convert(
+        self,
+        classes: tuple[str, ...] | None,
+        samples: Iterable[tuple],
+        split: str,
+        size: int | None,
+        channels: int | None,
+        key: str,
+        remarks: Remarks,
+    ) -> Samples:
+        """Make a set of what `read` returns; the other arguments are those of :meth:`load`."""
+        return decode(classes, samples, split, size, channels, key, remarks)
 
 
 @dataclass
 class Subset(Source):
-    """Base of the sources that can be cut down to some classes and to a number of images.
+    """Base of the sources that can be cut down to some classes and to a number of samples.
 
     Args:
-        limit: number of training images to use, a fixed random choice (many sets are stored sorted by class); null for
+        limit: number of training samples to use, a fixed random choice (many sets are stored sorted by class); null for
             all.
-        skip: leave out the training images that another source uses with this ``limit``, so that the two share none;
+        skip: leave out the training samples that another source uses with this ``limit``, so that the two share none;
             null for none.
         classes: use these classes only, by name, renumbered in this order; null for all.
     """
@@ -104,34 +137,36 @@ class Subset(Source):
             if len(set(self.classes)) < len(self.classes):
                 raise UserError(f"{key}.classes: {', '.join(self.classes)}: a class is named twice")
         if self.limit is not None:
-            require(self.limit >= 1, f"{key}.limit", self.limit, "1 or more, or null for all images")
+            require(self.limit >= 1, f"{key}.limit", self.limit, "1 or more, or null for all samples")
         if self.skip is not None:
             require(self.skip >= 1, f"{key}.skip", self.skip, "1 or more, or null for none")
 
     def load(
         self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private"
-    ) -> Images:
-        """As :meth:`Source.load`; the images of a limit keep the set's order, and belong to every larger limit too."""
-        images = super().load(split, size, channels, key=key)
+    ) -> Samples:
+        """As :meth:`Source.load`; the samples of a limit keep the set's order, and belong to every larger limit too."""
+        samples = super().load(split, size, channels, key=key)
         if self.classes is not None:
-            images = self._select_classes(images, self.classes, split, key)
-        first, last = self.skip or 0, len(images) if self.limit is None else (self.skip or 0) + self.limit
-        if split == "test" or (first == 0 and last >= len(images)):
-            return images
-        require(first < len(images), f"{key}.skip", first, f"below {len(images)}, the number of images")
-        return images[np.sort(np.random.default_rng(0).permutation(len(images))[first:last])]
+            samples = self._select_classes(samples, self.classes, split, key)
+        first, last = self.skip or 0, len(samples) if self.limit is None else (self.skip or 0) + self.limit
+        if split == "test" or (first == 0 and last >= len(samples)):
+            return samples
+        require(
+            first < len(samples), f"{key}.skip", first, f"below {len(samples)}, the number of {samples.inputs.what}"
+        )
+        return samples[np.sort(np.random.default_rng(0).permutation(len(samples))[first:last])]
 
     @staticmethod
-    def _select_classes(images: Images, classes: list[str], split: str, key: str) -> Images:
-        if not images.classes and images.unlabelled:
-            raise UserError(f"{key}{images.unlabelled}")
+    def _select_classes(samples: Samples, classes: list[str], split: str, key: str) -> Samples:
+        if not samples.classes and samples.unlabelled:
+            raise UserError(f"{key}{samples.unlabelled}")
         for name in classes:
-            if name not in images.classes:
-                some = ", ".join(images.classes[:20]) + (", ..." if len(images.classes) > 20 else "")
-                hint = did_you_mean(name, images.classes)
+            if name not in samples.classes:
+                some = ", ".join(samples.classes[:20]) + (", ..." if len(samples.classes) > 20 else "")
+                hint = did_you_mean(name, samples.classes)
                 raise UserError(f"{key}.classes: this set has no class '{name}'.{hint} It has: {some or 'no labels'}")
-        images = images.named(classes)
-        kept = (images.labels >= 0).nonzero()[:, 0].numpy()
+        samples = samples.named(classes)
+        kept = (samples.labels >= 0).nonzero()[:, 0].numpy()
         if not len(kept):
-            raise UserError(f"{key}.classes: split '{split}' has no images of {', '.join(classes)}")
-        return images[kept]
+            raise UserError(f"{key}.classes: split '{split}' has no {samples.inputs.what} of {', '.join(classes)}")
+        return samples[kept]

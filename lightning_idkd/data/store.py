@@ -1,4 +1,4 @@
-"""The nodes' samples as uint8 tensors on the device: the sets that nodes train on, and the images they predict on."""
+"""The nodes' samples on the device: the sets that nodes train on, and the samples that they predict on."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_idkd import metrics, randomness
-from lightning_idkd.data.augment import Augmentation, draw_noise, measure_channels, scale, to_channels_last
 from lightning_idkd.data.identity import collect_notes
-from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import Split
+from lightning_idkd.data.samples import Samples
 from lightning_idkd.data.walks import Walks, cap_classes
 from lightning_idkd.errors import require
 from lightning_idkd.labels import FineTuning, Labels
 
 T = TypeVar("T")
-NOISE = 256  # images of noise that a detector is tried on
+NOISE = 256  # samples of noise that a detector is tried on
 EVALUATION_BATCH = 256  # fixed, so that a network whose output depends on the batch always gives the same number
 
 
-def same_named(public: Images | None, classes: tuple[str, ...]) -> Tensor:
+def same_named(public: Samples | None, classes: tuple[str, ...]) -> Tensor:
     """Per public sample: the private class [m] that has the same name as its own, -1 where none has.
 
     It serves diagnosis only and never enters training.
@@ -38,44 +37,45 @@ def same_named(public: Images | None, classes: tuple[str, ...]) -> Tensor:
 
 
 class Store:
-    """Private, public and test images, and the sets that the nodes ``rows`` train on.
+    """Private, public and test samples, and the sets that the nodes ``rows`` train on.
 
-    Private and public images share one pool, so that a distilled sample is an index like any other. Pixels are scaled
-    to zero mean and unit standard deviation per channel over the private training samples of all nodes.
+    Private and public samples share one pool, so that a distilled sample is an index like any other. ``inputs`` says
+    what they are, and scales them to zero mean and unit standard deviation over the private training samples of all
+    nodes.
 
     Args:
-        private: the private training images.
-        test: the test images, of the same shape and classes.
-        public: the public images, of the same shape; None for a run without them.
+        private: the private training samples.
+        test: the test samples, of the same form and classes.
+        public: the public samples, of the same form; None for a run without them.
         split: which private samples each of the n nodes has.
         rows: the nodes of this process.
         batch: samples in a node's batch.
-        augment: ``none``, ``crop`` (pad by an eighth of the side, then crop at random) or ``crop_flip``.
+        augment: one of ``inputs.augmentations``.
         augment_public: whether distilled samples are augmented too; else only private ones are.
         tuning: how nodes train on private and distilled samples together.
         seed: seed of the run.
-        device: device of all images.
-        dtype: type of the scaled images and of the targets.
+        device: device of all samples.
+        dtype: type of the scaled samples and of the targets.
 
     Raises:
-        UserError: a private share of a batch of one sample.
+        UserError: a private share of a batch of one sample, or an augmentation that these samples do not have.
     """
 
-    def __init__(self, private: Images, test: Images, public: Images | None, split: Split, rows: range, *, batch: int,
-                 augment: str = "none", augment_public: bool = False, tuning: FineTuning | None = None, seed: int = 0,
-                 device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):  # fmt: skip
+    def __init__(self, private: Samples, test: Samples, public: Samples | None, split: Split, rows: range, *,
+                 batch: int, augment: str = "none", augment_public: bool = False, tuning: FineTuning | None = None,
+                 seed: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):  # fmt: skip
         self.rows, self.seed, self.device, self.dtype = rows, seed, torch.device(device), dtype
-        self.batch_size, self.augment, self.augment_public = batch, augment, augment_public
+        self.batch_size, self.augment_public = batch, augment_public
         self.tuning = tuning or FineTuning()
         share, allowed = self.tuning.private_share, "null where train.batch_size is 1"
         require(share is None or batch > 1, "distillation.tuning.private_share", share, allowed)
 
-        self.split, self.classes, self.channels, self.size = split, private.classes, private.channels, private.size
+        self.split, self.classes = split, private.classes
         self.private, self.public = len(private), 0 if public is None else len(public)
-        pixels = private.pixels if public is None else torch.cat([private.pixels, public.pixels])
-        self.pool = to_channels_last(pixels).to(self.device)  # [N + m, S, S, C]
+        values = private.values if public is None else torch.cat([private.values, public.values])
+        self.pool = private.inputs.arrange(values).to(self.device)
         self.labels = private.labels.to(self.device)
-        self.test = to_channels_last(test.pixels).to(self.device)
+        self.test = private.inputs.arrange(test.values).to(self.device)
         self.test_labels = test.labels.to(self.device)
         self.truth = same_named(public, private.classes)
         self.public_stored = "" if public is None else public.stored
@@ -83,9 +83,8 @@ class Store:
 
         train = torch.cat([torch.from_numpy(indices) for indices in split.train])
         self.nodes, self.samples = len(split.train), len(train)
-        mean, std = measure_channels(private.pixels, train)
-        self.mean, self.std = mean.to(self.device, dtype), std.to(self.device, dtype)
-        self.augmentation = Augmentation(self.size, augment == "crop_flip", rows, seed, self.device)
+        self.inputs = private.inputs.measure(private.values, train, self.device, dtype)
+        self.augmentation = self.inputs.augmentation(augment, rows, seed, self.device)
 
         self.own = [torch.from_numpy(split.train[node]).to(self.device) for node in rows]
         self.distilled: list[Labels] | None = None
@@ -99,9 +98,8 @@ class Store:
         return len(self.classes)
 
     def describe(self) -> dict:
-        """What a network needs to know of the data (shape and scaling of the images), and which data these are."""
-        scaling = {"mean": self.mean.cpu(), "std": self.std.cpu()}
-        return {"channels": self.channels, "size": self.size, "classes": self.k, **scaling, "data": self.split.data}
+        """What a network needs to know of the data (their form, scaling and classes), and which data these are."""
+        return {**self.inputs.describe(), "classes": self.k, "data": self.split.data}
 
     # ------------------------------------------------------------------ the set that each node trains on
 
@@ -184,19 +182,20 @@ class Store:
     def batch(self, positions: Tensor, step: int) -> tuple[Tensor, ...]:
         """A batch of every node, of the samples at ``positions`` [rows, b] in its set.
 
-        Images [rows, b, C, S, S] are channels-last; target distributions [rows, b, k] are multiplied by the weight of
-        the sample. Where fine-tuning uses them, temperatures [rows, b] and offsets of the logits [rows, b, k] follow.
+        Inputs are [rows, b, ...], images channels-last; target distributions [rows, b, k] are multiplied by the weight
+        of the sample. Where fine-tuning uses them, temperatures [rows, b] and offsets of the logits [rows, b, k]
+        follow.
         """
         flat = self._offset[:, None] + positions
         index, targets = self._index[flat], self._targets[flat]
         if self._weights is not None:
             targets = targets * self._weights[flat][..., None]
         private = index < self.private
-        pixels = self.pool[index.flatten()]
-        if self.augment != "none":
+        samples = self.pool[index.flatten()]
+        if self.augmentation is not None:
             only = torch.ones_like(private) if self.augment_public else private
-            pixels = self.augmentation.apply(pixels, step, only)
-        batch = self._scale(pixels).unflatten(0, positions.shape), targets
+            samples = self.augmentation.apply(samples, step, only)
+        batch = self.inputs.scale(samples).unflatten(0, positions.shape), targets
         tuning = self.tuning
         if self.distilled is None or (tuning.temperature == 1 and not tuning.logit_adjustment):
             return batch
@@ -204,9 +203,6 @@ class Store:
         if not tuning.logit_adjustment:
             return *batch, temperature
         return *batch, temperature, tuning.logit_adjustment * self.log_prior[:, None] * private[..., None]
-
-    def _scale(self, pixels: Tensor) -> Tensor:
-        return scale(pixels, self.mean, self.std)
 
     # ------------------------------------------------------------------ counts of labels
 
@@ -229,17 +225,17 @@ class Store:
         return (count / count.sum(1, keepdim=True)).log()
 
     def duplicates(self) -> int:
-        """How many public images equal a test image, pixel by pixel."""
-        test = {image.tobytes() for image in self.test.cpu().numpy()}
-        return sum(image.tobytes() in test for image in self.pool[self.private :].cpu().numpy())
+        """How many public samples equal a test sample in every value."""
+        test = {sample.tobytes() for sample in self.test.cpu().numpy()}
+        return sum(sample.tobytes() in test for sample in self.pool[self.private :].cpu().numpy())
 
-    # ------------------------------------------------------------------ images that nodes predict on
+    # ------------------------------------------------------------------ samples that nodes predict on
 
-    def _batches(self, pixels: Tensor, index: Tensor | None = None) -> Iterator[Tensor]:
-        """Scaled images in batches of fixed size: all ``pixels``, or those at ``index``."""
-        index = torch.arange(len(pixels)) if index is None else index
+    def _batches(self, pool: Tensor, index: Tensor | None = None) -> Iterator[Tensor]:
+        """Scaled samples in batches of fixed size: the whole ``pool``, or those at ``index``."""
+        index = torch.arange(len(pool)) if index is None else index
         for part in index.split(EVALUATION_BATCH):
-            yield self._scale(pixels[part.to(self.device)])
+            yield self.inputs.scale(pool[part.to(self.device)])
 
     @property
     def batches(self) -> int:
@@ -247,12 +243,12 @@ class Store:
         return math.ceil(len(self.test) / EVALUATION_BATCH)
 
     def noise_batches(self) -> Iterator[Tensor]:
-        """Images of uniform noise, which no data set resembles."""
+        """Samples of uniform noise, which no data set resembles."""
         return self._batches(self._noise)
 
     @cached_property
     def _noise(self) -> Tensor:
-        return draw_noise(NOISE, self.pool.shape[1:]).to(self.device)
+        return self.inputs.arrange(self.inputs.draw_noise(NOISE)).to(self.device)
 
     def public_batches(self) -> Iterator[Tensor]:
         """The public set in one fixed shuffled order; see :meth:`public_order`."""
@@ -267,7 +263,7 @@ class Store:
         return outputs[torch.argsort(self.public_order()).to(self.device)]
 
     def private_batches(self, index: Tensor) -> Iterator[Tensor]:
-        """The images at ``index`` of the private set."""
+        """The samples at ``index`` of the private set."""
         return self._batches(self.pool, index)
 
     def held_out(self, node: int) -> Tensor:
@@ -281,9 +277,9 @@ class Store:
         from a function, so that several nodes can be evaluated on them.
         """
         if split == "test":
-            pixels, labels, index = self.test, self.test_labels, torch.arange(len(self.test))
+            pool, labels, index = self.test, self.test_labels, torch.arange(len(self.test))
         else:
-            pixels, labels = self.pool, self.labels
+            pool, labels = self.pool, self.labels
             index = torch.cat([torch.from_numpy(indices) for indices in self.split.validation])
         index = index[randomness.permutation(len(index), 0, "examined")[:samples]]
-        return lambda: self._batches(pixels, index), labels[index.to(self.device)]
+        return lambda: self._batches(pool, index), labels[index.to(self.device)]

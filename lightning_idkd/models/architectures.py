@@ -18,21 +18,41 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from lightning_idkd.data.inputs import Inputs
+
 ResNetNorm = Literal["evonorm", "evonorm_batch", "evonorm_qgm", "group", "batch", "batch_statistics"]
 Norm = Literal["none", "group", "batch", "batch_statistics"]
 SomeNorm = Literal["group", "batch", "batch_statistics"]
 
 
 class Architecture(ABC):
-    """The network that a node trains, for the images and classes of the data."""
+    """The network that a node trains, for the samples and classes of the data."""
 
     @abstractmethod
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         """Build a network for images ``[B, channels, size, size]``, initialised from torch's global generator.
 
+        A subclass may take other sizes, by their names: ``features`` for a network of vectors ``[B, features]``, which
+        images have too (``channels * size**2``), so that such a network works for both.
+
         The network has ``features(x) -> [B, F]`` (pooled, before the classifier), ``head`` (``nn.Linear``, F to
         classes) and ``forward(x) = head(features(x))``, the logits ``[B, classes]``.
         """
+
+    def build_for(self, inputs: "Inputs", classes: int) -> "nn.Module":
+        """Build the network for samples of a form: call :meth:`build` with the sizes that it names.
+
+        Raises:
+            UserError: it names a size that these samples do not have.
+        """
+        offered, wanted = inputs.sizes | {"classes": classes}, inspect.signature(self.build).parameters
+        if lacking := [name for name, p in wanted.items() if name not in offered and p.default is p.empty]:
+            needs, has = " and ".join(lacking), " and ".join(inputs.sizes)
+            allowed = "MLP, TorchModule, or a class of yours whose build takes features and classes"
+            raise UserError(
+                f"node.network: {type(self).__name__} needs {needs}, but {inputs.what} have {has}; allowed: {allowed}"
+            )
+        return self.build(**{name: offered[name] for name in wanted if name in offered})
 
 
 @dataclass
@@ -109,10 +129,7 @@ class CNN(Architecture):
 
     def __post_init__(self) -> None:
         _check_at_least_one("width", self.width)
-        if not 0 <= self.dropout < 1:
-            raise UserError(
-                f"node.network.dropout is {self.dropout}; it must be a probability, at least 0 and below 1."
-            )
+        _check_dropout(self.dropout)
         _check_choice("norm", self.norm, get_args(Norm))
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
@@ -121,6 +138,34 @@ class CNN(Architecture):
         if size < 2:
             raise UserError(f"data.image_size: {size} given; CNN pools 2x2 pixels and needs 2 or more")
         return CNNModule(self.width, self.dropout, self.norm, channels, classes)
+
+
+@dataclass
+class MLP(Architecture):
+    """Fully connected layers with ReLU, for vectors, and for images as vectors of their pixels.
+
+    With the width 200 and images of 28x28 it is the 2NN of FedAvg (McMahan et al., AISTATS 2017), with 199,210
+    parameters for 10 classes.
+    """
+
+    width: int = 64
+    """Outputs of every hidden layer."""
+
+    depth: int = 2
+    """Number of hidden layers."""
+
+    dropout: float = 0.0
+    """Probability of zeroing a feature before the classifier, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        _check_at_least_one("width", self.width)
+        _check_at_least_one("depth", self.depth)
+        _check_dropout(self.dropout)
+
+    def build(self, features: int, classes: int) -> "nn.Module":
+        from lightning_idkd.models.mlp import MLPModule
+
+        return MLPModule(features, self.width, self.depth, self.dropout, classes)
 
 
 @dataclass
@@ -217,39 +262,44 @@ class ViT(Architecture):
 
 @dataclass
 class TorchModule(Architecture):
-    """Any ``nn.Module`` class, or function that returns a module, by its import path; it maps images to logits.
+    """Any ``nn.Module`` class, or function that returns a module, by its import path; it maps samples to logits.
 
     A module whose ``head`` is an ``nn.Linear`` applied to its ``features(x)`` is used as it is. Any other module is
     split at its last ``nn.Linear`` with as many outputs as there are classes; no further operation, such as a
-    log-softmax, may follow that layer. Both conditions are checked once, on two random images.
+    log-softmax, may follow that layer. Both conditions are checked once, on two random samples.
     """
 
     path: str
     """Import path, such as ``torchvision.models.resnet18`` or ``my_package.MyNet``."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the call. ``channels``, ``size`` and ``classes`` are added if the signature names them;
-    ``torchvision.models`` get ``num_classes`` instead."""
+    """Keyword arguments of the call. ``channels``, ``size``, ``features`` and ``classes`` are added if the signature
+    names them; ``torchvision.models`` get ``num_classes`` instead."""
 
     frozen: list[str] | None = None
     """Name patterns of the parameters that are not trained, such as ``[conv1.*, bn1.*, layer*]`` for all but the
     classifier of ``resnet18``; null: all are trained. Norms and dropout of frozen parts work as in training."""
 
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
+        from lightning_idkd.data.images import ImageInputs
+
+        return self.build_for(ImageInputs(channels, size), classes)
+
+    def build_for(self, inputs: "Inputs", classes: int) -> "nn.Module":
         import torch
 
         from lightning_idkd.models.split import is_split, split_at_last_linear
 
-        module = self._make(channels, size, classes)
+        module = self._make(inputs, classes)
         self._freeze(module)
         modes = {part: part.training for part in module.modules()}
         module.eval()
-        images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+        samples = torch.randn(2, *inputs.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            logits = self._check_logits(module, images, classes)
-            if not is_split(module, images, logits):
+            logits = self._check_logits(module, inputs, samples, classes)
+            if not is_split(module, samples, logits):
                 module = split_at_last_linear(module, classes)
-                if module is None or not is_split(module, images, logits):
+                if module is None or not is_split(module, samples, logits):
                     raise UserError(
                         f"node.network.path: {self.path} does not end in an nn.Linear with {classes} outputs; give it a"
                         " features(x) -> [B, F] and a head = nn.Linear with forward(x) = head(features(x))."
@@ -258,12 +308,12 @@ class TorchModule(Architecture):
             part.training = training
         return module
 
-    def _make(self, channels: int, size: int, classes: int) -> "nn.Module":
+    def _make(self, inputs: "Inputs", classes: int) -> "nn.Module":
         """Call the class or function at ``path``."""
         from torch import nn
 
         make = _import_path(self.path)
-        sizes = {"channels": channels, "size": size, "classes": classes}
+        sizes = inputs.sizes | {"classes": classes}
         try:
             if self.path.startswith("torchvision.models."):
                 accepted = {"num_classes": classes}
@@ -293,20 +343,24 @@ class TorchModule(Architecture):
             for name in names:
                 parameters[name].requires_grad_(False)
 
-    def _check_logits(self, module: "nn.Module", images: "Tensor", classes: int) -> "Tensor":
-        """Run ``module`` on ``images`` and return its logits, refusing any other kind of output."""
+    def _check_logits(self, module: "nn.Module", inputs: "Inputs", samples: "Tensor", classes: int) -> "Tensor":
+        """Run ``module`` on ``samples`` and return its logits, refusing any other kind of output."""
         from torch import Tensor
 
         try:
-            logits = module(images)
+            logits = module(samples)
         except Exception as error:
-            message = f"node.network.path: {self.path} fails on images {list(images.shape)}: {_summarise(error)}."
-            if images.shape[1] == 1:
+            message = (
+                f"node.network.path: {self.path} fails on {inputs.what} {list(samples.shape)}: {_summarise(error)}."
+            )
+            if inputs.sizes.get("channels") == 1:
                 message += " These images are grey; if the network takes three channels, set data.channels to 3."
             raise UserError(message) from error
-        if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
+        if not isinstance(logits, Tensor) or logits.shape != (len(samples), classes):
             given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UserError(f"node.network.path: {self.path} returns {given} for 2 images, not logits [2, {classes}].")
+            raise UserError(
+                f"node.network.path: {self.path} returns {given} for 2 {inputs.what}, not logits [2, {classes}]."
+            )
         return logits
 
 
@@ -340,6 +394,11 @@ def _summarise(error: Exception) -> str:
 def _check_at_least_one(key: str, value: int) -> None:
     if value < 1:
         raise UserError(f"node.network.{key} is {value}; it must be at least 1.")
+
+
+def _check_dropout(value: float) -> None:
+    if not 0 <= value < 1:
+        raise UserError(f"node.network.dropout is {value}; it must be a probability, at least 0 and below 1.")
 
 
 def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:

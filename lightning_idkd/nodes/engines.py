@@ -222,7 +222,7 @@ class Engines(Rows):
     def _run_vmap(self, function: Callable[..., Tensor], rows: range, x: Tensor, *more: Tensor) -> Tensor:
         """Run all ``rows`` in one batched call."""
         block, module, dim = slice(rows.start, rows.stop), self.modules[rows.start], 0
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and x.dim() == 5:
             # the channels of all nodes lie side by side, channels-last, as in the grouped convolution that vmap calls
             dim = 1
             x = x.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Builds the parts of a run from its config, in this process: images and their split, graph, store, nodes."""
+"""Builds the parts of a run from its config, in this process: samples and their split, graph, store, nodes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from lightning.fabric import Fabric
 
-    from lightning_idkd.data.images import Images
+    from lightning_idkd.data.inputs import Inputs
+    from lightning_idkd.data.samples import Samples
     from lightning_idkd.training.resume import Before
 
 
@@ -45,7 +46,7 @@ def build_parts(config: Config, fabric: Fabric, before: Before | None = None) ->
     Raises:
         UserError: data that do not fit together or are not those of the run ``before``, or too little memory.
     """
-    private, test, public, split = load_images(config, before)
+    private, test, public, split = load_samples(config, before)
     network = Network(config.graph.build(config.seed), fabric.global_rank, fabric.world_size)
     dtype = torch.float64 if config.run.precision == 64 else torch.float32
     store = Store(
@@ -62,7 +63,7 @@ def build_parts(config: Config, fabric: Fabric, before: Before | None = None) ->
         device=fabric.device,
         dtype=dtype,
     )
-    make = node_maker(config, private.channels, private.size, store.k)
+    make = node_maker(config, store.inputs, store.k)
     with randomness.fork_generators(config.seed, "trial"):
         trial = make().to(fabric.device, dtype)
         kept = memory.measure_activations(trial, store, config.run.autocast)
@@ -76,22 +77,21 @@ def build_parts(config: Config, fabric: Fabric, before: Before | None = None) ->
     return Parts(split, network, store, stack, sum(needs.values()))
 
 
-def load_images(config: Config, before: Before | None = None) -> tuple:
-    """Private, test and public images (in the private set's shape), and the split.
+def load_samples(config: Config, before: Before | None = None) -> tuple:
+    """Private, test and public samples (in the private set's form), and the split.
 
     Raises:
         UserError: data that do not fit together, or are not those of the run ``before``.
     """
-    data, private = config.data, private_images(config, before)
-    test = labelled(config, "test", private.size, private.channels)
+    data, private = config.data, load_private(config, before)
+    test = load_labelled(config, "test", private.inputs)
     test = identity.renumber(test, private.classes, "data.private: the test part")
     public = None
     if data.public is not None and config.distillation is not None and config.distillation.public:
-        public = data.public.load("train", private.size, private.channels, key="data.public")
+        public = data.public.load_like("train", private.inputs, key="data.public")
         if len(public) < config.train.batch_size:
-            raise UserError(
-                f"data.public: {len(public)} images are less than a batch, train.batch_size {config.train.batch_size}"
-            )
+            batch = f"a batch, train.batch_size {config.train.batch_size}"
+            raise UserError(f"data.public: {len(public)} {public.inputs.what} are less than {batch}")
     identities = identity.record(private, test, public)
     if before:
         identity.check(identities, before.data, before.sets, before.run)
@@ -101,9 +101,9 @@ def load_images(config: Config, before: Before | None = None) -> tuple:
     return data.partition.transform(private, split, config.seed), test, public, split
 
 
-def private_images(config: Config, before: Before | None = None) -> Images:
-    """The private set's training part, all its images with a label, its classes in the order of the run ``before``."""
-    private = labelled(config, "train", config.data.image_size, config.data.channels)
+def load_private(config: Config, before: Before | None = None) -> Samples:
+    """The private set's training part, all its samples with a label, its classes in the order of the run ``before``."""
+    private = load_labelled(config, "train")
     if len(private.classes) < 2:
         raise UserError(
             f"data.private: this set has only one class, '{private.classes[0]}'; nodes need two classes or more"
@@ -127,25 +127,32 @@ def private_images(config: Config, before: Before | None = None) -> Images:
     return private
 
 
-def labelled(config: Config, split: str, size: int | None, channels: int | None = None) -> Images:
-    """The private set's images of ``split``, refused where some have no label."""
-    key, source = "data.private", config.data.private
-    images = source.load(split, size, channels, key=key)
-    bare = int((images.labels < 0).sum())
+def load_labelled(config: Config, split: str, inputs: Inputs | None = None) -> Samples:
+    """The private set's samples of ``split``, in the form of ``inputs`` or else as the config says.
+
+    Raises:
+        UserError: a sample has no label.
+    """
+    key, data = "data.private", config.data
+    if inputs is None:
+        samples = data.private.load(split, data.image_size, data.channels, key=key)
+    else:
+        samples = data.private.load_like(split, inputs, key=key)
+    bare = int((samples.labels < 0).sum())
     if not bare:
-        return images
-    some = f"{bare:,} of {len(images):,} {split} images have no label"
-    why = images.unlabelled or f": {'this set has no labels' if bare == len(images) and split == 'train' else some}"
-    advice = source.labelled_splits(split, size, key) if split == "test" else ""
+        return samples
+    some = f"{bare:,} of {len(samples):,} {split} {samples.inputs.what} have no label"
+    why = samples.unlabelled or f": {'this set has no labels' if bare == len(samples) and split == 'train' else some}"
+    advice = data.private.labelled_splits(split, data.image_size, key) if split == "test" else ""
     raise UserError(f"{key}{why}; {advice or 'only a public set does without labels'}")
 
 
-def node_maker(config: Config, channels: int, size: int, classes: int) -> Callable[[], NodeModule]:
-    """A function that builds one node for images of this shape."""
+def node_maker(config: Config, inputs: Inputs, classes: int) -> Callable[[], NodeModule]:
+    """A function that builds one node for samples of this form."""
     Module = import_node_module(config.node.module)
 
     def make() -> NodeModule:
-        network = config.node.network.build(channels, size, classes)
+        network = config.node.network.build_for(inputs, classes)
         if not isinstance(network, nn.Module):
             name = type(config.node.network).__name__
             raise UserError(f"node.network: {name}.build returns {type(network).__name__}; allowed: a torch.nn.Module")

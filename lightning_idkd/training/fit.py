@@ -155,22 +155,23 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
     from lightning_idkd.data.identity import abridge
 
     graph, store, stack, header = run.network.graph, run.store, run.stack, run.header
+    what = store.inputs.what
     lines = {
         "run": "",
         "graph": f"{graph.name}, {graph.nodes} nodes, spectral gap {graph.spectral_gap():.4f}",
         "data": f"{store.samples:,} training samples, {len(store.test):,} test, "
-        f"{store.channels}x{store.size}x{store.size}, {store.k} classes, partition {store.split.hash}",
+        f"{store.inputs}, {store.k} classes, partition {store.split.hash}",
     }
     if store.public:
-        stored, shape = store.public_stored, f"{store.size}x{store.size} {'grey' if store.channels == 1 else 'RGB'}"
-        lines["public"] = f"{store.public:,} images, {shape}" + ("" if stored == shape else f" from {stored}")
+        stored, form = store.public_stored, store.inputs.form
+        lines["public"] = f"{store.public:,} {what}, {form}" + ("" if stored == form else f" from {stored}")
         if same := store.duplicates():
             lines["warning"] = (
-                f"{same:,} public images are test images too: what nodes learn of them is not distillation"
+                f"{same:,} public {what} are test {what} too: what nodes learn of them is not distillation"
             )
-    notes, images_of = list(store.notes), store.test_labels.cpu().bincount(minlength=store.k).tolist()
-    if absent := [name for name, images in zip(store.classes, images_of, strict=True) if not images]:
-        notes.append(f"data.private: no test image of {abridge(absent)}")
+    notes, counts = list(store.notes), store.test_labels.cpu().bincount(minlength=store.k).tolist()
+    if absent := [name for name, count in zip(store.classes, counts, strict=True) if not count]:
+        notes.append(f"data.private: no test {what} of {abridge(absent)}")
     if notes:
         lines["note"] = f"\n{'note':<10} ".join(notes)
     frozen = f", {stack.frozen_parameters:,} of them frozen" if stack.frozen_parameters else ""

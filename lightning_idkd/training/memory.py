@@ -102,8 +102,7 @@ def measure_activations(node: NodeModule, store: Store, autocast: bool = False) 
     if any(not p.requires_grad for p in node.parameters()):
         for layer in node.modules():
             layer.register_forward_hook(add_output)
-    x = torch.zeros(store.batch_size, store.channels, store.size, store.size, dtype=next(node.parameters()).dtype)
-    x = x.to(store.device, memory_format=torch.channels_last)
+    x = store.inputs.zeros(store.batch_size, next(node.parameters()).dtype, store.device)
     y = torch.full((len(x), store.k), 1 / store.k, dtype=x.dtype, device=x.device)
     cast = torch.autocast(store.device.type, torch.bfloat16, autocast, cache_enabled=False)
     with torch.random.fork_rng(), saved_tensors_hooks(add_kept, lambda t: t), cast:

@@ -49,7 +49,7 @@ def test_the_loss_is_the_weighted_soft_cross_entropy_at_its_temperature(tuning, 
                 weight, t = tuning.weight, tuning.temperature
                 if tuning.confidence:
                     weight *= float(1 + (target * target.log()).sum() / math.log(K))
-            x = (pixels.double() - run.store.mean[:, None, None]) / run.store.std[:, None, None]
+            x = (pixels.double() - run.store.inputs.mean[:, None, None]) / run.store.inputs.std[:, None, None]
             with torch.no_grad():
                 z = model(x[None])[0]
             expected[i] -= weight * t**2 * (target * (z / t).log_softmax(0)).sum() / 4

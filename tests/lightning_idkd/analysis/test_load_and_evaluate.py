@@ -128,7 +128,7 @@ def test_both_aurocs_are_named_for_what_they_compare(run, capsys, monkeypatch):
     shown = dict(report.list_results(summary))["AUROC, held-out own against public samples"]
     assert f"{summary['ood']['auroc']:.3f}" == shown
     assert main(["evaluate", str(run), "--calibration.score", "Energy"]) == 0
-    assert "AUROC, test against public images" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "AUROC, test against public samples" in " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert set(NAMES) == {"accuracy", "calibration_error", "auroc_test_against_public"}
 
 

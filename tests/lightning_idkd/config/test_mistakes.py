@@ -546,10 +546,10 @@ class TestMistakes:
 
     def test_grey_images_get_the_channels_asked_for(self):
         from lightning_idkd.config.parse import configure
-        from lightning_idkd.training.build import private_images
+        from lightning_idkd.training.build import load_private
 
         grey, colour = (
-            private_images(configure(["--data.private", "Digits", *more])) for more in ([], ["--data.channels", "3"])
+            load_private(configure(["--data.private", "Digits", *more])) for more in ([], ["--data.channels", "3"])
         )
         assert (grey.channels, colour.channels) == (1, 3)
         assert torch.equal(colour.pixels, grey.pixels.expand(-1, 3, -1, -1))

@@ -28,7 +28,7 @@ def numbered(count, first):
 
 def numbers(store, x):
     """The numbers that scaled `numbered` images spell."""
-    raw = x * store.std[:, None, None] + store.mean[:, None, None]
+    raw = x * store.inputs.std[:, None, None] + store.inputs.mean[:, None, None]
     assert (raw - raw.round()).abs().max() < 1e-3
     raw = raw.round().long()
     assert (raw == raw[..., :1, :1]).all()

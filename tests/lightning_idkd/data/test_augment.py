@@ -14,11 +14,11 @@ def test_pixels_have_mean_zero_and_deviation_one_over_the_training_samples():
     private.pixels[:, 2] = 9
     s = store(private)
     train = private.pixels[[i for t in TRAIN for i in t]].double().numpy()
-    np.testing.assert_allclose(s.mean, train.mean((0, 2, 3)), rtol=1e-12)
-    np.testing.assert_allclose(s.std[:2], train[:, :2].std((0, 2, 3)), rtol=1e-12)
-    assert s.std[2] > 0  # a constant channel is not divided by zero
+    np.testing.assert_allclose(s.inputs.mean, train.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(s.inputs.std[:2], train[:, :2].std((0, 2, 3)), rtol=1e-12)
+    assert s.inputs.std[2] > 0  # a constant channel is not divided by zero
     x, _ = s.batch(torch.tensor([[0], [2], [6]]), 0)
-    expected = (private.pixels[[0, 9, 16]].double() - s.mean[:, None, None]) / s.std[:, None, None]
+    expected = (private.pixels[[0, 9, 16]].double() - s.inputs.mean[:, None, None]) / s.inputs.std[:, None, None]
     np.testing.assert_allclose(x[:, 0], expected, rtol=1e-12)
     assert (x[:, :, 2] == 0).all()
 
@@ -50,7 +50,7 @@ def test_crops_and_flips_are_the_hashed_ones(size, augment):
         for place, p in enumerate(positions[i].tolist()):
             sample = TRAIN[node][p]
             expected, draw = cropped(private.pixels[sample].numpy(), seed, node, step, place, augment == "crop_flip")
-            expected = (expected - s.mean[:, None, None].numpy()) / s.std[:, None, None].numpy()
+            expected = (expected - s.inputs.mean[:, None, None].numpy()) / s.inputs.std[:, None, None].numpy()
             np.testing.assert_allclose(x[i, place], expected, rtol=1e-12)
             assert y[i, place].argmax() == sample % K
             drawn.add(draw)

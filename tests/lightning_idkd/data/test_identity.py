@@ -31,7 +31,7 @@ def test_how_tensors_lie_in_memory_is_no_part_of_it():
     one = images()
     transposed = one.pixels.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
     assert not transposed.is_contiguous()
-    assert replace(one, pixels=transposed).identity == one.identity
+    assert replace(one, values=transposed).identity == one.identity
 
 
 @pytest.mark.parametrize(("other", "said"), [
@@ -41,8 +41,7 @@ def test_how_tensors_lie_in_memory_is_no_part_of_it():
     (images((0, 1, 2, 2)), "other labels, or the same in another order"),
     (images(classes=("a", "b", "d")), "other labels, or the same in another order"),
     (images()[:3], "3 images, not 4"),
-    (replace(images(), pixels=torch.zeros(4, 3, 2, 2, dtype=torch.uint8)),
-     "2x2 with 3 channels, not 2x2 with 1 channels"),
+    (replace(images(), values=torch.zeros(4, 3, 2, 2, dtype=torch.uint8)), "3x2x2, not 1x2x2"),
 ])  # fmt: skip
 def test_what_differs_is_said(other, said):
     assert identity.describe_change(other.identity, images().identity) == said

@@ -10,7 +10,7 @@ from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import Dirichlet, partition
 from lightning_idkd.data.skews import ClassesPerNode, FeatureSkew, FromFile, QuantitySkew, Shards
 from lightning_idkd.errors import UserError
-from lightning_idkd.training.build import load_images
+from lightning_idkd.training.build import load_samples
 
 RULES = [Shards(2), Shards(1), ClassesPerNode(2), ClassesPerNode(3), QuantitySkew(1.0), FeatureSkew()]
 
@@ -120,8 +120,8 @@ def test_a_single_node_sees_the_images_as_they_are():
 
 def test_a_run_trains_on_what_its_nodes_see_and_tests_on_what_there_is():
     common = ["--data.private", "Digits", "--graph.nodes", "4"]
-    plain = load_images(configure(common))
-    skewed = load_images(configure([*common, "--data.partition", "FeatureSkew", "--data.partition.rotation", "45"]))
+    plain = load_samples(configure(common))
+    skewed = load_samples(configure([*common, "--data.partition", "FeatureSkew", "--data.partition.rotation", "45"]))
     assert torch.equal(plain[1].pixels, skewed[1].pixels)
     assert not torch.equal(plain[0].pixels, skewed[0].pixels)
     assert plain[3].hash == skewed[3].hash  # who has which sample is IID's draw

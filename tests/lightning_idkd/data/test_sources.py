@@ -18,7 +18,8 @@ from image_sets import pictures, png, write_parquet
 from PIL import Image
 
 from lightning_idkd.data.huggingface import HuggingFace
-from lightning_idkd.data.images import Images, Remarks
+from lightning_idkd.data.images import Images
+from lightning_idkd.data.samples import Remarks
 from lightning_idkd.data.source import Source, Subset
 from lightning_idkd.errors import UserError
 from lightning_idkd.machine import cache_folder

@@ -11,8 +11,9 @@ import torchvision
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
+from lightning_idkd.data import ImageInputs, VectorInputs
 from lightning_idkd.errors import UserError
-from lightning_idkd.models import CNN, VGG, LeNet, MobileNetV2, ResNet, TorchModule, ViT
+from lightning_idkd.models import CNN, MLP, VGG, Architecture, LeNet, MobileNetV2, ResNet, TorchModule, ViT
 from lightning_idkd.models.norms import EvoNormQGM, EvoNormS0, GroupNorm, norm_layer
 from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.nodes.stack import NodeStack
@@ -629,3 +630,74 @@ for made in (ResNet(8, 8, "evonorm_batch", 2), CNN(4, 0.5), LeNet(), VGG("group"
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------------- vectors
+
+
+VECTORS = VectorInputs(("a", "b", "c"), None, None)
+
+
+def test_the_mlp_of_fedavg_has_its_published_size():
+    """McMahan et al., AISTATS 2017, section 3: the MNIST 2NN."""
+    assert parameters(MLP(width=200).build_for(ImageInputs(1, 28), 10)) == 199_210
+    assert parameters(MLP(5, depth=1).build_for(VECTORS, 4)) == (3 * 5 + 5) + (5 * 4 + 4)
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (7, 1, 2, 2)])
+def test_the_mlp_is_matrix_products_and_positive_parts(shape):
+    inputs = VECTORS if len(shape) == 2 else ImageInputs(1, 2)
+    network = MLP(5, depth=3).build_for(inputs, 4).double()
+    x = torch.randn(shape, dtype=torch.float64)
+    expected = x.numpy().reshape(7, -1)
+    *hidden, head = (m for m in network.modules() if isinstance(m, nn.Linear))
+    assert len(hidden) == 3
+    for layer in hidden:
+        expected = np.maximum(expected @ layer.weight.detach().numpy().T + layer.bias.detach().numpy(), 0)
+    np.testing.assert_allclose(network.features(x).detach(), expected, rtol=1e-12, atol=1e-14)
+    expected = expected @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+    np.testing.assert_allclose(network(x).detach(), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_the_mlp_has_dropout_before_the_classifier():
+    network = MLP(4, dropout=0.999).build_for(VECTORS, 2).train()
+    assert (network.features(torch.randn(200, 3)) == 0).double().mean() > 0.99
+
+
+class Named(Architecture):
+    """An architecture that names the sizes that it needs, one of them with a default."""
+
+    def build(self, classes, features, channels=7):
+        layer = nn.Linear(features, classes)
+        layer.channels = channels
+        return layer
+
+
+def test_an_architecture_gets_the_sizes_that_it_names():
+    of_vectors, of_images = (Named().build_for(inputs, 2) for inputs in (VECTORS, ImageInputs(3, 4)))
+    assert (of_vectors.in_features, of_vectors.channels) == (3, 7)
+    assert (of_images.in_features, of_images.channels) == (48, 3)
+
+
+@pytest.mark.parametrize(("network", "said"), [
+    (CNN(), r"CNN needs channels and size, but vectors have features; allowed: MLP, TorchModule, or a class of yours"),
+    (ViT(), r"ViT needs channels and size, but vectors have features"),
+])  # fmt: skip
+def test_a_network_of_images_is_not_one_of_vectors(network, said):
+    with pytest.raises(UserError, match=rf"^node\.network: {said}"):
+        network.build_for(VECTORS, 10)
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    ({"width": 0}, r"node\.network\.width is 0; it must be at least 1"),
+    ({"depth": 0}, r"node\.network\.depth is 0; it must be at least 1"),
+    ({"dropout": 1.0}, r"node\.network\.dropout is 1\.0; it must be a probability"),
+])  # fmt: skip
+def test_sizes_of_the_mlp_are_checked(arguments, said):
+    with pytest.raises(UserError, match=f"^{said}"):
+        MLP(**arguments)
+
+
+def test_a_module_of_ones_own_is_tried_on_vectors():
+    with pytest.raises(UserError, match=r"fails on vectors \[2, 3\]: "):
+        TorchModule("torchvision.models.resnet18").build_for(VECTORS, 10)

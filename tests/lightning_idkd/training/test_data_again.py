@@ -262,9 +262,7 @@ def test_evaluate_says_where_images_are_stored_in_another_shape(idkd, trained, t
     write_parquet(tmp_path / "test-0.parquet", np.repeat(arrays[..., None], 3, axis=3), LABELS[:40], names=NAMES)
     right = json.loads((trained / "summary.json").read_text())["accuracy"]["consensus"]
     assert accuracy(idkd, trained, *given(tmp_path)) == pytest.approx(right)
-    stored = (
-        "the images are stored as 16x16 RGB, those of the run's test as 8x8 grey; both are brought to 8x8, 1 channel"
-    )
+    stored = "the images are stored as 16x16 RGB, those of the run's test as 8x8 grey; both are brought to 8x8 grey"
     assert idkd.said.err == f"note: data.private: {stored}\n"
 
 

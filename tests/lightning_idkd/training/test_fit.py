@@ -286,7 +286,7 @@ class TestCentral:
 
         from lightning_idkd import NodeModule, randomness
         from lightning_idkd.data.store import Store
-        from lightning_idkd.training.build import load_images
+        from lightning_idkd.training.build import load_samples
 
         arguments = [
             "--config",
@@ -308,7 +308,7 @@ class TestCentral:
         saved = checkpoint(latest(tmp_path, "central_digits"))
 
         config = configure(arguments)
-        private, test, public, split = load_images(config)
+        private, test, public, split = load_samples(config)
         store = Store(private, test, public, split, range(1), batch=64, dtype=torch.float64)
         steps = store.steps()
         batches = []

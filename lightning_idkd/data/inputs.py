@@ -1,0 +1,124 @@
+"""What one sample is to a network: the base of all kinds of data.
+
+Store, memory prediction, architectures, evaluation and benchmark ask an `Inputs` and know no kind themselves. A further
+kind is one more subclass, and a source of such samples, as in :mod:`lightning_idkd.data.vectors`.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lightning_idkd.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from lightning_idkd.data.augment import Augmentation
+
+Tensor = Any  # torch's; jsonargparse would run an import under TYPE_CHECKING, which takes seconds
+
+
+class Inputs(ABC):
+    """Form of one sample, and how stored values become a network's input: layout, scaling, augmentation and noise.
+
+    *Values* are the tensor [N, ...] of a set. A *pool* has the same values in the layout that batches are taken from.
+    """
+
+    what: ClassVar[str]
+    """The word for several samples of this kind."""
+    augmentations: ClassVar[tuple[str, ...]] = ("none",)
+    """What ``data.augment`` may be."""
+    mean: Tensor | None = None
+    """Mean by which inputs are scaled; None before :meth:`measure`."""
+    std: Tensor | None = None
+    """Standard deviation by which inputs are scaled."""
+    dtype: Any = None
+    """Type of a network's input."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample as a network takes it."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """The sizes that ``Architecture.build`` may ask for, by the names of its arguments."""
+
+    @property
+    @abstractmethod
+    def form(self) -> str:
+        """What a set says it is ``stored`` as where its samples have this form without conversion."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What tells this form from others, as plain values; :func:`restore` reads it."""
+
+    @classmethod
+    @abstractmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Inputs:
+        """The inputs that :meth:`facts` or :meth:`describe` describes, without their scaling."""
+
+    @classmethod
+    @abstractmethod
+    def join(cls, sets: Sequence[tuple[Self, Tensor]]) -> tuple[Self, Tensor]:
+        """The values of several sets as those of one; a ValueError says how they differ, and what to do."""
+
+    @abstractmethod
+    def measure(self, values: Tensor, samples: Tensor, device: Any, dtype: Any) -> Inputs:
+        """A copy that scales to the mean 0 and the standard deviation 1 over the ``samples`` [s] of ``values``.
+
+        ``device`` is that of the pool, and ``dtype`` the type of a network's input.
+        """
+
+    @abstractmethod
+    def scale(self, pool: Tensor) -> Tensor:
+        """Part of a pool as a network's input [N, *shape]."""
+
+    @abstractmethod
+    def draw_noise(self, count: int) -> Tensor:
+        """Values of ``count`` samples of noise, uniform over the range of possible values; always the same ones."""
+
+    def arrange(self, values: Tensor) -> Tensor:
+        """The values as a pool: contiguous, so that a sample is one piece of memory."""
+        return values.contiguous()
+
+    def zeros(self, count: int, dtype: Any, device: Any) -> Tensor:
+        """A network's input [count, *shape] of zeros."""
+        import torch
+
+        return torch.zeros(count, *self.shape, dtype=dtype, device=device)
+
+    def augmentation(self, name: str, nodes: range, seed: int, device: Any) -> Augmentation | None:
+        """What changes the training samples of ``nodes`` at random, for a value of ``data.augment``; None for none.
+
+        Raises:
+            UserError: samples of this kind have no such augmentation.
+        """
+        if name not in self.augmentations:
+            allowed, hint = " or ".join(self.augmentations), did_you_mean(name, self.augmentations)
+            raise UserError(f"data.augment: {name} given; allowed for {self.what}: {allowed}.{hint}".rstrip("."))
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """The facts and the scaling, as they go into checkpoints."""
+        return {**self.facts(), "mean": self.mean.cpu(), "std": self.std.cpu()}
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self.shape))
+
+    def _scaled_by(self, mean: Tensor, std: Tensor, dtype: Any) -> Inputs:
+        inputs = copy.copy(self)
+        inputs.mean, inputs.std, inputs.dtype = mean, std, dtype
+        return inputs
+
+
+def restore(facts: dict[str, Any], dtype: Any = None) -> Inputs:
+    """The inputs of :meth:`Inputs.facts` or, with their scaling and for networks of ``dtype``, of
+    :meth:`Inputs.describe`."""
+    kind = {cls.what: cls for cls in Inputs.__subclasses__()}[facts.get("kind", "images")]
+    inputs = kind.from_facts(facts)
+    return inputs._scaled_by(facts["mean"], facts["std"], dtype) if "mean" in facts else inputs

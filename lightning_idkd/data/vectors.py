@@ -1,0 +1,192 @@
+"""Vectors of numbers, such as the rows of a table: what one is to a network, and the base of sources of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_idkd.data.decode import check_samples, number_labels
+from lightning_idkd.data.identity import abridge
+from lightning_idkd.data.inputs import Inputs
+from lightning_idkd.data.samples import Remarks, Samples
+from lightning_idkd.data.source import Subset
+from lightning_idkd.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Tensor = Any  # torch's; jsonargparse would run an import under TYPE_CHECKING, which takes seconds
+
+
+@dataclass(eq=False)
+class VectorInputs(Inputs):
+    """Vectors of F features: values and pools are float64 [N, F], inputs [N, F].
+
+    Values keep 64 bits until they are scaled, so that a large feature of small variation, such as a date, loses none.
+
+    Args:
+        columns: names of the features.
+        low: least value of each feature in its set, float64 [F].
+        high: largest value of each feature.
+    """
+
+    columns: tuple[str, ...]
+    low: Tensor
+    high: Tensor
+
+    what = "vectors"
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (len(self.columns),)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"features": len(self.columns)}
+
+    @property
+    def form(self) -> str:
+        return f"{len(self.columns)} features"
+
+    def __str__(self) -> str:
+        return self.form
+
+    def facts(self) -> dict[str, Any]:
+        return {"kind": self.what, "columns": list(self.columns)}
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"low": self.low, "high": self.high}
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Inputs:
+        return cls(tuple(facts["columns"]), facts.get("low"), facts.get("high"))
+
+    @classmethod
+    def join(cls, sets: Sequence[tuple[Self, Tensor]]) -> tuple[Self, Tensor]:
+        import torch
+
+        columns = sets[0][0].columns
+        for inputs, _ in sets:
+            if inputs.columns != columns:
+                raise ValueError(f"vectors differ in their columns ({abridge(columns)} and {abridge(inputs.columns)})")
+        low, high = (torch.stack([getattr(inputs, side) for inputs, _ in sets]) for side in ("low", "high"))
+        return cls(columns, low.amin(0), high.amax(0)), torch.cat([values for _, values in sets])
+
+    def measure(self, values: Tensor, samples: Tensor, device: Any, dtype: Any) -> Inputs:
+        """As :meth:`Inputs.measure`, per feature; a constant one keeps its unit: its deviation is only rounding."""
+        chosen = values[samples]
+        mean = chosen.mean(0)
+        std = (chosen - mean).square().mean(0).sqrt()
+        constant = std <= 1e-12 * chosen.abs().amax(0)
+        return self._scaled_by(mean.to(device), std.where(~constant, 1).to(device), dtype)
+
+    def scale(self, pool: Tensor) -> Tensor:
+        return ((pool - self.mean) / self.std).to(self.dtype)
+
+    def draw_noise(self, count: int, kind: str = "uniform") -> Tensor:
+        """As :meth:`Inputs.draw_noise`, over the range of every feature in its set.
+
+        ``gaussian`` has the middle of that range as mean and a quarter of it as deviation, and is clipped to it.
+        """
+        import torch
+
+        from lightning_idkd import randomness
+
+        index = torch.arange(count * len(self.columns)).view(count, -1)
+        drawn = randomness.uniform(0, "noise", index).double()
+        if kind == "gaussian":
+            drawn = (0.5 + 0.25 * torch.special.ndtri(drawn)).clamp(0, 1)
+        return self.low + drawn * (self.high - self.low)
+
+
+class VectorSource(Subset):
+    """Base of the sources of vectors. A source of your own needs `read` only: a sample is an array [F] of finite
+    numbers, and ``Remarks(columns=...)`` names the features where they have names."""
+
+    def expect(self, size: int | None, channels: int | None) -> Inputs:
+        return self.load("train", size, channels).inputs
+
+    def load_like(self, split: str, inputs: Inputs, *, key: str = "data.private") -> Samples:
+        """As :meth:`Source.load_like`; the columns are found by their names, and further ones are left out."""
+        if not isinstance(inputs, VectorInputs):
+            allowed = f"{inputs.what}, as the private samples"
+            raise UserError(f"{key}: {type(self).__name__} holds vectors; allowed: {allowed}")
+        samples = self.load(split, key=key)
+        columns = samples.inputs.columns
+        if columns == inputs.columns:
+            return samples
+        for name in inputs.columns:
+            if name not in columns:
+                hint = did_you_mean(name, columns)
+                has = f"it has {abridge(columns)}"
+                raise UserError(
+                    f"{key}: the {split} vectors have no column '{name}', as the private ones do; {has}.{hint}"
+                )
+        order = [columns.index(name) for name in inputs.columns]
+        return with_columns(samples, inputs.columns, samples.values[:, order].contiguous())
+
+    def load(
+        self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private"
+    ) -> Samples:
+        """As :meth:`Subset.load`; ``size`` and ``channels`` are None, since vectors have neither."""
+        for name, value in (("image_size", size), ("channels", channels)):
+            if value is not None:
+                raise UserError(
+                    f"data.{name}: {value} given; allowed for {type(self).__name__}, which holds vectors: null"
+                )
+        samples = super().load(split, key=key)
+        return with_columns(samples, samples.inputs.columns, samples.values)
+
+    def convert(
+        self,
+        classes: tuple[str, ...] | None,
+        samples: Iterable[tuple],
+        split: str,
+        size: int | None,
+        channels: int | None,
+        key: str,
+        remarks: Remarks,
+    ) -> Samples:
+        import torch
+
+        vectors, labels = [], []
+        for vector, label in check_samples(samples, classes, split, key):
+            vectors.append(as_vector(vector, len(vectors), split, key))
+            labels.append(label)
+            if len(vector) != len(vectors[0]):
+                sizes = f"vector {len(vectors) - 1} of split '{split}' has {len(vector)} features"
+                raise UserError(f"{key}: {sizes}; allowed: {len(vectors[0])}, as the first one")
+        if not vectors:
+            raise UserError(f"{key}: split '{split}' holds no vectors")
+        values = np.stack(vectors)
+        columns = tuple(remarks.columns) or tuple(map(str, range(values.shape[1])))
+        wrong = np.argwhere(~np.isfinite(values))
+        if len(wrong):
+            row, column = wrong[0]
+            many = f" ({len(wrong):,} such values in all)" if len(wrong) > 1 else ""
+            what = "no value" if np.isnan(values[row, column]) else f"the value {values[row, column]}"
+            where = f"vector {row} of split '{split}' has {what} in column '{columns[column]}'{many}"
+            raise UserError(f"{key}: {where}; allowed: finite numbers (fill the gaps, or leave the column out)")
+        names, numbers, notes = number_labels(classes, labels)
+        unlabelled = remarks.unlabelled if -1 in numbers else ""
+        made = Samples(torch.from_numpy(values), numbers, names, "", (*remarks.notes, *notes), unlabelled)
+        return with_columns(made, columns, made.values)
+
+
+def with_columns(samples: Samples, columns: tuple[str, ...], values: Tensor) -> Samples:
+    """The samples with these values [N, F] of features named ``columns``."""
+    inputs = VectorInputs(columns, values.amin(0), values.amax(0))
+    return replace(samples, values=values, inputs=inputs, stored=samples.stored or inputs.form)
+
+
+def as_vector(vector: Any, number: int, split: str, key: str) -> np.ndarray:
+    """One sample as float64 [F], or a UserError that names it."""
+    array = np.asarray(vector)
+    if array.ndim != 1 or not len(array) or array.dtype.kind not in "biuf":
+        given = f"of shape {list(array.shape)} and type {array.dtype}"
+        where = f"vector {number} of split '{split}' is {given}"
+        raise UserError(f"{key}: {where}; allowed: an array [F] of numbers")
+    return array.astype(np.float64)
