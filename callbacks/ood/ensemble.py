@@ -22,8 +22,12 @@ class RankEnsemble(OodScore):
 
     def __init__(self, scores: list[OodScore]):
         require(len(scores) >= 2, "calibration.score.scores", len(scores), "two scores or more")
-        if any(type(s).perturb is not OodScore.perturb for s in scores):
-            raise UserError("calibration.score.scores: ODIN changes the images that the others see too; leave it out")
+        for score in scores:
+            if type(score).perturb is not OodScore.perturb:
+                name = type(score).__name__
+                raise UserError(
+                    f"calibration.score.scores: {name} changes the samples that the others see too; leave it out"
+                )
         self.scores = scores
 
     @property

@@ -28,7 +28,10 @@ class Shaped(OodScore):
 
     def __init__(self, score: OodScore | None = None):
         if score is not None and type(score).perturb is not OodScore.perturb:
-            raise UserError("calibration.score.score: ODIN changes the images, not the features; take another score")
+            name = type(score).__name__
+            raise UserError(
+                f"calibration.score.score: {name} changes the samples, not the features; take another score"
+            )
         self.score = score or Energy()
 
     @property

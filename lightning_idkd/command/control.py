@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lightning_idkd.config.resolved import RESULT, difference
 from lightning_idkd.errors import UserError
-from lightning_idkd.records.report import format_bytes
+from lightning_idkd.records.report import format_bytes, sum_bytes
 from lightning_idkd.records.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def format_table(method: str, summary: dict, control: dict) -> str:
     keys = {"node mean": "node_mean", "worst": "node_min", "consensus": "consensus"}
     rows = [("", *keys, "sent")]
     for name, result in ((method, summary), ("no distillation", control)):
-        sent = sum(count for kind, count in result["communication"].items() if kind.endswith("_bytes"))
+        sent = sum_bytes(result["communication"])
         rows.append((name, *(f"{100 * result['accuracy'][key]:.1f}" for key in keys.values()), format_bytes(sent)))
     gains = [100 * (summary["accuracy"][key] - control["accuracy"][key]) for key in keys.values()]
     rows.append(("difference", *(f"{gain:+.1f}" for gain in gains), ""))

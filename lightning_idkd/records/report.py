@@ -24,6 +24,11 @@ def format_head() -> str:
     return _FORM.format(*COLUMNS)
 
 
+def sum_bytes(counts: dict[str, float]) -> float:
+    """All bytes among the counts of what nodes have sent: of parameters, labels and others."""
+    return sum(count for kind, count in counts.items() if kind.endswith("_bytes"))
+
+
 def format_bytes(n: float) -> str:
     """Format a number of bytes with a decimal unit and three digits, such as 1.23 MB."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -87,7 +92,7 @@ def format_line(metrics: dict, epochs: int, left: float) -> str:
         left: expected seconds to the end of the run.
     """
     epoch = metrics["epoch"]
-    sent = sum(v for k, v in metrics.items() if k.startswith("communication/") and k.endswith("_bytes"))
+    sent = sum_bytes({k: v for k, v in metrics.items() if k.startswith("communication/")})
     loss = f"{metrics['train/loss']:.4f}" if "train/loss" in metrics else "-"
     percent = [f"{100 * metrics[f'accuracy/{k}']:.1f}" for k in ("node_mean", "node_min", "node_max", "consensus")]
     return _FORM.format(

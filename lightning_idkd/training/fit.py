@@ -83,7 +83,7 @@ def build_run(config: Config, fabric: Fabric, parts: Parts, start: Start) -> Orc
         config.calibration,
         config.distillation,
         [*config.callbacks, *pictures(config)],
-        Plan(config.run.checkpoint_every, kept_epochs(config), config.run.until, config.seed),
+        Plan(config.run.checkpoint_every, kept_epochs(config), config.run.until),
         {
             "from": str(start.checkpoint) if start.fork else None,
             "git_commit": find_git_commit(),
@@ -92,6 +92,7 @@ def build_run(config: Config, fabric: Fabric, parts: Parts, start: Start) -> Orc
             "frozen_parameters": parts.stack.frozen_parameters,
             "predicted_memory_bytes": parts.memory,
         },
+        seed=config.seed,
     )
 
 

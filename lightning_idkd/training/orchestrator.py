@@ -32,7 +32,7 @@ from lightning_idkd.training.evaluation import Stopped, compute_heterogeneity, m
 from lightning_idkd.training.gossip_step import GossipStep
 from lightning_idkd.training.hooks import Hooks
 from lightning_idkd.training.progress import Progress
-from lightning_idkd.training.record import Recorder, count_bytes
+from lightning_idkd.training.record import Recorder
 
 
 @dataclass
@@ -45,7 +45,6 @@ class Plan:
     """Epochs whose checkpoint stays as ``epoch_N.ckpt``."""
     until: int | None = None
     """The epoch after which to stop; None: the last one."""
-    seed: int = 0
 
     def saves(self, epoch: int) -> bool:
         """Whether the end of this epoch has a checkpoint."""
@@ -73,6 +72,7 @@ class Orchestrator:
     hooks: Hooks
     train: TrainConfig
     plan: Plan
+    seed: int
     header: dict[str, Any]
 
     # where it is, and what it has measured
@@ -90,11 +90,11 @@ class Orchestrator:
     def __init__(self, fabric: Fabric, stack: NodeStack, network: Network, store: Store, rule: Gossip,
                  train: TrainConfig, calibration: Calibration | None = None,
                  distillation: Distillation | None = None, callbacks: list[Callback] | None = None,
-                 plan: Plan | None = None, header: dict | None = None):  # fmt: skip
+                 plan: Plan | None = None, header: dict | None = None, seed: int = 0):  # fmt: skip
         self.fabric, self.stack, self.network, self.store = fabric, stack, network, store
         self.train, self.calibration, self.distillation = train, calibration, distillation
-        self.plan, self.header = plan or Plan(), header or {}
-        self.gossip = GossipStep(rule, stack, network, self.plan.seed)
+        self.plan, self.header, self.seed = plan or Plan(), header or {}, seed
+        self.gossip = GossipStep(rule, stack, network, seed)
         self.detectors = Detectors(calibration, stack, store, network, self.say) if calibration else None
         self.hooks = Hooks([c for c in (*(callbacks or []), rule, calibration, distillation) if c is not None])
         self.progress = Progress(steps=store.steps(), last_lr=train.lr)
@@ -102,7 +102,6 @@ class Orchestrator:
         self.loggers, self.pictures, self.interrupted = [], {}, False
 
     # what hooks read of the parts above
-    seed = property(lambda self: self.plan.seed)
     epochs = property(lambda self: self.train.epochs)
     epoch = property(lambda self: self.progress.epoch)
     step = property(lambda self: self.progress.step)
@@ -197,9 +196,9 @@ class Orchestrator:
     @contextmanager
     def exchanging(self) -> Iterator[None]:
         """Inside, the bytes that nodes send are counted as those of an exchange."""
-        before = count_bytes(self.network)
+        before = report.sum_bytes(self.network.counts())
         yield
-        self.progress.exchange_bytes += count_bytes(self.network) - before
+        self.progress.exchange_bytes += report.sum_bytes(self.network.counts()) - before
 
     def distil(self, labels: list[Labels]) -> None:
         """Let the nodes here train on ``labels`` too, from now on."""

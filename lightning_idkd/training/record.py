@@ -22,6 +22,7 @@ from lightning_idkd.errors import UserError
 from lightning_idkd.labels import MEASURES, Labels, Selection
 from lightning_idkd.network import Network
 from lightning_idkd.nodes.stack import NodeStack
+from lightning_idkd.records import report
 from lightning_idkd.training.evaluation import compute_heterogeneity, measure
 from lightning_idkd.training.progress import Progress
 
@@ -177,7 +178,7 @@ class Recorder:
 
         Training alone has the steps that epochs have without distilled samples; final gossip and merge belong to it.
         """
-        progress, train, sent = self.progress, self.train, count_bytes(self.network)
+        progress, train, sent = self.progress, self.train, report.sum_bytes(self.network.counts())
         training = sent - progress.exchange_bytes
         if not training:
             return {}
@@ -201,11 +202,6 @@ def nest(line: dict[str, Any]) -> dict[str, Any]:
         else:
             summary[key] = value
     return summary
-
-
-def count_bytes(network: Network) -> int:
-    """Bytes that all nodes have sent so far."""
-    return sum(v for k, v in network.counts().items() if k.endswith("_bytes"))
 
 
 def read_peak_memory(device: torch.device) -> int:

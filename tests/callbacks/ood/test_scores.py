@@ -161,8 +161,8 @@ def test_classes_that_a_node_lacks_are_strangers_to_the_scores_of_features(score
         (lambda: ODIN(0.0), r"temperature: 0\.0 given; allowed: above 0"),
         (lambda: ODIN(epsilon=-1.0), r"epsilon: -1\.0 given; allowed: 0 or more"),
         (lambda: RankEnsemble([MSP()]), r"scores: 1 given; allowed: two scores or more"),
-        (lambda: RankEnsemble([MSP(), ODIN()]), r"scores: ODIN changes the images"),
-        (lambda: ReAct(ODIN()), r"score: ODIN changes the images"),
+        (lambda: RankEnsemble([MSP(), ODIN()]), r"scores: ODIN changes the samples"),
+        (lambda: ReAct(ODIN()), r"score: ODIN changes the samples"),
     ],
 )
 def test_parameters_out_of_range_are_refused_with_their_key(make, said):
