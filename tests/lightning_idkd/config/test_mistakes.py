@@ -542,7 +542,7 @@ class TestMistakes:
 
     def test_classes_without_test_images_are_reported(self, fit, capsys):
         assert fit("--data.private", f"{__name__}.Untested", "--train.epochs", "1", "--distillation", "null") == 0
-        assert "note       data.private: no test image of 3, 7\n" in capsys.readouterr().out
+        assert "note       data.private: no test images of 3, 7\n" in capsys.readouterr().out
 
     def test_grey_images_get_the_channels_asked_for(self):
         from lightning_idkd.config.parse import configure
