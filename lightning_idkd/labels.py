@@ -114,7 +114,7 @@ class Selection:
     public: "Tensor"
     """Scores of the public set [m]."""
     noise: "Tensor"
-    """Scores of noise images."""
+    """Scores of samples of noise."""
     measures: dict[str, float] = field(default_factory=dict)
     """Values of :data:`MEASURES`."""
 

@@ -1,4 +1,4 @@
-"""Scores that change activations or images first; then a score of the logits judges the classifier's answer."""
+"""Scores that change activations or samples first; then a score of the logits judges the classifier's answer."""
 
 from __future__ import annotations
 
@@ -141,10 +141,10 @@ class SCALE(Shaped):
 
 
 class ODIN(OodScore):
-    """Maximum softmax probability at a high temperature, as log-odds, of images moved slightly towards a more confident
-    answer (Liang et al., ICLR 2018).
+    """Maximum softmax probability at a high temperature, as log-odds, of samples moved slightly towards a more
+    confident answer (Liang et al., ICLR 2018).
 
-    It costs a forward and backward pass and one more forward pass per sample. The step is taken on normalised pixels.
+    It costs a forward and backward pass and one more forward pass per sample. The step is taken on normalised inputs.
 
     Args:
         temperature: T, above 0.

@@ -18,7 +18,7 @@ class Youden(Calibration):
 
     Args:
         score: The out-of-distribution score; null in a config means MSP.
-        against: The samples that are not a node's own: the ``public`` set, or uniform ``noise`` images.
+        against: The samples that are not a node's own: the ``public`` set, or uniform ``noise``.
         pooled: Average the threshold with those of the neighbours, which requires sending it to them.
     """
 

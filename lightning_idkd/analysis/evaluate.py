@@ -28,21 +28,21 @@ NAMES = {
     "auroc_test_against_public": "AUROC, test against public samples",
 }
 """The measures of :func:`evaluate`, in words. The run's own ``ood.auroc`` compares held-out private with public
-images."""
+samples."""
 BINS = 15
 """Bins of confidence in the calibration error."""
 
 
 def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
     """Measure the nodes and the consensus model on a test set: accuracy, calibration error, and the AUROC of the score,
-    which compares the test images with the public ones.
+    which compares the test samples with the public ones.
 
     Args:
         run: what :func:`~lightning_idkd.analysis.load.load` returns.
         changes: options as for ``idkd fit``, for other data than the run's and another ``calibration.score``.
         per_class: whether to add ``per_class``. It has the ``classes`` with the number of their ``images``;
             ``accuracy`` [class] as node mean, worst node and so on (None where the set has no image of the class), and
-            of the ``nodes`` [node, class]; and ``confusion``, the counts of images of the ``nodes`` [node, true class,
+            of the ``nodes`` [node, class]; and ``confusion``, the counts of samples of the ``nodes`` [node, true class,
             predicted class] and of the ``consensus`` model [true class, predicted class].
 
     Raises:
@@ -83,7 +83,7 @@ def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
 
 
 def measure_model(run: Run, module: NodeModule, test: Samples, public: Samples | None, score: OodScore | None) -> dict:
-    """Measure one model: the values that :data:`NAMES` lists, and ``confusion``, the counts of test images
+    """Measure one model: the values that :data:`NAMES` lists, and ``confusion``, the counts of test samples
     [true class, predicted class]. Without ``public`` or ``score`` there is no AUROC."""
     from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -106,7 +106,7 @@ def measure_classes(confusion: Tensor, classes: list[str]) -> dict:
     """Build ``per_class`` of :func:`evaluate` from the counts of all nodes and, as the last, the consensus model
     [n + 1, true class, predicted class]."""
     images = confusion[0].sum(1)
-    accuracies = confusion.diagonal(dim1=1, dim2=2).double() / images  # [n + 1, class], nan where there is no image
+    accuracies = confusion.diagonal(dim1=1, dim2=2).double() / images  # [n + 1, class], nan where there is no sample
     *nodes, consensus = accuracies.unbind()
     accuracy: dict[str, list] = {}
     for of_class in torch.stack(nodes).unbind(1):
@@ -124,14 +124,14 @@ def show(result: dict) -> None:
     from rich.table import Table
 
     columns = ("node mean", "sd", "least", "most", "consensus")
-    table = Table("", *columns, title=f"{result['run']}: {result['images']:,} images")
+    table = Table("", *columns, title=f"{result['run']}: {result['images']:,} test samples")
     for key, name in NAMES.items():
         if key in result:
             table.add_row(name, *(f"{value:.4f}" for value in result[key].values()))
     console = Console()
     console.print(table)
     if per_class := result.get("per_class"):
-        table = Table("class", "images", "node mean", "worst node", "best node", "consensus", "it is taken for")
+        table = Table("class", "samples", "node mean", "worst node", "best node", "consensus", "it is taken for")
         for row in list_class_rows(per_class):
             table.add_row(*row)
         console.print(table)
@@ -139,7 +139,7 @@ def show(result: dict) -> None:
 
 
 def list_class_rows(per_class: dict) -> list[list[str]]:
-    """The cells of a table of classes: name, images, accuracies, and the class that images are most often mistaken
+    """The cells of a table of classes: name, images, accuracies, and the class that samples are most often mistaken
     for."""
     from rich.markup import escape
 

@@ -49,7 +49,7 @@ class OodScore(ABC):
         """
 
     def perturb(self, module: "NodeModule", x: "Tensor") -> "Tensor":
-        """Returns the images to score instead of ``x`` [B, C, H, W]; overriding it costs extra forward passes."""
+        """Returns the samples to score instead of ``x`` [B, ...]; overriding it costs extra forward passes."""
         return x
 
     def from_probability(self, p: float) -> float:
@@ -88,7 +88,7 @@ class Calibration(Callback, ABC):
 
     Args:
         score: The out-of-distribution score; null in a config means MSP.
-        against: The samples that are not a node's own: the ``public`` set, or uniform ``noise`` images.
+        against: The samples that are not a node's own: the ``public`` set, or uniform ``noise``.
         pooled: Average the threshold with those of the neighbours, which requires sending it to them.
     """
 

@@ -2,7 +2,7 @@
 
 COMMANDS = {
     "fit": "train the nodes of an experiment",
-    "bench": "time a step of one or several experiments, and other ways to do the same work, on random images",
+    "bench": "time a step of one or several experiments, and other ways to do the same work, on samples of noise",
     "topology": "print a graph's properties and draw it",
     "partition": "show how a partition divides the private set",
     "sweep": "run all cells of a W&B sweep file on this machine, without a server",

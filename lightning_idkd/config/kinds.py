@@ -99,7 +99,8 @@ def choices(base: type) -> dict[str, type]:
     allowed: dict[str, type] = {}
     for cls in subclasses(base):
         given_base = f"{cls.__module__}.".startswith(f"{callback.__name__}.")
-        if not (inspect.isabstract(cls) or given_base or issubclass(cls, with_own_key)):
+        shadows = cls.__name__ in allowed and package_of(cls) not in OURS  # a user's class of the same short name
+        if not (inspect.isabstract(cls) or given_base or issubclass(cls, with_own_key) or shadows):
             allowed[cls.__name__] = cls
     return allowed
 

@@ -56,7 +56,7 @@ def parser(command: str = "fit", description: str = "") -> ArgumentParser:
             p.add_class_arguments(group.type, name)
     if command == "bench":
         p.add_argument("--rounds", type=int, default=5, help="Turns that every form of a step gets.")
-        p.add_argument("--samples", type=int | None, default=None, help="Training images; null: a few.")
+        p.add_argument("--samples", type=int | None, default=None, help="Training samples; null: a few.")
         p.add_argument("--quick", type=bool, default=False, help="Without a config: the smallest cases, once.")
         p.add_argument("--out", type=str | None, default=None, help="JSON file for the numbers.")
     if command in ("topology", "partition"):

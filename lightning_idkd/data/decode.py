@@ -119,7 +119,7 @@ def check_samples(
             allowed = "a label from 0 on, or -1" if classes is None else f"a label from 0 to {most - 1}, or -1"
             allowed = "label -1" if classes == () else f"{allowed} for none"
             where = f"sample {number} of split '{split}'"
-            raise UserError(f"{key}: {where} is {given}; allowed: (image, label) with {allowed}")
+            raise UserError(f"{key}: {where} is {given}; allowed: (sample, label) with {allowed}")
         yield sample[0], sample[1] if text else int(sample[1])
 
 
@@ -146,7 +146,8 @@ def convert(image: Path | bytes | np.ndarray, size: int | None, channels: int | 
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
-            raise ValueError(f"an array of {image.dtype}; allowed: uint8, 0 to 255")
+            hint = " (a VectorSource reads vectors)" if image.ndim == 1 else ""
+            raise ValueError(f"an array of {image.dtype}; allowed: uint8, 0 to 255{hint}")
         with open_image(image) as picture:
             return crop_and_resize(picture, size, channels), True
     try:

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from lightning_idkd.data.samples import Remarks, class_name
-from lightning_idkd.data.source import Subset
+from lightning_idkd.data.source import Subset, expand
 from lightning_idkd.errors import UserError, did_you_mean
 
 ENDINGS = (
@@ -48,7 +48,7 @@ class ImageFolder(Subset):
         names, folders = self._classes(split, key)
         remarks = Remarks()
         if not names:
-            root = Path(self.path).expanduser()
+            root = expand(self.path, f"{key}.path")
             lacks = "has no train folder, and its images" if folders[-1] == root else "holds images that"
             remarks.lacking(f".path: '{folders[-1]}' {lacks} have no class folders")
         others, samples = [], []
@@ -61,7 +61,7 @@ class ImageFolder(Subset):
         return names, samples, remarks
 
     def labelled_splits(self, split: str, size: int | None, key: str) -> str:
-        root = Path(self.path).expanduser()
+        root = expand(self.path, f"{key}.path")
         used = [self._folder_of(root, part) for part in STORED_AS]
         others = [f.name for f in self._folders(root) if f not in used and self._has_classes(f)]
         return f"set {key}.{split}_split to a folder with class folders: {', '.join(others)}" if others else ""
@@ -81,7 +81,7 @@ class ImageFolder(Subset):
 
         Where images lie directly in the split's folder there are no names, and its label is -1.
         """
-        root = Path(self.path).expanduser()
+        root = expand(self.path, f"{key}.path")
         if not self.path or not root.is_dir():
             allowed = "one with train/CLASS/ and test/CLASS/ images"
             raise UserError(f"{key}.path: '{self.path}' is not a folder; allowed: {allowed}")

@@ -15,7 +15,7 @@ from lightning_idkd.data import parquet
 from lightning_idkd.data.folder import ENDINGS
 from lightning_idkd.data.parquet import Column
 from lightning_idkd.data.samples import Remarks
-from lightning_idkd.data.source import Subset
+from lightning_idkd.data.source import Subset, expand
 from lightning_idkd.errors import UserError, did_you_mean
 
 IterableDataset = Any  # a class of `datasets`; jsonargparse would run an import under TYPE_CHECKING, taking seconds
@@ -113,7 +113,7 @@ class HuggingFace(Subset):
 
     def _folder(self, size: int | None, key: str = "data.private") -> Path | None:
         """The folder with the data; None where only the hub can have them."""
-        given = Path(self.path).expanduser()
+        given = expand(self.path, f"{key}.path")
         if given.is_dir():
             return given
         if given.is_file():

@@ -27,8 +27,10 @@ class Inputs(ABC):
     *Values* are the tensor [N, ...] of a set. A *pool* has the same values in the layout that batches are taken from.
     """
 
+    kinds: ClassVar[dict[str, type[Inputs]]] = {}
+    """All kinds, by their word."""
     what: ClassVar[str]
-    """The word for several samples of this kind."""
+    """The word for several samples of this kind; it is written into checkpoints."""
     augmentations: ClassVar[tuple[str, ...]] = ("none",)
     """What ``data.augment`` may be."""
     mean: Tensor | None = None
@@ -37,6 +39,12 @@ class Inputs(ABC):
     """Standard deviation by which inputs are scaled."""
     dtype: Any = None
     """Type of a network's input."""
+
+    def __init_subclass__(cls) -> None:
+        if "what" in vars(cls):
+            if cls.what in Inputs.kinds:
+                raise TypeError(f"{cls.__name__}: another kind of data is called {cls.what}")
+            Inputs.kinds[cls.what] = cls
 
     @property
     @abstractmethod
@@ -119,6 +127,10 @@ class Inputs(ABC):
 def restore(facts: dict[str, Any], dtype: Any = None) -> Inputs:
     """The inputs of :meth:`Inputs.facts` or, with their scaling and for networks of ``dtype``, of
     :meth:`Inputs.describe`."""
-    kind = {cls.what: cls for cls in Inputs.__subclasses__()}[facts.get("kind", "images")]
-    inputs = kind.from_facts(facts)
+    name = facts.get("kind", "images")
+    if name not in Inputs.kinds:
+        raise UserError(
+            f"data: {name} are a kind of data that no imported class describes; import the module of theirs"
+        )
+    inputs = Inputs.kinds[name].from_facts(facts)
     return inputs._scaled_by(facts["mean"], facts["std"], dtype) if "mean" in facts else inputs

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_idkd.data.source import Subset
+from lightning_idkd.data.source import Subset, expand
 from lightning_idkd.errors import UserError, require
 
 
@@ -45,7 +45,7 @@ class LSUN(Subset):
     def _folders(self, split: str, key: str) -> list[Path]:
         if split == "test":
             raise UserError(f"{key}: LSUN has no labelled test part, so it can be a public set only")
-        root = Path(self.path).expanduser()
+        root = expand(self.path, f"{key}.path")
         folders = sorted(file.parent for file in root.glob(f"*_{self.part}_lmdb/data.mdb")) if self.path else []
         if not folders:
             databases = f"CATEGORY_{self.part}_lmdb/data.mdb"

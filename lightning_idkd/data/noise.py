@@ -48,7 +48,8 @@ class Noise(Subset):
         self.check(key)
         self._require_public(split, key)
         values = inputs.draw_noise(self.samples, self.kind)
-        return Samples(values, values.new_full((len(values),), -1).long(), (), inputs.form, inputs=inputs)
+        unlabelled = values.new_full((len(values),), -1).long()
+        return self._cut(Samples(values, unlabelled, (), inputs.form, inputs=inputs), split, key)
 
     def check(self, key: str) -> None:
         super().check(key)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from lightning_idkd.errors import UserError
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -40,6 +42,10 @@ class Samples:
     """Why samples have no label, as such a continuation; empty where all have one, or no reason is known."""
     inputs: Inputs = None  # ty: ignore[invalid-assignment]
     """Form of the samples, and how a network takes them."""
+
+    def __post_init__(self) -> None:
+        if self.inputs is None:
+            raise UserError("Samples: no inputs given; allowed: those of a kind of data, such as VectorInputs")
 
     def __len__(self) -> int:
         return len(self.labels)

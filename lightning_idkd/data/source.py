@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,14 @@ from lightning_idkd.data.images import ImageInputs
 from lightning_idkd.data.inputs import Inputs
 from lightning_idkd.data.samples import Remarks, Samples
 from lightning_idkd.errors import UserError, did_you_mean, require
+
+
+def expand(path: str, key: str) -> Path:
+    """A path with its ``~`` expanded; a UserError where no user has that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}: '{path}' names the folder of a user who does not exist") from error
 
 
 class Source(ABC):
@@ -145,7 +154,10 @@ class Subset(Source):
         self, split: str, size: int | None = None, channels: int | None = None, *, key: str = "data.private"
     ) -> Samples:
         """As :meth:`Source.load`; the samples of a limit keep the set's order, and belong to every larger limit too."""
-        samples = super().load(split, size, channels, key=key)
+        return self._cut(super().load(split, size, channels, key=key), split, key)
+
+    def _cut(self, samples: Samples, split: str, key: str) -> Samples:
+        """The samples of the classes and of the number that are asked for."""
         if self.classes is not None:
             samples = self._select_classes(samples, self.classes, split, key)
         first, last = self.skip or 0, len(samples) if self.limit is None else (self.skip or 0) + self.limit

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lightning_idkd.data.source import Subset
+from lightning_idkd.data.source import Subset, expand
 from lightning_idkd.errors import UserError, did_you_mean
 
 Dataset = Any  # torchvision's; jsonargparse would run an import under TYPE_CHECKING, which takes seconds
@@ -60,7 +60,7 @@ class Torchvision(Subset):
         parts = by_split[split == "test"]
         if parts is None:
             raise UserError(f"{key}.name: {self.name} has no test part, so it can be a public set only")
-        make, folder = getattr(torchvision.datasets, name), Path(self.path).expanduser()
+        make, folder = getattr(torchvision.datasets, name), expand(self.path, f"{key}.path")
         # These sets are files; a loader that keeps their paths leaves the decoding to this package.
         paths = {"loader": Path} if name in ("Imagenette", "DTD", "Places365") else {}
         try:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Tensor = Any  # torch's; jsonargparse would run an import under TYPE_CHECKING, which takes seconds
+LARGEST = 1e150  # the square of a larger value could overflow
 
 
 @dataclass(eq=False)
@@ -68,12 +69,13 @@ class VectorInputs(Inputs):
     def join(cls, sets: Sequence[tuple[Self, Tensor]]) -> tuple[Self, Tensor]:
         import torch
 
-        columns = sets[0][0].columns
-        for inputs, _ in sets:
-            if inputs.columns != columns:
-                raise ValueError(f"vectors differ in their columns ({abridge(columns)} and {abridge(inputs.columns)})")
-        low, high = (torch.stack([getattr(inputs, side) for inputs, _ in sets]) for side in ("low", "high"))
-        return cls(columns, low.amin(0), high.amax(0)), torch.cat([values for _, values in sets])
+        columns, values = sets[0][0].columns, []
+        for inputs, own in sets:
+            if alone := sorted(set(columns) ^ set(inputs.columns)):
+                raise ValueError(f"vectors differ in their columns: not all have '{alone[0]}'")
+            values.append(own[:, [inputs.columns.index(name) for name in columns]])
+        joined = torch.cat(values)
+        return cls(columns, joined.amin(0), joined.amax(0)), joined
 
     def measure(self, values: Tensor, samples: Tensor, device: Any, dtype: Any) -> Inputs:
         """As :meth:`Inputs.measure`, per feature; a constant one keeps its unit: its deviation is only rounding."""
@@ -163,28 +165,36 @@ class VectorSource(Subset):
             raise UserError(f"{key}: split '{split}' holds no vectors")
         values = np.stack(vectors)
         columns = tuple(remarks.columns) or tuple(map(str, range(values.shape[1])))
-        wrong = np.argwhere(~np.isfinite(values))
+        if len(columns) != values.shape[1] or len(set(columns)) < len(columns):
+            given = f"{type(self).__name__} names {len(columns)} columns ({abridge(columns)})"
+            raise UserError(f"{key}: {given}; allowed: {values.shape[1]} different names, one a feature")
+        wrong = np.argwhere(~(np.abs(values) < LARGEST))
         if len(wrong):
             row, column = wrong[0]
             many = f" ({len(wrong):,} such values in all)" if len(wrong) > 1 else ""
             what = "no value" if np.isnan(values[row, column]) else f"the value {values[row, column]}"
             where = f"vector {row} of split '{split}' has {what} in column '{columns[column]}'{many}"
-            raise UserError(f"{key}: {where}; allowed: finite numbers (fill the gaps, or leave the column out)")
+            raise UserError(
+                f"{key}: {where}; allowed: finite numbers below {LARGEST:g} (fill the gaps, or leave the column out)"
+            )
         names, numbers, notes = number_labels(classes, labels)
         unlabelled = remarks.unlabelled if -1 in numbers else ""
-        made = Samples(torch.from_numpy(values), numbers, names, "", (*remarks.notes, *notes), unlabelled)
-        return with_columns(made, columns, made.values)
+        tensor = torch.from_numpy(values)
+        inputs = VectorInputs(columns, tensor.amin(0), tensor.amax(0))
+        return Samples(tensor, numbers, names, inputs.form, (*remarks.notes, *notes), unlabelled, inputs)
 
 
 def with_columns(samples: Samples, columns: tuple[str, ...], values: Tensor) -> Samples:
     """The samples with these values [N, F] of features named ``columns``."""
-    inputs = VectorInputs(columns, values.amin(0), values.amax(0))
-    return replace(samples, values=values, inputs=inputs, stored=samples.stored or inputs.form)
+    return replace(samples, values=values, inputs=VectorInputs(columns, values.amin(0), values.amax(0)))
 
 
 def as_vector(vector: Any, number: int, split: str, key: str) -> np.ndarray:
     """One sample as float64 [F], or a UserError that names it."""
-    array = np.asarray(vector)
+    try:
+        array = np.asarray(vector)
+    except (ValueError, RuntimeError):  # a list of unequal lists, a tensor that requires gradients
+        array = np.asarray(str(vector))
     if array.ndim != 1 or not len(array) or array.dtype.kind not in "biuf":
         given = f"of shape {list(array.shape)} and type {array.dtype}"
         where = f"vector {number} of split '{split}' is {given}"

@@ -32,27 +32,37 @@ class Architecture(ABC):
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         """Build a network for images ``[B, channels, size, size]``, initialised from torch's global generator.
 
-        A subclass may take other sizes, by their names: ``features`` for a network of vectors ``[B, features]``, which
-        images have too (``channels * size**2``), so that such a network works for both.
+        A subclass whose arguments are named ``features`` and ``classes`` is a network of vectors ``[B, features]``.
+        Images have ``channels * size**2`` features, so such a network works for both.
 
         The network has ``features(x) -> [B, F]`` (pooled, before the classifier), ``head`` (``nn.Linear``, F to
         classes) and ``forward(x) = head(features(x))``, the logits ``[B, classes]``.
         """
 
     def build_for(self, inputs: "Inputs", classes: int) -> "nn.Module":
-        """Build the network for samples of a form: call :meth:`build` with the sizes that it names.
+        """Build the network for samples of a form: call :meth:`build` with the sizes of images, or with those that it
+        names.
 
         Raises:
             UserError: it names a size that these samples do not have.
         """
-        offered, wanted = inputs.sizes | {"classes": classes}, inspect.signature(self.build).parameters
-        if lacking := [name for name, p in wanted.items() if name not in offered and p.default is p.empty]:
-            needs, has = " and ".join(lacking), " and ".join(inputs.sizes)
+        offered, parameters = inputs.sizes | {"classes": classes}, inspect.signature(self.build).parameters
+        needed = [
+            name
+            for name, p in parameters.items()
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        if "channels" in offered and "features" not in needed:
+            return self.build(inputs.sizes["channels"], inputs.sizes["size"], classes)
+        lacking = [name for name in needed if name not in offered]
+        if lacking or "features" not in needed:
+            needs, has = " and ".join(lacking) or "sizes of images", " and ".join(inputs.sizes)
             allowed = "MLP, TorchModule, or a class of yours whose build takes features and classes"
             raise UserError(
                 f"node.network: {type(self).__name__} needs {needs}, but {inputs.what} have {has}; allowed: {allowed}"
             )
-        return self.build(**{name: offered[name] for name in wanted if name in offered})
+        chosen = dict.fromkeys([*needed, *(["classes"] if "classes" in parameters else [])])
+        return self.build(**{name: offered[name] for name in chosen})
 
 
 @dataclass

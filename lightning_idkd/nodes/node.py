@@ -36,7 +36,7 @@ class NodeModule(LightningModule):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, k] of images [N, C, H, W]."""
+        """Logits [N, k] of samples [N, ...]."""
         return self.network(x)
 
     @property
@@ -45,14 +45,14 @@ class NodeModule(LightningModule):
         return hasattr(self.network, "features") and hasattr(self.network, "head")
 
     def outputs(self, x: Tensor) -> Outputs:
-        """Logits [N, k] of images [N, C, H, W] and, if the network has them, the features [N, F] before its head."""
+        """Logits [N, k] of samples [N, ...] and, if the network has them, the features [N, F] before its head."""
         if self.has_features:
             features = self.network.features(x)
             return Outputs(self.network.head(features).float(), features.float(), self.network.head)
         return Outputs(self(x).float())
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int = 0) -> Tensor:
-        """Mean cross-entropy of a batch: images [N, C, H, W], targets, and optionally temperatures and logit offsets.
+        """Mean cross-entropy of a batch: samples [N, ...], targets, and optionally temperatures and logit offsets.
 
         Targets are class indices [N] or distributions [N, k]; a sample's weight is multiplied into its distribution.
         With temperatures T [N] a sample's logits are divided by T and its loss is multiplied by T^2 (Hinton et al.,

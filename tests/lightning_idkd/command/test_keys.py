@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_idkd import OodScore
 from lightning_idkd.command import keys
 from lightning_idkd.config import resolved
 from lightning_idkd.config.kinds import base_of, choices, parameters
@@ -54,3 +55,15 @@ def test_the_table_of_groups_says_which_keys_matter_for_what():
     )
     assert resolved.OLDER == {"data.channels": None, "run.autocast": False}
     assert {action.dest.split(".")[0] for action in parser()._actions} >= set(resolved.GROUPS)
+
+
+def test_a_users_class_of_the_same_name_changes_nothing():
+    before = keys.build_page()
+
+    class Margin(OodScore):
+        """Another."""
+
+        def __call__(self, outputs):
+            return outputs.logits[:, 0]
+
+    assert keys.build_page() == before

@@ -112,6 +112,63 @@ def test_whole_numbers_may_name_columns_as_pandas_does(tmp_path):
     assert len(samples) == 30
 
 
+def test_the_header_of_a_numbered_array_is_no_sample(tmp_path):
+    path = write_csv(tmp_path / "a.csv", rows(), [0, 1, 1] * 10)
+    path.write_text("0,1,2,3" + path.read_text().removeprefix("height,weight,whole,label"))
+    samples = Vectors(str(path), label=3, columns=[0, 2], test_share=0).load("train")
+    assert (len(samples), samples.classes, samples.inputs.columns) == (30, ("0", "1"), ("0", "2"))
+    assert samples.notes == ()
+
+
+@pytest.mark.parametrize(("first", "header", "count"), [("5,3,1,a", False, 31), ("5,3,1,a", None, 30),
+                                                        ("5,3,1,7", None, 31), ("5,3,1,7", True, 30),
+                                                        ("2e5,0_1,nan,label", None, 30)])  # fmt: skip
+def test_a_doubtful_first_line_is_settled_by_header(tmp_path, first, header, count):
+    path = write_csv(tmp_path / "a.csv", rows(), [7] * 30)
+    path.write_text(first + path.read_text().removeprefix("height,weight,whole,label"))
+    names = ["0", "1", "2", "3"] if count == 31 else first.split(",")
+    samples = Vectors(str(path), label=names[3], columns=names[:3], test_share=0, header=header)
+    assert len(samples.load("train")) == count
+    notes = samples.load("train").notes
+    assert any("the first line has no names, so the columns are 0, 1, ..." in note for note in notes) == (
+        count == 31 and header is None
+    )
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_the_row_numbers_of_pandas_are_no_feature(tmp_path, name):
+    numbered = np.column_stack([np.arange(30), rows()])
+    path = write_csv(tmp_path / "a.csv", numbered, LABELS, names=(name, *NAMES))
+    samples = Vectors(str(path), test_share=0).load("train")
+    assert samples.inputs.columns == NAMES
+    [note] = samples.notes
+    assert note.endswith(f"column '{name}', in which pandas numbers the rows, is left out")
+    assert Vectors(str(path), columns=[name, "whole"]).load("train").inputs.columns == (name, "whole")
+
+
+@pytest.mark.parametrize("index", [None, "patient"])
+def test_the_index_of_a_parquet_file_is_no_feature(tmp_path, index):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(dict(zip(NAMES, rows().T, strict=True)) | {"label": LABELS})
+    frame.index.name = index
+    frame.sample(frac=1, random_state=0).to_parquet(tmp_path / "a.parquet")
+    assert Vectors(str(tmp_path / "a.parquet"), test_share=0).load("train").inputs.columns == NAMES
+
+
+def test_only_the_columns_of_the_private_set_are_read(tmp_path):
+    inputs = Vectors(str(write_csv(tmp_path / "a.csv", rows(), LABELS))).load("train").inputs
+    wide = tmp_path / "wide.csv"
+    lines = [f"{row[2]!r},r{i},{'' if i else 1},{row[0]!r},{row[1]!r}" for i, row in enumerate(rows().tolist())]
+    wide.write_text("\n".join(["whole,id,gaps,height,weight", *lines]))
+    public = Vectors(str(wide), label=None).load_like("train", inputs, key="data.public")
+    np.testing.assert_array_equal(public.values, rows())
+
+
+def test_a_home_that_nobody_has_is_a_sentence():
+    with pytest.raises(UserError, match=r"^data\.private\.path: '~nobody_has_this/a\.csv' names the folder of a user"):
+        Vectors("~nobody_has_this/a.csv").load("train")
+
+
 def test_a_column_that_turns_from_whole_numbers_to_fractions_is_read_whole(tmp_path):
     values = np.arange(200_000.0)[:, None].repeat(3, 1)
     values[-1] = 0.5
@@ -134,6 +191,20 @@ def test_every_value_of_the_label_column_is_a_class_and_none_is_no_label(tmp_pat
     samples = Vectors(str(path), test_share=0).load("train")
     assert samples.classes == classes
     assert samples.labels.tolist() == numbers
+
+
+def test_labels_that_floats_cannot_tell_apart_are_refused(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", rows(2), [1e25, 1e25 + 1])
+    with pytest.raises(
+        UserError, match=r"^data\.private\.label: '.*' has the label 1e\+25; allowed: whole numbers below"
+    ):
+        Vectors(str(path)).load("train")
+
+
+def test_an_empty_table_is_a_sentence(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.array([], dtype=str), label=np.array([], dtype=str))
+    with pytest.raises(UserError, match=r"^data\.private: split 'train' holds no vectors"):
+        Vectors(str(tmp_path / "a.npz")).load("train")
 
 
 def test_kinds_of_numbers_are_all_numbers(tmp_path):
@@ -170,6 +241,9 @@ def replaced(path, old, new):
     (("height", "weight"), {}, r"\.path: '.*' is not a table: several columns are named 'weight'"),
     (("\n", "\n1,2,3,4,5,6\n"), {}, r"\.path: '.*' is not a table: .*Expected 4 columns, got 6"),
     (("\n", "\n?,2,3,cat\n"), {}, r"\.path: column 'height' of '.*' has '\?' in row 1; allowed: numbers "),
+    (("\n", "\n,2,3,cat\n?,2,3,cat\n"), {}, r"\.path: column 'height' of '.*' has '\?' in row 2; allowed: numbers "),
+    (None, {"columns": ["whole", "whole"]}, r"\.columns: 'whole' is named twice; allowed: every column once"),
+    (("\n", "\n1e200,2,3,cat\n"), {}, r": vector 0 .* has the value 1e\+200 in column 'height'; allowed: finite"),
     (("\n", "\n,2,3,cat\n"), {}, r": vector 0 of split 'train' has no value in column 'height'; allowed: finite"),
     (("\n", "\ninf,2,3,cat\n"), {}, r": vector 0 of split 'train' has the value inf in column 'height'"),
 ])  # fmt: skip
@@ -186,6 +260,7 @@ def test_wrong_tables_and_arguments_are_refused(tmp_path, change, arguments, sai
     ("a.xlsx", b"PK", r"'.*a\.xlsx' ends in '\.xlsx'; allowed: a file ending in \.npz, "),
     ("a.npz", b"PK", r"'.*a\.npz' is not a table: "),
     ("a.parquet", b"PAR1", r"'.*a\.parquet' is not a table: "),
+    ("b.parquet", b"PAR1" + b"x" * 60 + b"PAR1", r"'.*b\.parquet' is not a table: [^\n]*$"),
     ("a.csv", b"", r"'.*a\.csv' is not a table: "),
 ])  # fmt: skip
 def test_files_that_are_not_tables_are_refused(tmp_path, name, content, said):
@@ -198,6 +273,7 @@ def test_files_that_are_not_tables_are_refused(tmp_path, name, content, said):
 @pytest.mark.parametrize(("arrays", "said"), [
     ({"x": np.zeros((4, 8, 8)), "label": np.zeros(4)}, r"array 'x' has shape \[4, 8, 8\]; allowed: \[N\] or \[N, F\]"),
     ({"x": np.zeros((4, 2)), "label": np.zeros(3)}, r"'label' has 3 rows and 'x0' 4; allowed: equally many"),
+    ({"x": np.zeros((4, 2)), "x0": np.zeros(4), "label": np.zeros(4)}, r"several columns are named 'x0'"),
     ({"x": np.array([[1], "a"], dtype=object), "label": np.zeros(2)}, r"Object arrays cannot be loaded"),
 ])  # fmt: skip
 def test_arrays_of_another_form_are_refused(tmp_path, arrays, said):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from small_stores import TRAIN, VALIDATION, split
 
-from lightning_idkd import Remarks, UserError, VectorSource
-from lightning_idkd.data import Concat, Digits, FeatureSkew, Noise
-from lightning_idkd.data.inputs import restore
+from lightning_idkd import Remarks, Samples, UserError, VectorSource
+from lightning_idkd.data import Concat, Digits, FeatureSkew, Noise, VectorInputs
+from lightning_idkd.data.inputs import Inputs, restore
 from lightning_idkd.data.store import Store
 
 COLUMNS = ("age", "income", "constant", "day")
@@ -195,8 +195,33 @@ def test_several_sets_of_vectors_are_one():
     np.testing.assert_array_equal(joined.values[:4], table(4, 2))
     assert torch.equal(joined.values[4:], inputs.draw_noise(3))
     assert joined.labels.tolist() == [0, 1, 2, 0, -1, -1, -1]
-    assert joined.inputs.low.tolist() == joined.values.amin(0).minimum(inputs.low).tolist()
+    assert torch.equal(joined.inputs.low, joined.values.amin(0))
     assert Concat([Given(table())]).expect(None, None).columns == COLUMNS
+    turned = Given(table(3, 4)[:, ::-1], columns=COLUMNS[::-1])
+    private = Concat([Given(table()), turned]).load("train")
+    np.testing.assert_array_equal(private.values, np.concatenate([table(), table(3, 4)]))
+
+
+def test_noise_is_cut_down_like_any_set():
+    inputs = Given(table()).load("train").inputs
+    whole = Noise(samples=20).load_like("train", inputs, key="data.public")
+    few, rest = (Noise(samples=20, **cut).load_like("train", inputs, key="data.public")
+                 for cut in ({"limit": 6}, {"skip": 6}))  # fmt: skip
+    both = torch.cat([few.values, rest.values]).tolist()
+    assert (len(few), sorted(both)) == (6, sorted(whole.values.tolist()))
+    with pytest.raises(UserError, match=r"^data\.public\.classes: this set has no class 'a'"):
+        Noise(samples=20, classes=["a"]).load_like("train", inputs, key="data.public")
+
+
+def test_a_kind_of_data_has_a_word_of_its_own():
+    with pytest.raises(TypeError, match="Second: another kind of data is called vectors"):
+        type("Second", (VectorInputs,), {"what": "vectors"})
+    third = type("Third", (VectorInputs,), {"what": "third vectors"})
+    try:
+        facts = {"kind": "third vectors", "columns": ["a"]}
+        assert type(restore(facts)) is third
+    finally:
+        del Inputs.kinds["third vectors"]
 
 
 def test_copies_of_test_vectors_are_counted():
@@ -235,7 +260,14 @@ def test_what_is_not_a_table_of_numbers_is_refused(values, said):
     (lambda i: Given(table()).load("train", None, 3), r"data\.channels: 3 given; allowed for Given, .* vectors: null"),
     (lambda i: store(augment="crop"), r"data\.augment: crop given; allowed for vectors: none"),
     (lambda i: Concat([Given(table()), Given(table(), columns=("a", "b", "c", "d"))]).load("train"),
-     r"data\.private\.parts: vectors differ in their columns \(age, income, constant, day and a, b, c, d\)"),
+     r"data\.private\.parts: vectors differ in their columns: not all have 'a'"),
+    (lambda i: Given(table(), columns=("a", "b")).load("train"),
+     r"data\.private: Given names 2 columns \(a, b\); allowed: 4 different names"),
+    (lambda i: Given(table(), columns=("a", "b", "a", "c")).load("train"),
+     r"data\.private: Given names 4 columns .* allowed: 4 different names"),
+    (lambda i: Given([[1, [2]]]).load("train"), r"data\.private: vector 0 of .* allowed: an array \[F\] of numbers"),
+    (lambda i: Samples(torch.ones(2, 2), torch.zeros(2), ()), r"Samples: no inputs given; allowed: those of a kind"),
+    (lambda i: restore({"kind": "tokens"}), r"data: tokens are a kind of data that no imported class describes"),
     (lambda i: Concat([Given(table()), Digits()]).load("train"),
      r"data\.private\.parts: vectors and images given; allowed: sets of one kind"),
     (lambda i: FeatureSkew().check(Given(table()).load("train")),

@@ -664,24 +664,48 @@ def test_the_mlp_has_dropout_before_the_classifier():
     assert (network.features(torch.randn(200, 3)) == 0).double().mean() > 0.99
 
 
-class Named(Architecture):
-    """An architecture that names the sizes that it needs, one of them with a default."""
+class Flat(Architecture):
+    """An architecture of vectors, in an order of its own, with an argument that the data do not set."""
 
-    def build(self, classes, features, channels=7):
-        layer = nn.Linear(features, classes)
-        layer.channels = channels
-        return layer
+    def build(self, classes, features, width=7):
+        return nn.Sequential(nn.Flatten(), nn.Linear(features, width), nn.Linear(width, classes))
 
 
-def test_an_architecture_gets_the_sizes_that_it_names():
-    of_vectors, of_images = (Named().build_for(inputs, 2) for inputs in (VECTORS, ImageInputs(3, 4)))
-    assert (of_vectors.in_features, of_vectors.channels) == (3, 7)
-    assert (of_images.in_features, of_images.channels) == (48, 3)
+class Counted(Architecture):
+    """An architecture of vectors that has a usual number of classes."""
+
+    def build(self, features, classes=10):
+        return nn.Linear(features, classes)
+
+
+class Renamed(Architecture):
+    """An architecture of images with other names, as any subclass could have before there were vectors."""
+
+    def build(self, inputs, side=32, outputs=10, features=128):
+        return inputs, side, outputs, features
+
+
+class Loose(Architecture):
+    def build(self, *sizes):
+        return sizes
+
+
+def test_an_architecture_of_vectors_gets_the_sizes_that_it_names():
+    assert Flat().build_for(VECTORS, 2)[1].weight.shape == (7, 3)
+    assert Flat().build_for(ImageInputs(3, 4), 2)[1].weight.shape == (7, 48)
+    assert Counted().build_for(VECTORS, 2).weight.shape == (2, 3)
+
+
+def test_an_architecture_of_images_gets_channels_side_and_classes_whatever_it_calls_them():
+    assert Renamed().build_for(ImageInputs(1, 8), 4) == (1, 8, 4, 128)
+    assert Loose().build_for(ImageInputs(1, 8), 4) == (1, 8, 4)
 
 
 @pytest.mark.parametrize(("network", "said"), [
     (CNN(), r"CNN needs channels and size, but vectors have features; allowed: MLP, TorchModule, or a class of yours"),
     (ViT(), r"ViT needs channels and size, but vectors have features"),
+    (Renamed(), r"Renamed needs inputs, but vectors have features"),
+    (Loose(), r"Loose needs sizes of images, but vectors have features"),
 ])  # fmt: skip
 def test_a_network_of_images_is_not_one_of_vectors(network, said):
     with pytest.raises(UserError, match=rf"^node\.network: {said}"):

@@ -147,9 +147,9 @@ IMAGE = np.zeros((8, 8), np.uint8)
 
 
 @pytest.mark.parametrize(("found", "said"), [
-    (None, r"Given\.read returns NoneType; allowed: class names or None, and \(image, label\) pairs"),
+    (None, r"Given\.read returns NoneType; allowed: class names or None, and \(sample, label\) pairs"),
     ([IMAGE, IMAGE], r"Given\.read returns list; allowed"),
-    ((None, [IMAGE]), r"sample 0 of split 'train' is ndarray; allowed: \(image, label\) with a label from 0 on, or -1"),
+    ((None, [IMAGE]), r"sample 0 of split 'train' is ndarray; allowed: \(sample, label\) with a label from 0 on"),
     ((None, [(IMAGE / 255, 0)]), r"image 0 of split 'train' cannot be decoded: an array of float64; allowed: uint8"),
     ((None, [(IMAGE, 0), (IMAGE, [0, 1])]), r"sample 1 of split 'train' is one with label \[0, 1\]"),
     ((("a", "b"), [(IMAGE, 1), (IMAGE, 2)]),
