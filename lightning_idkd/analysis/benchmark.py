@@ -36,10 +36,9 @@ from lightning_idkd.nodes.stack import NodeStack
 from lightning_idkd.records import report
 from lightning_idkd.training import memory
 from lightning_idkd.training.build import node_maker
-from lightning_idkd.training.evaluation import measure
 from lightning_idkd.training.launch import keep_memory, launch
 from lightning_idkd.training.orchestrator import Orchestrator
-from lightning_idkd.training.record import read_peak_memory
+from lightning_idkd.training.record import measure_nodes, read_peak_memory
 
 CLASSES = 10
 SHORTEST_TURN = 0.3
@@ -116,7 +115,7 @@ def bench(config: Config, inputs: Inputs, rounds: int = 5, samples: int | None =
         "nodes": n,
         "batch": b,
         "parameters": run.stack.parameters,
-        "nodes_a_call_of_vmap": run.stack.abreast,
+        "nodes_a_call_of_vmap": run.stack.nodes_per_call,
         "samples_per_second": {
             name: {"median": statistics.median(r), "least": r[0], "most": r[-1]} for name, r in rates.items()
         },
@@ -151,9 +150,9 @@ class Case:
         few = self.samples[torch.arange(min(len(self.samples), 10_000))]
         store = Store(self.samples, few, None, self.split, network.rows, batch=config.train.batch_size,
                       augment=config.data.augment, device=device)  # fmt: skip
-        kept = memory.measure_activations(self.make().to(device), store, config.run.autocast)
-        abreast = memory.choose_nodes_per_call(kept, len(network.rows), device)
-        stack = NodeStack(self.make, network.rows, config.seed, device, engine=engine, abreast=abreast,
+        activations = memory.measure_activations(self.make().to(device), store, config.run.autocast)
+        nodes_per_call = memory.choose_nodes_per_call(activations, len(network.rows), device)
+        stack = NodeStack(self.make, network.rows, config.seed, device, engine=engine, nodes_per_call=nodes_per_call,
                           autocast=config.run.autocast)  # fmt: skip
         return Orchestrator(self.fabric, stack, network, store, config.gossip, config.train)
 
@@ -187,7 +186,8 @@ def build_step(run: Orchestrator) -> Callable[[], None]:
 
 def evaluate(run: Orchestrator) -> None:
     """Run an evaluation as it happens during training."""
-    measure(run.stack, run.network, run.store, run.train.evaluate_samples, run.train.evaluate_samples, lambda: False)
+    samples = run.train.evaluate_samples
+    measure_nodes(run.stack, run.network, run.store, samples, samples, lambda: False)
 
 
 # ---------------------------------------------------------------------- measurements

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning_idkd.config import NodeConfig
-from lightning_idkd.config.resolved import METHOD, RESULT, SETTING, at, difference
+from lightning_idkd.config.resolved import METHOD, RESULT, SETTING, difference, look_up
 from lightning_idkd.errors import UserError, did_you_mean, require
 from lightning_idkd.records.run_folder import RunFolder
 
@@ -155,7 +155,7 @@ def build_sort_key(text: str) -> list[str | float]:
 
 def distinguish(alike: list[tuple[dict, Row]]) -> None:
     """Add values of further keys to the methods of rows with the same label, until all of them differ."""
-    leaves = [list_leaves({key: at(config, key) for key in ALIKE}) for config, _ in alike]
+    leaves = [list_leaves({key: look_up(config, key) for key in ALIKE}) for config, _ in alike]
     keys = sorted(set().union(*leaves))
     differing = [key for key in keys if len({repr(of_row.get(key)) for of_row in leaves}) > 1]
     for key in differing:

@@ -66,7 +66,7 @@ def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
         notes += collect_notes(("data.public", public))
         change = describe_change(public.identity, (run.images.get("data") or {}).get("public"))
         if change and difference(config.resolved, run.config.resolved, ("data.public",)) is None:
-            notes.append(f"data.public: the {public.inputs.what} have changed since the run ({change})")
+            notes.append(f"data.public: the {public.inputs.plural} have changed since the run ({change})")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     with explain_errors(config.resolved):

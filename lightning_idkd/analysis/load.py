@@ -26,7 +26,7 @@ from lightning_idkd.nodes.stack import NodeStack, mean_buffers, run_network
 from lightning_idkd.randomness import permutation
 from lightning_idkd.records.run_folder import RunFolder
 from lightning_idkd.training.build import load_labelled, load_samples, node_maker
-from lightning_idkd.training.resume import Before
+from lightning_idkd.training.resume import EarlierRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,7 +97,7 @@ class Run:
             UserError: a sample has no label, or a class that the run has not trained on.
         """
         config = config or self.config
-        test, what = load_labelled(config, "test", self.inputs), self.inputs.what
+        test, what = load_labelled(config, "test", self.inputs), self.inputs.plural
         notes, before = collect_notes(("data.private", test)), self.images.get("data")
         if before is None:  # a run from before class names were stored
             allowed = f"{self.images['classes']}, as trained"
@@ -155,8 +155,8 @@ class Run:
 
     @functools.cached_property
     def _private(self) -> tuple[Samples, Split]:
-        before = Before(str(self.folder.path), self.images.get("data"), ("train",))
-        samples, _, _, split = load_samples(self.config, before)
+        this_run = EarlierRun(str(self.folder.path), self.images.get("data"), ("train",))
+        samples, _, _, split = load_samples(self.config, this_run)
         if split.hash != self.folder.partition_hash():
             others = f"the nodes' samples are not those of '{self.folder.path}'"
             raise UserError(f"data.partition: {others}; the files of data.private have changed")

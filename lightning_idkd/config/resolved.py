@@ -61,7 +61,7 @@ METHOD = tuple(key for key, entry in GROUPS.items() if entry.label == "method")
 OLDER = older_values()
 
 
-def at(config: dict, key: str) -> Any:
+def look_up(config: dict, key: str) -> Any:
     """What a resolved config has at a dotted key."""
     return functools.reduce(lambda c, k: c.get(k), key.split("."), config)
 
@@ -80,7 +80,7 @@ def add_newer_keys(config: dict) -> None:
 def difference(a: dict, b: dict, keys: tuple[str, ...] = RESULT) -> tuple[str, Any, Any] | None:
     """The first dotted key, among ``keys`` or below, in which two resolved configs differ, with both values."""
     for key in keys:
-        if differing := _difference(at(a, key), at(b, key), key):
+        if differing := _difference(look_up(a, key), look_up(b, key), key):
             return differing
     return None
 

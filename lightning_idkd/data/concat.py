@@ -26,7 +26,7 @@ class Concat(Source):
 
     def check(self, key: str) -> None:
         require(len(self.parts) > 0, f"{key}.parts", self.parts, "one set or more")
-        for where, part in self._named(key):
+        for where, part in self._parts_with_keys(key):
             part.check(where)
 
     def expect(self, size: int | None, channels: int | None) -> Inputs:
@@ -37,20 +37,22 @@ class Concat(Source):
     ) -> Samples:
         """As :meth:`Source.load`; every part has its own cache, and all are in colour where one part is."""
         self.check(key)
-        return self._join([part.load(split, size, channels, key=where) for where, part in self._named(key)], key)
+        sets = [part.load(split, size, channels, key=where) for where, part in self._parts_with_keys(key)]
+        return self._join(sets, key)
 
     def load_like(self, split: str, inputs: Inputs, *, key: str = "data.private") -> Samples:
         self.check(key)
-        return self._join([part.load_like(split, inputs, key=where) for where, part in self._named(key)], key)
+        sets = [part.load_like(split, inputs, key=where) for where, part in self._parts_with_keys(key)]
+        return self._join(sets, key)
 
-    def _named(self, key: str) -> list[tuple[str, Source]]:
+    def _parts_with_keys(self, key: str) -> list[tuple[str, Source]]:
         return [(f"{key}.parts[{i}]", part) for i, part in enumerate(self.parts)]
 
     @staticmethod
     def _join(parts: list[Samples], key: str) -> Samples:
         import torch
 
-        kinds = {part.inputs.what: type(part.inputs) for part in parts}
+        kinds = {part.inputs.plural: type(part.inputs) for part in parts}
         if len(kinds) > 1:
             raise UserError(f"{key}.parts: {' and '.join(kinds)} given; allowed: sets of one kind")
         try:
@@ -58,7 +60,7 @@ class Concat(Source):
         except ValueError as error:
             raise UserError(f"{key}.parts: {error}") from error
         names = tuple(dict.fromkeys(chain.from_iterable(part.classes for part in parts)))
-        labels = torch.cat([part.named(names).labels for part in parts])
+        labels = torch.cat([part.renumber(names).labels for part in parts])
         notes, unlabelled = [], []
         for i, part in enumerate(parts):
             notes += [f".parts[{i}]{note}" for note in part.notes]

@@ -50,7 +50,7 @@ class ImageFolder(Subset):
         if not names:
             root = expand(self.path, f"{key}.path")
             lacks = "has no train folder, and its images" if folders[-1] == root else "holds images that"
-            remarks.lacking(f".path: '{folders[-1]}' {lacks} have no class folders")
+            remarks.note_unlabelled(f".path: '{folders[-1]}' {lacks} have no class folders")
         others, samples = [], []
         for label, folder in folders.items():
             others += [f for f in folder.rglob("*") if f.suffix.lower() in OTHERS]

@@ -30,12 +30,12 @@ def describe_change(now: dict | None, before: dict | None) -> str | None:
         return None
     form, form_before = restore(now), restore(before)
     if now["images"] != before["images"]:
-        return f"{now['images']:,} {form.what}, not {before['images']:,}"
+        return f"{now['images']:,} {form.plural}, not {before['images']:,}"
     if form.facts() != form_before.facts():
         return f"{form}, not {form_before}"
     for part in ("pixels", "labels"):
         if now.get(part, before.get(part)) != before.get(part, now.get(part)):
-            name = "values" if part == "pixels" and form.what != "images" else part
+            name = "values" if part == "pixels" and form.plural != "images" else part
             return f"other {name}, or the same in another order"
     return None
 
@@ -54,7 +54,7 @@ def check(now: dict, before: dict | None, sets: Sequence[str], where: str) -> No
     """
     for name in sets if before else ():
         if change := describe_change(now[name], before[name]):
-            what = restore(now[name]).what
+            what = restore(now[name]).plural
             raise UserError(f"{SETS[name]} {what} are not those of '{where}' ({change}); its files have changed")
 
 
@@ -66,12 +66,12 @@ def renumber(samples: Samples, classes: Sequence[str], what: str) -> Samples:
     """
     if samples.classes == tuple(classes):
         return samples
-    if extra := [name for name in samples.occurring() if name not in classes]:
+    if extra := [name for name in samples.occurring_classes() if name not in classes]:
         missing = [name for name in classes if name not in samples.classes]
         has = f"{what} has classes that are not trained on: {abridge(extra)}"
         lacks = f" and lacks {abridge(missing)}" if missing else ""
         raise UserError(f"{has}{lacks}; trained on: {abridge(classes)}")
-    return samples.named(classes)
+    return samples.renumber(classes)
 
 
 def collect_notes(*sets: tuple[str, Samples | None]) -> list[str]:

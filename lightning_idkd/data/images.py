@@ -1,4 +1,4 @@
-"""Images: a set of them, and what one is to a network."""
+"""Images: sets of images, and how a network takes them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ImageInputs(Inputs):
     channels: int
     size: int
 
-    what = "images"
+    plural = "images"
     augmentations = ("none", "crop", "crop_flip")
 
     @property
@@ -74,7 +74,7 @@ class ImageInputs(Inputs):
 
     @classmethod
     def join(cls, sets: Sequence[tuple[Self, Tensor]]) -> tuple[Self, Tensor]:
-        """As :meth:`Inputs.join`; all are in colour where one set is."""
+        """As :meth:`Inputs.join`; if one set is in colour, all become so."""
         import torch
 
         if len({inputs.size for inputs, _ in sets}) > 1:
@@ -86,8 +86,8 @@ class ImageInputs(Inputs):
     def measure(self, values: Tensor, samples: Tensor, device: Any, dtype: Any) -> Inputs:
         """As :meth:`Inputs.measure`, per channel.
 
-        Both follow from how often each of the 256 levels occurs, so they do not depend on an order of summation. A
-        constant channel gets a deviation of 0.001, by which it can be divided.
+        Mean and deviation are computed from the counts of the 256 levels, so that they do not depend on an order of
+        summation. A constant channel gets a deviation of 0.001, to avoid a division by 0.
         """
         import torch
 

@@ -1,7 +1,8 @@
-"""What one sample is to a network: the base of all kinds of data.
+"""The form of a sample, and how a network takes it: the base class of all kinds of data.
 
-Store, memory prediction, architectures, evaluation and benchmark ask an `Inputs` and know no kind themselves. A further
-kind is one more subclass, and a source of such samples, as in :mod:`lightning_idkd.data.vectors`.
+The store, the memory prediction, the architectures, the evaluation and the benchmark use the methods of `Inputs`, so
+that none of them depends on a kind. To add a kind, write a subclass of `Inputs` and a source of its samples, as in
+:mod:`lightning_idkd.data.vectors`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ class Inputs(ABC):
     """
 
     kinds: ClassVar[dict[str, type[Inputs]]] = {}
-    """All kinds, by their word."""
-    what: ClassVar[str]
-    """The word for several samples of this kind; it is written into checkpoints."""
+    """All kinds by their ``plural``."""
+    plural: ClassVar[str]
+    """The word for several samples of this kind, in messages and in ``facts``, which checkpoints store."""
     augmentations: ClassVar[tuple[str, ...]] = ("none",)
-    """What ``data.augment`` may be."""
+    """Allowed values of ``data.augment``."""
     mean: Tensor | None = None
     """Mean by which inputs are scaled; None before :meth:`measure`."""
     std: Tensor | None = None
@@ -41,10 +42,10 @@ class Inputs(ABC):
     """Type of a network's input."""
 
     def __init_subclass__(cls) -> None:
-        if "what" in vars(cls):
-            if cls.what in Inputs.kinds:
-                raise TypeError(f"{cls.__name__}: another kind of data is called {cls.what}")
-            Inputs.kinds[cls.what] = cls
+        if "plural" in vars(cls):
+            if cls.plural in Inputs.kinds:
+                raise TypeError(f"{cls.__name__}: another kind of data is called {cls.plural}")
+            Inputs.kinds[cls.plural] = cls
 
     @property
     @abstractmethod
@@ -59,11 +60,15 @@ class Inputs(ABC):
     @property
     @abstractmethod
     def form(self) -> str:
-        """What a set says it is ``stored`` as where its samples have this form without conversion."""
+        """Text for this form, such as 28x28 grey; it equals ``Samples.stored`` if nothing was converted."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What tells this form from others, as plain values; :func:`restore` reads it."""
+        """Plain values that distinguish this form from others.
+
+        They must contain ``kind``, the value of ``plural``, by which :func:`restore` finds the class. Only images have
+        none.
+        """
 
     @classmethod
     @abstractmethod
@@ -73,7 +78,7 @@ class Inputs(ABC):
     @classmethod
     @abstractmethod
     def join(cls, sets: Sequence[tuple[Self, Tensor]]) -> tuple[Self, Tensor]:
-        """The values of several sets as those of one; a ValueError says how they differ, and what to do."""
+        """Join the values of several sets; raises a ValueError that says how they differ, and what to do."""
 
     @abstractmethod
     def measure(self, values: Tensor, samples: Tensor, device: Any, dtype: Any) -> Inputs:
@@ -101,14 +106,14 @@ class Inputs(ABC):
         return torch.zeros(count, *self.shape, dtype=dtype, device=device)
 
     def augmentation(self, name: str, nodes: range, seed: int, device: Any) -> Augmentation | None:
-        """What changes the training samples of ``nodes`` at random, for a value of ``data.augment``; None for none.
+        """The random changes of the training samples of ``nodes``, for a value of ``data.augment``; None for none.
 
         Raises:
             UserError: samples of this kind have no such augmentation.
         """
         if name not in self.augmentations:
             allowed, hint = " or ".join(self.augmentations), did_you_mean(name, self.augmentations)
-            raise UserError(f"data.augment: {name} given; allowed for {self.what}: {allowed}.{hint}".rstrip("."))
+            raise UserError(f"data.augment: {name} given; allowed for {self.plural}: {allowed}.{hint}".rstrip("."))
         return None
 
     def describe(self) -> dict[str, Any]:
@@ -125,12 +130,17 @@ class Inputs(ABC):
 
 
 def restore(facts: dict[str, Any], dtype: Any = None) -> Inputs:
-    """The inputs of :meth:`Inputs.facts` or, with their scaling and for networks of ``dtype``, of
-    :meth:`Inputs.describe`."""
+    """Build inputs from what :meth:`Inputs.facts` or :meth:`Inputs.describe` returned.
+
+    The latter includes the scaling, here for networks of ``dtype``.
+
+    Raises:
+        UserError: no imported class is of this kind.
+    """
     name = facts.get("kind", "images")
     if name not in Inputs.kinds:
         raise UserError(
-            f"data: {name} are a kind of data that no imported class describes; import the module of theirs"
+            f"data: {name} are a kind of data that no imported class describes; import the module of their class"
         )
     inputs = Inputs.kinds[name].from_facts(facts)
     return inputs._scaled_by(facts["mean"], facts["std"], dtype) if "mean" in facts else inputs

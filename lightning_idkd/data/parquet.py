@@ -184,17 +184,17 @@ def label_column(given: str | None, columns: dict[str, Column], path: str, key: 
         candidates = preferred or classes or also
         if len(candidates) > 1:
             several = ", ".join(candidates)
-            remarks.lacking(f".label: '{path}' has several columns of labels; set it to one of {several}")
+            remarks.note_unlabelled(f".label: '{path}' has several columns of labels; set it to one of {several}")
             return None
         if not candidates:
             others = ", ".join(f"{name} ({column.type})" for name, column in usable.items())
             advice = f"; set it to the one that holds them: {others}" if others else ""
-            remarks.lacking(f".label: no labels found in '{path}' by type or name{advice}")
+            remarks.note_unlabelled(f".label: no labels found in '{path}' by type or name{advice}")
             return None
         given = candidates[0]
     if given not in usable:
         holds = f"column '{given}' holds {columns[given].type}"
-        remarks.lacking(f".label: {holds}; allowed: integers, class labels or texts")
+        remarks.note_unlabelled(f".label: {holds}; allowed: integers, class labels or texts")
         return None
     return given
 
@@ -225,13 +225,13 @@ def number_labels(
     values = list(values)
     if (own is None) != (names is None) or set(own or ()) != set(names or ()):
         has, before = _describe_classes(own), _describe_classes(names)
-        remarks.lacking(f".path: {where} {has}, but what comes before it {before}")
+        remarks.note_unlabelled(f".path: {where} {has}, but what comes before it {before}")
         return [-1] * len(values)
     to = None if own is None else [names.index(name) for name in own]
     labels = [_number_label(value, to, where, remarks) for value in values]
     if without := labels.count(-1):
         some = f"{without:,} of {len(labels):,} images"
-        remarks.lacking(f".path: {some} have no label (null, blank or below 0) in {where}")
+        remarks.note_unlabelled(f".path: {some} have no label (null, blank or below 0) in {where}")
     return labels
 
 
@@ -244,7 +244,7 @@ def _number_label(value: Any, to: list[int] | None, where: str, remarks: Remarks
     integer = isinstance(value, (int, float)) and math.isfinite(value) and value == int(value)
     if not integer or (to is not None and value >= len(to)):
         allowed = "integers or texts" if to is None else f"0 to {len(to) - 1}"
-        remarks.lacking(f".label: {where} holds {value!r}; allowed: {allowed}")
+        remarks.note_unlabelled(f".label: {where} holds {value!r}; allowed: {allowed}")
         return -1
     if value < 0:
         return -1
@@ -287,7 +287,7 @@ class Table:
                     lacks = f".path: '{file.name}' has no column '{column}', {has}"
                     if column == self.image:
                         raise UserError(key + lacks)
-                    self.remarks.lacking(lacks)
+                    self.remarks.note_unlabelled(lacks)
         reordered = [file.name for file, other, _ in self.shards if self._has_other_order(other)]
         if reordered:
             order = f"'{reordered[0]}' lists its classes in another order than '{first.name}'"
@@ -340,7 +340,7 @@ class Table:
                 kinds.setdefault(head[self.label].kind, file.name)
                 if len(kinds) > 1:
                     several = " and ".join(f"{kind}s in '{name}'" for kind, name in kinds.items())
-                    self.remarks.lacking(f".path: column '{self.label}' holds {several}")
+                    self.remarks.note_unlabelled(f".path: column '{self.label}' holds {several}")
                     labels = [-1] * count
             row = 0
             try:

@@ -29,7 +29,7 @@ class Samples:
     """
 
     values: Tensor
-    """[N, ...]; what they are is the matter of ``inputs``."""
+    """[N, ...]; ``inputs`` describes their layout."""
     labels: Tensor
     """int64 [N]; all -1 where the set has no labels."""
     classes: tuple[str, ...]
@@ -37,9 +37,9 @@ class Samples:
     stored: str = ""
     """Form of the first sample before it was converted, such as 64x64 RGB."""
     notes: tuple[str, ...] = ()
-    """Oddities of the set, each printed once; each continues the config key that named the source."""
+    """Remarks about oddities of the set, each printed once, directly after the config key of the source."""
     unlabelled: str = ""
-    """Why samples have no label, as such a continuation; empty where all have one, or no reason is known."""
+    """Why samples have no label, printed in the same way; empty if all have one, or if the reason is unknown."""
     inputs: Inputs = None  # ty: ignore[invalid-assignment]
     """Form of the samples, and how a network takes them."""
 
@@ -53,7 +53,7 @@ class Samples:
     def __getitem__(self, index: slice | np.ndarray) -> Self:
         return replace(self, values=self.values[index], labels=self.labels[index])
 
-    def named(self, classes: Sequence[str]) -> Self:
+    def renumber(self, classes: Sequence[str]) -> Self:
         """The same samples with their labels numbered by ``classes``; a sample of any other class gets label -1."""
         import torch
 
@@ -63,14 +63,17 @@ class Samples:
         new = torch.tensor([*(number.get(name, -1) for name in self.classes), -1])  # label -1 takes the last entry
         return replace(self, labels=new[self.labels], classes=tuple(classes))
 
-    def occurring(self) -> list[str]:
+    def occurring_classes(self) -> list[str]:
         """Names of the classes that at least one sample has, in order."""
         return [self.classes[number] for number in self.labels.unique().tolist() if number >= 0]
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What identifies the set: number, form and stored form of the samples, and the SHA-256 of their values and of
-        their labels with the class names. The keys ``images`` and ``pixels`` are those of every kind of samples."""
+        their labels with the class names.
+
+        For every kind of samples, the number is called ``images``, and the digest of the values ``pixels``.
+        """
         values, labels = hashlib.sha256(), hashlib.sha256("\0".join(self.classes).encode(errors="surrogatepass"))
         values.update(self.values.contiguous().numpy())
         labels.update(self.labels.contiguous().numpy().astype("<i8"))
@@ -91,7 +94,7 @@ class Remarks:
     cacheable: bool = True
     """Whether `Source.identity` covers everything that was read."""
 
-    def lacking(self, why: str) -> None:
+    def note_unlabelled(self, why: str) -> None:
         """Note why samples have no label; only the first reason is kept."""
         self.unlabelled = self.unlabelled or why
 

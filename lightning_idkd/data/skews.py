@@ -111,7 +111,7 @@ class FeatureSkew(IID):
 
     def check(self, samples: Samples) -> None:
         if not isinstance(samples, Images):
-            what = samples.inputs.what
+            what = samples.inputs.plural
             raise UserError(f"data.partition: FeatureSkew rotates images; allowed for {what}: the other partitions")
 
     def transform(self, samples: Samples, split: Split, seed: int) -> Samples:
@@ -153,13 +153,13 @@ class FromFile(Partition):
             return
         try:
             classes, before = data["classes"], data["train"]
-            same = (samples.named(classes) if set(classes) == set(samples.classes) else samples).identity
+            same = (samples.renumber(classes) if set(classes) == set(samples.classes) else samples).identity
             part = "pixels" if all(before[k] == value for k, value in samples.inputs.facts().items()) else "labels"
             equal = same["images"] == before["images"] and same[part] == before[part]
         except (KeyError, TypeError, AttributeError) as e:
             raise UserError(f"data.partition.path: '{self.path}' is damaged where it describes its data") from e
         if not equal:
-            what, others = samples.inputs.what, f"{before['images']:,}"
+            what, others = samples.inputs.plural, f"{before['images']:,}"
             if same["images"] == before["images"]:
                 others = f"other {what}, or the same in another order"
             raise UserError(

@@ -1,4 +1,4 @@
-"""Where samples come from: the base of all sources, and of those that can be cut down to a subset."""
+"""Sources of samples: the base class of all sources, and of those that can be cut down to a subset."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def expand(path: str, key: str) -> Path:
 
 
 class Source(ABC):
-    """Base of the sources. A source of images of your own needs `read` only, and `identity` if it is to be cached; one
-    of vectors is a `VectorSource`."""
+    """Base class of the sources. Your own source of images defines `read`, and also `identity` if decoded images shall
+    be cached; your own source of vectors is a subclass of `VectorSource`."""
 
     @abstractmethod
     def read(self, split: str, size: int | None, key: str) -> tuple[tuple[str, ...] | None, Iterable[tuple]]:
@@ -50,7 +50,7 @@ class Source(ABC):
         """
 
     def identity(self, split: str, size: int | None, key: str) -> object | None:
-        """Everything that determines the images of ``split``, as something with a stable repr; None: do not cache."""
+        """Return everything that determines the images of ``split``, with a stable repr; None: do not cache."""
         return None
 
     def labelled_splits(self, split: str, size: int | None, key: str) -> str:
@@ -58,8 +58,10 @@ class Source(ABC):
         return ""
 
     def expect(self, size: int | None, channels: int | None) -> Inputs:
-        """The form that samples probably have, without reading any that are large; the arguments are those of
-        :meth:`load`."""
+        """The form that samples probably have; the arguments are those of :meth:`load`.
+
+        A source of images reads nothing for this; a source of vectors reads its table.
+        """
         return ImageInputs(channels or 3, size or 32)
 
     def load_like(self, split: str, inputs: Inputs, *, key: str = "data.private") -> Samples:
@@ -70,7 +72,7 @@ class Source(ABC):
         """
         if not isinstance(inputs, ImageInputs):
             raise UserError(
-                f"{key}: {type(self).__name__} holds images; allowed: {inputs.what}, as the private samples"
+                f"{key}: {type(self).__name__} holds images; allowed: {inputs.plural}, as the private samples"
             )
         return self.load(split, inputs.size, inputs.channels, key=key)
 
@@ -164,7 +166,7 @@ class Subset(Source):
         if split == "test" or (first == 0 and last >= len(samples)):
             return samples
         require(
-            first < len(samples), f"{key}.skip", first, f"below {len(samples)}, the number of {samples.inputs.what}"
+            first < len(samples), f"{key}.skip", first, f"below {len(samples)}, the number of {samples.inputs.plural}"
         )
         return samples[np.sort(np.random.default_rng(0).permutation(len(samples))[first:last])]
 
@@ -177,8 +179,8 @@ class Subset(Source):
                 some = ", ".join(samples.classes[:20]) + (", ..." if len(samples.classes) > 20 else "")
                 hint = did_you_mean(name, samples.classes)
                 raise UserError(f"{key}.classes: this set has no class '{name}'.{hint} It has: {some or 'no labels'}")
-        samples = samples.named(classes)
+        samples = samples.renumber(classes)
         kept = (samples.labels >= 0).nonzero()[:, 0].numpy()
         if not len(kept):
-            raise UserError(f"{key}.classes: split '{split}' has no {samples.inputs.what} of {', '.join(classes)}")
+            raise UserError(f"{key}.classes: split '{split}' has no {samples.inputs.plural} of {', '.join(classes)}")
         return samples[kept]

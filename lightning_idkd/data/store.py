@@ -24,8 +24,8 @@ NOISE = 256  # samples of noise that a detector is tried on
 EVALUATION_BATCH = 256  # fixed, so that a network whose output depends on the batch always gives the same number
 
 
-def same_named(public: Samples | None, classes: tuple[str, ...]) -> Tensor:
-    """Per public sample: the private class [m] that has the same name as its own, -1 where none has.
+def match_classes(public: Samples | None, classes: tuple[str, ...]) -> Tensor:
+    """Per public sample: the private class [m] with the same name as its own class, or -1 if there is none.
 
     It serves diagnosis only and never enters training.
     """
@@ -58,7 +58,7 @@ class Store:
         dtype: type of the scaled samples and of the targets.
 
     Raises:
-        UserError: a private share of a batch of one sample, or an augmentation that these samples do not have.
+        UserError: ``tuning`` sets a private share of a batch of one sample, or these samples have no such augmentation.
     """
 
     def __init__(self, private: Samples, test: Samples, public: Samples | None, split: Split, rows: range, *,
@@ -77,7 +77,7 @@ class Store:
         self.labels = private.labels.to(self.device)
         self.test = private.inputs.arrange(test.values).to(self.device)
         self.test_labels = test.labels.to(self.device)
-        self.truth = same_named(public, private.classes)
+        self.truth = match_classes(public, private.classes)
         self.public_stored = "" if public is None else public.stored
         self.notes = collect_notes(("data.private", private), ("data.private", test), ("data.public", public))
 
@@ -88,9 +88,9 @@ class Store:
 
         self.own = [torch.from_numpy(split.train[node]).to(self.device) for node in rows]
         self.distilled: list[Labels] | None = None
-        self.answers: tuple[list[Tensor], float] | None = None
+        self.soft_targets: tuple[list[Tensor], float] | None = None
         self.generation, self.generation_start = 0, 0
-        self._unite()
+        self._concatenate_sets()
 
     @property
     def k(self) -> int:
@@ -104,36 +104,40 @@ class Store:
     # ------------------------------------------------------------------ the set that each node trains on
 
     def distil(self, labels: list[Labels], step: int) -> None:
-        """From ``step`` on every node here trains on its own samples and on the labelled public ones."""
+        """Let the nodes of this process train on labelled public samples too, from ``step`` on."""
         self.distilled = labels
         self.generation, self.generation_start = self.generation + 1, step
-        self._unite()
+        self._concatenate_sets()
 
-    def soften(self, answers: list[Tensor], weight: float) -> None:
-        """From now on the target of a node's own sample is a mixture of its label and of its answer.
+    def soften(self, soft_targets: list[Tensor], weight: float) -> None:
+        """Mix the labels of the nodes' own samples with soft targets, from now on.
 
-        ``answers`` has, per node, distributions [a, k] over the classes; they count with ``weight``, the labels with
-        1 - ``weight``.
+        Args:
+            soft_targets: per node, distributions over the classes [a, k] for its own samples.
+            weight: weight of the soft targets in the mixture; the labels have 1 - ``weight``.
         """
-        self.answers = [soft.to(self.device, self.dtype) for soft in answers], weight
-        self._unite()
+        self.soft_targets = [soft.to(self.device, self.dtype) for soft in soft_targets], weight
+        self._concatenate_sets()
 
     def restore(
-        self, labels: list[Labels] | None, answers: tuple[list[Tensor], float] | None, generation: int, start: int
+        self, labels: list[Labels] | None, soft_targets: tuple[list[Tensor], float] | None, generation: int, start: int
     ) -> None:
-        """Restore the sets of a run that is resumed."""
+        """Restore the sets of a resumed run."""
         self.distilled, self.generation, self.generation_start = labels, generation, start
-        self.answers = None if answers is None else ([soft.to(self.device) for soft in answers[0]], answers[1])
-        self._unite()
+        self.soft_targets = None
+        if soft_targets is not None:
+            distributions, weight = soft_targets
+            self.soft_targets = [soft.to(self.device) for soft in distributions], weight
+        self._concatenate_sets()
 
-    def _unite(self) -> None:
-        """Lay the sets of all nodes end to end: indices into the pool, targets and weights of the samples."""
+    def _concatenate_sets(self) -> None:
+        """Concatenate the sets of all nodes: indices into the pool, targets and weights of the samples."""
         index, targets, self.parts = [], [], []
-        answers, weight = self.answers or ([None] * len(self.own), 0.0)
+        soft_targets, weight = self.soft_targets or ([None] * len(self.own), 0.0)
         for i, own in enumerate(self.own):
             target = F.one_hot(self.labels[own], self.k).to(self.dtype)
             index.append(own)
-            targets.append(target if answers[i] is None else (1 - weight) * target + weight * answers[i])
+            targets.append(target if soft_targets[i] is None else (1 - weight) * target + weight * soft_targets[i])
             self.parts.append([len(own)])
             if self.distilled is not None:
                 distilled = self.distilled[i]
@@ -258,8 +262,8 @@ class Store:
         """The order [m] of :meth:`public_batches`: shuffled, since a class-sorted set would skew batch statistics."""
         return randomness.permutation(self.public, 0, "public")
 
-    def unshuffled(self, outputs: T) -> T:
-        """A network's outputs for :meth:`public_batches`, brought to the set's own order."""
+    def restore_order(self, outputs: T) -> T:
+        """Reorder a network's outputs for :meth:`public_batches` to the order of the public set."""
         return outputs[torch.argsort(self.public_order()).to(self.device)]
 
     def private_batches(self, index: Tensor) -> Iterator[Tensor]:
@@ -270,7 +274,7 @@ class Store:
         """Indices of the private validation samples of ``node``, int64."""
         return torch.from_numpy(self.split.validation[node])
 
-    def examined(self, split: str, samples: int | None) -> tuple[Callable[[], Iterator[Tensor]], Tensor]:
+    def evaluation_set(self, split: str, samples: int | None) -> tuple[Callable[[], Iterator[Tensor]], Tensor]:
         """Batches and labels of a fixed random choice of ``samples`` (None: of all) of a ``split``.
 
         The split is ``test``, the test set, or ``validation``, the validation samples of all nodes. The batches come

@@ -92,7 +92,7 @@ class Vectors(VectorSource):
         names: tuple[str, ...] = ()
         labels = np.full(len(values), -1)
         if self.label is None:
-            remarks.lacking(".label: null given, so the vectors have no labels")
+            remarks.note_unlabelled(".label: null given, so the vectors have no labels")
         else:
             read = to_labels(table[self.label], f"{key}.label", path)
             names, numbers, note = number_classes(read)
@@ -109,7 +109,7 @@ class Vectors(VectorSource):
         return names, zip(values, labels.tolist(), strict=True), remarks
 
     def _choose_columns(self, table: Table, notes: list[str]) -> tuple[list[str], list[str]]:
-        """The columns of the features, and the notes that still matter."""
+        """The columns of the features, and the notes, with one about columns that are left out."""
         if self.columns is not None:
             return list(map(str, self.columns)), notes
         numbered = [name for name in table if name != self.label and is_row_number(name)]
@@ -207,20 +207,22 @@ def read_csv(path: Path, header: bool | None) -> tuple[Table, list[str]]:
     first = (text[: 2**20].splitlines() or [b""])[0].decode(errors="replace").strip()
     delimiter = max(",;\t", key=first.count)
     cells = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
-    bare = is_line_of_numbers(cells) if header is None else not header
-    names = [str(i) for i in range(len(cells))] if bare else cells
+    starts_with_data = is_line_of_numbers(cells) if header is None else not header
+    names = [str(i) for i in range(len(cells))] if starts_with_data else cells
     require_different(names)
     most = 2**31 - 1  # a smaller block could take a column for whole numbers whose first fraction comes later
     options = reader.ReadOptions(
-        column_names=names, skip_rows=0 if bare else 1, block_size=min(max(len(text), 1), most)
+        column_names=names, skip_rows=0 if starts_with_data else 1, block_size=min(max(len(text), 1), most)
     )
     table = reader.read_csv(io.BytesIO(text), options, reader.ParseOptions(delimiter=delimiter))
-    notes = ["the first line has no names, so the columns are 0, 1, ... (header: true if it has)"] if bare else []
-    return dict(zip(names, table.columns, strict=True)), notes if header is None else []
+    notes = []
+    if starts_with_data and header is None:
+        notes = ["the first line has no names, so the columns are 0, 1, ... (header: true if it has)"]
+    return dict(zip(names, table.columns, strict=True)), notes
 
 
 def require_different(names: Sequence[str]) -> None:
-    """A ValueError where two columns have the same name."""
+    """Raise a ValueError if two columns have the same name."""
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"several columns are named '{min(twice)}'")
 
@@ -231,10 +233,10 @@ def is_row_number(name: str) -> bool:
 
 
 def is_line_of_numbers(cells: list[str]) -> bool:
-    """Whether the first line of a file is a row rather than the names of the columns.
+    """Whether the first line of a file is a row of data rather than the names of the columns.
 
-    All its cells are numbers, or one is a fraction. Whole numbers from 0 on are the names that pandas gives to the
-    columns of an array.
+    It is data if all cells are numbers, or if any is a fraction. The line 0, 1, 2, ... counts as names, since pandas
+    gives these names to the columns of an array.
     """
     if cells == [str(i) for i in range(len(cells))]:
         return False
@@ -281,7 +283,7 @@ def to_numbers(column: Any, name: str, path: str, where: str, key: str) -> np.nd
 def to_labels(column: Any, key: str, path: str) -> list[int | str]:
     """The values of a label column, whole numbers as integers and others as texts; -1 is a missing value.
 
-    Where a number is negative all are texts, since -1 is a class there.
+    If a number is negative, all labels become texts, since -1 is then a class.
     """
     labels: list[int | str | None] = []
     for value in column.tolist() if isinstance(column, np.ndarray) else column.to_pylist():

@@ -1,4 +1,4 @@
-"""Vectors of numbers, such as the rows of a table: what one is to a network, and the base of sources of them."""
+"""Vectors of numbers, such as the rows of a table: their form, and the base class of their sources."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ LARGEST = 1e150  # the square of a larger value could overflow
 class VectorInputs(Inputs):
     """Vectors of F features: values and pools are float64 [N, F], inputs [N, F].
 
-    Values keep 64 bits until they are scaled, so that a large feature of small variation, such as a date, loses none.
+    Values keep 64 bits until they are scaled, so that a large feature of small variation, such as a date, loses no
+    precision.
 
     Args:
         columns: names of the features.
@@ -38,7 +39,7 @@ class VectorInputs(Inputs):
     low: Tensor
     high: Tensor
 
-    what = "vectors"
+    plural = "vectors"
 
     @property
     def shape(self) -> tuple[int]:
@@ -56,7 +57,7 @@ class VectorInputs(Inputs):
         return self.form
 
     def facts(self) -> dict[str, Any]:
-        return {"kind": self.what, "columns": list(self.columns)}
+        return {"kind": self.plural, "columns": list(self.columns)}
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"low": self.low, "high": self.high}
@@ -78,7 +79,10 @@ class VectorInputs(Inputs):
         return cls(columns, joined.amin(0), joined.amax(0)), joined
 
     def measure(self, values: Tensor, samples: Tensor, device: Any, dtype: Any) -> Inputs:
-        """As :meth:`Inputs.measure`, per feature; a constant one keeps its unit: its deviation is only rounding."""
+        """As :meth:`Inputs.measure`, per feature.
+
+        A constant feature is only centred, since its measured deviation is rounding error.
+        """
         chosen = values[samples]
         mean = chosen.mean(0)
         std = (chosen - mean).square().mean(0).sqrt()
@@ -105,16 +109,16 @@ class VectorInputs(Inputs):
 
 
 class VectorSource(Subset):
-    """Base of the sources of vectors. A source of your own needs `read` only: a sample is an array [F] of finite
-    numbers, and ``Remarks(columns=...)`` names the features where they have names."""
+    """Base class of the sources of vectors. Your own source defines `read`: a sample is an array [F] of finite numbers,
+    and ``Remarks(columns=...)`` names the features if they have names."""
 
     def expect(self, size: int | None, channels: int | None) -> Inputs:
         return self.load("train", size, channels).inputs
 
     def load_like(self, split: str, inputs: Inputs, *, key: str = "data.private") -> Samples:
-        """As :meth:`Source.load_like`; the columns are found by their names, and further ones are left out."""
+        """As :meth:`Source.load_like`; columns are matched by name, and further ones are left out."""
         if not isinstance(inputs, VectorInputs):
-            allowed = f"{inputs.what}, as the private samples"
+            allowed = f"{inputs.plural}, as the private samples"
             raise UserError(f"{key}: {type(self).__name__} holds vectors; allowed: {allowed}")
         samples = self.load(split, key=key)
         columns = samples.inputs.columns

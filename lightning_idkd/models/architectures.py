@@ -59,7 +59,7 @@ class Architecture(ABC):
             needs, has = " and ".join(lacking) or "sizes of images", " and ".join(inputs.sizes)
             allowed = "MLP, TorchModule, or a class of yours whose build takes features and classes"
             raise UserError(
-                f"node.network: {type(self).__name__} needs {needs}, but {inputs.what} have {has}; allowed: {allowed}"
+                f"node.network: {type(self).__name__} needs {needs}, but {inputs.plural} have {has}; allowed: {allowed}"
             )
         chosen = dict.fromkeys([*needed, *(["classes"] if "classes" in parameters else [])])
         return self.build(**{name: offered[name] for name in chosen})
@@ -69,15 +69,15 @@ class Architecture(ABC):
 class ResNet(Architecture):
     """CIFAR ResNet of 6n+2 layers in three stages (He et al., CVPR 2016, section 4.2), for images of 8x8 and more.
 
-    A shortcut that changes the shape is a 1x1 convolution of stride 2 with a norm. "evonorm", "evonorm_batch" and
-    "evonorm_qgm" place EvoNorm-S0 (Liu et al., NeurIPS 2020), which normalises and activates, where the network of the
-    QG-DSGDm paper has it: in the stem and after each block's first convolution. They differ in the norm after the
-    second convolution and in the shortcut. "evonorm_batch" has BatchNorm with the statistics of the current batch
-    there, in evaluation too, as the QG-DSGDm paper; "evonorm" has GroupNorm, so that no output depends on the other
-    samples of the batch. Both have 8 groups, or the largest of 4, 2, 1 that divides the channels. "evonorm_qgm" is the
-    ResNet-20-EvoNorm of QG-DSGDm's and IDKD's code, with 272,474 parameters for CIFAR-10: the same BatchNorm, and an
-    EvoNorm with up to 32 groups, the unbiased variance, an untrained v (272,826 parameters if trained) and a ReLU after
-    it.
+    A shortcut that changes the shape is a 1x1 convolution of stride 2 with a norm. The three kinds of EvoNorm-S0 (Liu
+    et al., NeurIPS 2020), which normalises and activates, are placed as in the network of the QG-DSGDm paper: in the
+    stem and after each block's first convolution. They differ in the norm after the second convolution and in the
+    shortcut. "evonorm_batch" has BatchNorm there, with the statistics of the current batch, in evaluation too, as in
+    the QG-DSGDm paper. "evonorm" has GroupNorm there, so that no output depends on the other samples of the batch. Both
+    have 8 groups, or the largest of 4, 2, 1 that divides the channels. "evonorm_qgm" is the ResNet-20-EvoNorm of the
+    code of QG-DSGDm and IDKD, with 272,474 parameters for CIFAR-10. It has the BatchNorm of "evonorm_batch", and an
+    EvoNorm with up to 32 groups, the unbiased variance, an untrained v (272,826 parameters if trained), and a ReLU
+    after it.
     """
 
     depth: int = 20
@@ -361,7 +361,7 @@ class TorchModule(Architecture):
             logits = module(samples)
         except Exception as error:
             message = (
-                f"node.network.path: {self.path} fails on {inputs.what} {list(samples.shape)}: {_summarise(error)}."
+                f"node.network.path: {self.path} fails on {inputs.plural} {list(samples.shape)}: {_summarise(error)}."
             )
             if inputs.sizes.get("channels") == 1:
                 message += " These images are grey; if the network takes three channels, set data.channels to 3."
@@ -369,7 +369,7 @@ class TorchModule(Architecture):
         if not isinstance(logits, Tensor) or logits.shape != (len(samples), classes):
             given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(
-                f"node.network.path: {self.path} returns {given} for 2 {inputs.what}, not logits [2, {classes}]."
+                f"node.network.path: {self.path} returns {given} for 2 {inputs.plural}, not logits [2, {classes}]."
             )
         return logits
 

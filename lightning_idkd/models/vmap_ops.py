@@ -27,10 +27,10 @@ def call_channelwise(op: Callable[..., Tensor], *tensors: Tensor | None) -> Tens
     ``vmap`` one call gets the tensors of all n nodes: [B, n C, H, W] and [n C].
     """
 
-    def merged(n: int, *tensors: Tensor | None) -> tuple[Tensor, int]:
+    def merge(n: int, *tensors: Tensor | None) -> tuple[Tensor, int]:
         return op(n, *(t if t is None else _merge_nodes(t) for t in tensors)).unflatten(1, (n, -1)), 1
 
-    return _AllNodes.apply(merged, *tensors) if is_batched(tensors[0]) else op(1, *tensors)
+    return _AllNodes.apply(merge, *tensors) if is_batched(tensors[0]) else op(1, *tensors)
 
 
 def call_nodewise(op: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:

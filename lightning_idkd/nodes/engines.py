@@ -2,7 +2,7 @@
 
 ``loop`` runs one node after the other.
 ``parallel`` is the loop with the nodes split over worker threads, as many as torch has threads, one core each.
-``vmap`` runs up to ``abreast`` nodes in one batched call, with all threads.
+``vmap`` runs up to ``nodes_per_call`` nodes in one batched call, with all threads.
 ``graph`` is ``vmap`` recorded once as a CUDA graph: its Python code does not run again.
 ``compile`` is the loop over a program that ``torch.compile`` makes of a node.
 ``auto`` stands for the fastest of those that :meth:`Engines.engines` lists, as :meth:`Engines.choose` times them.
@@ -46,15 +46,15 @@ class Engines(Rows):
     Args:
         make, nodes, seed, device, dtype: as in :class:`~lightning_idkd.nodes.rows.Rows`.
         engine: see the top of this file; set it to one of the engines, or let :meth:`choose` set it.
-        abreast: the largest number of nodes that ``vmap`` runs in one call; None for all.
+        nodes_per_call: the largest number of nodes that ``vmap`` runs in one call; None for all.
         autocast: run training steps in bfloat16 where torch's autocast considers that safe.
     """
 
     def __init__(self, make: Callable[[], NodeModule], nodes: Sequence[int], seed: int = 0,
                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, engine: Engine = "loop",
-                 abreast: int | None = None, autocast: bool = False):  # fmt: skip
+                 nodes_per_call: int | None = None, autocast: bool = False):  # fmt: skip
         super().__init__(make, nodes, seed, device, dtype)
-        self.engine, self.abreast, self.autocast = engine, abreast or self.n, autocast
+        self.engine, self.nodes_per_call, self.autocast = engine, nodes_per_call or self.n, autocast
         first = self.modules[0]
         self._places = locate_tensors(first)
         self._workers: ThreadPoolExecutor | None = None
@@ -121,14 +121,16 @@ class Engines(Rows):
         return self.engine in ("parallel", "vmap") and self.device.type == "cpu" and torch.get_num_threads() > 1
 
     def _split_rows(self, rows: range) -> list[range]:
-        """Split ``rows`` into the parts that one call each runs: all rows, those of a worker, or at most ``abreast``.
+        """Split ``rows`` into the parts that one call each runs.
+
+        A part has all rows, those of a worker, or at most ``nodes_per_call``.
 
         Workers start after the first step, since only that step shows whether the network draws from the global
         generator, which workers would share.
         """
         count = 1
         if self.engine in BATCHED:
-            count = math.ceil(len(rows) / self.abreast)
+            count = math.ceil(len(rows) / self.nodes_per_call)
         elif self.splits and self._draws is False:
             count = min(torch.get_num_threads(), len(rows))
         ends = [rows.start + len(rows) * k // count for k in range(count + 1)]
@@ -282,7 +284,7 @@ class Engines(Rows):
         or loss, which may run Python code that a recording would leave out.
         """
         if self.device.type == "cpu":
-            return ["loop", "parallel", *(["vmap"] if self.abreast > 1 else [])]
+            return ["loop", "parallel", *(["vmap"] if self.nodes_per_call > 1 else [])]
         node = self.modules[0]
         built_in = type(node) is NodeModule and type(node.network).__module__.startswith("lightning_idkd.")
         return ["loop", "vmap", *(["graph"] if built_in else [])]

@@ -24,7 +24,7 @@ class NodeStack(Engines):
     """The nodes of one process: their rows and the engine that runs them.
 
     :class:`~lightning_idkd.nodes.rows.Rows` describes the arguments ``make`` to ``dtype``,
-    :class:`~lightning_idkd.nodes.engines.Engines` the arguments ``engine``, ``abreast`` and ``autocast``.
+    :class:`~lightning_idkd.nodes.engines.Engines` the arguments ``engine``, ``nodes_per_call`` and ``autocast``.
     """
 
     def step(self, x: Tensor, y: Tensor, step: int, *more: Tensor) -> Tensor:

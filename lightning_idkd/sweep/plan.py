@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from lightning_idkd import randomness
 from lightning_idkd.checkout import CALLBACKS
 from lightning_idkd.config import Config
-from lightning_idkd.config.resolved import RESULT, SAME, at, difference
+from lightning_idkd.config.resolved import RESULT, SAME, difference, look_up
 from lightning_idkd.errors import UserError
 from lightning_idkd.files import write
 from lightning_idkd.records.run_folder import RunFolder
@@ -237,7 +237,7 @@ def plan_initial_training(group: list[Cell], runs: str) -> Cell:
 
     starts = {cell.start for cell in group if cell.start}
     last = max(group, key=lambda cell: cell.start or 0)
-    shared = {key: at(last.config.resolved, key) for key in SHARED}
+    shared = {key: look_up(last.config.resolved, key) for key in SHARED}
     name = digest([shared, last.learning_rates(max(starts))])
     arguments = [*last.arguments, "--distillation", "null", "--calibration", "null", "--data.public", "null",
                  "--run.dir", str(Path(runs) / "initial"), "--run.name", name]  # fmt: skip

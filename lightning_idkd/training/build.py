@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from lightning_idkd.data.inputs import Inputs
     from lightning_idkd.data.samples import Samples
-    from lightning_idkd.training.resume import Before
+    from lightning_idkd.training.resume import EarlierRun
 
 
 class Parts(NamedTuple):
@@ -40,13 +40,13 @@ class Parts(NamedTuple):
     """Predicted bytes at the peak."""
 
 
-def build_parts(config: Config, fabric: Fabric, before: Before | None = None) -> Parts:
+def build_parts(config: Config, fabric: Fabric, earlier: EarlierRun | None = None) -> Parts:
     """Build all parts of an experiment.
 
     Raises:
-        UserError: data that do not fit together or are not those of the run ``before``, or too little memory.
+        UserError: data that do not fit together or have changed since the ``earlier`` run, or too little memory.
     """
-    private, test, public, split = load_samples(config, before)
+    private, test, public, split = load_samples(config, earlier)
     network = Network(config.graph.build(config.seed), fabric.global_rank, fabric.world_size)
     dtype = torch.float64 if config.run.precision == 64 else torch.float32
     store = Store(
@@ -66,24 +66,23 @@ def build_parts(config: Config, fabric: Fabric, before: Before | None = None) ->
     make = node_maker(config, store.inputs, store.k)
     with randomness.fork_generators(config.seed, "trial"):
         trial = make().to(fabric.device, dtype)
-        kept = memory.measure_activations(trial, store, config.run.autocast)
-    needs = memory.predict(config, trial, store, network.graph, kept, network.world)
+        activations = memory.measure_activations(trial, store, config.run.autocast)
+    needs = memory.predict(config, trial, store, network.graph, activations, network.world)
     sharing = network.world if fabric.device.type == "cpu" else 1
     memory.require_memory(needs, fabric.broadcast(memory.read_free_memory(fabric.device)), network.graph.nodes, sharing)
-    abreast = memory.choose_nodes_per_call(kept, len(network.rows), fabric.device)
-    stack = NodeStack(
-        make, network.rows, config.seed, fabric.device, dtype, abreast=abreast, autocast=config.run.autocast
-    )
+    nodes_per_call = memory.choose_nodes_per_call(activations, len(network.rows), fabric.device)
+    engine_options = {"nodes_per_call": nodes_per_call, "autocast": config.run.autocast}
+    stack = NodeStack(make, network.rows, config.seed, fabric.device, dtype, **engine_options)
     return Parts(split, network, store, stack, sum(needs.values()))
 
 
-def load_samples(config: Config, before: Before | None = None) -> tuple:
+def load_samples(config: Config, earlier: EarlierRun | None = None) -> tuple:
     """Private, test and public samples (in the private set's form), and the split.
 
     Raises:
-        UserError: data that do not fit together, or are not those of the run ``before``.
+        UserError: data that do not fit together, or have changed since the ``earlier`` run.
     """
-    data, private = config.data, load_private(config, before)
+    data, private = config.data, load_private(config, earlier)
     test = load_labelled(config, "test", private.inputs)
     test = identity.renumber(test, private.classes, "data.private: the test part")
     public = None
@@ -91,18 +90,18 @@ def load_samples(config: Config, before: Before | None = None) -> tuple:
         public = data.public.load_like("train", private.inputs, key="data.public")
         if len(public) < config.train.batch_size:
             batch = f"a batch, train.batch_size {config.train.batch_size}"
-            raise UserError(f"data.public: {len(public)} {public.inputs.what} are less than {batch}")
+            raise UserError(f"data.public: {len(public)} {public.inputs.plural} are less than {batch}")
     identities = identity.record(private, test, public)
-    if before:
-        identity.check(identities, before.data, before.sets, before.run)
+    if earlier:
+        identity.check(identities, earlier.data, earlier.sets, earlier.folder)
     labels, k = private.labels.numpy(), len(private.classes)
     split = partition(data.partition, labels, config.graph.nodes, config.seed, data.validation, k)
     split.data = identities
     return data.partition.transform(private, split, config.seed), test, public, split
 
 
-def load_private(config: Config, before: Before | None = None) -> Samples:
-    """The private set's training part, all its samples with a label, its classes in the order of the run ``before``."""
+def load_private(config: Config, earlier: EarlierRun | None = None) -> Samples:
+    """The private set's training part, with a label for every sample and the classes in the ``earlier`` run's order."""
     private = load_labelled(config, "train")
     if len(private.classes) < 2:
         raise UserError(
@@ -112,17 +111,16 @@ def load_private(config: Config, before: Before | None = None) -> Samples:
         raise UserError(
             f"data.private: several classes have the same name: {identity.abridge(sorted(twice))}; classes go by name"
         )
-    if before and before.data:
-        known = before.data["classes"]
-        if set(known) != set(private.classes):
-            more, less = (
-                [name for name in a if name not in b] for a, b in ((private.classes, known), (known, private.classes))
-            )
-            said = " and ".join(
-                f"{word} {identity.abridge(names)}" for word, names in (("has", more), ("lacks", less)) if names
-            )
-            raise UserError(f"data.private: the classes are not those of '{before.run}': this set {said}")
-        private = private.named(known)
+    if earlier and earlier.data:
+        classes, differences = earlier.data["classes"], []
+        if extra := [name for name in private.classes if name not in classes]:
+            differences.append(f"has {identity.abridge(extra)}")
+        if missing := [name for name in classes if name not in private.classes]:
+            differences.append(f"lacks {identity.abridge(missing)}")
+        if differences:
+            given = f"this set {' and '.join(differences)}"
+            raise UserError(f"data.private: the classes are not those of '{earlier.folder}': {given}")
+        private = private.renumber(classes)
     config.data.partition.check(private)
     return private
 
@@ -138,17 +136,20 @@ def load_labelled(config: Config, split: str, inputs: Inputs | None = None) -> S
         samples = data.private.load(split, data.image_size, data.channels, key=key)
     else:
         samples = data.private.load_like(split, inputs, key=key)
-    bare = int((samples.labels < 0).sum())
-    if not bare:
+    unlabelled = int((samples.labels < 0).sum())
+    if not unlabelled:
         return samples
-    some = f"{bare:,} of {len(samples):,} {split} {samples.inputs.what} have no label"
-    why = samples.unlabelled or f": {'this set has no labels' if bare == len(samples) and split == 'train' else some}"
+    why = samples.unlabelled
+    if not why and unlabelled == len(samples) and split == "train":
+        why = ": this set has no labels"
+    elif not why:
+        why = f": {unlabelled:,} of {len(samples):,} {split} {samples.inputs.plural} have no label"
     advice = data.private.labelled_splits(split, data.image_size, key) if split == "test" else ""
     raise UserError(f"{key}{why}; {advice or 'only a public set does without labels'}")
 
 
 def node_maker(config: Config, inputs: Inputs, classes: int) -> Callable[[], NodeModule]:
-    """A function that builds one node for samples of this form."""
+    """Make a function that builds one node for samples of this form."""
     Module = import_node_module(config.node.module)
 
     def make() -> NodeModule:

@@ -40,7 +40,7 @@ class Detectors:
         self.printed: set[tuple[int, str]] = set()  # remarks that were printed already, by node
 
     def select(self, public: list[Outputs], step: int) -> list[Selection]:
-        """What every node selects, given its outputs on the public set."""
+        """Select public samples for each node of this process, given its outputs on the public set."""
         remarks: list[dict[str, str]] = [{} for _ in public]
         scores = [self.score_samples(i, outputs) for i, outputs in enumerate(public)]
         thresholds = [self.fix_threshold(i, *scores[i], remarks[i]) for i in range(len(public))]
@@ -68,7 +68,7 @@ class Detectors:
         perturb = functools.partial(score.perturb, module) if perturbs else (lambda x: x)
         outputs = [
             run_network(module, map(perturb, store.private_batches(held_out if len(held_out) else own))),
-            store.unshuffled(run_network(module, map(perturb, store.public_batches()))) if perturbs else public,
+            store.restore_order(run_network(module, map(perturb, store.public_batches()))) if perturbs else public,
             run_network(module, map(perturb, store.noise_batches())),
         ]
         scores = compute_finite_scores(score, require_finite(Outputs.cat(outputs), node), f" of node {node}")
@@ -94,20 +94,20 @@ class Detectors:
     def pool(self, thresholds: list[float], step: int) -> list[float]:
         """The mean threshold of every node and its neighbours."""
         mine = torch.tensor(thresholds, dtype=torch.float64)
-        known, mixing = self.network.share(mine[:, None], step), self.network.graph.mixing(step)
+        received, mixing = self.network.share(mine[:, None], step), self.network.graph.mixing(step)
         pooled = []
         for i in self.network.rows:
             senders, _weights = mixing.terms[i]
-            pooled.append(torch.stack([known[j] for j in senders]).mean().item())
+            pooled.append(torch.stack([received[j] for j in senders]).mean().item())
         return pooled
 
     def measure(self, i: int, selection: Selection, public: Outputs) -> dict[str, float]:
-        """How good row ``i``'s selection is; see :data:`~lightning_idkd.labels.MEASURES`."""
+        """Measures of row ``i``'s selection; see :data:`~lightning_idkd.labels.MEASURES`."""
         node, kept, store = self.network.rows[i], selection.kept, self.store
         has_held_out = len(store.held_out(node)) > 0
-        truth, answer = store.truth.to(kept.device)[kept], public.logits[kept].argmax(1)
-        known = truth >= 0
-        holds = store.counts()[i].to(truth.device) > 0
+        truth, predicted = store.truth.to(kept.device)[kept], public.logits[kept].argmax(1)
+        has_private_class = truth >= 0
+        node_has_class = store.counts()[i].to(truth.device) > 0
 
         def share(mask: Tensor) -> float:
             return mask.double().mean().item() if len(mask) else math.nan
@@ -119,24 +119,28 @@ class Detectors:
             "own_kept": share(selection.private >= selection.threshold),
             "auroc_noise": metrics.auroc(selection.private, selection.noise) if has_held_out else math.nan,
             "noise_kept": share(selection.noise >= selection.threshold),
-            "known_fraction": share(holds[truth[known]]),
-            "label_accuracy": share((answer == truth)[known]),
+            "known_fraction": share(node_has_class[truth[has_private_class]]),
+            "label_accuracy": share((predicted == truth)[has_private_class]),
             "keeps_none": float(not kept.any()),
         }
 
     def print_remarks(self, remarks: list[dict[str, str]]) -> None:
-        """Print every kind of remark in one line that lists the nodes; once in a run for each node.
+        """Print a line for each kind of remark, which lists the nodes; a node is listed once in a run.
 
         Args:
-            remarks: of every row here its remarks (of :data:`REMARKS`), each with a detail, which may be empty.
+            remarks: for each node of this process, its remarks (keys from :data:`REMARKS`), each with a detail that may
+                be empty.
         """
-        of_all = self.network.report_objects(remarks)
+        all_remarks = self.network.report_objects(remarks)
         for remark in REMARKS:
-            nodes = [i for i, known in enumerate(of_all) if remark in known and (i, remark) not in self.printed]
+            nodes = [i for i, given in enumerate(all_remarks) if remark in given and (i, remark) not in self.printed]
             self.printed |= {(i, remark) for i in nodes}
             if not nodes:
                 continue
-            listed = [f"{i} ({of_all[i][remark]})" if of_all[i][remark] else str(i) for i in nodes[:LISTED]]
+            listed = []
+            for i in nodes[:LISTED]:
+                detail = all_remarks[i][remark]
+                listed.append(f"{i} ({detail})" if detail else str(i))
             more = f" and {len(nodes) - LISTED} more" if len(nodes) > LISTED else ""
             calibration, plural = self.calibration, "s" if len(nodes) > 1 else ""
             text = remark.format(fallback=calibration.fallback_below, score=type(calibration.score).__name__)
@@ -154,7 +158,7 @@ def try_score(score: OodScore, stack: NodeStack, store: Store) -> None:
 
 
 def require_finite(outputs: Outputs, node: int) -> Outputs:
-    """``outputs``, refused where logits are not finite: they give neither a score nor a label."""
+    """Return ``outputs``, or refuse them if logits are not finite, since these give neither a score nor a label."""
     bad = int((~outputs.logits.isfinite().all(1)).sum())
     if bad:
         raise UserError(f"calibration: the logits of node {node} are not finite for {bad} of {len(outputs)} samples")
@@ -162,7 +166,7 @@ def require_finite(outputs: Outputs, node: int) -> Outputs:
 
 
 def compute_finite_scores(score: OodScore, outputs: Outputs, whose: str = "") -> Tensor:
-    """``score`` of ``outputs``, float32 [N], refused where one is not finite."""
+    """``score`` of ``outputs``, float32 [N]; refused if one is not finite."""
     scores = compute_scores(score, outputs)
     if not scores.isfinite().all():
         bad = int((~scores.isfinite()).sum())
@@ -173,7 +177,7 @@ def compute_finite_scores(score: OodScore, outputs: Outputs, whose: str = "") ->
 
 
 def compute_scores(score: OodScore, outputs: Outputs) -> Tensor:
-    """``score`` of ``outputs`` [N], refused where it is not a tensor with one number for each sample."""
+    """``score`` of ``outputs`` [N]; refused if it is not a tensor with one number for each sample."""
     scores, n = score(outputs), len(outputs)
     if not isinstance(scores, Tensor) or scores.shape != (n,):
         given = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__

@@ -37,19 +37,20 @@ class Parts(Protocol):
 
 
 def gather(run: Parts) -> dict:
-    """Everything a resumed run needs, gathered from all processes."""
+    """Gather everything that a resumed run needs from all processes."""
     network, store, stack, gossip = run.network, run.store, run.stack, run.gossip
-    distilled = answers = None
+    distilled = soft_targets = None
     if store.distilled is not None:
         distilled = network.report_objects(
             [(label.index.cpu(), label.probabilities.cpu()) for label in store.distilled]
         )
-    if store.answers is not None:
-        answers = network.report_objects([a.cpu() for a in store.answers[0]]), store.answers[1]
+    if store.soft_targets is not None:
+        targets, weight = store.soft_targets
+        soft_targets = network.report_objects([soft.cpu() for soft in targets]), weight
     callbacks = []
     for callback in run.hooks.callbacks:
         name = type(callback).__name__
-        callbacks.append((name, storable(callback.state_dict(), f"callbacks: {name}: state_dict()")))
+        callbacks.append((name, to_storable(callback.state_dict(), f"callbacks: {name}: state_dict()")))
     return run.progress.state() | {
         "version": 1,
         "layout": stack.describe(),
@@ -58,7 +59,7 @@ def gather(run: Parts) -> dict:
         "device": stack.device.type,
         "engine": stack.engine,
         "threads": torch.get_num_threads(),
-        "abreast": stack.abreast if stack.engine in BATCHED else None,
+        "abreast": stack.nodes_per_call if stack.engine in BATCHED else None,
         "norms": cpu_norms.name_backend(stack.device),
         "devices": network.world,
         "from": run.header.get("from"),
@@ -68,7 +69,7 @@ def gather(run: Parts) -> dict:
         "rule": {k: network.report(b) for k, b in gossip.buffers.items()},
         "rule_edges": {k: gather_edges(network, v) for k, v in gossip.edge_buffers.items()},
         "distilled": distilled,
-        "answers": answers,
+        "answers": soft_targets,
         "teacher": None if run.distillation is None else run.distillation.teacher.state_dict(run),
         "generation": (store.generation, store.generation_start),
         "counts": network.counts(),
@@ -84,16 +85,16 @@ def gather_edges(network: Network, T: Tensor) -> Tensor:
     return torch.cat(network.report_objects([T[senders == node].cpu() for node in network.rows]))
 
 
-def storable(value: Any, what: str) -> Any:
-    """A callback's state as a checkpoint can hold it; ``what`` says which value it is, in words.
+def to_storable(value: Any, what: str) -> Any:
+    """Convert a callback's state to values that a checkpoint can hold; ``what`` names the state in messages.
 
     Raises:
-        UserError: it holds something that a checkpoint, which is read without running code, cannot hold.
+        UserError: the state has a value that a checkpoint, which is read without running code, cannot hold.
     """
     if isinstance(value, dict):
-        return {key: storable(v, f"{what}[{key!r}]") for key, v in value.items()}
+        return {key: to_storable(v, f"{what}[{key!r}]") for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        items = [storable(v, f"{what}[{i}]") for i, v in enumerate(value)]
+        items = [to_storable(v, f"{what}[{i}]") for i, v in enumerate(value)]
         return tuple(items) if isinstance(value, tuple) else items
     if isinstance(value, Tensor) or value is None or isinstance(value, (bool, int, str)) or type(value) is float:
         return value
@@ -109,9 +110,9 @@ def restore(run: Parts, state: dict, lines: list[dict], distillation: bool = Tru
     """Continue from ``state``.
 
     Args:
-        lines: metrics of the run that wrote it.
-        distillation: whether training goes on with the distilled labels of the checkpoint.
-        fork: whether this is another run than the one that wrote it.
+        lines: metrics of the run that wrote the checkpoint.
+        distillation: whether training continues with the distilled labels of the checkpoint.
+        fork: whether this is another run than the one that wrote the checkpoint.
 
     Raises:
         UserError: the checkpoint is of another network or graph.
@@ -145,10 +146,10 @@ def restore(run: Parts, state: dict, lines: list[dict], distillation: bool = Tru
 
 def restore_labels(run: Parts, state: dict, mine: slice) -> None:
     """Put the distilled labels of a checkpoint into the store, and the teacher's state into the teacher."""
-    labels, answers = state["distilled"], state["answers"]
+    labels, soft_targets = state["distilled"], state["answers"]
     run.store.restore(
         None if labels is None else [Labels(i, p).to(run.stack.device) for i, p in labels[mine]],
-        None if answers is None else (answers[0][mine], answers[1]),
+        None if soft_targets is None else (soft_targets[0][mine], soft_targets[1]),
         *state["generation"],
     )
     if run.distillation is not None:

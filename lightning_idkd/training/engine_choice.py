@@ -1,6 +1,6 @@
-"""Chooses the engine and the number of threads: as asked, as in the checkpoint, or the fastest of a short trial.
+"""Chooses the engine and the number of threads: those of the config or checkpoint, or the fastest in a short trial.
 
-A trial is made once on a machine for networks and batches of one shape; its outcome is kept in the cache folder.
+A machine runs one trial for each shape of networks and batches, and stores the result in the cache folder.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from lightning_idkd.records import report
 from lightning_idkd.training.resume import Start
 
 FILE = "engines.json"
-EDITION = 2  # of the engines: timings of another edition do not count
+EDITION = 2  # increased when the engines change, so that older timings are ignored
 
 
 def choose_engine(config: Config, start: Start, fabric: Fabric, store: Store, stack: NodeStack,
                   say: Callable[[str], None]) -> tuple[str, int]:  # fmt: skip
     """Set the stack's engine and torch's threads, and return both; all processes choose the same.
 
-    A resumed run keeps its own, whatever is asked. A fork keeps its source's unless something else is asked. For
-    another number of processes or kind of device both are chosen anew.
+    A resumed run keeps its engine and threads, whatever the config says. A fork keeps those of its source, unless the
+    config names an engine or a number of threads. If the number of processes or the kind of device differs from that of
+    the checkpoint, both are chosen again.
     """
     asked, saved = config.run, start.state
     on_cpu = fabric.device.type == "cpu"
@@ -43,9 +44,9 @@ def choose_engine(config: Config, start: Start, fabric: Fabric, store: Store, st
     same_machine = saved and (saved["devices"], saved.get("device", "cpu")) == (asked.devices, fabric.device.type)
     if same_machine and (not start.fork or (asked.engine == "auto" and asked.threads is None)):
         choice = saved["engine"], saved["threads"]
-        stack.abreast = saved.get("abreast") or stack.abreast
-        if (before := saved.get("norms", norms)) != norms:
-            say(report.format_field("note", f"norms by {before} so far, by {norms} from here: last bits differ"))
+        stack.nodes_per_call = saved.get("abreast") or stack.nodes_per_call
+        if (saved_norms := saved.get("norms", norms)) != norms:
+            say(report.format_field("note", f"norms by {saved_norms} so far, by {norms} from here: last bits differ"))
     elif len(engines) * len(threads) == 1:
         choice = engines[0], threads[0]
     else:
@@ -64,17 +65,17 @@ def try_engines(config: Config, fabric: Fabric, store: Store, stack: NodeStack, 
     x, y, *_ = store.batch(store.order(0, 1), 0)
     shape = [*x.shape], str(x.dtype), store.nodes, config.run.devices, fabric.device.type, engines, threads
     key = digest(config.resolved["node"], *shape, config.run.autocast, cpu_norms.name_backend(fabric.device))
-    known = fabric.broadcast(read_timings().get(key))
-    if known is None:
+    choice = fabric.broadcast(read_timings().get(key))
+    if choice is None:
         say(report.format_field("timing", f"engines {', '.join(engines)}; threads {', '.join(map(str, threads))}"))
-        known = fabric.broadcast(stack.choose(x, y, engines, threads))
+        choice = fabric.broadcast(stack.choose(x, y, engines, threads))
         if fabric.is_global_zero:
-            remember(key, known)
-    return known
+            remember(key, choice)
+    return choice
 
 
 def read_timings() -> dict[str, list]:
-    """Engine and threads by the digest of what was timed."""
+    """The engine and threads of every stored trial, by its digest."""
     try:
         return json.loads((cache_folder() / FILE).read_text())
     except (OSError, ValueError):
@@ -82,12 +83,12 @@ def read_timings() -> dict[str, list]:
 
 
 def digest(*shape: object) -> str:
-    """A digest of an experiment's shape on this machine."""
+    """A digest of the shape of a trial, and of this machine."""
     return hashlib.sha256(json.dumps([describe_machine(), EDITION, *shape]).encode()).hexdigest()[:20]
 
 
 def remember(key: str, choice: tuple[str, int]) -> None:
-    """Keep a choice in the cache; where the cache cannot be written, the next run times again."""
+    """Store a choice in the cache; if the cache cannot be written, the next run times the engines again."""
     with contextlib.suppress(OSError, UserError):
         cache_folder().mkdir(parents=True, exist_ok=True)
         timings = read_timings() | {key: list(choice)}

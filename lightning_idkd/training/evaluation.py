@@ -16,7 +16,7 @@ from lightning_idkd.nodes.stack import NodeStack, mean_buffers, run_network
 
 
 class Stopped(Exception):
-    """A process was asked to stop, and all processes do."""
+    """A process was asked to stop, so that all processes stop their evaluation."""
 
 
 def compute_accuracy(outputs: Outputs, labels: Tensor) -> Tensor:
@@ -29,9 +29,9 @@ def measure_accuracies(stack: NodeStack, network: Network, store: Store, split: 
     """Accuracy of every node [n] on ``samples`` (None: all) of the ``test`` or the pooled ``validation`` samples.
 
     Raises:
-        Stopped: in all processes, where ``stop`` returned True before a batch in any of them.
+        Stopped: in all processes, if ``stop`` returned True before a batch in one of them.
     """
-    batches, labels = store.examined(split, samples)
+    batches, labels = store.evaluation_set(split, samples)
 
     def batches_until_stop() -> Iterator[Tensor]:
         for x in batches():
@@ -67,29 +67,8 @@ def build_consensus(stack: NodeStack, network: Network) -> NodeModule:
 
 def measure_model(module: NodeModule, store: Store, split: str, samples: int | None) -> float:
     """Accuracy of a single model on the samples that :func:`measure_accuracies` takes."""
-    batches, labels = store.examined(split, samples)
+    batches, labels = store.evaluation_set(split, samples)
     return compute_accuracy(run_network(module, batches()), labels).item()
-
-
-def measure(stack: NodeStack, network: Network, store: Store, samples: int | None, validation: int,
-            stop: Callable[[], bool]) -> tuple[dict[str, float], list[float]]:  # fmt: skip
-    """The metrics of the nodes as they are, and every node's test accuracy.
-
-    Args:
-        samples: number of test samples; None for all.
-        validation: number of validation samples.
-        stop: whether to stop, asked before every batch.
-    """
-    consensus = build_consensus(stack, network)
-    nodes = measure_accuracies(stack, network, store, "test", samples, stop)
-    measured = {f"accuracy/{k}": v for k, v in summarise_nodes(nodes).items()}
-    measured["accuracy/consensus"] = measure_model(consensus, store, "test", samples)
-    if any(len(held_out) for held_out in store.split.validation):
-        held_out = measure_accuracies(stack, network, store, "validation", validation, stop)
-        measured["validation/node_mean"] = held_out.mean().item()
-        measured["validation/consensus"] = measure_model(consensus, store, "validation", validation)
-    measured["consensus_distance"] = metrics.consensus_distance(network.report(stack.X))
-    return measured, nodes.tolist()
 
 
 def compute_heterogeneity(network: Network, store: Store) -> dict[str, float]:

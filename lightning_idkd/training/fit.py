@@ -1,4 +1,4 @@
-"""The story of a run: find what to continue, build the parts, choose the engine, train, leave the promised files."""
+"""Runs an experiment from start to end: finds what to continue, builds the parts, chooses the engine, and trains."""
 
 from __future__ import annotations
 
@@ -23,18 +23,22 @@ if TYPE_CHECKING:
 
 
 def fit(config: Config) -> dict | None:
-    """Run an experiment; returns its summary (None on processes other than the first).
+    """Run an experiment.
+
+    Returns:
+        The summary; None in all processes but the first, and if the run stopped after the epoch ``run.until``.
 
     Raises:
-        UserError: a mistake in the config, before any work where it can be seen so early.
-        KeyboardInterrupt: it was interrupted, and has left a checkpoint.
+        UserError: a mistake in the config. It is raised before any work if it can be seen that early.
+        KeyboardInterrupt: SIGINT or SIGTERM interrupted the run. During training, the first signal stops the run after
+            the step, with a checkpoint; a second one stops it at once, without a new checkpoint.
     """
     config.check()
     config.gossip.check(config.graph.build(config.seed))
     start = find_start(config)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what libraries say when they are imported, on which a user cannot act
+        warnings.simplefilter("ignore")  # a user cannot act on the warnings that libraries give when imported
         from lightning_idkd.training.build import build_parts
         from lightning_idkd.training.calibrate import try_score
         from lightning_idkd.training.checkpoint import restore
@@ -43,7 +47,7 @@ def fit(config: Config) -> dict | None:
 
     fabric = launch(config.run)
     first = fabric.is_global_zero
-    parts = build_parts(config, fabric, start.before)
+    parts = build_parts(config, fabric, start.earlier_run)
     start.check_split(parts.split.hash)
     say = functools.partial(print, flush=True) if first else (lambda text: None)
     engine, threads = choose_engine(config, start, fabric, parts.store, parts.stack, say)
@@ -62,15 +66,15 @@ def fit(config: Config) -> dict | None:
             folder.yaml("config.yaml", config.resolved)
             folder.json("partition.json", parts.split.to_dict())
         folder.point_latest()
-        made = loggers.make(config, folder)
-        about = describe_parts(config, run)
-        about["run"] = f"{folder.path}{describe_start(start, run.epoch)}"
-        print(report.format_start(about), flush=True)
-        return train(run, folder, made)
+        run_loggers = loggers.make(config, folder)
+        lines = describe_parts(config, run)
+        lines["run"] = f"{folder.path}{describe_start(start, run.epoch)}"
+        print(report.format_start(lines), flush=True)
+        return train(run, folder, run_loggers)
 
 
 def build_run(config: Config, fabric: Fabric, parts: Parts, start: Start) -> Orchestrator:
-    """The run of an experiment, before its first step."""
+    """Build the run of an experiment, before its first step."""
     from lightning_idkd.training.orchestrator import Orchestrator, Plan
 
     return Orchestrator(
@@ -83,7 +87,7 @@ def build_run(config: Config, fabric: Fabric, parts: Parts, start: Start) -> Orc
         config.calibration,
         config.distillation,
         [*config.callbacks, *pictures(config)],
-        Plan(config.run.checkpoint_every, kept_epochs(config), config.run.until),
+        Plan(config.run.checkpoint_every, epochs_to_keep(config), config.run.until),
         {
             "from": str(start.checkpoint) if start.fork else None,
             "git_commit": find_git_commit(),
@@ -96,8 +100,8 @@ def build_run(config: Config, fabric: Fabric, parts: Parts, start: Start) -> Orc
     )
 
 
-def train(run: Orchestrator, folder: RunFolder, made: list) -> dict | None:
-    """Train, stoppable by signals; leave and print the summary. ``made`` are the loggers."""
+def train(run: Orchestrator, folder: RunFolder, run_loggers: list) -> dict | None:
+    """Train until the end or a signal; at the end, write and print the summary."""
 
     def interrupt(*_) -> None:
         if run.interrupted:
@@ -108,7 +112,7 @@ def train(run: Orchestrator, folder: RunFolder, made: list) -> dict | None:
     handlers = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
     summary = None
     try:
-        summary = run.fit(folder, made)
+        summary = run.fit(folder, run_loggers)
         if summary is None:
             run.say(
                 f"stopped at epoch {run.epoch}, step {run.step}; continue with the same command and --run.resume auto"
@@ -124,11 +128,11 @@ def train(run: Orchestrator, folder: RunFolder, made: list) -> dict | None:
     finally:
         for s, handler in handlers.items():
             signal.signal(s, handler)
-        loggers.finish(made, summary)
+        loggers.finish(run_loggers, summary)
 
 
 def pictures(config: Config) -> list:
-    """The callback that draws pictures, where ``run.pictures`` asks for it."""
+    """The callback that draws pictures, if ``run.pictures`` is true."""
     if not config.run.pictures:
         return []
     from lightning_idkd.records.pictures import Pictures
@@ -136,27 +140,27 @@ def pictures(config: Config) -> list:
     return [Pictures()]
 
 
-def kept_epochs(config: Config) -> tuple[int, ...]:
-    """Epochs whose checkpoint stays: those that are asked for, and the one that a control starts from."""
+def epochs_to_keep(config: Config) -> tuple[int, ...]:
+    """Epochs whose checkpoint stays: those in ``run.keep``, and the one from which a control starts."""
     first_exchange = config.first_exchange() if config.trains_control else None
     return (*config.run.keep, *([] if first_exchange is None else [first_exchange]))
 
 
 def describe_start(start: Start, epoch: int) -> str:
-    """What the first line says behind the folder of a run that continues or forks."""
+    """Text after the run's folder in the first line, if the run continues or is a fork."""
     if not start.state:
         return ""
-    begun = f"forked from {start.checkpoint}" if start.fork else "continued"
+    origin = f"forked from {start.checkpoint}" if start.fork else "continued"
     drops = not start.keeps_labels and start.state["distilled"] is not None
-    return f", {begun} at epoch {epoch}" + (", without its distilled labels" if drops else "")
+    return f", {origin} at epoch {epoch}" + (", without its distilled labels" if drops else "")
 
 
 def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
-    """The lines above the first evaluation, by their names; that of the run itself is empty."""
+    """The lines that are printed before the first evaluation, by name; ``run`` is empty, to be filled in by `fit`."""
     from lightning_idkd.data.identity import abridge
 
     graph, store, stack, header = run.network.graph, run.store, run.stack, run.header
-    what = store.inputs.what
+    plural = store.inputs.plural
     lines = {
         "run": "",
         "graph": f"{graph.name}, {graph.nodes} nodes, spectral gap {graph.spectral_gap():.4f}",
@@ -165,14 +169,12 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
     }
     if store.public:
         stored, form = store.public_stored, store.inputs.form
-        lines["public"] = f"{store.public:,} {what}, {form}" + ("" if stored == form else f" from {stored}")
-        if same := store.duplicates():
-            lines["warning"] = (
-                f"{same:,} public {what} are test {what} too: what nodes learn of them is not distillation"
-            )
+        lines["public"] = f"{store.public:,} {plural}, {form}" + ("" if stored == form else f" from {stored}")
+        if duplicates := store.duplicates():
+            lines["warning"] = f"{duplicates:,} public {plural} are test {plural} too, so test accuracy may be too high"
     notes, counts = list(store.notes), store.test_labels.cpu().bincount(minlength=store.k).tolist()
     if absent := [name for name, count in zip(store.classes, counts, strict=True) if not count]:
-        notes.append(f"data.private: no test {what} of {abridge(absent)}")
+        notes.append(f"data.private: no test {plural} of {abridge(absent)}")
     if notes:
         lines["note"] = f"\n{'note':<10} ".join(notes)
     frozen = f", {stack.frozen_parameters:,} of them frozen" if stack.frozen_parameters else ""
@@ -201,17 +203,17 @@ def describe_engine(run: Orchestrator) -> str:
     stack, device = run.stack, run.fabric.device
     text = f"{stack.engine} on {device}, {run.network.world} x {torch.get_num_threads()} threads"
     if stack.engine in BATCHED:
-        text += f", {min(stack.abreast, stack.n)} nodes a call"
+        text += f", {min(stack.nodes_per_call, stack.n)} nodes a call"
     if device.type == "cpu" and cpu_norms.name_backend(device) != "C":
         text += ", norms by torch (no C compiler)"
     return text
 
 
 def find_git_commit() -> str | None:
-    """The commit of the working folder, with + where it has changes."""
+    """The commit of the working folder, with a + if it has changes."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()

@@ -1,4 +1,4 @@
-"""Applies a gossip rule to the rows, on blocks of columns if the rule allows it, with all that it may ask for."""
+"""Applies a gossip rule to the rows, in blocks of columns if the rule allows it, and builds the rule's context."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def block_columns(nodes: int, device: torch.device) -> int:
 
 
 class GossipStep:
-    """A gossip rule at work on the rows of one process.
+    """A gossip rule with its buffers, for the rows of one process.
 
     Args:
         seed: seed of the random numbers that a rule may draw.
@@ -55,7 +55,7 @@ class GossipStep:
         self.edge_buffers = {k: stack.X.new_zeros(edges, width or P) for k, width in rule.edge_buffers.items()}
 
     def update(self, step: int, lr: float, batch: tuple[Tensor, ...]) -> None:
-        """Replace the rows by the rule's update after the gradients in ``stack.G``, which are those of ``batch``."""
+        """Replace the rows by the rule's update, given the gradients of ``batch`` in ``stack.G``."""
         P = self.stack.parameters
         size = block_columns(self.network.graph.nodes, self.stack.X.device) if self.rule.in_blocks else P
         for start in range(0, P, size):
@@ -80,10 +80,10 @@ class GossipStep:
             if getattr(state, name) is not matrix:
                 matrix.copy_(require_shape(getattr(state, name), matrix.shape, f"{rule} sets its buffer {name} to"))
 
-    # ------------------------------------------------------------------ what a rule may ask for
+    # ------------------------------------------------------------------ the context of a rule
 
     def context(self, step: int, lr: float, first: bool = True, batch: tuple[Tensor, ...] = ()) -> Context:
-        """What the rule sees besides its matrices; ``first`` says whether messages are counted."""
+        """Build what the rule sees besides its matrices; ``first`` says whether messages are counted."""
         edges = self.network.edges(step)
         return Context(
             step,
@@ -101,7 +101,7 @@ class GossipStep:
         )
 
     def _gradient(self, X: Tensor, step: int, batch: tuple[Tensor, ...]) -> Tensor:
-        """Gradients [rows, P] at other parameters."""
+        """Gradients [rows, P] of the batch at other parameters."""
         self._require_whole_rows("asks for another gradient")
         return self.stack.gradient(X, *batch[:2], step, *batch[2:])
 

@@ -19,9 +19,7 @@ from lightning_idkd.records.report import format_bytes
 from lightning_idkd.training.gossip_step import block_columns
 
 PICTURE_LIBRARIES = 120 * 2**20  # bytes of the libraries that are imported for pictures
-CACHE = (
-    16 * 2**20
-)  # bytes of activations for each thread; beyond it, further nodes in a call of vmap only wait for memory
+CACHE_BYTES = 16 * 2**20  # of activations per thread; with more nodes in a call of vmap, threads wait for memory
 OBJECT = 9 * 2**10  # bytes of the Python object of a module or a parameter
 TEMPORARY = 4  # matrices that the algebra of a rule holds at the same time, besides its state
 ADVICE = {
@@ -34,14 +32,14 @@ ADVICE = {
     "answers on the public set": "a limit of data.public, or fewer graph.nodes",
     "checkpoint": "run.devices: 1",
 }
-"""What reduces each part that a user can reduce."""
+"""How a user can reduce each part."""
 
 
 def choose_nodes_per_call(activations: int, rows: int, device: torch.device) -> int:
-    """Number of nodes that ``vmap`` takes in one call, where a node has so many bytes of ``activations``."""
+    """Number of nodes that ``vmap`` takes in one call, if each node needs ``activations`` bytes for its activations."""
     if device.type != "cpu":
         return rows
-    return max(1, min(rows, torch.get_num_threads() * CACHE // max(activations, 1)))
+    return max(1, min(rows, torch.get_num_threads() * CACHE_BYTES // max(activations, 1)))
 
 
 def predict(config: Config, node: NodeModule, store: Store, graph: Graph, activations: int,
@@ -68,7 +66,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, activa
     else:
         algebra = mixed_rows * parameters + (edges * parameters if rule.edge_buffers else 0)
     exchanges = config.distillation is not None and store.public
-    answers = rows * store.public * 2 * (store.k + count_features(node)) * 4
+    outputs = rows * store.public * 2 * (store.k + count_features(node)) * 4
     objects = sum(1 for _ in node.modules()) + sum(1 for _ in node.parameters())
     return {
         "program and data": store.pool.nbytes + store.test.nbytes if on_device else read_resident_memory(),
@@ -77,7 +75,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, activa
         "algebra of the rule": TEMPORARY * algebra * item,
         "activations": at_once * activations,
         "evaluation and pictures": matrix + (0 if on_device else PICTURE_LIBRARIES),
-        "answers on the public set": answers if exchanges else 0,
+        "answers on the public set": outputs if exchanges else 0,
         "checkpoint": (graph.nodes * parameters * item + state * item * processes) if processes > 1 else 0,
     }
 
@@ -86,13 +84,14 @@ def measure_activations(node: NodeModule, store: Store, autocast: bool = False) 
     """Bytes that one node needs for a training step on a batch, besides its parameters and their gradients.
 
     These are the tensors that it keeps from the forward to the backward pass, and three more like the largest of them
-    (or like the largest output of a frozen layer). The node is used up: it has trained on a batch of zeros.
+    (or like the largest output of a frozen layer). Do not use the node afterwards: a forward pass on zeros may have
+    changed its norm statistics.
     """
-    kept: dict[int, int] = {}
+    saved_bytes: dict[int, int] = {}
     outputs: list[int] = []
 
-    def add_kept(t: torch.Tensor) -> torch.Tensor:
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+    def add_saved(t: torch.Tensor) -> torch.Tensor:
+        saved_bytes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
     def add_output(layer: torch.nn.Module, inputs: tuple, output: object) -> None:
@@ -105,15 +104,15 @@ def measure_activations(node: NodeModule, store: Store, autocast: bool = False) 
     x = store.inputs.zeros(store.batch_size, next(node.parameters()).dtype, store.device)
     y = torch.full((len(x), store.k), 1 / store.k, dtype=x.dtype, device=x.device)
     cast = torch.autocast(store.device.type, torch.bfloat16, autocast, cache_enabled=False)
-    with torch.random.fork_rng(), saved_tensors_hooks(add_kept, lambda t: t), cast:
+    with torch.random.fork_rng(), saved_tensors_hooks(add_saved, lambda t: t), cast:
         node.training_step((x, y), 0)
     parameters = {p.untyped_storage().data_ptr() for p in node.parameters()}
-    sizes = [nbytes for place, nbytes in kept.items() if place not in parameters]
+    sizes = [nbytes for address, nbytes in saved_bytes.items() if address not in parameters]
     return sum(sizes) + 3 * max([*sizes, *outputs], default=0)
 
 
 def count_features(node: NodeModule) -> int:
-    """Number of features of a sample; 0 where the network offers none."""
+    """Number of features of a sample; 0 if the network offers none."""
     return node.network.head.in_features if node.has_features else 0
 
 
@@ -126,7 +125,7 @@ def read_resident_memory() -> int:
 
 
 def read_free_memory(device: torch.device) -> int | None:
-    """Bytes that this process and its siblings may still take; None where the system does not say."""
+    """Bytes that this process and its siblings may still take; None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     limits = []

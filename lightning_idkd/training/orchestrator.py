@@ -1,7 +1,7 @@
-"""The training loop, readable from top to bottom: batch, gradients, gossip step, evaluation; phases come in by hooks.
+"""Runs the training loop: batch, gradients, gossip step, evaluation. Distillation enters it by hooks.
 
-Fabric gives launch, device and collectives. It does not wrap the nodes, own loaders or call backward: under DDP
-gradients would be averaged, and the rows of all processes overwritten by those of process 0.
+Fabric provides the launch, the device and the collectives. It does not wrap the nodes, own loaders or call backward:
+DDP would average the gradients, and overwrite the rows of all processes by those of process 0.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Orchestrator:
 
     Args:
         rule: the decentralised optimiser.
-        callbacks: further ones; their hooks precede those of the rule, the calibration and the distillation.
-        header: what else the summary shall hold.
+        callbacks: further callbacks; their hooks run before those of the rule, the calibration and the distillation.
+        header: further keys of the summary.
     """
 
     # its parts
@@ -75,7 +75,7 @@ class Orchestrator:
     seed: int
     header: dict[str, Any]
 
-    # where it is, and what it has measured
+    # its progress and measurements
     progress: Progress
     recorder: Recorder
 
@@ -101,7 +101,7 @@ class Orchestrator:
         self.recorder = Recorder(stack, network, store, train, self.progress)
         self.loggers, self.pictures, self.interrupted = [], {}, False
 
-    # what hooks read of the parts above
+    # values that hooks read
     epochs = property(lambda self: self.train.epochs)
     epoch = property(lambda self: self.progress.epoch)
     step = property(lambda self: self.progress.step)
@@ -111,11 +111,11 @@ class Orchestrator:
     # ------------------------------------------------------------------ the loop
 
     def fit(self, folder: RunFolder, loggers: list | None = None) -> dict | None:
-        """Train to the end; returns the summary, or None where the run stopped before (a checkpoint is left).
+        """Train to the end; returns the summary, or None if the run stopped earlier and left a checkpoint.
 
         Args:
-            folder: where files go.
-            loggers: where metrics go besides; only the first process has some.
+            folder: the folder of the run's files.
+            loggers: the loggers that get the metrics too; none except in the first process.
         """
         self.folder, self.loggers = folder, loggers or []
         self.recorder.start_session()
@@ -135,7 +135,8 @@ class Orchestrator:
                 self.save(["best.ckpt"] if improved else [])
         try:
             return self.finish() if self.epoch == self.epochs else None
-        except Stopped:  # last.ckpt is from the end of training: a resumed run makes only the final evaluation again
+        except Stopped:
+            # last.ckpt is from the end of training: a resumed run repeats only the final gossip and the evaluations
             return None
 
     def train_epoch(self) -> bool:
@@ -147,12 +148,12 @@ class Orchestrator:
             self.call("on_step_end", step=progress.step, losses=losses)
             stopped = self.stop_requested()
         self.recorder.check_finite(self.folder.last)
-        # the device is done too: the check has read its results
+        # check_finite has read the losses, so that the device has finished its work too
         progress.train_seconds += time.perf_counter() - started
         return not stopped
 
     def train_step(self, order: Tensor) -> Tensor:
-        """One batch at every node, from the epoch's ``order`` [rows, steps * batch]; returns the losses [rows]."""
+        """Train every node on a batch from the epoch's ``order`` [rows, steps * batch]; returns the losses [rows]."""
         progress, b = self.progress, self.store.batch_size
         batch = self.store.batch(order[:, progress.epoch_step * b : (progress.epoch_step + 1) * b], progress.step)
         losses = self.stack.step(*batch[:2], progress.step, *batch[2:])
@@ -180,14 +181,14 @@ class Orchestrator:
         """Call a hook of every callback."""
         self.hooks.call(hook, {"run": self} | payload)
 
-    # ------------------------------------------------------------------ distillation, as hooks ask for it
+    # ------------------------------------------------------------------ distillation, called by hooks
 
     def answers(self) -> list[Outputs]:
-        """Outputs of every node here on the public set, in the order of the set."""
-        return self.stack.answers(self.store.public_batches, self.store.unshuffled)
+        """Outputs of the nodes of this process on the public set, in the order of the set."""
+        return self.stack.answers(self.store.public_batches, self.store.restore_order)
 
     def calibrate(self, public: list[Outputs]) -> list[Selection]:
-        """Every node's selection, given its outputs on the public set."""
+        """Selections of the nodes of this process, given their outputs on the public set."""
         selections = self.detectors.select(public, self.step)
         self.recorder.add_selections(selections, self.calibration.score.probability)
         self.call("on_calibration_end", epoch=self.epoch, selections=selections)
@@ -195,13 +196,13 @@ class Orchestrator:
 
     @contextmanager
     def exchanging(self) -> Iterator[None]:
-        """Inside, the bytes that nodes send are counted as those of an exchange."""
-        before = report.sum_bytes(self.network.counts())
+        """Count the bytes that nodes send inside this context as those of an exchange."""
+        bytes_before = report.sum_bytes(self.network.counts())
         yield
-        self.progress.exchange_bytes += report.sum_bytes(self.network.counts()) - before
+        self.progress.exchange_bytes += report.sum_bytes(self.network.counts()) - bytes_before
 
     def distil(self, labels: list[Labels]) -> None:
-        """Let the nodes here train on ``labels`` too, from now on."""
+        """Let the nodes of this process train on ``labels`` too, from now on."""
         progress = self.progress
         progress.phase = "distil"
         if progress.ood["kept_fraction"] is None:
@@ -211,54 +212,58 @@ class Orchestrator:
         after = compute_heterogeneity(self.network, self.store)["tv"]
         exchange = self.recorder.add_exchange(labels, before, after)
         if self.distillation.steps == "grow":
-            ours = torch.tensor(self.store.sizes, dtype=torch.float64)[:, None]
-            progress.steps = self.store.steps(self.network.all_reduce(ours, kind="other")[0].item())
+            sizes = torch.tensor(self.store.sizes, dtype=torch.float64)[:, None]
+            progress.steps = self.store.steps(self.network.all_reduce(sizes, kind="other")[0].item())
         self.say(report.describe_exchange(exchange, progress.ood["kept_fraction"]))
 
     def soften(self, targets: list[Tensor], weight: float) -> None:
-        """Let the nodes here train on soft ``targets`` of their own samples, from now on."""
+        """Let the nodes of this process train on soft ``targets`` of their own samples, from now on."""
         self.progress.phase = "distil"
         self.store.soften(targets, weight)
 
     # ------------------------------------------------------------------ evaluation
 
-    def evaluate(self, samples: int | None, **extra) -> dict:
-        """Measure on ``samples`` test images (None: all), call ``on_evaluation_end``, print and log the metrics."""
-        stop = self._watch if samples is None else (lambda: False)  # on all images, many nodes take minutes
-        line = self.recorder.add_line(samples, stop, extra)
+    def evaluate(self, samples: int | None, before_final_gossip: float | None = None) -> dict:
+        """Measure on ``samples`` test samples (None: all), call ``on_evaluation_end``, print and log the metrics.
+
+        Args:
+            before_final_gossip: mean accuracy of the nodes before the final gossip, once it is known.
+        """
+        stop = self._watch if samples is None else (lambda: False)  # on all samples, many nodes take minutes
+        line = self.recorder.add_line(samples, stop, before_final_gossip)
         self.call("on_evaluation_end", metrics=line)
         self.recorder.forget_losses()
         if self.fabric.is_global_zero:
             self.folder.log(self.lines)
-            left = self.recorder.seconds_left(sum(c.at_the_end for c in self.hooks.callbacks))
-            print(report.format_line(line, self.epochs, left), flush=True)
+            seconds_left = self.recorder.seconds_left(sum(c.at_the_end for c in self.hooks.callbacks))
+            print(report.format_line(line, self.epochs, seconds_left), flush=True)
             loggers.log(self.loggers, self.lines, self.pictures)
             self.pictures = {}
         return line
 
     def finish(self) -> dict:
-        """Final gossip, evaluation on the whole test set, summary and pictures."""
+        """Run the final gossip and the evaluations on the whole test set around it; returns the summary."""
         images, passes = len(self.store.test), 2 * self.stack.passes * self.store.batches
         self._evaluation = report.Countdown(f"evaluating on all {images:,} test images", passes, self.say)
         before = measure_accuracies(self.stack, self.network, self.store, "test", None, self._watch).mean().item()
-        self.gossip_finally()
+        self.run_final_gossip()
         self.save(name="final.ckpt")
-        line = self.evaluate(None, **{"accuracy/node_mean_before_final_gossip": before})
+        line = self.evaluate(None, before)
         summary = self.recorder.summarise(line)
         calibrated = self.progress.ood["threshold"] is not None
         summary["ood"]["score"] = self.calibration.score.title if calibrated else None
         summary |= {"name": self.folder.path.parent.name, "seed": self.seed} | self.header
-        ours = to_json(summary, "summary")
+        own_summary = to_json(summary, "summary")
         try:
             self.call("on_fit_end", summary=summary)
         except Exception:  # a callback that fails must not cost the run its result
             if self.fabric.is_global_zero:
-                self.folder.json("summary.json", ours)
+                self.folder.json("summary.json", own_summary)
             raise
         return summary
 
-    def gossip_finally(self) -> None:
-        """Mix after the last training step. ``last.ckpt`` holds the rows before, so that forks may train on."""
+    def run_final_gossip(self) -> None:
+        """Mix after the last training step. Forks train on from ``last.ckpt``, which has the rows from before it."""
         for step in range(self.step, self.step + self.train.final_gossip):
             self.gossip.combine(step, self.progress.last_lr)
         if self.train.final_merge:
@@ -266,19 +271,19 @@ class Orchestrator:
         self.progress.phase = "final"
 
     def _watch(self) -> bool:
-        """Print how far the final evaluation is; returns whether it shall stop."""
+        """Print the progress of the final evaluation; returns whether to stop it."""
         self._evaluation.step()
         return self.interrupted
 
     def stop(self) -> None:
-        """Ask this process to stop after the step, with a checkpoint."""
+        """Ask the run to stop after the current step, with a checkpoint."""
         self.interrupted = True
 
     def add_pictures(self, files: dict[str, Path]) -> None:
-        """Give new pictures to the loggers, with the next line of metrics."""
+        """Log new pictures with the next line of metrics."""
         self.pictures |= files
 
     def say(self, text: str) -> None:
-        """Print from the first process."""
+        """Print a line, in the first process only."""
         if self.fabric.is_global_zero:
             print(text, flush=True)

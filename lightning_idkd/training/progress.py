@@ -1,4 +1,4 @@
-"""How far a run is, and what it has counted and measured so far: the plain values of its checkpoint."""
+"""The plain values of a run's checkpoint: how far the run is, and what it has counted and measured so far."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from lightning_idkd.labels import MEASURES
 
-OF_LABELS = ("phase", "steps", "exchange_bytes", "exchanges", "ood", "per_node")
-"""What belongs to the distilled labels: a fork that leaves these behind starts without it."""
-OF_THE_RUN = ("best", "seconds")
-"""What a fork does not take over from the run that it starts from."""
+LABEL_FIELDS = ("phase", "steps", "exchange_bytes", "exchanges", "ood", "per_node")
+"""Fields that a fork without the distilled labels resets."""
+RUN_FIELDS = ("best", "seconds")
+"""Fields that every fork resets."""
 
 
 @dataclass
@@ -66,6 +66,6 @@ class Progress:
             labels: whether training goes on with the distilled labels of the checkpoint.
             fork: whether this is another run than the one that wrote it.
         """
-        left = (() if labels else OF_LABELS) + (OF_THE_RUN if fork else ())
-        for key in (f.name for f in fields(self) if f.name not in left):
+        reset_fields = (() if labels else LABEL_FIELDS) + (RUN_FIELDS if fork else ())
+        for key in (f.name for f in fields(self) if f.name not in reset_fields):
             setattr(self, key, state[key])

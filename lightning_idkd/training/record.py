@@ -1,7 +1,8 @@
-"""What a run records: losses, evaluations, selections and exchanges, under the names that metrics have.
+"""Records a run's losses, evaluations, selections and exchanges, and gives every metric its name.
 
-A line of metrics is flat, with slashes (``accuracy/node_mean``); the summary has the same names nested. The group
-``homogeneity`` holds what is called heterogeneity everywhere else: its name in files is a promise to users' scripts.
+A line of metrics is flat, with slashes (``accuracy/node_mean``); the summary has the same names nested. Measures of a
+detector have the names in :data:`~lightning_idkd.labels.MEASURES`, after ``ood/``. The group ``homogeneity`` contains
+what is called heterogeneity everywhere else; users' scripts rely on its name in files.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_idkd import metrics
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
@@ -23,15 +25,21 @@ from lightning_idkd.labels import MEASURES, Labels, Selection
 from lightning_idkd.network import Network
 from lightning_idkd.nodes.stack import NodeStack
 from lightning_idkd.records import report
-from lightning_idkd.training.evaluation import compute_heterogeneity, measure
+from lightning_idkd.training.evaluation import (
+    build_consensus,
+    compute_heterogeneity,
+    measure_accuracies,
+    measure_model,
+    summarise_nodes,
+)
 from lightning_idkd.training.progress import Progress
 
 ONLY_IN_LINES = ("epoch", "step", "phase", "train/loss", "train/lr", "per_node")
-"""Parts of a line that the summary leaves out, or has in another form."""
+"""Keys of a line that the summary leaves out, or has in another form."""
 
 
 class Recorder:
-    """Measures the nodes of a run and keeps what was measured, mostly in its ``progress``."""
+    """Measures the nodes of a run, and stores the results, mostly in the run's ``progress``."""
 
     loss: Tensor
     """Sum of every node's losses since the last evaluation, float64 [rows]."""
@@ -41,9 +49,9 @@ class Recorder:
     def __init__(self, stack: NodeStack, network: Network, store: Store, train: TrainConfig, progress: Progress):
         self.stack, self.network, self.store, self.train, self.progress = stack, network, store, train, progress
         self.loss, self.lines = torch.zeros(stack.n, dtype=torch.float64), []
-        self._before = compute_heterogeneity(network, store)
+        self._heterogeneity_before = compute_heterogeneity(network, store)
         self._first_bad_step = torch.full((stack.n,), -1, device=stack.device)
-        self._image_seconds = 0.0  # that a test image took in the last evaluation
+        self._seconds_per_sample = 0.0  # of the test set, in the last evaluation
         self.start_session()
 
     # ------------------------------------------------------------------ time
@@ -57,22 +65,24 @@ class Recorder:
         return self.progress.seconds + time.perf_counter() - self._clock
 
     def seconds_left(self, at_the_end: float) -> float:
-        """Time to the end of the run.
+        """Seconds to the end of the run.
 
-        It counts the remaining epochs at this session's pace, two evaluations on all test images, and what callbacks do
-        ``at_the_end``.
+        They are those of the remaining epochs at this session's pace, of two evaluations on all test samples, and of
+        the callbacks ``at_the_end``.
         """
         progress = self.progress
         if progress.phase == "final":
             return 0.0
         done = progress.epoch - self._first_epoch
         pace = (time.perf_counter() - self._clock) / done if done > 0 else math.nan
-        return pace * (self.train.epochs - progress.epoch) + 2 * self._image_seconds * len(self.store.test) + at_the_end
+        evaluations = 2 * self._seconds_per_sample * len(self.store.test)
+        return pace * (self.train.epochs - progress.epoch) + evaluations + at_the_end
 
     # ------------------------------------------------------------------ training
 
     def add_losses(self, losses: Tensor) -> None:
-        """Sum losses [rows] without waiting for the device, and remember the step at which one is not finite."""
+        """Add losses [rows] without waiting for the device, and note each node's first step with one that is not
+        finite."""
         self.loss = self.loss.to(losses.device) + losses
         self.progress.loss_steps += 1
         self.progress.samples += self.store.batch_size * self.store.nodes
@@ -80,7 +90,10 @@ class Recorder:
         self._first_bad_step = torch.where(bad, self.progress.step, self._first_bad_step)
 
     def check_finite(self, last: Path) -> None:
-        """Refuse losses and parameters that are not finite; ``last`` is the checkpoint from before them, if any.
+        """Refuse losses and parameters that are not finite.
+
+        Args:
+            last: path of the last checkpoint, which the message names if the file exists.
 
         Raises:
             UserError: on all processes, naming the first step and node.
@@ -90,19 +103,19 @@ class Recorder:
         bad = [(s, i) for i, s in enumerate(self.network.report(steps[:, None])[:, 0].tolist()) if s >= 0]
         if bad:
             step, node = min(bad)
-            kept = f"last good checkpoint: {last}" if last.exists() else "there is no checkpoint yet"
+            checkpoint = f"last good checkpoint: {last}" if last.exists() else "there is no checkpoint yet"
             raise UserError(
                 f"the loss of node {node} or its parameters are not finite at step {step} "
-                f"(train.lr is {self.train.lr}; try a smaller one); {kept}"
+                f"(train.lr is {self.train.lr}; try a smaller one); {checkpoint}"
             )
 
     # ------------------------------------------------------------------ selections and exchanges
 
     def add_selections(self, selections: list[Selection], probability: Callable[[float], float | None]) -> None:
-        """Keep the measures of all nodes' selections, and their means over the nodes that have one.
+        """Store the measures of all nodes' selections, and their means over the nodes that have one.
 
         Args:
-            probability: the threshold as a probability.
+            probability: converts a threshold to a probability; None if the score has none.
         """
         rows = [[selection.measures[k] for k in MEASURES] for selection in selections]
         values = self.network.report(torch.tensor(rows, dtype=torch.float64))
@@ -115,7 +128,7 @@ class Recorder:
         self.progress.ood = ood
 
     def add_exchange(self, labels: list[Labels], before: float, after: float) -> dict:
-        """Keep and return an exchange: sizes of the distilled sets, heterogeneity ``before`` and ``after`` it."""
+        """Store and return an exchange: sizes of the distilled sets, heterogeneity ``before`` and ``after`` it."""
         sizes = self.network.report(torch.tensor([[len(label)] for label in labels]))[:, 0].tolist()
         measures = {k: v for k, v in self.progress.per_node.items() if k in MEASURES}
         exchange = {"epoch": self.progress.epoch, "distilled": sizes, "homogeneity": [before, after], **measures}
@@ -124,24 +137,36 @@ class Recorder:
 
     # ------------------------------------------------------------------ lines and summary
 
-    def add_line(self, samples: int | None, stop: Callable[[], bool], extra: dict[str, float]) -> dict[str, Any]:
-        """Measure the nodes on ``samples`` test images (None: all); returns the line of metrics, with ``extra`` ones.
+    def add_line(
+        self, samples: int | None, stop: Callable[[], bool], before_final_gossip: float | None = None
+    ) -> dict[str, Any]:
+        """Measure the nodes and return the line of metrics.
+
+        Args:
+            samples: number of test samples; None for all.
+            stop: whether to stop, asked before every batch.
+            before_final_gossip: mean accuracy of the nodes before the final gossip, once it is known.
 
         Raises:
-            Stopped: ``stop`` asked for it before a batch.
+            Stopped: ``stop`` returned True.
         """
         progress, started = self.progress, time.perf_counter()
         line: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "phase": progress.phase}
         if progress.loss_steps:
             line["train/loss"] = self.network.report(self.loss[:, None] / progress.loss_steps).mean().item()
             line["train/lr"] = progress.last_lr
-        images = self.train.evaluate_samples
-        measured, progress.per_node["accuracy"] = measure(self.stack, self.network, self.store, samples, images, stop)
-        self._image_seconds = (time.perf_counter() - started) / min(samples or math.inf, len(self.store.test))
-        line |= measured | extra
+        validation = self.train.evaluate_samples
+        measured, progress.per_node["accuracy"] = measure_nodes(
+            self.stack, self.network, self.store, samples, validation, stop
+        )
+        self._seconds_per_sample = (time.perf_counter() - started) / min(samples or math.inf, len(self.store.test))
+        line |= measured
+        if before_final_gossip is not None:
+            line["accuracy/node_mean_before_final_gossip"] = before_final_gossip
         line |= {f"communication/{k}": v for k, v in self.network.counts().items()}
         line |= {f"ood/{k}": v for k, v in progress.ood.items() if v is not None}
-        for when, values in (("before", self._before), ("after", compute_heterogeneity(self.network, self.store))):
+        heterogeneity = {"before": self._heterogeneity_before, "after": compute_heterogeneity(self.network, self.store)}
+        for when, values in heterogeneity.items():
             for name, value in values.items():
                 line[f"homogeneity/{when}" if name == "tv" else f"homogeneity/{name}_{when}"] = value
         line["throughput/samples_per_second"] = progress.samples / max(progress.train_seconds, 1e-9)
@@ -155,7 +180,7 @@ class Recorder:
         self.loss, self.progress.loss_steps = torch.zeros_like(self.loss), 0
 
     def summarise(self, line: dict[str, Any]) -> dict[str, Any]:
-        """The summary of a run whose last evaluation is ``line``."""
+        """Build the summary of a run whose last evaluation is ``line``."""
         progress, train = self.progress, self.train
         summary = nest(line)
         summary["ood"] = summary.get("ood", {}) | progress.ood
@@ -174,9 +199,10 @@ class Recorder:
         }
 
     def compute_overhead(self) -> dict[str, float]:
-        """Bytes beyond those of training alone, as a share of these: at equal steps, and at equal epochs.
+        """Bytes that this run sends beyond those of training alone, as a share of the latter.
 
-        Training alone has the steps that epochs have without distilled samples; final gossip and merge belong to it.
+        At equal steps, training alone has as many steps as this run. At equal epochs, it has the steps that the same
+        epochs have without distilled samples. Final gossip and merge belong to training.
         """
         progress, train, sent = self.progress, self.train, report.sum_bytes(self.network.counts())
         training = sent - progress.exchange_bytes
@@ -188,6 +214,30 @@ class Recorder:
         return {"overhead_at_equal_steps": sent / training - 1, "overhead_at_equal_epochs": sent / at_equal_epochs - 1}
 
 
+def measure_nodes(stack: NodeStack, network: Network, store: Store, samples: int | None, validation: int,
+                  stop: Callable[[], bool]) -> tuple[dict[str, float], list[float]]:  # fmt: skip
+    """The metrics of the nodes as they are, and every node's test accuracy.
+
+    Args:
+        samples: number of test samples; None for all.
+        validation: number of validation samples.
+        stop: whether to stop, asked before every batch.
+
+    Raises:
+        Stopped: in all processes, if ``stop`` returned True in one of them.
+    """
+    consensus = build_consensus(stack, network)
+    nodes = measure_accuracies(stack, network, store, "test", samples, stop)
+    measured = {f"accuracy/{k}": v for k, v in summarise_nodes(nodes).items()}
+    measured["accuracy/consensus"] = measure_model(consensus, store, "test", samples)
+    if any(len(held_out) for held_out in store.split.validation):
+        held_out = measure_accuracies(stack, network, store, "validation", validation, stop)
+        measured["validation/node_mean"] = held_out.mean().item()
+        measured["validation/consensus"] = measure_model(consensus, store, "validation", validation)
+    measured["consensus_distance"] = metrics.consensus_distance(network.report(stack.X))
+    return measured, nodes.tolist()
+
+
 def nest(line: dict[str, Any]) -> dict[str, Any]:
     """The metrics of a line, nested by the parts of their names."""
     summary: dict[str, Any] = {}
@@ -196,7 +246,7 @@ def nest(line: dict[str, Any]) -> dict[str, Any]:
         if key in ONLY_IN_LINES:
             continue
         if not name:
-            summary.setdefault(key, value)  # a callback's metric does not hide one of ours
+            summary.setdefault(key, value)  # a callback's metric does not replace one of these
         elif isinstance(summary.setdefault(group, {}), dict):
             summary[group][name] = value
         else:

@@ -1,4 +1,4 @@
-"""What a run continues: the newest unfinished run of its name, a named one, or a checkpoint of another run (a fork)."""
+"""Finds what a run continues: the newest unfinished run of its name, a given run, or a checkpoint (a fork)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lightning_idkd.records.run_folder import RunFolder
 from lightning_idkd.schedule import epoch_of
 
 
-class Before(NamedTuple):
-    """The data of the run that is continued."""
+class EarlierRun(NamedTuple):
+    """A run whose data are read again, and must not have changed."""
 
-    run: str
-    """Its folder."""
+    folder: str
+    """Path of its folder, for messages."""
     data: dict | None
-    """See :func:`lightning_idkd.data.identity.record`; None for a run that is older than this."""
+    """Identity of its data, from :func:`lightning_idkd.data.identity.record`; None if the run did not record it yet."""
     sets: tuple[str, ...]
-    """Which of train, test and public must not have changed."""
+    """The sets to compare, some of train, test and public."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Start:
 
     @cached_property
     def state(self) -> dict | None:
-        """What the checkpoint holds."""
+        """The content of the checkpoint."""
         return RunFolder.load(self.checkpoint) if self.checkpoint else None
 
     @property
@@ -60,15 +60,16 @@ class Start:
         return not self.fork or difference(self.config.resolved, self.source.config(), ONGOING) is None
 
     @property
-    def before(self) -> Before | None:
-        """The data that must not have changed."""
+    def earlier_run(self) -> EarlierRun | None:
+        """The run that wrote the checkpoint, with the sets that must not have changed."""
         if not self.checkpoint:
             return None
         sets = ("train", "test", "public") if self.keeps_labels else ("train", "test")
-        return Before(str(self.source.path), self.state["images"].get("data"), sets)
+        return EarlierRun(str(self.source.path), self.state["images"].get("data"), sets)
 
     def check_epoch(self) -> None:
-        """Refuse a fork that begins after what it is to do, unless it continues the distillation that was under way."""
+        """Refuse a fork whose checkpoint is past its last epoch, or past its first exchange if it does not keep the
+        distilled labels."""
         if not self.fork:
             return
         config, state = self.config, self.state
@@ -84,16 +85,16 @@ class Start:
                 )
 
     def check_split(self, split_hash: str) -> None:
-        """Refuse samples of the nodes that are not those of the checkpoint's run."""
-        if self.source and (there := self.source.partition_hash()) != split_hash:
+        """Refuse a partition that differs from that of the checkpoint's run."""
+        if self.source and (source_hash := self.source.partition_hash()) != split_hash:
             raise UserError(
                 f"data.partition: the nodes' samples are others than in '{self.source.path}' "
-                f"(hash {split_hash}, not {there}): a file has changed"
+                f"(hash {split_hash}, not {source_hash}): a file has changed"
             )
 
 
 def find_start(config: Config) -> Start:
-    """Where the run starts, as ``run.resume`` and ``run.from`` ask for it.
+    """Find where the run starts, according to ``run.resume`` and ``run.from``.
 
     Raises:
         UserError: what they name is not a run, or has another config.
@@ -105,7 +106,7 @@ def find_start(config: Config) -> Start:
 
 def _find(config: Config) -> Start:
     run = config.run
-    wandb_id = loggers.read_wandb_id(config)  # W&B's agent gives it, and gives it again with a cell that was stopped
+    wandb_id = loggers.read_wandb_id(config)  # W&B's agent passes the same id again when it restarts a stopped cell
     if run.resume == "auto" or (wandb_id and run.resume is None):
         folder = RunFolder.find_unfinished(config.folder(), config.resolved, wandb_id)
         if folder:
@@ -113,17 +114,17 @@ def _find(config: Config) -> Start:
     if run.from_:
         folder, checkpoint = RunFolder.find_checkpoint(run.from_, "run.from")
         if differs := difference(config.resolved, folder.config(), SAME):
-            key, here, there = differs
+            key, value, stored = differs
             raise UserError(
-                f"run.from: {key} is {here} here but {there} in '{run.from_}'; a fork shares {', '.join(SAME)}"
+                f"run.from: {key} is {value} here but {stored} in '{run.from_}'; a fork shares {', '.join(SAME)}"
             )
         return Start(config, None, checkpoint)
     if run.resume and run.resume != "auto":
         folder, checkpoint = RunFolder.find_checkpoint(run.resume, "run.resume")
         if differs := difference(config.resolved, folder.config()):
-            key, here, there = differs
+            key, value, stored = differs
             raise UserError(
-                f"run.resume: {key} is {here} here but {there} in '{run.resume}'; a run continues with its own config"
+                f"run.resume: {key} is {value} here but {stored} in '{run.resume}'; a run continues with its own config"
             )
         if folder.file("summary.json").exists():
             raise UserError(f"run.resume: '{run.resume}' is finished; use run.from to start from its checkpoints")

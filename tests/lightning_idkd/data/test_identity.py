@@ -68,10 +68,10 @@ def test_only_the_sets_that_count_are_compared_and_the_public_one_without_its_la
 
 def test_labels_go_by_name():
     one = images((0, 1, 2, -1))
-    other = one.named(("c", "a", "x", "b"))
+    other = one.renumber(("c", "a", "x", "b"))
     assert (other.labels.tolist(), other.classes) == ([1, 3, 0, -1], ("c", "a", "x", "b"))
-    assert other.named(one.classes).identity == one.identity
-    assert one.named(one.classes) is one
+    assert other.renumber(one.classes).identity == one.identity
+    assert one.renumber(one.classes) is one
 
 
 def test_a_test_part_may_lack_classes_but_has_no_others():

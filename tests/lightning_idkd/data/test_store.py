@@ -6,7 +6,7 @@ import torch
 from small_stores import DISTILLED, MANY, TRAIN, VALIDATION, K, noise, numbered_store, numbers, of, soft, store, tuned
 
 from lightning_idkd.data.images import Images
-from lightning_idkd.data.store import EVALUATION_BATCH, same_named
+from lightning_idkd.data.store import EVALUATION_BATCH, match_classes
 from lightning_idkd.errors import UserError
 from lightning_idkd.labels import FineTuning, Labels
 
@@ -170,7 +170,7 @@ def test_restored_sets_are_those_that_were_saved():
     s.distil(DISTILLED, 3)
     s.soften([torch.full((len(own), K), 1 / K) for own in TRAIN], 0.4)
     s.distil(MANY, 9)
-    fresh.restore(s.distilled, s.answers, s.generation, s.generation_start)
+    fresh.restore(s.distilled, s.soft_targets, s.generation, s.generation_start)
     assert (fresh.generation, fresh.generation_start) == (2, 9)
     order = s.order(9, 12)
     assert torch.equal(fresh.order(9, 12), order)
@@ -202,13 +202,13 @@ def test_private_batches_and_held_out_samples_are_the_nodes_own():
 @pytest.mark.parametrize(("split", "everything"), [("test", set(range(1000, 1310))), ("validation", {6, 8, 17})])
 def test_examined_images_and_labels_belong_together(split, everything):
     s = numbered_store()
-    batches, labels = s.examined(split, None)
+    batches, labels = s.evaluation_set(split, None)
     for _ in range(2):  # one asks several times, once a node
         found = torch.cat([numbers(s, b) for b in batches()])
         assert set(found.tolist()) == everything
         assert len(found) == len(everything)
         assert torch.equal(found % K, labels)
-    few, few_labels = s.examined(split, 2)
+    few, few_labels = s.evaluation_set(split, 2)
     assert torch.equal(numbers(s, torch.cat(list(few()))), found[:2])
     assert torch.equal(few_labels, labels[:2])
 
@@ -216,7 +216,7 @@ def test_examined_images_and_labels_belong_together(split, everything):
 def test_a_sample_of_the_test_set_is_no_prefix():
     """Test sets are often sorted by class."""
     s = numbered_store()
-    batches, _ = s.examined("test", 50)
+    batches, _ = s.evaluation_set("test", 50)
     found = numbers(s, torch.cat(list(batches())))
     assert found.max() > 1200
     assert len(found) == 50
@@ -224,5 +224,5 @@ def test_a_sample_of_the_test_set_is_no_prefix():
 
 def test_public_classes_are_matched_by_name():
     public = Images(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 2, -1, 9]), ("c", "z", "a"))
-    assert same_named(public, ("a", "b", "c")).tolist() == [2, -1, 0, -1, -1]
-    assert same_named(None, ("a", "b")).shape == (0,)
+    assert match_classes(public, ("a", "b", "c")).tolist() == [2, -1, 0, -1, -1]
+    assert match_classes(None, ("a", "b")).shape == (0,)

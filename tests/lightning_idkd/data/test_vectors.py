@@ -77,7 +77,7 @@ def test_a_large_feature_of_small_variation_keeps_it_in_32_bits():
 
 def test_evaluation_scales_by_the_training_samples_of_all_nodes():
     s = store()
-    batches, labels = s.examined("validation", None)
+    batches, labels = s.evaluation_set("validation", None)
     held_out = [i for node in VALIDATION for i in node]
     expected = (table()[held_out] - s.inputs.mean.numpy()) / s.inputs.std.numpy()
     given = torch.cat(list(batches()))
@@ -215,8 +215,8 @@ def test_noise_is_cut_down_like_any_set():
 
 def test_a_kind_of_data_has_a_word_of_its_own():
     with pytest.raises(TypeError, match="Second: another kind of data is called vectors"):
-        type("Second", (VectorInputs,), {"what": "vectors"})
-    third = type("Third", (VectorInputs,), {"what": "third vectors"})
+        type("Second", (VectorInputs,), {"plural": "vectors"})
+    third = type("Third", (VectorInputs,), {"plural": "third vectors"})
     try:
         facts = {"kind": "third vectors", "columns": ["a"]}
         assert type(restore(facts)) is third

@@ -468,7 +468,7 @@ def test_draws_from_the_global_generator_depend_on_seed_node_and_step_alone():
 @pytest.mark.parametrize("name", ["batch norm", "dropout"])
 def test_vmap_may_take_some_nodes_at_a_time(name, monkeypatch):
     together, apart = (spread(stack(name, "vmap")) for _ in range(2))
-    apart.abreast = 2
+    apart.nodes_per_call = 2
     calls, vmap = [], NodeStack._run_vmap
     monkeypatch.setattr(
         NodeStack, "_run_vmap", lambda self, f, rows, *rest: calls.append(rows) or vmap(self, f, rows, *rest)

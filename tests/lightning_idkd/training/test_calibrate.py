@@ -101,7 +101,7 @@ class FakeRun:
             held_out=lambda node: own[:held_out],
             private_batches=lambda index: private[index].split(3),
             public_batches=lambda: self.public.split(3),
-            unshuffled=lambda outputs: outputs,
+            restore_order=lambda outputs: outputs,
             noise_batches=lambda: self.noise.split(3),
             truth=torch.full((len(self.public),), -1) if truth is None else torch.tensor(truth),
             counts=lambda: labels.bincount(minlength=2).int().expand(nodes, -1),

@@ -16,7 +16,7 @@ def recorder_at(epoch: int, phase: str = "train") -> Recorder:
     recorder = Recorder.__new__(Recorder)
     recorder.progress = Progress(steps=1, last_lr=0.1, epoch=epoch, phase=phase)
     recorder.store, recorder.train = SimpleNamespace(test=[None] * 1000), SimpleNamespace(epochs=10)
-    recorder._first_epoch, recorder._clock, recorder._image_seconds = 2, 0.0, 0.03
+    recorder._first_epoch, recorder._clock, recorder._seconds_per_sample = 2, 0.0, 0.03
     return recorder
 
 

@@ -14,7 +14,7 @@ from short_runs import checkpoint, extra, latest
 from lightning_idkd import Callback
 from lightning_idkd.errors import UserError
 from lightning_idkd.files import to_json
-from lightning_idkd.training.checkpoint import storable
+from lightning_idkd.training.checkpoint import to_storable
 
 NUMBERS = [
     (torch.tensor(1.5), 1.5), (torch.tensor(3), 3), (torch.tensor(True), True), (np.float32(0.5), 0.5),
@@ -29,7 +29,7 @@ def test_a_single_number_is_stored_as_python_has_it(value, expected):
         assert found == expected
         assert type(found) is type(expected)
     if not isinstance(value, torch.Tensor):
-        assert storable({"a": (value,)}, "x") == {"a": (expected,)}
+        assert to_storable({"a": (value,)}, "x") == {"a": (expected,)}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, torch.tensor(math.nan), np.float64("inf")])
@@ -56,9 +56,9 @@ def test_anything_else_is_refused_with_its_place(value, said):
 @pytest.mark.parametrize("value", [np.ones(4), {1, 2}, object(), np.ones(2, dtype=object)])
 def test_a_state_that_a_checkpoint_cannot_hold_is_refused_with_its_place(value):
     with pytest.raises(UserError, match=r"x\['a'\]\[0\] is an? \w+.*; allowed: tensors"):
-        storable({"a": [value]}, "x")
+        to_storable({"a": [value]}, "x")
     kept = {"rows": [torch.ones(2), 1], "t": (torch.zeros(1), math.inf)}
-    assert storable(kept, "x") == kept
+    assert to_storable(kept, "x") == kept
 
 
 class Numbers(Callback):
