@@ -12,21 +12,20 @@ from lightning_idkd.config.parse import PLUGINS
 
 HEAD = """# Configs
 
-Each file is one experiment; its head gives the command, the time that it takes and the result. Files in `presets/` are
-laid over an experiment, as in `make train CFG="ring_cifar10 presets/official_code"`. Files in `sweeps/` are W&B sweeps,
-run by `make sweep`, or by `idkd sweep` without a server. A file is found by its name from any folder, as in
-`--config presets/fedmd`. Any key may also be given on the command line, as in `--train.lr 0.05`. Of several `--config`
-files, later ones win.
+Each file is one experiment. Its first lines give the command, its duration and the result. Files in `presets/` change
+an experiment, as in `make train CFG="ring_cifar10 presets/official_code"`. Files in `sweeps/` are W&B sweeps; `make
+sweep` runs them, or `idkd sweep` without a server. A file is found by its name from any folder, as in `--config
+presets/fedmd`. The command line may set any key too, as in `--train.lr 0.05`. Of several `--config` files, later ones
+win.
 
-A class is named by `class_path`: a built-in class by its short name, yours by its import path. Its arguments stand in
-`init_args`; on the command line, `--gossip DSGD --gossip.momentum 0.9`. A class that is named starts from its own
-defaults, which this page gives; arguments of an earlier file survive only if a later file names the same class again or
-no class. A key that stands twice in a file is an error; of an option given twice on the command line, the last one
-counts.
+`class_path` names a class: a built-in class by its short name, yours by its import path. `init_args` contains its
+arguments. On the command line, this is `--gossip DSGD --gossip.momentum 0.9`. A class that is named starts from its own
+defaults, which this page gives. Arguments of an earlier file remain only if a later file names the same class again or
+no class. It is an error if a file has a key twice. If the command line has an option twice, the last one counts.
 
-*This page is made from the docstrings: `python -m lightning_idkd.command.keys > configs/README.md`.*
+*The docstrings generate this page: `python -m lightning_idkd.command.keys > configs/README.md`.*
 
-`seed`: seed of all randomness; default 0.
+`seed` (default 0): Seed of all randomness.
 """
 
 

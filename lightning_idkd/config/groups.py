@@ -29,7 +29,7 @@ MOST_NODES = 10_000
 
 
 class Entry(NamedTuple):
-    """What the table says of a group, or of a single key, besides its type, default and help text."""
+    """What the table says about a group or a single key, besides its type, default and help text."""
 
     fork: Literal["same", "labels", "free"] | None = None
     """Whether a key enters the result of a run, and what a fork (``run.from``) shares with the run that it starts from.
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
     evaluate: bool = False
     """Whether ``idkd evaluate`` takes another value than the run's."""
     start: Any = MISSING
-    """What the command line starts from where that is not the field's default; a class of the project by its name."""
+    """Value from which the command line starts, if not the field's default; a class of the project by its name."""
     older: Any = MISSING
     """Value in runs that are older than the key."""
 
@@ -57,14 +57,14 @@ class GraphConfig:
     """Who talks to whom."""
 
     nodes: int = 16
-    """Number of nodes n."""
+    """Number n of nodes."""
     topology: Topology = field(default_factory=Ring)
-    """Ring, Torus, Hypercube, Exponential, BaseGraph, RandomMatchings, ... (configs/README.md has all), or a class of
-    yours."""
+    """Ring, Torus, Hypercube, Exponential, BaseGraph, RandomMatchings, ... (configs/README.md lists all), or your own
+    class."""
     weights: Weights = "metropolis"
-    """Mixing weights: metropolis (Metropolis-Hastings, or those of its own that a topology has), uniform (1/(d+1), on
-    regular graphs), max_degree (1/(d_max+1)), lazy ((I + W) / 2 of metropolis), push_sum (columns sum to 1), average
-    (rows sum to 1)."""
+    """Mixing weights: metropolis (Metropolis-Hastings, unless the topology defines its own; uniform on other directed
+    graphs), uniform (1/(d+1), on regular graphs), max_degree (1/(d_max+1)), lazy ((I + W) / 2 of metropolis), push_sum
+    (columns sum to 1), average (rows sum to 1)."""
 
     def __post_init__(self):
         require(
@@ -82,17 +82,18 @@ class DataConfig:
     private: Source
     """The set that is divided among the nodes; its test part is for evaluation alone."""
     public: Source | None = entry(None, fork="labels")
-    """The common set that distillation labels; its own labels are never read. null: none."""
+    """The set that all nodes have, and that distillation labels; its own labels are never read. null: none."""
     partition: Partition = field(default_factory=IID)
-    """Its division: IID, Dirichlet, QGMDirichlet, Shards, ClassesPerNode, QuantitySkew, FeatureSkew, FromFile, or
-    yours."""
+    """How the private set is divided among the nodes: IID, Dirichlet, QGMDirichlet, Shards, ClassesPerNode,
+    QuantitySkew, FeatureSkew, FromFile, or your own class."""
     validation: float = 0.2
-    """Share of a node's samples held out for calibration and tuning (at least 16 where it has 32 or more)."""
+    """Share of a node's samples that it holds out for calibration and tuning. A node with 32 samples or more holds out
+    at least 16, unless the share is 0."""
     image_size: int | None = None
-    """Side in pixels to which all images are brought; null: as stored, and for vectors."""
+    """Side in pixels to which all images are resized. null: the stored size; vectors need null."""
     channels: Literal[1, 3] | None = entry(None, older=None)
-    """1 makes all images grey, 3 gives grey ones three channels, as torchvision's networks take them; null: 1 where all
-    are grey, else 3."""
+    """1 makes all images grey; 3 gives grey images three channels, as torchvision's networks take them. null: 1 if all
+    images are grey, else 3; vectors need null."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
     """Augmentation of private samples: random crop (padded by an eighth), and flip."""
     augment_public: bool = entry(False, fork="labels")
@@ -109,9 +110,9 @@ class NodeConfig:
     """What a node is."""
 
     network: Architecture = field(default_factory=CNN)
-    """Its network: ResNet, CNN, MLP, LeNet, VGG, MobileNetV2, ViT, TorchModule, or a class of yours."""
+    """Network of a node: ResNet, CNN, MLP, LeNet, VGG, MobileNetV2, ViT, TorchModule, or your own class."""
     module: str = "lightning_idkd.node.NodeModule"
-    """Import path of the NodeModule class; a subclass brings another loss."""
+    """Import path of the NodeModule class; a subclass can define another loss."""
 
 
 @dataclass
@@ -119,9 +120,9 @@ class TrainConfig:
     """How long and how fast."""
 
     epochs: int = 60
-    """Epochs of ceil(N / (n batch)) steps."""
+    """Number of epochs; an epoch has ceil(N / (n batch_size)) steps, N being the number of private training samples."""
     batch_size: int = 32
-    """Samples a node and step."""
+    """Samples per node in each step."""
     lr: float = 0.1
     """Learning rate before the schedule."""
     schedule: Schedule = field(default_factory=Step)
@@ -129,11 +130,12 @@ class TrainConfig:
     final_gossip: int = 1
     """Mixing steps after the last training step."""
     final_merge: bool = False
-    """After these, the exact mean of all nodes at every node, counted as an all-reduce."""
+    """After the final gossip, set every node to the exact mean (counted as an all-reduce)."""
     evaluate_every: int = 5
     """Epochs between evaluations."""
     evaluate_samples: int = 512
-    """Test samples at an evaluation on the way (the last one takes all), and validation samples at every one."""
+    """Number of test samples in an evaluation before the last, which uses all, and of validation samples in every
+    evaluation."""
 
     def __post_init__(self):
         require(self.epochs >= 1, "train.epochs", self.epochs, "1 or more")
@@ -156,35 +158,34 @@ class LoggerConfig:
     """Weights & Biases, TensorBoard (pip install tensorboard), or a CSV file; numbers go to all, pictures and tables to
     W&B."""
     project: str = "lightning-idkd"
-    """W&B project; the default gives way to WANDB_PROJECT."""
+    """W&B project; WANDB_PROJECT replaces the default."""
     group: str | None = None
-    """Group within the project."""
+    """W&B group within the project."""
     offline: bool | None = None
-    """Keep W&B's files in the run folder only; null: where there is no login, or WANDB_MODE says so.
-    WANDB_MODE=disabled: no W&B at all."""
+    """Keep W&B's files in the run folder only. null: offline if there is no W&B login, or if WANDB_MODE says so.
+    WANDB_MODE=disabled turns W&B off."""
 
 
 @dataclass
 class RunConfig:
-    """How a run executes; precision aside, engine and threads change the last bits only, which training then
-    amplifies."""
+    """How a run executes. Engine and threads change only the last bits of a result, which training then amplifies."""
 
     name: str = "idkd"
-    """Name; runs go to DIR/NAME/ID."""
+    """Name of the run, which is stored in DIR/NAME/ID."""
     dir: str = "runs"
     """Folder of all runs."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it computes."""
+    """Device that computes; auto: a CUDA device if there is one."""
     devices: int = 1
     """Processes (and devices) that share the rows."""
     threads: int | None = None
-    """Threads a process; null: 1 or cores / devices, whichever is faster, timed once on a machine."""
+    """Threads per process. null: 1 or cores / devices, whichever is faster; a machine times this once."""
     engine: Literal["auto", "loop", "parallel", "vmap", "graph", "compile"] = "auto"
     """loop: one node after the other, each on all threads; parallel: nodes split over the threads; vmap: as many nodes
-    in a batched call as suit the caches, on all threads; graph: the same recorded once as a CUDA graph, so that the
-    network's Python code runs no more; auto: the fastest of these, timed once on a machine for networks and batches of
-    one shape; compile: the loop over what torch.compile makes of a node, which takes half a minute before the first
-    step."""
+    in a batched call as suit the caches, on all threads; graph: vmap recorded once as a CUDA graph, so that later steps
+    do not run the network's Python code; auto: the fastest of these, which a machine times once for each shape of
+    networks and batches; compile: loop, with each node compiled by torch.compile, which takes half a minute before the
+    first step."""
     precision: Literal[32, 64] = entry(32, fork="same")
     """Bits of parameters and arithmetic."""
     autocast: bool = entry(False, fork="same", older=False)
@@ -195,16 +196,17 @@ class RunConfig:
     pictures: bool = True
     """Draw plots/ at the end."""
     keep: list[int] = field(default_factory=list)
-    """Epochs whose checkpoint stays as checkpoints/epoch_N.ckpt, to fork from."""
+    """Epochs whose checkpoint is kept as checkpoints/epoch_N.ckpt, so that forks can start from it."""
     control: bool = False
-    """After a run with distillation, train the same without it from the first exchange on, in DIR/NAME_control; print
-    both."""
+    """After a run with distillation, train the same without it from the first exchange on, in DIR/NAME_control, and
+    print both results."""
     until: int | None = None
-    """Stop after this epoch with a checkpoint, to be resumed or forked; null: go to the end."""
+    """Stop after this epoch with a checkpoint, which can be resumed or forked. null: train to the end."""
     resume: str | None = None
-    """auto: continue the newest unfinished run of this name with the same config, else start one; or a run folder."""
+    """auto: continue the newest unfinished run of this name with the same config, or start one if there is none. A run
+    folder: continue that run."""
     from_: str | None = None
-    """Run folder or checkpoint to start from with other calibration, distillation, callbacks or epochs."""
+    """Run folder or checkpoint from which to start, with another calibration, distillation, callbacks or epochs."""
 
     def __post_init__(self):
         inside = self.name.strip() and not self.name.startswith("/") and ".." not in self.name.split("/")
@@ -225,7 +227,7 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class Config:
-    """An experiment. ``resolved`` is the same as plain values, as it goes to ``config.yaml``."""
+    """An experiment. ``resolved`` has the same as plain values, which ``config.yaml`` stores."""
 
     seed: int = entry(0, fork="same")
     """Seed of all randomness."""
@@ -252,7 +254,7 @@ class Config:
     resolved: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Refuse what can be seen to be wrong before any work."""
+        """Refuse mistakes that can be seen before any work."""
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         if self.run.devices > self.graph.nodes:
             few = f"allowed: 1 to graph.nodes, {self.graph.nodes}"
