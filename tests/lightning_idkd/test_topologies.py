@@ -287,7 +287,7 @@ def test_networkx_generators_are_made_simple():
     assert family(Graph(NetworkX("hypercube_graph", {"n": 3}), 8)).number_of_edges() == 12
 
 
-def test_what_is_no_number_of_nodes_is_not_filled_in():
+def test_an_argument_that_is_not_the_number_of_nodes_is_not_filled_in():
     """16 would mean 65,536 nodes."""
     with pytest.raises(UserError, match=r"graph\.topology\.arguments: hypercube_graph refuses \{\}.*'n'"):
         Graph(NetworkX("hypercube_graph"), 16)
@@ -527,7 +527,7 @@ def test_every_topology_can_be_named_in_a_file_and_on_the_command_line(name, tmp
     assert file == line
 
 
-def test_a_wrong_base_is_told_with_the_right_one(capsys):
+def test_a_wrong_base_is_reported_with_the_nearest(capsys):
     assert main(["topology", "--graph.topology", "RandomMatchings", "--graph.topology.base", "Rign"]) == 2
     assert "graph.topology.base: there is no class 'Rign' of this kind. Did you mean 'Ring'?" in capsys.readouterr().err
 

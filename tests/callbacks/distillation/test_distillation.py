@@ -79,7 +79,7 @@ def test_a_start_beyond_the_last_epoch_is_refused_with_its_key():
         (["--distillation", "MutualKD", "--distillation.hops", "2"], ["distillation.hops", "IDKD", "VanillaKD"]),
     ],
 )  # fmt: skip
-def test_mistakes_on_the_command_line_are_told_before_any_work(configs, tmp_path, capsys, arguments, words):
+def test_mistakes_on_the_command_line_are_reported_before_any_work(configs, tmp_path, capsys, arguments, words):
     assert main(["fit", "--config", str(configs / "ring_digits.yaml"), "--run.dir", str(tmp_path), *arguments]) == 2
     said = capsys.readouterr().err
     assert len(said.strip().splitlines()) <= 2

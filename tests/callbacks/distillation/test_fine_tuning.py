@@ -16,7 +16,7 @@ from lightning_idkd.labels import FineTuning
                                     FineTuning(balance="draw"),
                                     FineTuning(confidence=True, temperature=2.0)])  # fmt: skip
 @pytest.mark.parametrize("steps", ["equal", "grow"])
-def test_nothing_kept_is_no_matter_for_any_tuning(tuning, steps):
+def test_every_tuning_trains_on_if_no_public_sample_is_kept(tuning, steps):
     run = real_run(IDKD(start=0, steps=steps, tuning=tuning), Fixed(MSP(), threshold=1e6))
     run.call("on_epoch_start", epoch=0)
     assert run.progress.steps == math.ceil(26 / N / 4)

@@ -184,7 +184,7 @@ def test_fresh_labels_are_those_of_the_nodes_as_they_are_now():
     torch.testing.assert_close(run.store.distilled[0].probabilities[1], run.outputs[1][1].softmax(0))
 
 
-def test_an_exchange_averages_neighbours_and_self_and_tells_the_callbacks():
+def test_an_exchange_averages_neighbours_and_self_and_calls_the_callbacks():
     run, kd = chain_of_four(), VanillaKD(start=2)
     for epoch in range(10):
         kd.on_epoch_start(run, epoch)

@@ -230,7 +230,7 @@ def test_equal_rows_stay_where_nothing_moves_them(rule, monkeypatch):
 
 
 @pytest.mark.parametrize("topology", [Ring(), Complete(), Flipping()])
-def test_relaysgd_refuses_what_is_no_static_tree(topology):
+def test_relaysgd_refuses_graphs_other_than_static_trees(topology):
     with pytest.raises(UserError, match=rf"Chain.*{type(topology).__name__}"):
         RelaySGD().check(Graph(topology, N))
 

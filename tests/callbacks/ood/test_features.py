@@ -79,7 +79,7 @@ def test_mahalanobis_distances_are_numpys(kind, shrinkage):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_rmd_shrinks_both_covariances_alike_so_that_nearly_isotropic_features_are_told_apart(seed):
+def test_rmd_shrinks_both_covariances_alike_so_that_nearly_isotropic_features_are_distinguished(seed):
     """100 own samples of three classes whose covariance is the identity; public ones of other classes. Of Ledoit and
     Wolf's two shares one is near 1 and the other is not: with a share each the distances are of two kinds."""
     rng, size = np.random.default_rng(seed), 64
@@ -107,7 +107,7 @@ def test_with_one_sample_a_class_the_distance_is_euclidean(shrinkage):
     np.testing.assert_allclose(score(outputs(judged)), -(cdist(judged, x).min(1) ** 2), rtol=1e-5)
 
 
-def test_rmd_of_a_node_with_one_class_tells_nothing():
+def test_rmd_of_a_node_with_one_class_is_zero():
     assert (fitted(RMD(), [4])(outputs(clusters(40)[0])) == 0).all()
 
 
@@ -126,7 +126,7 @@ def test_knn_with_more_neighbours_than_own_samples_takes_the_farthest():
     assert torch.equal(fitted(KNN(1000), samples=50)(judged), fitted(KNN(50), samples=50)(judged))
 
 
-def test_knn_tells_collapsed_features_apart():
+def test_knn_distinguishes_collapsed_features():
     """A trained network maps a class to nearly one point; float32 products lose distances below 1e-3."""
     own, judged = (10 + 1e-4 * draws(80, FEATURES, seed=seed) for seed in (1, 2))
     score = KNN(3)

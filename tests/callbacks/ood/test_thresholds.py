@@ -135,7 +135,7 @@ def test_pooled_thresholds_are_declared(rule):
 @pytest.mark.parametrize(
     "calibration", [Youden(MSP()), IdQuantile(MSP()), TargetKept(MSP()), Mixture(MSP()), Fixed(MSP(), threshold=0.0)]
 )
-def test_nothing_else_is_told(calibration):
+def test_other_calibrations_share_nothing(calibration):
     assert calibration.shares == ""
     assert not calibration.pooled
 

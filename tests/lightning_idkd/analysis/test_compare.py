@@ -186,7 +186,7 @@ def test_rows_of_one_label_differ_by_further_keys_whichever_run_is_newer(tmp_pat
                        "none precision=32", "none precision=64"]  # fmt: skip
 
 
-def test_what_labels_do_not_tell_apart_is_not_one_row(runs):
+def test_runs_with_equal_labels_but_different_configs_are_separate_rows(runs):
     """A key outside a method's and a setting's groups, and the argument of an extra callback."""
     drops = [{"callbacks": [{"class_path": "m.Drop", "init_args": {"p": p}}]} for p in (0.1, 0.5)]
     for name, change in zip("abc", ({"run": {"precision": 64}}, *drops), strict=True):
@@ -213,7 +213,7 @@ def test_the_terminal_shows_every_setting_whole(runs, capsys, monkeypatch):
     assert said.count("alpha=0.1") == 3
 
 
-def test_settings_are_named_by_the_ends_of_their_keys_that_tell_them_apart():
+def test_settings_are_named_by_the_shortest_distinct_ends_of_their_keys():
     keys = {"data.partition.alpha", "train.lr", "gossip.alpha", "graph.nodes"}
     assert [compare.shorten(key, keys) for key in sorted(keys)] == ["partition.alpha", "gossip.alpha", "nodes", "lr"]
 

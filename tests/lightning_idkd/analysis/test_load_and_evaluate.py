@@ -313,7 +313,7 @@ def test_a_report_holds_numbers_pictures_and_config(run, capsys):
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["report"]])
-def test_what_is_no_run(command, tmp_path, capsys):
+def test_a_folder_without_a_run_is_refused(command, tmp_path, capsys):
     assert main([*command, str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
     with pytest.raises(UserError, match="not a run folder"):

@@ -143,7 +143,7 @@ def test_every_hook_may_take_all_or_nothing_of_its_payload():
         type("Mine", (Callback,), {hook: lambda self: None})
 
 
-def test_a_wrong_hook_in_a_users_module_is_said_by_the_command_line(tmp_path, monkeypatch, capsys, configs):
+def test_the_command_line_reports_a_wrong_hook_in_a_users_module(tmp_path, monkeypatch, capsys, configs):
     (tmp_path / "my_hooks.py").write_text(
         "from lightning_idkd.callback import Callback\nclass Mine(Callback):\n    def on_steps_end(self, run): pass\n"
     )

@@ -31,7 +31,7 @@ class TestTopology:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["runs/x", "-h"], ["--data.limit", "5", "--help"]])
-def test_help_of_evaluate_tells_its_options_and_where_the_others_are(arguments, capsys):
+def test_help_of_evaluate_lists_its_options_and_where_the_others_are(arguments, capsys):
     assert main(["evaluate", *arguments]) == 0
     said = " ".join(capsys.readouterr().out.split())
     for word in ("RUN", "runs/NAME/latest", "--export FOLDER", "--json", "data.*", "calibration.score",
@@ -47,6 +47,6 @@ def test_help_of_evaluate_tells_its_options_and_where_the_others_are(arguments, 
         (["runs/x", "--export"], "--export: expected one argument"),
     ],
 )
-def test_what_evaluate_lacks_is_told(arguments, said, capsys):
+def test_evaluate_reports_what_it_lacks(arguments, said, capsys):
     assert main(["evaluate", *arguments]) == 2
     assert said in capsys.readouterr().err

@@ -27,7 +27,7 @@ def test_the_identity_is_the_sha_256_of_pixels_and_of_labels_with_names():
     assert (found["images"], found["channels"], found["size"], found["stored"]) == (4, 1, 2, "2x2 grey")
 
 
-def test_how_tensors_lie_in_memory_is_no_part_of_it():
+def test_identity_does_not_depend_on_the_layout_in_memory():
     one = images()
     transposed = one.pixels.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
     assert not transposed.is_contiguous()
@@ -43,7 +43,7 @@ def test_how_tensors_lie_in_memory_is_no_part_of_it():
     (images()[:3], "3 images, not 4"),
     (replace(images(), values=torch.zeros(4, 3, 2, 2, dtype=torch.uint8)), "3x2x2, not 1x2x2"),
 ])  # fmt: skip
-def test_what_differs_is_said(other, said):
+def test_a_change_is_described(other, said):
     assert identity.describe_change(other.identity, images().identity) == said
 
 

@@ -182,12 +182,12 @@ def test_a_link_to_a_shard_is_read_and_a_link_to_nothing_is_refused(tmp_path):
 @pytest.mark.parametrize(("images", "said"), [
     ([b"", b"<svg/>"], r"^data\.private: image 0 of split 'train' cannot be decoded: not an image that Pillow knows$"),
 ])  # fmt: skip
-def test_what_is_not_an_image_is_said_without_python(tmp_path, images, said):
+def test_a_value_that_is_not_an_image_is_reported_without_python_terms(tmp_path, images, said):
     pq.write_table(pa.table({"image": images, "label": [0, 1]}), tmp_path / "train-0.parquet")
     refused(said, tmp_path)
 
 
-def test_a_file_in_place_of_its_folder_is_said(tmp_path):
+def test_a_file_in_place_of_its_folder_is_reported(tmp_path):
     file = of_level(tmp_path / "train-0.parquet", 1)
     refused(rf"^data\.private\.path: '{file}' is a file; set it to its folder, '{tmp_path}'$", file)
 

@@ -167,7 +167,7 @@ def test_lists_of_indices_leave_the_held_out_part_to_the_config(tmp_path):
         ({"train": []}, "'{}' holds neither a run's partition nor a list with one list of indices per node"),
     ],
 )
-def test_a_file_that_is_no_partition_is_refused(content, said, tmp_path):
+def test_a_file_without_a_valid_partition_is_refused(content, said, tmp_path):
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(content))
     with pytest.raises(UserError) as error:
@@ -213,7 +213,7 @@ def test_sizes_too_skewed_are_refused_with_an_alpha_that_works():
         partition(QuantitySkew(0.001), np.zeros(1000, int), 16, 0)
 
 
-def test_a_file_that_is_no_json_is_told(tmp_path, capsys):
+def test_a_file_without_valid_json_is_reported(tmp_path, capsys):
     (tmp_path / "mine.json").write_text("[[0, 1")
     arguments = ["partition", "--data.private", "Digits", "--data.partition", "FromFile", "--data.partition.path"]
     assert main([*arguments, str(tmp_path / "mine.json")]) == 2

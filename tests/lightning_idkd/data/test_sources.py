@@ -292,7 +292,7 @@ def test_what_the_cache_cannot_know_is_read_again(cache):
     assert not cache.exists()
 
 
-def test_size_and_mode_of_the_first_image_are_told_as_stored():
+def test_stored_is_the_size_and_mode_of_the_first_image():
     grey, palette = np.zeros((6, 8), np.uint8), Image.new("P", (5, 5))
     for image, stored in ((pictures(1, 64)[0], "64x64 RGB"), (grey, "8x6 grey"), (png(palette), "5x5 P")):
         given = Given([image] * 3, [0, 1, 1], ("a", "b"), limit=1, name=stored, only=["b"])
@@ -545,7 +545,7 @@ def test_the_data_folder_of_the_environment_is_searched_by_the_last_part_of_the_
     assert HuggingFace(str(tmp_path / "elsewhere" / "tiny")).load("train").size == 2
 
 
-def test_a_data_folder_of_the_environment_that_is_not_there_is_told(tmp_path, monkeypatch):
+def test_a_missing_data_folder_of_the_environment_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("IDKD_DATA", str(tmp_path / "dta"))
     with pytest.raises(UserError, match=r"IDKD_DATA: '.*dta' is not a folder, so it cannot hold 'uoft-cs/cifar100'"):
         HuggingFace("uoft-cs/cifar100").load("train")

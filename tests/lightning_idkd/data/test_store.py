@@ -213,7 +213,7 @@ def test_examined_images_and_labels_belong_together(split, everything):
     assert torch.equal(few_labels, labels[:2])
 
 
-def test_a_sample_of_the_test_set_is_no_prefix():
+def test_samples_of_the_test_set_are_not_its_first_ones():
     """Test sets are often sorted by class."""
     s = numbered_store()
     batches, _ = s.evaluation_set("test", 50)

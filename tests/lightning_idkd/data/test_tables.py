@@ -186,7 +186,7 @@ def test_a_column_that_turns_from_whole_numbers_to_fractions_is_read_whole(tmp_p
     (["b", None, "a", None], ("a", "b"), [1, -1, 0, -1]),
     ([1.0, None, 0.0, None], ("0", "1"), [1, -1, 0, -1]),
 ])  # fmt: skip
-def test_every_value_of_the_label_column_is_a_class_and_none_is_no_label(tmp_path, labels, classes, numbers):
+def test_every_value_of_the_label_column_is_a_class_and_null_means_unlabelled(tmp_path, labels, classes, numbers):
     path = write_parquet(tmp_path / "a.parquet", rows(4), labels)
     samples = Vectors(str(path), test_share=0).load("train")
     assert samples.classes == classes

@@ -199,7 +199,7 @@ def test_a_broken_file_is_named(name, tmp_path, monkeypatch):
         Torchvision(name, str(tmp_path)).load("train", key="data.public")
 
 
-def test_a_wrong_name_is_told_with_the_nearest():
+def test_a_wrong_name_is_reported_with_the_nearest():
     with pytest.raises(
         UserError, match=r"no set 'cifar-100'\. Did you mean 'cifar100'\? Allowed: cifar10, .*, places365"
     ):

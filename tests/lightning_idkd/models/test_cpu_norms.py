@@ -168,7 +168,7 @@ def test_the_gate_is_sound_far_out():
 
 
 @pytest.mark.parametrize("layer", [EvoNormS0(16), GroupNorm.over(16, relu=True)], ids=["EvoNormS0", "GroupNorm"])
-def test_what_is_no_number_stays_none(layer):
+def test_nan_stays_nan(layer):
     x = torch.zeros(32, 16, 16, 16)
     x[3, 5, 1, 1] = torch.nan
     group = slice(4, 6)

@@ -115,7 +115,7 @@ class Looking(nn.Module):
         return y
 
 
-def test_what_cannot_be_recorded_is_told_and_not_chosen():
+def test_a_step_that_cannot_be_recorded_is_reported_and_not_chosen():
     s = stack(Looking, "graph")
     x, y = batch()
     for step in range(2):

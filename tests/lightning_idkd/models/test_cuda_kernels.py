@@ -26,7 +26,7 @@ def test_results_and_gradients_are_those_of_torch(errors, case):
     assert all(e < 2e-5 for e in errors[f"{case}, twice"]), errors[f"{case}, twice"]
 
 
-def test_what_is_no_number_stays_none(errors):
+def test_nan_stays_nan(errors):
     assert errors["nan"] == [True, True]
 
 

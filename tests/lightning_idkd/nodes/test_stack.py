@@ -547,7 +547,7 @@ def test_choosing_picks_the_fastest(monkeypatch):
 
 
 @pytest.mark.usefixtures("threads")
-def test_choosing_tells_what_is_wrong_where_no_engine_runs():
+def test_choosing_reports_the_error_if_no_engine_runs():
     s, (x, y) = stack(), batch()
     with pytest.raises(RuntimeError, match="channels"):
         s.choose(x[:, :, :1], y, ENGINES, [1])

@@ -291,7 +291,7 @@ def test_tensorboard_says_what_to_install(configs, tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.slow
-def test_an_unreachable_server_is_told_in_one_line_and_the_run_goes_on_offline(configs, tmp_path):
+def test_an_unreachable_server_is_reported_in_one_line_and_the_run_continues_offline(configs, tmp_path):
     """Nobody listens on that port of this machine."""
     alone = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"} | {
         "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40,

@@ -143,7 +143,7 @@ def test_a_panel_has_the_nodes_auroc_and_threshold_and_all_its_own_samples():
     assert pictures.draw_score_histograms(few, [math.nan], Energy()).axes[0].get_title() == "node 0, none held out"
 
 
-def test_noise_beyond_the_axis_is_told_and_a_threshold_near_the_samples_widens_it():
+def test_noise_beyond_the_axis_is_counted_and_a_threshold_near_the_samples_widens_it():
     own, public = np.linspace(0, 1, 50), np.linspace(-0.5, 0.5, 50)
     noise = np.concatenate([np.full(30, -9.0), np.full(10, 9.0), np.zeros(60)])
     for threshold, right in ((0.2, 1.0), (1.4, 1.4), (50.0, 1.0)):

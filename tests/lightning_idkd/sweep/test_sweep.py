@@ -497,7 +497,7 @@ def test_processes_of_a_cell_share_the_cores(file, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("variables", "status"), [({}, 130), ({"WANDB_SWEEP_ID": "abc"}, 0)])
-def test_a_cell_that_an_agent_stops_is_no_failure_to_it(variables, status, monkeypatch, configs):
+def test_a_cell_that_an_agent_stops_does_not_count_as_a_failure(variables, status, monkeypatch, configs):
     """W&B's agents take a status above 0 for a failure, and end themselves after three in the first minute."""
 
     def stopped(config):

@@ -272,7 +272,7 @@ def test_a_node_that_keeps_none_or_all_says_so_once(threshold, said):
 
 
 @pytest.mark.parametrize("calibration", [Youden, IdQuantile, Mixture, TargetKept])
-def test_constant_scores_are_told_and_keep_all(calibration):
+def test_constant_scores_are_reported_and_keep_all(calibration):
     run = FakeRun(calibration(First()), [2.0] * 10, [2.0] * 5, noise=[2.0])
     for _ in range(2):
         [selection] = run.calibrate()
@@ -302,7 +302,7 @@ def test_an_msp_threshold_is_also_written_as_a_probability():
     assert Energy().written(3.0) == "threshold 3"
 
 
-def test_a_node_with_one_class_is_told_that_rmd_is_constant():
+def test_a_constant_rmd_of_a_node_with_one_class_is_reported():
     run = FakeRun(Youden(RMD()), TEN, [3.0, 1.0])
     assert run.calibrate()[0].kept.all()
     assert run.said[0] == "node 0: all samples have the same RMD"
