@@ -26,7 +26,7 @@ train: $(VENV)/.ready  ## run an experiment: make train CFG=torus_cifar100 ARGS=
 	$(BIN)/idkd fit $(CFG:%=--config configs/%.yaml) $(if $(filter ring_digits_few,$(CFG)),--run.name ring_digits) $(ARGS)
 
 test: $(VENV)/.ready  ## run the tests
-	$(BIN)/python -m pytest -q -n auto $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
 bench: $(VENV)/.ready  ## time steps of small and large networks in every form (2 minutes: ARGS="--quick true")
 	$(BIN)/idkd bench --out runs/bench.json $(ARGS)
