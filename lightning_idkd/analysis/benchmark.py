@@ -105,7 +105,9 @@ def bench(config: Config, inputs: Inputs, rounds: int = 5, samples: int | None =
     seconds = time_forms(forms, rounds, fabric.device)
     if n <= MOST_PROCESSES and fabric.device.type == "cpu":
         seconds |= run_in_processes(time_node_process, n, config, case.graph, inputs, rounds)
-    rates = {name: sorted(n * b / s for s in times) for name, times in seconds.items()}
+    rates = {}
+    for name, times in seconds.items():
+        rates[name] = sorted(n * b / s for s in times)
     engines = [name for name, form in forms.items() if form.run]
     fastest = max(engines, key=lambda name: statistics.median(rates[name]))
     form = forms[fastest]

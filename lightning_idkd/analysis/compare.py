@@ -118,8 +118,11 @@ def flatten(value: object, key: str = "") -> dict[str, object]:
 def shorten(key: str, keys: set[str]) -> str:
     """Shorten ``key`` to the shortest of its ends that no other of ``keys`` has."""
     parts = key.split(".")
-    ends = (".".join(parts[-n:]) for n in range(1, len(parts)))
-    return next((end for end in ends if not any(k != key and f".{k}".endswith(f".{end}") for k in keys)), key)
+    for n in range(1, len(parts)):
+        end = ".".join(parts[-n:])
+        if not any(k != key and f".{k}".endswith(f".{end}") for k in keys):
+            return end
+    return key
 
 
 def build_label(config: dict, groups: tuple[str, ...], varied: set[str]) -> str:
@@ -155,9 +158,14 @@ def build_sort_key(text: str) -> list[str | float]:
 
 def distinguish(alike: list[tuple[dict, Row]]) -> None:
     """Add values of further keys to the methods of rows with the same label, until all of them differ."""
-    leaves = [list_leaves({key: look_up(config, key) for key in ALIKE}) for config, _ in alike]
-    keys = sorted(set().union(*leaves))
-    differing = [key for key in keys if len({repr(of_row.get(key)) for of_row in leaves}) > 1]
+    leaves = []
+    for config, _ in alike:
+        leaves.append(list_leaves({key: look_up(config, key) for key in ALIKE}))
+    differing = []
+    for key in sorted(set().union(*leaves)):
+        values = {repr(of_row.get(key)) for of_row in leaves}
+        if len(values) > 1:
+            differing.append(key)
     for key in differing:
         for (_, row), of_row in zip(alike, leaves, strict=True):
             row.method += f" {shorten(key, set(differing))}={format_value(of_row.get(key))}"
@@ -304,7 +312,7 @@ def format_table(head: list[str], lines: list[list], form: str) -> str:
     """Format what :func:`build_table` returns; ``form`` is table, markdown, latex or csv."""
     if form == "csv":
         return format_csv(head, lines)
-    headings, rows = head[:3], [[str(value) for value in line[:3]] for line in lines]
+    headings, rows = head[:3], [list(map(str, line[:3])) for line in lines]
     for column, name in enumerate(head[3:], start=3):
         is_difference = name.startswith(AGAINST)
         metric = head[3] if is_difference else name
@@ -352,7 +360,11 @@ def format_aligned(rows: list[list[str]]) -> str:
 
 def format_latex(rows: list[list[str]]) -> str:
     """Format the table, whose first row is the head, as a LaTeX tabular with the rules of booktabs."""
-    head, *body = (f"{' & '.join(cell.translate(LATEX) for cell in row)} \\\\\n" for row in rows)
+    texts = []
+    for row in rows:
+        cells = " & ".join(cell.translate(LATEX) for cell in row)
+        texts.append(f"{cells} \\\\\n")
+    head, *body = texts
     columns = "ll" + "r" * (len(rows[0]) - 2)
     begin, end = f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n", "\\bottomrule\n\\end{tabular}\n"
     return f"% {LEGEND}\n{begin}{head}\\midrule\n{''.join(body)}{end}"
@@ -368,7 +380,9 @@ def show(paths: list[str], metrics: list[str], baseline: str | None, form: str, 
     if picture is not None:
         from lightning_idkd.records import pictures
 
-        names = [" ".join(part for part in line[:2] if part != "-") for line in lines]
+        names = []
+        for setting, method, *_ in lines:
+            names.append(" ".join(part for part in (setting, method) if part != "-"))
         panels: dict[str, list[tuple | None]] = {}
         for column, metric in enumerate(metrics, start=3):
             panels[format_heading(metric)] = [scale_cell(line[column], find_scale(metric)) for line in lines]

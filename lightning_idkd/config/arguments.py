@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def put_classes_first(arguments: list[str]) -> list[str]:
         first = next((j for j in range(since, i) if f"{keys[j]}.".startswith(takes)), i)
         words.insert(first, words.pop(i))
         keys.insert(first, keys.pop(i))
-    return [word for group in words for word in group]
+    return list(chain.from_iterable(words))
 
 
 def read_options(arguments: list[str]) -> Iterator[tuple[int, str, str]]:

@@ -62,7 +62,9 @@ class Engines(Rows):
         self._keys = [
             self.buffers[f"{path}.key"] for path, m in first.named_modules() if isinstance(m, randomness.Dropout)
         ]
-        self._dropouts = [[m for m in module.modules() if isinstance(m, randomness.Dropout)] for module in self.modules]
+        self._dropouts: list[list[randomness.Dropout]] = []  # by node
+        for module in self.modules:
+            self._dropouts.append([m for m in module.modules() if isinstance(m, randomness.Dropout)])
         self._draws: bool | None = None  # whether a step draws from the global generator; known after the first step
 
     def run(self, function: Callable[..., Tensor], step: int, *batch: Tensor, rows: range | None = None) -> Tensor:

@@ -197,12 +197,16 @@ def list_points(sweep: dict) -> list[dict]:
     entries, cap = dict(walk_parameters(sweep["parameters"])), sweep.get("run_cap")
     if sweep["method"] == "grid":
         axes = [list_grid_values(entry, f"parameters.{'.'.join(path)}") for path, entry in entries.items()]
-        points = itertools.islice(itertools.product(*axes), cap)
-        return [nest(dict(zip(entries, values, strict=True))) for values in points]
+        combinations = itertools.islice(itertools.product(*axes), cap)
+        return [nest(dict(zip(entries, values, strict=True))) for values in combinations]
     if cap is None:
         raise UserError("run_cap is missing: how many random cells?")
     rng = random.Random(0)
-    return [nest({path: draw(entry, rng) for path, entry in entries.items()}) for _ in range(cap)]
+    points = []
+    for _ in range(cap):
+        values = {path: draw(entry, rng) for path, entry in entries.items()}
+        points.append(nest(values))
+    return points
 
 
 def walk_parameters(parameters: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict]]:

@@ -138,7 +138,9 @@ def name_cells(sweep: dict, points: list[dict]) -> list[str]:
     cells have that name. Without a ``run.name`` it is the parameters that vary.
     """
     paths = [path for path, _ in walk_parameters(sweep["parameters"])]
-    flat = [{".".join(path): functools.reduce(dict.__getitem__, path, point) for path in paths} for point in points]
+    flat = []
+    for point in points:
+        flat.append({".".join(path): functools.reduce(dict.__getitem__, path, point) for path in paths})
     varied = []
     for key in flat[0]:
         values = {json.dumps(parameters[key], sort_keys=True) for parameters in flat}
@@ -214,11 +216,12 @@ def share_initial_trainings(cells: list[Cell], runs: str) -> list[Cell]:
     latest = max((cell.start for cell in cells if cell.start), default=math.inf)
     groups: list[list[Cell]] = []
     for cell in cells:
-        group = next((g for g in groups if all(cell.begins_like(other, latest) for other in g)), None)
-        if group is None:
-            groups.append([cell])
+        for group in groups:
+            if all(cell.begins_like(other, latest) for other in group):
+                group.append(cell)
+                break
         else:
-            group.append(cell)
+            groups.append([cell])
     trainings = []
     for group in groups:
         if not any(cell.start for cell in group):

@@ -117,7 +117,9 @@ class Recorder:
         Args:
             probability: converts a threshold to a probability; None if the score has none.
         """
-        rows = [[selection.measures[k] for k in MEASURES] for selection in selections]
+        rows = []
+        for selection in selections:
+            rows.append([selection.measures[k] for k in MEASURES])
         values = self.network.report(torch.tensor(rows, dtype=torch.float64))
         ood: dict[str, float | None] = {}
         for j, (name, mean) in enumerate(zip(MEASURES, values.nanmean(0).tolist(), strict=True)):
