@@ -1,4 +1,5 @@
-"""What a researcher swaps: gossip rules, scores, calibrations and distillation; configs name them by ``class_path``.
+"""What a researcher swaps: gossip rules, losses, scores, calibrations, distillation; configs name them by
+``class_path``.
 
 The import name is ``lightning_idkd.callbacks``. Modules of this folder import each other by relative names, which hold
 wherever the folder lies.
@@ -10,9 +11,10 @@ from importlib import import_module
 if __name__ == "callbacks":  # imported in a checkout by the folder's name: give the same modules
     sys.modules[__name__] = import_module(f"lightning_idkd.{__name__}")
 
-from . import distillation, gossip, ood
+from . import distillation, gossip, losses, ood
 from .distillation import *  # noqa: F403
 from .gossip import *  # noqa: F403
+from .losses import *  # noqa: F403
 from .ood import *  # noqa: F403
 
-__all__ = [*distillation.__all__, *gossip.__all__, *ood.__all__]
+__all__ = [*distillation.__all__, *gossip.__all__, *losses.__all__, *ood.__all__]

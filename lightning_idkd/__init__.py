@@ -17,6 +17,7 @@ from lightning_idkd.callback import (
     Distillation,
     Encoding,
     Gossip,
+    Loss,
     OodScore,
     Teacher,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "Images",
     "Inputs",
     "Labels",
+    "Loss",
     "OodScore",
     "Outputs",
     "Partition",

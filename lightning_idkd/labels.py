@@ -134,15 +134,9 @@ class FineTuning:
     """Multiply the weight by the label's confidence, 1 - entropy / log k."""
     temperature: float = 1.0
     """Temperature T that divides a node's logits of distilled samples, above 0; their loss is multiplied by T^2."""
-    logit_adjustment: float = 0.0
-    """Factor of the logit adjustment (Menon et al., ICLR 2021), 0 or more: in the loss of private samples, this factor
-    times the log of the node's own (add-one) label frequencies is added to the logits, so that the node does not
-    unlearn classes that it lacks. 0: no adjustment, 1: the full one."""
 
     def __post_init__(self) -> None:
         share = self.private_share
         require(share is None or 0 < share < 1, "distillation.tuning.private_share", share, "between 0 and 1, or null")
         require(0 < self.weight < math.inf, "distillation.tuning.weight", self.weight, "above 0")
         require(0 < self.temperature < math.inf, "distillation.tuning.temperature", self.temperature, "above 0")
-        given = self.logit_adjustment
-        require(0 <= given < math.inf, "distillation.tuning.logit_adjustment", given, "0 or more")

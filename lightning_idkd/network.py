@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 import torch
@@ -186,13 +185,9 @@ class Network:
         for q, nodes in routes.sent.items():
             for i, message in self._exchange_objects([(i, on_cpu[i]) for i in nodes], q):
                 message_of[i] = message.to(labels[0].index.device)
-        sizes = [message_of[j].nbytes for j in routes.edges[:, 0].tolist()]
-        self.count(kind, sum(sizes), len(sizes))
-        received = []
-        for i in self.rows:
-            senders, _ = routes.mixing.terms[i]
-            received.append({j: message_of[j] for j in senders})
-        return received
+        senders = routes.edges[:, 0].tolist()
+        self.count(kind, sum(message_of[j].nbytes for j in senders), len(senders))
+        return [{j: message_of[j] for j in routes.mixing.terms[i][0]} for i in self.rows]
 
     def share(self, T: Tensor, step: int = 0, *, kind: str = "other") -> dict[int, Tensor]:
         """Send every node's row of ``T`` [rows, C] to its neighbours; returns the rows in this process by node."""
@@ -232,7 +227,7 @@ class Network:
             return objects
         parts: list = [None] * self.world
         dist.all_gather_object(parts, objects)
-        return list(chain.from_iterable(parts))
+        return [o for part in parts for o in part]
 
     # ------------------------------------------------------------------ transport
 

@@ -117,9 +117,9 @@ class Dropout(nn.Module):
 
 def replace_dropout(module: nn.Module) -> nn.Module:
     """Replace every ``torch.nn.Dropout`` in ``module`` by :class:`Dropout`, in place; returns the module."""
-    layers: list[tuple[nn.Module, str]] = []
-    for parent in module.modules():
-        layers += [(parent, name) for name, child in parent.named_children() if type(child) is nn.Dropout]
+    layers = [
+        (parent, name) for parent in module.modules() for name, m in parent.named_children() if type(m) is nn.Dropout
+    ]
     for layer, (parent, name) in enumerate(layers):
         before = getattr(parent, name)
         setattr(parent, name, Dropout(before.p, layer).train(before.training))

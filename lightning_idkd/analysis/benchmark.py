@@ -88,7 +88,7 @@ def bench(config: Config, inputs: Inputs, rounds: int = 5, samples: int | None =
         for threads in counts:
             if (engine, threads) != ("parallel", 1):
                 forms[name_form(engine, threads)] = Form(build_step(run), threads, run)
-    x, y = run.store.batch(run.store.order(0, 1), 0)
+    x, y, *more = run.store.batch(run.store.order(0, 1), 0)
     models = [case.make().to(fabric.device, memory_format=torch.channels_last) for _ in range(n)]
 
     def loop() -> None:
@@ -105,13 +105,11 @@ def bench(config: Config, inputs: Inputs, rounds: int = 5, samples: int | None =
     seconds = time_forms(forms, rounds, fabric.device)
     if n <= MOST_PROCESSES and fabric.device.type == "cpu":
         seconds |= run_in_processes(time_node_process, n, config, case.graph, inputs, rounds)
-    rates = {}
-    for name, times in seconds.items():
-        rates[name] = sorted(n * b / s for s in times)
+    rates = {name: sorted(n * b / s for s in times) for name, times in seconds.items()}
     engines = [name for name, form in forms.items() if form.run]
     fastest = max(engines, key=lambda name: statistics.median(rates[name]))
     form = forms[fastest]
-    chosen = name_form(*trial.stack.choose(x, y, choice, counts))
+    chosen = name_form(*trial.stack.choose(x, y, choice, counts, *more))
     torch.set_num_threads(form.threads)
     return {
         "nodes": n,

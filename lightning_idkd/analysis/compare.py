@@ -45,7 +45,7 @@ WORDS = {
     "throughput/seconds": "seconds",
 }
 """Headings of metrics; the heading of another metric is its key with spaces."""
-PLAIN = (("callbacks", []), ("node.module", NodeConfig.module))
+PLAIN = (("callbacks", []), ("node.module", NodeConfig.module), ("node.module", None))
 """Keys with default values, which a label leaves out."""
 NUMBER = re.compile(r"((?:(?<!\w)-)?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 LATEX = str.maketrans(
@@ -118,11 +118,8 @@ def flatten(value: object, key: str = "") -> dict[str, object]:
 def shorten(key: str, keys: set[str]) -> str:
     """Shorten ``key`` to the shortest of its ends that no other of ``keys`` has."""
     parts = key.split(".")
-    for n in range(1, len(parts)):
-        end = ".".join(parts[-n:])
-        if not any(k != key and f".{k}".endswith(f".{end}") for k in keys):
-            return end
-    return key
+    ends = (".".join(parts[-n:]) for n in range(1, len(parts)))
+    return next((end for end in ends if not any(k != key and f".{k}".endswith(f".{end}") for k in keys)), key)
 
 
 def build_label(config: dict, groups: tuple[str, ...], varied: set[str]) -> str:
@@ -132,9 +129,9 @@ def build_label(config: dict, groups: tuple[str, ...], varied: set[str]) -> str:
     """
     parts = []
     for group in groups:
-        values = flatten(config.get(group), group)
+        values = flatten(look_up(config, group), group)
         differing = {k: v for k, v in values.items() if k in varied and (k, v) not in PLAIN}
-        if group in METHOD and group in values and any(k.split(".")[0] == group for k in varied):
+        if group in METHOD and group in values and any(f"{k}.".startswith(f"{group}.") for k in varied):
             differing.pop(group, None)
             if group != "callbacks":
                 parts.append(format_value(values[group]))
@@ -158,14 +155,9 @@ def build_sort_key(text: str) -> list[str | float]:
 
 def distinguish(alike: list[tuple[dict, Row]]) -> None:
     """Add values of further keys to the methods of rows with the same label, until all of them differ."""
-    leaves = []
-    for config, _ in alike:
-        leaves.append(list_leaves({key: look_up(config, key) for key in ALIKE}))
-    differing = []
-    for key in sorted(set().union(*leaves)):
-        values = {repr(of_row.get(key)) for of_row in leaves}
-        if len(values) > 1:
-            differing.append(key)
+    leaves = [list_leaves({key: look_up(config, key) for key in ALIKE}) for config, _ in alike]
+    keys = sorted(set().union(*leaves))
+    differing = [key for key in keys if len({repr(of_row.get(key)) for of_row in leaves}) > 1]
     for key in differing:
         for (_, row), of_row in zip(alike, leaves, strict=True):
             row.method += f" {shorten(key, set(differing))}={format_value(of_row.get(key))}"
@@ -191,7 +183,12 @@ def find_varied_keys(configs: list[dict]) -> set[str]:
     Arguments of a class that only some runs have say nothing beyond the class's name, so a key counts only if it
     differs between runs that have it, or is itself a group of the method.
     """
-    flats = [flatten({k: v for k, v in config.items() if k in SETTING + METHOD}) for config in configs]
+    flats = []
+    for config in configs:
+        flat: dict[str, object] = {}
+        for key in SETTING + METHOD:
+            flat |= flatten(look_up(config, key), key)
+        flats.append(flat)
     varied = set()
     for key in set().union(*flats):
         present = {repr(flat[key]) for flat in flats if key in flat}
@@ -312,7 +309,7 @@ def format_table(head: list[str], lines: list[list], form: str) -> str:
     """Format what :func:`build_table` returns; ``form`` is table, markdown, latex or csv."""
     if form == "csv":
         return format_csv(head, lines)
-    headings, rows = head[:3], [list(map(str, line[:3])) for line in lines]
+    headings, rows = head[:3], [[str(value) for value in line[:3]] for line in lines]
     for column, name in enumerate(head[3:], start=3):
         is_difference = name.startswith(AGAINST)
         metric = head[3] if is_difference else name
@@ -360,11 +357,7 @@ def format_aligned(rows: list[list[str]]) -> str:
 
 def format_latex(rows: list[list[str]]) -> str:
     """Format the table, whose first row is the head, as a LaTeX tabular with the rules of booktabs."""
-    texts = []
-    for row in rows:
-        cells = " & ".join(cell.translate(LATEX) for cell in row)
-        texts.append(f"{cells} \\\\\n")
-    head, *body = texts
+    head, *body = (f"{' & '.join(cell.translate(LATEX) for cell in row)} \\\\\n" for row in rows)
     columns = "ll" + "r" * (len(rows[0]) - 2)
     begin, end = f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n", "\\bottomrule\n\\end{tabular}\n"
     return f"% {LEGEND}\n{begin}{head}\\midrule\n{''.join(body)}{end}"
@@ -380,9 +373,7 @@ def show(paths: list[str], metrics: list[str], baseline: str | None, form: str, 
     if picture is not None:
         from lightning_idkd.records import pictures
 
-        names = []
-        for setting, method, *_ in lines:
-            names.append(" ".join(part for part in (setting, method) if part != "-"))
+        names = [" ".join(part for part in line[:2] if part != "-") for line in lines]
         panels: dict[str, list[tuple | None]] = {}
         for column, metric in enumerate(metrics, start=3):
             panels[format_heading(metric)] = [scale_cell(line[column], find_scale(metric)) for line in lines]

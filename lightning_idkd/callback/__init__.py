@@ -7,6 +7,7 @@ signatures before torch is loaded, and jsonargparse would execute the TYPE_CHECK
 from lightning_idkd.callback.distillation import Aggregation, Distillation, Encoding, Teacher
 from lightning_idkd.callback.gossip import Compression, Context, Gossip
 from lightning_idkd.callback.hooks import HOOKS, Callback, Run
+from lightning_idkd.callback.loss import Loss
 from lightning_idkd.callback.ood import Calibration, OodScore, format_probability
 from lightning_idkd.labels import FineTuning, Selection
 
@@ -21,6 +22,7 @@ __all__ = [
     "Encoding",
     "FineTuning",
     "Gossip",
+    "Loss",
     "OodScore",
     "Run",
     "Selection",

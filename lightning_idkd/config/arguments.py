@@ -9,7 +9,6 @@ import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def put_classes_first(arguments: list[str]) -> list[str]:
         first = next((j for j in range(since, i) if f"{keys[j]}.".startswith(takes)), i)
         words.insert(first, words.pop(i))
         keys.insert(first, keys.pop(i))
-    return list(chain.from_iterable(words))
+    return [word for group in words for word in group]
 
 
 def read_options(arguments: list[str]) -> Iterator[tuple[int, str, str]]:

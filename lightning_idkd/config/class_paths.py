@@ -16,6 +16,9 @@ from lightning_idkd.config.kinds import class_keys, parameters
 CLASSLESS = set(parameters(Config)) - {key.split(".")[0] for key, cls in class_keys() if not is_dataclass(cls)}
 """Groups of a config in which no value names a class, such as ``run`` and ``logger``."""
 
+REMOVED = {"logit_adjustment": 0}
+"""Keys of older configs, with the value that changed nothing; ``node.loss`` took the place of this one."""
+
 
 def lookup(path: str) -> Any:
     """The object at an import path; None where there is none. Errors of the module itself pass."""
@@ -50,6 +53,15 @@ def full_paths(value: Any) -> Any:
         return [full_paths(v) for v in value]
     if isinstance(value, dict):
         return {k: v if k in CLASSLESS else full_paths(v) for k, v in value.items()}
+    return value
+
+
+def drop_removed(value: Any) -> Any:
+    """A config, or a part of one, without the keys that this version no longer has, where they had no effect."""
+    if isinstance(value, list):
+        return [drop_removed(v) for v in value]
+    if isinstance(value, dict):
+        return {k: drop_removed(v) for k, v in value.items() if k not in REMOVED or v != REMOVED[k]}
     return value
 
 

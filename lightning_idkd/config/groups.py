@@ -9,11 +9,12 @@ import math
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from lightning_idkd.callback import Calibration, Callback, Distillation, Gossip
+from lightning_idkd.callback import Calibration, Callback, Distillation, Gossip, Loss
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet, check_share
 from lightning_idkd.data.source import Source
 from lightning_idkd.errors import UserError, require
 from lightning_idkd.graph import Graph, Weights
+from lightning_idkd.losses import CrossEntropy
 from lightning_idkd.machine import count_cores
 from lightning_idkd.models import CNN, Architecture
 from lightning_idkd.schedule import Schedule, Step
@@ -111,8 +112,16 @@ class NodeConfig:
 
     network: Architecture = field(default_factory=CNN)
     """Network of a node: ResNet, CNN, MLP, LeNet, VGG, MobileNetV2, ViT, TorchModule, or your own class."""
+    loss: Loss = entry(
+        CrossEntropy,
+        fork="free",
+        label="method",
+        older={"class_path": "lightning_idkd.losses.CrossEntropy", "init_args": {}},
+    )
+    """Loss of private samples: CrossEntropy, BalancedSoftmax, CalibratedLogits, RestrictedSoftmax, LabelSmoothing,
+    Focal, or a class of yours."""
     module: str = "lightning_idkd.node.NodeModule"
-    """Import path of the NodeModule class; a subclass can define another loss."""
+    """Import path of the NodeModule class; a subclass brings another training step."""
 
 
 @dataclass

@@ -96,11 +96,7 @@ def wrong_value(key: str, text: str, argument: Argument) -> str:
     if is_text and argument.base in types and not is_dataclass(argument.base):
         return unknown_class(key, text, argument.base)
     allowed, given = describe(argument, key), f"'{text}'" if is_text else text
-    names: list[str] = []
-    for member in types:
-        if get_origin(member) is Literal:
-            names += map(str, get_args(member))
-    hint = did_you_mean(text, names)
+    hint = did_you_mean(text, [str(name) for t in types if get_origin(t) is Literal for name in get_args(t)])
     return f"{key}: {given} given.{hint} Allowed: {allowed}" if hint else f"{key}: {given} given; allowed: {allowed}"
 
 

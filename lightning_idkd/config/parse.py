@@ -32,9 +32,9 @@ def parser(command: str = "fit", description: str = "") -> ArgumentParser:
 
     def load(text: str) -> Any:
         value = yaml_file.nest_dotted_keys(yaml_file.read_value(text), TOP_KEYS)
-        return (
-            value if isinstance(value, str) else class_paths.full_paths(value)
-        )  # a bare text may be a name of anything
+        if isinstance(value, str):  # it may be a name of anything
+            return value
+        return class_paths.drop_removed(class_paths.full_paths(value))
 
     class_defaults.apply()
     set_loader("yaml", load, (yaml.YAMLError,))

@@ -25,17 +25,16 @@ def single_keys() -> dict[str, dict[str, Entry]]:
     return keys
 
 
-def forks() -> dict[str, str]:
-    """Every key that enters a run's result, with what forks share of it: a group as a whole, or, where its keys differ,
-    each."""
-    shared: dict[str, str] = {}
+def read_entries(attribute: str) -> dict[str, str]:
+    """What the table says for an ``attribute`` of :class:`Entry`: by group or, where its keys differ, by key."""
+    values: dict[str, str] = {}
     for group, keys in single_keys().items():
-        of_group = GROUPS[group].fork
-        differ = any(entry.fork for entry in keys.values())
+        of_group = getattr(GROUPS[group], attribute)
+        differ = any(getattr(entry, attribute) for entry in keys.values())
         for key, entry in keys.items() if differ else [(group, GROUPS[group])]:
-            if fork := entry.fork or of_group:
-                shared[key] = fork
-    return shared
+            if value := getattr(entry, attribute) or of_group:
+                values[key] = value
+    return values
 
 
 def older_values() -> dict[str, Any]:
@@ -46,7 +45,7 @@ def older_values() -> dict[str, Any]:
     return values
 
 
-FORKS = forks()
+FORKS = read_entries("fork")
 SAME = tuple(key for key, fork in FORKS.items() if fork == "same")
 """The keys that a fork shares with the run it starts from. The initial training does not see the public set."""
 ONGOING = tuple(key for key, fork in FORKS.items() if fork == "labels")
@@ -55,9 +54,10 @@ RESULT = tuple(dict.fromkeys(key.split(".")[0] if GROUPS[key.split(".")[0]].fork
 """The keys that enter a run's result: all but how and where it runs."""
 TRAINED = tuple(key for key, entry in GROUPS.items() if entry.fork and not entry.evaluate)
 """The groups that ``idkd evaluate`` takes from the run."""
-SETTING = tuple(key for key, entry in GROUPS.items() if entry.label == "setting")
-METHOD = tuple(key for key, entry in GROUPS.items() if entry.label == "method")
-"""The groups that name a row of a comparison: what is compared in, and what is compared."""
+LABELS = read_entries("label")
+SETTING = tuple(key for key, label in LABELS.items() if label == "setting")
+METHOD = tuple(key for key, label in LABELS.items() if label == "method")
+"""The groups and keys that name a row of a comparison: what is compared in, and what is compared."""
 OLDER = older_values()
 
 

@@ -24,18 +24,13 @@ NUMBER = re.compile(
 """Floats as YAML 1.2 defines them. 1e-3 is a float there; YAML 1.1 requires 1.0e-3."""
 
 
-def list_resolvers() -> dict[str, list[tuple[str, re.Pattern]]]:
-    """PyYAML's patterns of unquoted values by their first character, without those of floats and dates."""
-    resolvers = {}
-    for first, patterns in yaml.SafeLoader.yaml_implicit_resolvers.items():
-        resolvers[first] = [(tag, p) for tag, p in patterns if tag.rpartition(":")[2] not in ("float", "timestamp")]
-    return resolvers
-
-
 class Loader(yaml.SafeLoader):
     """PyYAML's loader with the numbers of YAML 1.2; dates stay texts."""
 
-    yaml_implicit_resolvers = list_resolvers()
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML keeps them in the class)
+        first: [(tag, form) for tag, form in forms if tag.rpartition(":")[2] not in ("float", "timestamp")]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 class Dumper(yaml.SafeDumper):

@@ -56,8 +56,7 @@ class Concat(Source):
         if len(kinds) > 1:
             raise UserError(f"{key}.parts: {' and '.join(kinds)} given; allowed: sets of one kind")
         try:
-            [kind] = kinds.values()
-            inputs, values = kind.join([(part.inputs, part.values) for part in parts])
+            [(inputs, values)] = [kind.join([(part.inputs, part.values) for part in parts]) for kind in kinds.values()]
         except ValueError as error:
             raise UserError(f"{key}.parts: {error}") from error
         names = tuple(dict.fromkeys(chain.from_iterable(part.classes for part in parts)))

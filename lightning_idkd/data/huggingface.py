@@ -74,9 +74,7 @@ class HuggingFace(Subset):
         if folder is None:
             return f"{key}.{split}_split chooses another split"
         splits = self._splits(folder, key)
-        used = set()
-        for part in STORED_AS:
-            used.add(next((name for name in self._names(part) if name in splits), None))
+        used = {next((name for name in self._names(part) if name in splits), None) for part in STORED_AS}
         labelled = []
         for name in sorted({*splits} - used):
             with contextlib.suppress(UserError):
@@ -161,9 +159,7 @@ class HuggingFace(Subset):
         lacks = f"{key}.path: no {split} images in {place}, which holds no {wanted}"
         if splits:
             raise UserError(f"{lacks}; its splits: {', '.join(sorted(splits))} ({key}.{split}_split chooses one)")
-        others: set[str] = set()
-        for depth in ("*", "*/*", "*/*/*"):
-            others.update(path.suffix.lower() for path in islice(folder.glob(depth), 100))
+        others = {path.suffix.lower() for depth in ("*", "*/*", "*/*/*") for path in islice(folder.glob(depth), 100)}
         advice = f"set {key}.path to a folder that does"
         if others & {*ENDINGS}:
             advice = f"it holds image files, which {key}: ImageFolder reads"

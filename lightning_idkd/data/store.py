@@ -53,6 +53,7 @@ class Store:
         augment: one of ``inputs.augmentations``.
         augment_public: whether distilled samples are augmented too; else only private ones are.
         tuning: how nodes train on private and distilled samples together.
+        plain_loss: whether private samples have the loss of distilled ones.
         seed: seed of the run.
         device: device of all samples.
         dtype: type of the scaled samples and of the targets.
@@ -63,9 +64,10 @@ class Store:
 
     def __init__(self, private: Samples, test: Samples, public: Samples | None, split: Split, rows: range, *,
                  batch: int, augment: str = "none", augment_public: bool = False, tuning: FineTuning | None = None,
-                 seed: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):  # fmt: skip
+                 plain_loss: bool = True, seed: int = 0, device: torch.device | str = "cpu",
+                 dtype: torch.dtype = torch.float32):  # fmt: skip
         self.rows, self.seed, self.device, self.dtype = rows, seed, torch.device(device), dtype
-        self.batch_size, self.augment_public = batch, augment_public
+        self.batch_size, self.augment_public, self.plain_loss = batch, augment_public, plain_loss
         self.tuning = tuning or FineTuning()
         share, allowed = self.tuning.private_share, "null where train.batch_size is 1"
         require(share is None or batch > 1, "distillation.tuning.private_share", share, allowed)
@@ -187,8 +189,8 @@ class Store:
         """A batch of every node, of the samples at ``positions`` [rows, b] in its set.
 
         Inputs are [rows, b, ...], images channels-last; target distributions [rows, b, k] are multiplied by the weight
-        of the sample. Where fine-tuning uses them, temperatures [rows, b] and offsets of the logits [rows, b, k]
-        follow.
+        of the sample. Where the loss needs them, the nodes' label counts [rows, k], which samples are private [rows, b]
+        and temperatures [rows, b] follow.
         """
         flat = self._offset[:, None] + positions
         index, targets = self._index[flat], self._targets[flat]
@@ -201,12 +203,10 @@ class Store:
             samples = self.augmentation.apply(samples, step, only)
         batch = self.inputs.scale(samples).unflatten(0, positions.shape), targets
         tuning = self.tuning
-        if self.distilled is None or (tuning.temperature == 1 and not tuning.logit_adjustment):
+        if self.plain_loss and (self.distilled is None or tuning.temperature == 1):
             return batch
         temperature = torch.ones_like(index, dtype=self.dtype).where(private, tuning.temperature)
-        if not tuning.logit_adjustment:
-            return *batch, temperature
-        return *batch, temperature, tuning.logit_adjustment * self.log_prior[:, None] * private[..., None]
+        return *batch, self.label_counts, private, temperature
 
     # ------------------------------------------------------------------ counts of labels
 
@@ -225,8 +225,13 @@ class Store:
     @cached_property
     def log_prior(self) -> Tensor:
         """Log of the (add-one) frequency of every class among each node's private training samples, [rows, k]."""
-        count = self._counts.to(self.device, self.dtype) + 1
+        count = self.label_counts + 1
         return (count / count.sum(1, keepdim=True)).log()
+
+    @cached_property
+    def label_counts(self) -> Tensor:
+        """:meth:`counts` on the device, in the type of the targets."""
+        return self._counts.to(self.device, self.dtype)
 
     def duplicates(self) -> int:
         """How many public samples equal a test sample in every value."""

@@ -62,9 +62,7 @@ class Engines(Rows):
         self._keys = [
             self.buffers[f"{path}.key"] for path, m in first.named_modules() if isinstance(m, randomness.Dropout)
         ]
-        self._dropouts: list[list[randomness.Dropout]] = []  # by node
-        for module in self.modules:
-            self._dropouts.append([m for m in module.modules() if isinstance(m, randomness.Dropout)])
+        self._dropouts = [[m for m in module.modules() if isinstance(m, randomness.Dropout)] for module in self.modules]
         self._draws: bool | None = None  # whether a step draws from the global generator; known after the first step
 
     def run(self, function: Callable[..., Tensor], step: int, *batch: Tensor, rows: range | None = None) -> Tensor:
@@ -291,8 +289,10 @@ class Engines(Rows):
         built_in = type(node) is NodeModule and type(node.network).__module__.startswith("lightning_idkd.")
         return ["loop", "vmap", *(["graph"] if built_in else [])]
 
-    def choose(self, x: Tensor, y: Tensor, engines: Sequence[str], threads: Sequence[int]) -> tuple[str, int]:
-        """Set the engine and the thread count that take the least time for a step on this batch, and return them.
+    def choose(
+        self, x: Tensor, y: Tensor, engines: Sequence[str], threads: Sequence[int], *more: Tensor
+    ) -> tuple[str, int]:
+        """Set the engine and the thread count that take the least time for a step on x, y and more, and return them.
 
         Rows, gradients and buffers stay as they are. With many nodes, only as many are timed as one thread runs in a
         third of a second.
@@ -308,14 +308,14 @@ class Engines(Rows):
         with self.preserve_state():
             torch.set_num_threads(1)
             self.engine = "loop"
-            one = min(self._time_step(range(1), x, y) for _ in range(2))
+            one = min(self._time_step(range(1), x, y, *more) for _ in range(2))
             rows = range(min(self.n, max(2 * max(threads), math.ceil(TRIAL_SECONDS / one))))
             for self.engine, count in candidates:
                 torch.set_num_threads(count)
                 try:
                     for _ in range(WARM_UP_CALLS if self.engine == "graph" else 1):
-                        self._time_step(rows, x, y)
-                    seconds[self.engine, count] = min(self._time_step(rows, x, y) for _ in range(2))
+                        self._time_step(rows, x, y, *more)
+                    seconds[self.engine, count] = min(self._time_step(rows, x, y, *more) for _ in range(2))
                 except (UserError, RuntimeError):
                     if len(engines) == 1:
                         raise
@@ -325,10 +325,10 @@ class Engines(Rows):
         torch.set_num_threads(count)
         return self.engine, count
 
-    def _time_step(self, rows: range, x: Tensor, y: Tensor) -> float:
+    def _time_step(self, rows: range, *batch: Tensor) -> float:
         """Seconds that a training step of these rows takes."""
         start = time.perf_counter()
-        self.run(training_loss, 0, x[: len(rows)], y[: len(rows)], rows=rows)
+        self.run(training_loss, 0, *(t[: len(rows)] for t in batch), rows=rows)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from lightning_idkd.errors import UserError
 from lightning_idkd.labels import Outputs
 
 
 class NodeModule(LightningModule):
-    """A network with the cross-entropy of soft labels as its loss; subclass it for another loss.
+    """A network with the cross-entropy of soft labels as its loss, or another ``loss`` of private samples.
 
     ``training_step`` has no side effects: it reads a batch and returns the loss. Only a plain ``lightning.Trainer``
     uses ``configure_optimizers`` and the four optimizer arguments; in a decentralised run the gossip rule updates the
@@ -23,6 +25,11 @@ class NodeModule(LightningModule):
 
     network: Any
     """The network, an nn.Module. Some have ``features`` and ``head`` too, which the types of torch do not know."""
+
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """The loss [b] of private samples by logits [b, k], targets [b, k] and label counts [k]; None: cross-entropy."""
+    counts: Tensor | None = None
+    """Label counts [k] where a batch brings none, which is so in a plain ``lightning.Trainer``."""
 
     def __init__(self, network: nn.Module, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
                  weight_decay: float = 0.0):  # fmt: skip
@@ -52,19 +59,23 @@ class NodeModule(LightningModule):
         return Outputs(self(x).float())
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int = 0) -> Tensor:
-        """Mean cross-entropy of a batch: samples [N, ...], targets, and optionally temperatures and logit offsets.
+        """Mean loss of a batch: samples [N, ...], targets, and optionally counts, a mask and temperatures.
 
-        Targets are class indices [N] or distributions [N, k]; a sample's weight is multiplied into its distribution.
-        With temperatures T [N] a sample's logits are divided by T and its loss is multiplied by T^2 (Hinton et al.,
-        2015); the gradient equals that of KL(target || softmax). Offsets [N, k] are added to the logits after the
-        division.
+        Targets are class indices [N] or distributions [N, k]; a distilled sample's weight is multiplied into its
+        distribution. The counts [k] are those of the node's labels, and the mask [N] says which samples are private.
+        The others have the cross-entropy, with logits divided by their temperatures T [N] and a loss multiplied by T^2
+        (Hinton et al., 2015); its gradient equals that of KL(target || softmax).
         """
         x, y, *more = batch
+        logits = self(x)
         if not more:
-            return F.cross_entropy(self(x), y)
-        t, *offset = more
-        logits = self(x) / t[:, None]
-        return (t**2 * F.cross_entropy(logits + offset[0] if offset else logits, y, reduction="none")).mean()
+            loss = self.loss
+            return F.cross_entropy(logits, y) if loss is None else private_loss(loss, logits, y, self.counts).mean()
+        counts, private, t = more
+        distilled = t**2 * F.cross_entropy(logits / t[:, None], y, reduction="none")
+        if self.loss is None:
+            return distilled.mean()  # the temperatures of private samples are 1
+        return private_loss(self.loss, logits, y, counts).where(private, distilled).mean()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> None:
         """Log the loss and accuracy of a batch with class indices; only a plain ``lightning.Trainer`` calls this."""
@@ -75,3 +86,23 @@ class NodeModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), **self.optimizer)
+
+
+def private_loss(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor], logits: Tensor, y: Tensor, counts: Tensor | None
+) -> Tensor:
+    """The ``loss`` [N] of private samples, given logits [N, k], class indices [N] or distributions [N, k], and counts.
+
+    Raises:
+        UserError: there are no counts, or the loss returns anything but a number for every sample.
+    """
+    name = type(loss).__name__
+    if counts is None:
+        raise UserError(f"node.loss: {name} needs the node's label counts; set the attribute counts [k] of the node")
+    if not y.is_floating_point():
+        y = F.one_hot(y, logits.shape[1]).to(logits.dtype)
+    losses = loss(logits, y, counts)
+    if not isinstance(losses, Tensor) or losses.shape != logits.shape[:1]:
+        given = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise UserError(f"node.loss: {name} returns {given}; allowed: one number a sample, [{len(logits)}]")
+    return losses

@@ -141,7 +141,7 @@ class RunFolder:
         """
         path = self.file("config.yaml")
         try:
-            config = yaml_file.read(class_paths.of_run(path.read_text(encoding="utf-8")))
+            config = class_paths.drop_removed(yaml_file.read(class_paths.of_run(path.read_text(encoding="utf-8"))))
             add_newer_keys(config)
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as e:
             raise UserError(f"'{path}' is damaged, or not the config of a run") from e

@@ -197,16 +197,12 @@ def list_points(sweep: dict) -> list[dict]:
     entries, cap = dict(walk_parameters(sweep["parameters"])), sweep.get("run_cap")
     if sweep["method"] == "grid":
         axes = [list_grid_values(entry, f"parameters.{'.'.join(path)}") for path, entry in entries.items()]
-        combinations = itertools.islice(itertools.product(*axes), cap)
-        return [nest(dict(zip(entries, values, strict=True))) for values in combinations]
+        points = itertools.islice(itertools.product(*axes), cap)
+        return [nest(dict(zip(entries, values, strict=True))) for values in points]
     if cap is None:
         raise UserError("run_cap is missing: how many random cells?")
     rng = random.Random(0)
-    points = []
-    for _ in range(cap):
-        values = {path: draw(entry, rng) for path, entry in entries.items()}
-        points.append(nest(values))
-    return points
+    return [nest({path: draw(entry, rng) for path, entry in entries.items()}) for _ in range(cap)]
 
 
 def walk_parameters(parameters: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict]]:

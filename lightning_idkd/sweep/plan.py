@@ -24,7 +24,7 @@ from lightning_idkd.schedule import epoch_of
 from lightning_idkd.sweep.command_line import expand_command
 from lightning_idkd.sweep.file import list_points, make_file_name, read_sweep, walk_parameters
 
-SHARED = (*SAME, "train.batch_size", "callbacks")
+SHARED = (*SAME, "train.batch_size", "node.loss", "callbacks")
 """The keys, besides learning rates, in which cells that share an initial training agree."""
 LONGEST_NAME = 150
 """Characters of a cell's name; a longer one is cut."""
@@ -138,9 +138,7 @@ def name_cells(sweep: dict, points: list[dict]) -> list[str]:
     cells have that name. Without a ``run.name`` it is the parameters that vary.
     """
     paths = [path for path, _ in walk_parameters(sweep["parameters"])]
-    flat = []
-    for point in points:
-        flat.append({".".join(path): functools.reduce(dict.__getitem__, path, point) for path in paths})
+    flat = [{".".join(path): functools.reduce(dict.__getitem__, path, point) for path in paths} for point in points]
     varied = []
     for key in flat[0]:
         values = {json.dumps(parameters[key], sort_keys=True) for parameters in flat}
@@ -216,12 +214,11 @@ def share_initial_trainings(cells: list[Cell], runs: str) -> list[Cell]:
     latest = max((cell.start for cell in cells if cell.start), default=math.inf)
     groups: list[list[Cell]] = []
     for cell in cells:
-        for group in groups:
-            if all(cell.begins_like(other, latest) for other in group):
-                group.append(cell)
-                break
-        else:
+        group = next((g for g in groups if all(cell.begins_like(other, latest) for other in g)), None)
+        if group is None:
             groups.append([cell])
+        else:
+            group.append(cell)
     trainings = []
     for group in groups:
         if not any(cell.start for cell in group):

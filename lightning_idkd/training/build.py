@@ -59,6 +59,7 @@ def build_parts(config: Config, fabric: Fabric, earlier: EarlierRun | None = Non
         augment=config.data.augment,
         augment_public=config.data.augment_public,
         tuning=None if config.distillation is None else config.distillation.tuning,
+        plain_loss=config.node.loss.plain,
         seed=config.seed,
         device=fabric.device,
         dtype=dtype,
@@ -158,9 +159,11 @@ def node_maker(config: Config, inputs: Inputs, classes: int) -> Callable[[], Nod
             name = type(config.node.network).__name__
             raise UserError(f"node.network: {name}.build returns {type(network).__name__}; allowed: a torch.nn.Module")
         try:
-            return Module(network)
+            node = Module(network)
         except TypeError as e:
             raise UserError(f"node.module: {config.node.module} cannot be made from a network alone ({e})") from e
+        node.loss = None if config.node.loss.plain else config.node.loss
+        return node
 
     return make
 

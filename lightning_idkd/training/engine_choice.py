@@ -62,13 +62,13 @@ def choose_engine(config: Config, start: Start, fabric: Fabric, store: Store, st
 def try_engines(config: Config, fabric: Fabric, store: Store, stack: NodeStack, engines: list[str], threads: list[int],
                 say: Callable[[str], None]) -> tuple[str, int]:  # fmt: skip
     """The fastest engine and number of threads for a step, from an earlier trial on this machine or a new one."""
-    x, y, *_ = store.batch(store.order(0, 1), 0)
+    x, y, *more = store.batch(store.order(0, 1), 0)
     shape = [*x.shape], str(x.dtype), store.nodes, config.run.devices, fabric.device.type, engines, threads
     key = digest(config.resolved["node"], *shape, config.run.autocast, cpu_norms.name_backend(fabric.device))
     choice = fabric.broadcast(read_timings().get(key))
     if choice is None:
         say(report.format_field("timing", f"engines {', '.join(engines)}; threads {', '.join(map(str, threads))}"))
-        choice = fabric.broadcast(stack.choose(x, y, engines, threads))
+        choice = fabric.broadcast(stack.choose(x, y, engines, threads, *more))
         if fabric.is_global_zero:
             remember(key, choice)
     return choice

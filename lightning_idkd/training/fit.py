@@ -18,6 +18,8 @@ from lightning_idkd.training.resume import Start, find_start
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+    from lightning_idkd.callback import Loss
+    from lightning_idkd.data.store import Store
     from lightning_idkd.training.build import Parts
     from lightning_idkd.training.orchestrator import Orchestrator
 
@@ -160,7 +162,7 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
     from lightning_idkd.data.identity import abridge
 
     graph, store, stack, header = run.network.graph, run.store, run.stack, run.header
-    plural = store.inputs.plural
+    plural, loss = store.inputs.plural, config.node.loss
     lines = {
         "run": "",
         "graph": f"{graph.name}, {graph.nodes} nodes, spectral gap {graph.spectral_gap():.4f}",
@@ -175,12 +177,14 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
     notes, counts = list(store.notes), store.test_labels.cpu().bincount(minlength=store.k).tolist()
     if absent := [name for name, count in zip(store.classes, counts, strict=True) if not count]:
         notes.append(f"data.private: no test {plural} of {abridge(absent)}")
+    notes += describe_remarks(loss, store)
     if notes:
         lines["note"] = f"\n{'note':<10} ".join(notes)
     frozen = f", {stack.frozen_parameters:,} of them frozen" if stack.frozen_parameters else ""
+    rule = type(config.gossip).__name__ if loss.plain else f"{type(config.gossip).__name__}; {type(loss).__name__}"
     lines["node"] = (
-        f"{type(config.node.network).__name__}, {header['parameters']:,} parameters{frozen}; "
-        f"{type(config.gossip).__name__}; {run.progress.steps} steps an epoch"
+        f"{type(config.node.network).__name__}, {header['parameters']:,} parameters{frozen}; {rule}; "
+        f"{run.progress.steps} steps an epoch"
     )
     lines["engine"] = describe_engine(run)
     each = " a process" if run.network.world > 1 else ""
@@ -191,6 +195,18 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
     if any(shares):
         lines["shares"] = ", ".join(filter(None, shares))
     return lines
+
+
+def describe_remarks(loss: Loss, store: Store) -> list[str]:
+    """What the loss finds odd at some nodes, a sentence for every remark."""
+    from lightning_idkd.data.identity import abridge
+
+    nodes: dict[str, list[str]] = {}
+    for node, indices in enumerate(store.split.train):
+        counts = store.labels[indices].bincount(minlength=store.k)
+        if remark := loss.remark(counts):
+            nodes.setdefault(remark, []).append(str(node))
+    return [f"node.loss: {remark}: nodes {abridge(names)}" for remark, names in nodes.items()]
 
 
 def describe_engine(run: Orchestrator) -> str:

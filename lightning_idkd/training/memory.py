@@ -101,11 +101,10 @@ def measure_activations(node: NodeModule, store: Store, autocast: bool = False) 
     if any(not p.requires_grad for p in node.parameters()):
         for layer in node.modules():
             layer.register_forward_hook(add_output)
-    x = store.inputs.zeros(store.batch_size, next(node.parameters()).dtype, store.device)
-    y = torch.full((len(x), store.k), 1 / store.k, dtype=x.dtype, device=x.device)
+    batch = tuple(t[0] for t in store.batch(store.order(0, 1), 0))
     cast = torch.autocast(store.device.type, torch.bfloat16, autocast, cache_enabled=False)
     with torch.random.fork_rng(), saved_tensors_hooks(add_saved, lambda t: t), cast:
-        node.training_step((x, y), 0)
+        node.training_step(batch, 0)
     parameters = {p.untyped_storage().data_ptr() for p in node.parameters()}
     sizes = [nbytes for address, nbytes in saved_bytes.items() if address not in parameters]
     return sum(sizes) + 3 * max([*sizes, *outputs], default=0)

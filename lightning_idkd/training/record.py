@@ -117,9 +117,7 @@ class Recorder:
         Args:
             probability: converts a threshold to a probability; None if the score has none.
         """
-        rows = []
-        for selection in selections:
-            rows.append([selection.measures[k] for k in MEASURES])
+        rows = [[selection.measures[k] for k in MEASURES] for selection in selections]
         values = self.network.report(torch.tensor(rows, dtype=torch.float64))
         ood: dict[str, float | None] = {}
         for j, (name, mean) in enumerate(zip(MEASURES, values.nanmean(0).tolist(), strict=True)):

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "lightning_idkd"
 ORDER = (
-    "__main__", "cli", "command", "sweep", "analysis", "training", "records", "config", "callback", "node",
+    "__main__", "cli", "command", "sweep", "analysis", "training", "records", "config", "losses", "callback", "node",
     "nodes", "models", "data", "network", "graph", "topologies", "labels", "metrics", "schedule", "randomness",
     "colours", "files", "machine", "checkout", "errors",
 )  # fmt: skip

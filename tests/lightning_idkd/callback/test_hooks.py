@@ -309,7 +309,6 @@ def test_without_a_teacher_nodes_ask_themselves():
         ({"temperature": 0}, r"distillation\.tuning\.temperature: 0 given; allowed: above 0"),
         ({"temperature": float("inf")}, r"distillation\.tuning\.temperature: inf given"),
         ({"temperature": float("nan")}, r"distillation\.tuning\.temperature: nan given"),
-        ({"logit_adjustment": -0.1}, r"distillation\.tuning\.logit_adjustment: -0\.1 given; allowed: 0 or more"),
     ],
 )
 def test_mistakes_in_tuning_are_refused_with_their_key(options, said):
@@ -320,4 +319,4 @@ def test_mistakes_in_tuning_are_refused_with_their_key(options, said):
 def test_tuning_is_off_by_default():
     tuning = FineTuning()
     assert vars(tuning) == {"private_share": None, "balance": "none", "weight": 1.0, "confidence": False,
-                            "temperature": 1.0, "logit_adjustment": 0.0}  # fmt: skip
+                            "temperature": 1.0}  # fmt: skip

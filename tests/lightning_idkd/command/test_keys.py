@@ -44,16 +44,21 @@ def test_the_table_of_groups_says_which_keys_matter_for_what():
         "run.autocast",
     )  # fmt: skip
     assert set(resolved.SAME) == {
-        "seed", "graph", "node", "gossip", "run.precision", "run.autocast", "data.private", "data.partition",
+        "seed", "graph", "node.network", "node.module", "gossip", "run.precision", "run.autocast", "data.private",
+        "data.partition",
         "data.validation", "data.image_size", "data.channels", "data.augment",
     }  # fmt: skip
     assert set(resolved.ONGOING) == {"calibration", "distillation", "data.public", "data.augment_public"}
     assert resolved.TRAINED == ("seed", "graph", "node", "train", "gossip", "distillation")
     assert (resolved.SETTING, resolved.METHOD) == (
-        ("graph", "data", "node", "train"),
-        ("gossip", "calibration", "distillation", "callbacks"),
+        ("graph", "data", "node.network", "node.module", "train"),
+        ("node.loss", "gossip", "calibration", "distillation", "callbacks"),
     )
-    assert resolved.OLDER == {"data.channels": None, "run.autocast": False}
+    assert resolved.OLDER == {
+        "data.channels": None,
+        "node.loss": {"class_path": "lightning_idkd.losses.CrossEntropy", "init_args": {}},
+        "run.autocast": False,
+    }
     assert {action.dest.split(".")[0] for action in parser()._actions} >= set(resolved.GROUPS)
 
 

@@ -189,7 +189,7 @@ class TestMistakes:
                 ["Did you mean 'calibration.score.temperature'?", "to be Energy or ODIN"],
             ),
             (["--calibration.temprature", "2"], ["Did you mean 'calibration.score.temperature'?"]),
-            (["--distillation.logit_adjustment", "1"], ["Did you mean 'distillation.tuning.logit_adjustment'?"]),
+            (["--distillation.private_share", "1"], ["Did you mean 'distillation.tuning.private_share'?"]),
             (
                 ["--train.epochs", "1", "--distillation.start", "5"],
                 ["distillation.start: 5 is not the only epoch (train.epochs is 1); allowed: a fraction from 0 to"],

@@ -127,26 +127,25 @@ def test_temperatures_are_those_of_distilled_samples():
     positions = torch.tensor([[0, 4, 5, 14], [0, 2, 3, 15], [6, 7, 8, 0]])
     assert len(s.batch(positions % 3, 0)) == 2  # nothing is distilled yet
     s.distil(MANY, 0)
-    _, _, temperature = s.batch(positions, 0)
+    _, _, counts, private, temperature = s.batch(positions, 0)
     assert temperature.tolist() == [[1, 1, 4, 4], [1, 1, 4, 4], [1, 4, 4, 1]]
+    assert torch.equal(private, temperature == 1)
+    assert counts.tolist() == [np.bincount(np.array(own) % K, minlength=K).tolist() for own in TRAIN]
     assert temperature.dtype == torch.float64
     assert len(tuned().batch(positions, 0)) == 2
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_logit_adjustment_offsets_private_samples_by_the_log_of_their_nodes_label_frequencies(share):
-    s = store(public=noise(20, seed=1), tuning=FineTuning(logit_adjustment=share))
+def test_a_loss_of_its_own_gets_counts_and_the_mask_of_private_samples_from_the_first_step():
+    s = store(public=noise(20, seed=1), plain_loss=False)
     positions = torch.tensor([[0, 4, 5, 14], [0, 2, 3, 15], [6, 7, 8, 0]])
-    assert len(s.batch(positions % 3, 0)) == 2  # nothing is distilled yet
-    s.distil(MANY, 0)
-    _, _, temperature, offset = s.batch(positions, 0)
+    _, _, counts, private, temperature = s.batch(positions % 3, 0)
+    assert counts.dtype == torch.float64
+    assert counts.tolist() == [np.bincount(np.array(own) % K, minlength=K).tolist() for own in TRAIN]
+    assert private.all()
     assert (temperature == 1).all()
-    for i, own in enumerate(TRAIN):
-        counts = np.bincount(np.array(own) % K, minlength=K) + 1
-        expected = [
-            share * np.log(counts / counts.sum()) if p < len(own) else np.zeros(K) for p in positions[i].tolist()
-        ]
-        np.testing.assert_allclose(offset[i], expected, rtol=1e-12)
+    s.distil(MANY, 0)
+    assert s.batch(positions, 0)[3].tolist() == [[p < len(own) for p in row] for own, row in
+                                                 zip(TRAIN, positions.tolist(), strict=True)]  # fmt: skip
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])

@@ -1,0 +1,8 @@
+"""Losses of private samples, some of which use a node's own label counts."""
+
+from lightning_idkd.losses import CrossEntropy
+
+from .label_skew import BalancedSoftmax, CalibratedLogits, RestrictedSoftmax
+from .reweighted import Focal, LabelSmoothing
+
+__all__ = ["BalancedSoftmax", "CalibratedLogits", "CrossEntropy", "Focal", "LabelSmoothing", "RestrictedSoftmax"]

@@ -1,0 +1,31 @@
+"""The base of local losses: what a node minimises on its private samples."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Loss(ABC):
+    """The loss of a node's private samples; distilled samples keep the cross-entropy with their soft labels.
+
+    It depends on nothing but the node's own outputs and label counts, so nothing crosses an edge.
+    """
+
+    plain: bool = False
+    """Whether private samples have the loss of the distilled ones, so that nobody needs to tell them apart."""
+
+    def remark(self, counts: "Tensor") -> str:
+        """What is odd at a node with these label counts [k], said once before training; empty for most."""
+        return ""
+
+    @abstractmethod
+    def __call__(self, logits: "Tensor", targets: "Tensor", counts: "Tensor") -> "Tensor":
+        """The loss [b] of every private sample.
+
+        Args:
+            logits: the node's, [b, k].
+            targets: distributions over the classes, [b, k]: one-hot, or mixtures where a method softens labels.
+            counts: numbers of the node's private training samples of every class, [k], in the type of ``targets``.
+        """
