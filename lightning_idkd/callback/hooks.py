@@ -21,6 +21,7 @@ HOOKS = {
     "on_exchange_end": ("run", "epoch", "distilled"),
     "on_step_end": ("run", "step", "losses"),
     "on_epoch_end": ("run", "epoch"),
+    "on_training_end": ("run",),
     "on_evaluation_end": ("run", "metrics"),
     "on_fit_end": ("run", "summary"),
 }

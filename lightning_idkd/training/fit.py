@@ -189,7 +189,7 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
     lines["engine"] = describe_engine(run)
     each = " a process" if run.network.world > 1 else ""
     lines["memory"] = f"about {report.format_bytes(header['predicted_memory_bytes'])}{each}"
-    shares = [config.gossip.shares]
+    shares = [config.gossip.shares, *(getattr(c, "shares", "") for c in config.callbacks)]
     if run.distillation is not None:
         shares += [run.distillation.shares, run.calibration.shares if run.distillation.calibrated else ""]
     if any(shares):

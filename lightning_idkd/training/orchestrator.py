@@ -247,6 +247,7 @@ class Orchestrator:
         self._evaluation = report.Countdown(f"evaluating on all {images:,} test images", passes, self.say)
         before = measure_accuracies(self.stack, self.network, self.store, "test", None, self._watch).mean().item()
         self.run_final_gossip()
+        self.call("on_training_end")
         self.save(name="final.ckpt")
         line = self.evaluate(None, before)
         summary = self.recorder.summarise(line)

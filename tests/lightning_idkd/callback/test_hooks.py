@@ -42,6 +42,9 @@ class Recorder(Callback):
     def on_epoch_end(self, run, epoch):
         self.seen.append(("on_epoch_end", {"run": run, "epoch": epoch}))
 
+    def on_training_end(self, run):
+        self.seen.append(("on_training_end", {"run": run}))
+
     def on_evaluation_end(self, run, metrics):
         self.seen.append(("on_evaluation_end", {"run": run, "metrics": dict(metrics)}))
 
@@ -170,7 +173,9 @@ def test_hooks_come_in_the_order_of_a_run(tiny):
     epoch = ["on_epoch_start", *["on_step_end"] * steps, "on_epoch_end", "on_evaluation_end"]
     names = [name for name, _ in tiny.hooks]
     once = ("on_calibration_end", "on_exchange_end")
-    assert [n for n in names if n not in once] == ["on_fit_start", *epoch * EPOCHS, "on_fit_end"]
+    *before, evaluation = epoch * EPOCHS
+    expected = ["on_fit_start", *before, "on_training_end", evaluation, "on_fit_end"]
+    assert [n for n in names if n not in once] == expected
     first = names.index("on_calibration_end")
     assert names[first + 1] == "on_exchange_end"
     assert names[:first].count("on_epoch_end") == EXCHANGE
