@@ -23,10 +23,17 @@ if TYPE_CHECKING:
 ResNetNorm = Literal["evonorm", "evonorm_batch", "evonorm_qgm", "group", "batch", "batch_statistics"]
 Norm = Literal["none", "group", "batch", "batch_statistics"]
 SomeNorm = Literal["group", "batch", "batch_statistics"]
+FeatureNorm = Literal["layer", "sphere"]
 
 
+@dataclass
 class Architecture(ABC):
     """The network that a node trains, for the samples and classes of the data."""
+
+    feature_norm: FeatureNorm | None = field(default=None, kw_only=True)
+    """Norm of the features before the classifier, which keeps nodes that lack classes from drifting apart (Zhang et
+    al., arXiv 2308.09565). layer: mean 0 and variance 1 over the features of a sample. sphere: length sqrt(F) for F
+    features. null: no norm."""
 
     @abstractmethod
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
@@ -40,6 +47,25 @@ class Architecture(ABC):
         """
 
     def build_for(self, inputs: "Inputs", classes: int) -> "nn.Module":
+        """Build the network for samples of a form, with its ``feature_norm``.
+
+        Raises:
+            UserError: these samples have not the sizes that the network needs, or it has no features to normalise.
+        """
+        from lightning_idkd.models.feature_norm import NormalisedFeatures
+
+        network = self.build_plain(inputs, classes)
+        if self.feature_norm is None:
+            return network
+        _check_choice("feature_norm", self.feature_norm, get_args(FeatureNorm))
+        if not (hasattr(network, "features") and hasattr(network, "head")):
+            name = type(self).__name__
+            raise UserError(
+                f"node.network.feature_norm: {name} builds a network without features(x) and head; allowed: null"
+            )
+        return NormalisedFeatures(network, self.feature_norm)
+
+    def build_plain(self, inputs: "Inputs", classes: int) -> "nn.Module":
         """Build the network for samples of a form: call :meth:`build` with the sizes of images, or with those that it
         names.
 
@@ -293,9 +319,9 @@ class TorchModule(Architecture):
     def build(self, channels: int, size: int, classes: int) -> "nn.Module":
         from lightning_idkd.data.images import ImageInputs
 
-        return self.build_for(ImageInputs(channels, size), classes)
+        return self.build_plain(ImageInputs(channels, size), classes)
 
-    def build_for(self, inputs: "Inputs", classes: int) -> "nn.Module":
+    def build_plain(self, inputs: "Inputs", classes: int) -> "nn.Module":
         import torch
 
         from lightning_idkd.models.split import is_split, split_at_last_linear

@@ -725,3 +725,50 @@ def test_sizes_of_the_mlp_are_checked(arguments, said):
 def test_a_module_of_ones_own_is_tried_on_vectors():
     with pytest.raises(UserError, match=r"fails on vectors \[2, 3\]: "):
         TorchModule("torchvision.models.resnet18").build_for(VECTORS, 10)
+
+
+# ---------------------------------------------------------------------- norms of features
+
+
+NORMALISED = [
+    (CNN(8, feature_norm="layer"), ImageInputs(1, 8)),
+    (MLP(16, feature_norm="sphere"), VECTORS),
+    (TorchModule("torchvision.models.resnet18", feature_norm="sphere"), ImageInputs(3, 32)),
+    (ViT(8, 1, 16, 2, feature_norm="layer"), ImageInputs(3, 16)),
+]
+
+
+@pytest.mark.parametrize(("architecture", "inputs"), NORMALISED, ids=lambda v: type(v).__name__)
+def test_features_are_normalised_before_the_head(architecture, inputs):
+    torch.manual_seed(1)
+    network = architecture.build_for(inputs, 4).double().eval()
+    x = torch.randn(5, *inputs.shape, dtype=torch.float64)
+    plain, features = (f(x).detach().numpy() for f in (network.network.features, network.features))
+    if architecture.feature_norm == "layer":
+        variance = plain.var(1, keepdims=True)
+        expected = (plain - plain.mean(1, keepdims=True)) / np.sqrt(variance + 1e-5)
+    else:
+        expected = plain / np.linalg.norm(plain, axis=1, keepdims=True) * np.sqrt(plain.shape[1])
+    np.testing.assert_allclose(features, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(network(x).detach(), network.head(torch.from_numpy(features)).detach(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "parallel"])
+def test_engines_agree_on_a_network_with_normalised_features(engine):
+    losses = []
+    x = torch.randn(3, 4, 1, 8, 8, dtype=torch.float64)
+    y = torch.eye(4, dtype=torch.float64).expand(3, 4, 4).contiguous()
+    for each in ("loop", engine):
+        make = lambda: NodeModule(CNN(8, feature_norm="layer").build_for(ImageInputs(1, 8), 4))  # noqa: E731
+        stack = NodeStack(make, range(3), dtype=torch.float64, engine=each)
+        losses.append((stack.step(x, y, 0), stack.G.clone()))
+    for ours, theirs in zip(*losses, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_without_a_norm_the_network_is_as_it_was():
+    assert type(CNN(8).build_for(ImageInputs(1, 8), 4)) is type(CNN(8).build(1, 8, 4))
+    with pytest.raises(UserError, match=r"node\.network\.feature_norm is 'spere'; allowed are layer, sphere\."):
+        CNN(8, feature_norm="spere").build_for(ImageInputs(1, 8), 4)
+    with pytest.raises(UserError, match=r"^node\.network\.feature_norm: Counted builds a network without features"):
+        Counted(feature_norm="layer").build_for(VECTORS, 2)

@@ -73,6 +73,8 @@ PRESETS = [
     ["ring_cifar10", "presets/recipe_idkd"],
     ["ring_cifar10", "presets/recipe_qgm"],
     ["ring_cifar10", "presets/recipe_gut"],
+    ["ring_digits", "presets/balanced"],
+    ["ring_digits", "presets/balanced_head"],
     *(["ring_digits", f"presets/{method}"] for method in ("fedmd", "dsfl", "selective_fd", "def_kt", "idkd_plus")),
 ]
 
@@ -97,7 +99,8 @@ def test_every_config_trains_on_stand_in_data(names, configs, stand_in, tmp_path
     assert (summary["ood"]["kept_fraction"] is not None) == (
         config.distillation is not None and config.distillation.public
     )
-    assert (summary["communication"]["other_bytes"] > 0) == ("official_code" in names[-1])
+    tells_more = "official_code" in names[-1] or names[-1] == "presets/balanced_head"
+    assert (summary["communication"]["other_bytes"] > 0) == tells_more
 
 
 def test_the_official_code_is_a_preset_of_its_own(configs):
