@@ -16,8 +16,8 @@ from lightning_idkd.config.kinds import class_keys, parameters
 CLASSLESS = set(parameters(Config)) - {key.split(".")[0] for key, cls in class_keys() if not is_dataclass(cls)}
 """Groups of a config in which no value names a class, such as ``run`` and ``logger``."""
 
-REMOVED = {"logit_adjustment": 0}
-"""Keys of older configs, with the value that changed nothing; ``node.loss`` took the place of this one."""
+REMOVED = {("tuning", "logit_adjustment"): 0}
+"""Keys of older configs by group and name, with the value that changed nothing; ``node.loss`` replaced this one."""
 
 
 def lookup(path: str) -> Any:
@@ -56,13 +56,15 @@ def full_paths(value: Any) -> Any:
     return value
 
 
-def drop_removed(value: Any) -> Any:
-    """A config, or a part of one, without the keys that this version no longer has, where they had no effect."""
+def drop_removed(value: Any, group: str = "") -> Any:
+    """A config, or the part of one at the key ``group``, without the keys that this version no longer has, where they
+    had no effect."""
     if isinstance(value, list):
         return [drop_removed(v) for v in value]
-    if isinstance(value, dict):
-        return {k: drop_removed(v) for k, v in value.items() if k not in REMOVED or v != REMOVED[k]}
-    return value
+    if not isinstance(value, dict):
+        return value
+    kept = {k: v for k, v in value.items() if (group, k) not in REMOVED or v != REMOVED[group, k]}
+    return {k: drop_removed(v, k) for k, v in kept.items()}
 
 
 def of_option(option: str, text: str) -> str:

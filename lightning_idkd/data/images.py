@@ -113,11 +113,6 @@ class ImageInputs(Inputs):
     def arrange(self, values: Tensor) -> Tensor:
         return values.permute(0, 2, 3, 1).contiguous()
 
-    def zeros(self, count: int, dtype: Any, device: Any) -> Tensor:
-        import torch
-
-        return super().zeros(count, dtype, device).contiguous(memory_format=torch.channels_last)
-
     def augmentation(self, name: str, nodes: range, seed: int, device: Any) -> Augmentation | None:
         from lightning_idkd.data.augment import Augmentation
 

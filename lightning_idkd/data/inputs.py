@@ -99,12 +99,6 @@ class Inputs(ABC):
         """The values as a pool: contiguous, so that a sample is one piece of memory."""
         return values.contiguous()
 
-    def zeros(self, count: int, dtype: Any, device: Any) -> Tensor:
-        """A network's input [count, *shape] of zeros."""
-        import torch
-
-        return torch.zeros(count, *self.shape, dtype=dtype, device=device)
-
     def augmentation(self, name: str, nodes: range, seed: int, device: Any) -> Augmentation | None:
         """The random changes of the training samples of ``nodes``, for a value of ``data.augment``; None for none.
 

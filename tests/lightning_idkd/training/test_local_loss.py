@@ -12,6 +12,7 @@ from short_runs import SHORT, checkpoint, command_of, latest, lines, same
 
 from lightning_idkd import load
 from lightning_idkd.cli import main
+from lightning_idkd.config.class_paths import drop_removed
 
 BALANCED = ["--node.loss", "BalancedSoftmax", "--node.loss.tau", "0.8"]
 
@@ -106,3 +107,10 @@ def test_configs_from_before_are_read_where_their_key_had_no_effect(fit, value, 
     else:
         assert load(run).config.node.loss.plain
         assert fit("--train.epochs", "4", *tuned, "--run.from", str(run), folder="fork") == 0
+
+
+def test_an_argument_of_ones_own_of_a_removed_name_stays():
+    own = {"callbacks": [{"class_path": "mine.Drop", "init_args": {"logit_adjustment": 0.0}}]}
+    assert drop_removed(own) == own
+    tuned = {"distillation": {"init_args": {"tuning": {"weight": 2.0, "logit_adjustment": 0.0}}}}
+    assert drop_removed(tuned) == {"distillation": {"init_args": {"tuning": {"weight": 2.0}}}}
