@@ -84,7 +84,7 @@ def measure_activations(node: NodeModule, store: Store, autocast: bool = False) 
     """Bytes that one node needs for a training step on a batch, besides its parameters and their gradients.
 
     These are the tensors that it keeps from the forward to the backward pass, and three more like the largest of them
-    (or like the largest output of a frozen layer). Do not use the node afterwards: a forward pass on zeros may have
+    (or like the largest output of a frozen layer). Do not use the node afterwards: a forward pass may have
     changed its norm statistics.
     """
     saved_bytes: dict[int, int] = {}
