@@ -24,7 +24,7 @@ class Labels:
     probabilities: "Tensor"
     """[s, k]."""
     weights: "Tensor | None" = None
-    """[s], if their sender weights them."""
+    """[s], if their sender weights them; of a distilled set, the weights of the samples' losses."""
     size: int | None = None
     """Bytes of the encoded message; None if it is not encoded."""
 
@@ -51,7 +51,10 @@ class Labels:
         new = torch.isin(old.index, self.index, invert=True)
         index = torch.cat([self.index, old.index[new]])
         order = index.argsort()
-        return Labels(index[order], torch.cat([self.probabilities, old.probabilities[new]])[order])
+        weights = None
+        if self.weights is not None and old.weights is not None:
+            weights = torch.cat([self.weights, old.weights[new]])[order]
+        return Labels(index[order], torch.cat([self.probabilities, old.probabilities[new]])[order], weights)
 
     def to(self, device: "torch.device | str") -> "Labels":
         weights = None if self.weights is None else self.weights.to(device)
@@ -74,6 +77,16 @@ class Outputs:
 
     def __getitem__(self, index: "Tensor | slice") -> "Outputs":
         return Outputs(self.logits[index], None if self.features is None else self.features[index], self.head)
+
+    def shift(self, offset: "Tensor") -> "Outputs":
+        """The outputs of the same network with ``offset`` [k] added to its logits."""
+        import copy
+
+        head = self.head
+        if head is not None and head.bias is not None:
+            head = copy.deepcopy(head).requires_grad_(False)
+            head.bias += offset.to(head.bias)
+        return Outputs(self.logits + offset, self.features, head)
 
     @staticmethod
     def cat(parts: "list[Outputs]") -> "Outputs":
@@ -123,8 +136,9 @@ class Selection:
 class FineTuning:
     """Settings of fine-tuning on private and distilled samples."""
 
-    private_share: float | None = None
-    """Share of private samples in every batch, above 0 and below 1; null: in proportion to the two sets' sizes."""
+    private_share: float | Literal["skew"] | None = None
+    """Share of private samples in every batch, above 0 and below 1; ``skew``: 1 - TV/2, with the total variation TV
+    between a node's labels and the uniform distribution; null: in proportion to the two sets' sizes."""
     balance: Literal["none", "cap", "draw"] = "none"
     """Balance of the distilled samples' classes, by their labels: ``cap`` keeps at most the median number of samples
     per class; ``draw`` draws all classes equally often, with replacement."""
@@ -136,7 +150,8 @@ class FineTuning:
     """Temperature T that divides a node's logits of distilled samples, above 0; their loss is multiplied by T^2."""
 
     def __post_init__(self) -> None:
-        share = self.private_share
-        require(share is None or 0 < share < 1, "distillation.tuning.private_share", share, "between 0 and 1, or null")
+        share, allowed = self.private_share, "between 0 and 1, skew, or null"
+        valid = share in (None, "skew") or (not isinstance(share, str) and 0 < share < 1)
+        require(valid, "distillation.tuning.private_share", share, allowed)
         require(0 < self.weight < math.inf, "distillation.tuning.weight", self.weight, "above 0")
         require(0 < self.temperature < math.inf, "distillation.tuning.temperature", self.temperature, "above 0")

@@ -51,6 +51,19 @@ def confidence(p: Tensor) -> Tensor:
     return (1 - entropy(p) / math.log(p.shape[-1])).clamp(0, 1)
 
 
+def agreement(p: Tensor, votes: Tensor) -> Tensor:
+    """How far v distributions [v, s, k] agree about each sample, [s]: 1 if all are equal, 0 if they exclude each other.
+
+    It is 1 - JS / log(number of voters), with the Jensen-Shannon divergence JS between those with ``votes`` [v, s]
+    above 0, all counting alike; 1 for a single voter.
+    """
+    voting = (votes > 0).to(p)
+    voters = voting.sum(0)
+    mean = (p * voting[..., None]).sum(0) / voters[:, None]
+    divergence = entropy(mean) - (entropy(p) * voting).sum(0) / voters
+    return (1 - divergence / voters.clamp(min=2).log()).clamp(0, 1)
+
+
 def heterogeneity(mass: Tensor, reference: Tensor) -> dict[str, float]:
     """How much the nodes' label distributions differ, as means over nodes; files call it homogeneity.
 

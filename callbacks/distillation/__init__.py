@@ -4,9 +4,10 @@ from .aggregation import ERA, ClassCount, ConfidenceMean, LogitMean, Mean, Vote
 from .idkd import IDKD, VanillaKD
 from .mutual import MutualKD
 from .payload import Packed
-from .teachers import Gossiped, MovingAverage
+from .self_training import SelfTraining
+from .teachers import Gossiped, MovingAverage, Refitted
 
 __all__ = [
     "ERA", "IDKD", "ClassCount", "ConfidenceMean", "Gossiped", "LogitMean", "Mean", "MovingAverage", "MutualKD",
-    "Packed", "VanillaKD", "Vote",
+    "Packed", "Refitted", "SelfTraining", "VanillaKD", "Vote",
 ]  # fmt: skip

@@ -47,6 +47,9 @@ class VanillaKD(Distillation):
             further; or fresh labels, ``accumulated`` with older ones of other samples.
         hops: Number of hops that labels travel per exchange; with 1 a node averages only its own and its neighbours'
             labels.
+        lacking: Train only on labels whose most probable class the node lacks: less than 1/k of its private samples
+            have it.
+        agreement: Weigh the loss of a distilled sample by how far the senders of its label agree, from 0 to 1.
         min_confidence: Drop averaged labels whose largest probability is below this, 0 to 1 (the ensemble's selector of
             Selective-FD).
         steps: ``equal`` keeps the number of steps per epoch; ``grow`` computes it from the mean size of the nodes'
@@ -59,19 +62,21 @@ class VanillaKD(Distillation):
 
     def __init__(self, start: int | float = 0.6, every: int | None = None, temperature: float = 1.0, hard: bool = False,
                  prior: float = 0.0, align: bool = False, labels: Literal["fresh", "relayed", "accumulated"] = "fresh",
-                 hops: int = 1, min_confidence: float = 0.0, steps: Literal["equal", "grow"] = "equal",
-                 aggregation: Aggregation | None = None, teacher: Teacher | None = None,
-                 encoding: Encoding | None = None, tuning: FineTuning | None = None):  # fmt: skip
+                 hops: int = 1, lacking: bool = False, agreement: bool = False, min_confidence: float = 0.0,
+                 steps: Literal["equal", "grow"] = "equal", aggregation: Aggregation | None = None,
+                 teacher: Teacher | None = None, encoding: Encoding | None = None,
+                 tuning: FineTuning | None = None):  # fmt: skip
         super().__init__(start, every, steps, tuning)
         require(0 < temperature < math.inf, "distillation.temperature", temperature, "above 0")
         require(0 <= prior < math.inf, "distillation.prior", prior, "0 or more")
         require(hops >= 1, "distillation.hops", hops, "1 or more")
         require(0 <= min_confidence <= 1, "distillation.min_confidence", min_confidence, "0 to 1")
         self.temperature, self.hard, self.prior, self.align = temperature, hard, prior, align
-        self.labels, self.hops = labels, hops
+        self.labels, self.hops, self.lacking, self.agreement = labels, hops, lacking, agreement
         self.min_confidence, self.teacher, self.encoding = min_confidence, teacher or Teacher(), encoding
         self.aggregation = aggregation or Mean()
         self.declare(self.aggregation.shares)
+        self.declare(self.teacher.shares)
 
     def select(self, run: Run, public: list[Outputs]) -> list[tuple[Tensor, Tensor | None]]:
         """Returns the index [s] of the samples that each node of this process sends, with weights [s] or None.
@@ -82,21 +87,31 @@ class VanillaKD(Distillation):
 
         return [(torch.arange(len(outputs), device=outputs.logits.device), None) for outputs in public]
 
+    def correct(self, run: Run, i: int, logits: Tensor) -> Tensor:
+        """Returns what ``prior`` and ``align`` add to the logits of row ``i``, [k], given those of public samples."""
+        import torch
+
+        offset = torch.zeros_like(logits[0])
+        if self.prior:
+            offset = offset - self.prior * run.store.log_prior[i].to(logits)
+        if self.align:
+            offset = offset + self.temperature * compute_uniform_offset((logits + offset) / self.temperature)
+        return offset
+
     def soft(self, run: Run, i: int, logits: Tensor) -> Tensor:
         """Returns the labels [m, k] that row ``i`` gives to public samples with these ``logits`` [m, k]."""
         import torch.nn.functional as F
 
-        if self.prior:
-            logits = logits - self.prior * run.store.log_prior[i].to(logits)
-        if self.align:
-            logits = logits + self.temperature * compute_uniform_offset(logits / self.temperature)
+        if self.prior or self.align:
+            logits = logits + self.correct(run, i, logits)
         if self.hard:
             return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits)
         return (logits / self.temperature).softmax(1)
 
     def label(self, run: Run) -> list[Labels]:
         if self.labels == "relayed" and run.store.distilled is not None:
-            return [self.encode(run, labels) for labels in run.store.distilled]
+            unweighted = [Labels(labels.index, labels.probabilities) for labels in run.store.distilled]
+            return [self.encode(run, labels) for labels in unweighted]
         with run.stack.use_parameters(self.teacher.rows(run)):
             public = run.answers()
             selected = self.select(run, public)
@@ -116,16 +131,25 @@ class VanillaKD(Distillation):
 
     def aggregate(self, run: Run, received: list[dict[int, Labels]]) -> list[Labels]:
         self.aggregation.prepare(run, run.step)
-        averages = [self.aggregation(labels) for labels in received]
-        for step in range(run.step + 1, run.step + self.hops):
-            if run.network.graph.period != 1:  # the neighbours change
-                self.aggregation.prepare(run, step)
-            received = run.network.exchange([self.encode(run, labels) for labels in averages], step)
-            averages = [self.aggregation(labels) for labels in received]
+        averages: list[Labels] = []
+        for hop in range(self.hops):
+            if hop > 0:
+                if run.network.graph.period != 1:  # the neighbours change
+                    self.aggregation.prepare(run, run.step + hop)
+                received = run.network.exchange([self.encode(run, labels) for labels in averages], run.step + hop)
+            last = hop == self.hops - 1
+            averages = [self.aggregation(labels, agreement=self.agreement and last) for labels in received]
         averages = [labels[labels.probabilities.amax(1) >= self.min_confidence] for labels in averages]
+        if self.lacking:
+            counts = run.store.counts()
+            few = (counts * run.store.k < counts.sum(1, keepdim=True)).to(averages[0].index.device)
+            averages = [labels[few[i, labels.probabilities.argmax(1)]] for i, labels in enumerate(averages)]
         if self.labels == "accumulated" and run.store.distilled is not None:
             averages = [new.over(old) for new, old in zip(averages, run.store.distilled, strict=True)]
         return averages
+
+    def on_fit_start(self, run: Run) -> None:
+        self.teacher.on_fit_start(run)
 
     def on_step_end(self, run: Run) -> None:
         self.teacher.on_step_end(run)
@@ -136,26 +160,29 @@ class IDKD(VanillaKD):
     (Ravikumar et al., TMLR 2024).
 
     It also takes the arguments of :class:`VanillaKD`. The detector scores outputs before ``prior`` and ``align``
-    correct them.
+    correct them, unless ``corrected``.
 
     Args:
+        corrected: Score outputs after ``prior`` and ``align`` have corrected them, private and public ones alike.
         weighted: Send with each label the rank of its score among the kept samples, above 0 to 1, as the label's weight
             in averages.
     """
 
     calibrated = True
 
-    def __init__(self, *args: Any, weighted: bool = False, **kwargs: Any):
+    def __init__(self, *args: Any, corrected: bool = False, weighted: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.weighted = weighted
+        self.corrected, self.weighted = corrected, weighted
         if weighted:
             self.declare("ranks of the kept samples' scores")
 
     def select(self, run: Run, public: list[Outputs]) -> list[tuple[Tensor, Tensor | None]]:
         import torch
 
-        selected = []
-        for selection in run.calibrate(public):
+        selected, offsets = [], None
+        if self.corrected:
+            offsets = [self.correct(run, i, outputs.logits) for i, outputs in enumerate(public)]
+        for selection in run.calibrate(public, offsets):
             index, weights = selection.kept.nonzero()[:, 0], None
             if self.weighted:
                 rank = torch.argsort(torch.argsort(selection.public[index], stable=True), stable=True)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning_idkd.callback import Run, Teacher
 from lightning_idkd.errors import require
+
+from ..heads import LDA, CalibratedHead, Head
+from ..heads.calibrated import Refit
 
 TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
 if TYPE_CHECKING:
@@ -58,3 +63,29 @@ class MovingAverage(Teacher):
     def load_state_dict(self, state: dict, run: Run) -> None:
         rows = slice(run.network.rows.start, run.network.rows.stop)
         self.mean = None if state["mean"] is None else state["mean"][rows].to(run.stack.X).clone()
+
+
+class Refitted(Teacher):
+    """Labels with the node's row, whose last layer is refitted to class statistics that nodes gossip
+    (:class:`CalibratedHead`). Training continues with the last layer as it was.
+
+    Args:
+        head: How the layer follows from the statistics: LDA, NearestMean or VirtualFeatures; null for LDA.
+        rounds: Rounds of gossip, 1 or more.
+        noise: Standard deviation of the noise on a node's sums and second moments; 0 for none.
+    """
+
+    shares = CalibratedHead.shares
+
+    def __init__(self, head: Head | None = None, rounds: int = 20, noise: float = 0.0):
+        require(rounds >= 1, "distillation.teacher.rounds", rounds, "1 or more")
+        require(0 <= noise < math.inf, "distillation.teacher.noise", noise, "0 or more")
+        self.refit = Refit(head or LDA(), rounds, noise)
+
+    def on_fit_start(self, run: Run) -> None:
+        self.refit.check(run, "distillation.teacher: Refitted")
+
+    def rows(self, run: Run) -> Tensor:
+        with run.stack.use_parameters(run.stack.X.clone()):
+            self.refit(run)
+            return run.stack.X.clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from lightning_idkd.callback import Callback, Run
 from lightning_idkd.errors import UserError, require
@@ -31,22 +32,20 @@ class CalibratedHead(Callback):
         every: Epochs between further refits during training; null for the one at the end alone.
         noise: Standard deviation of Gaussian noise that a node adds to its sums and second moments before it sends
             them, as a multiple of their size for one sample; 0 for none. It is no proof of privacy.
+        distilled: Count the node's distilled samples too, by their soft labels.
     """
 
     shares = "class counts, sums and second moments of features"
 
-    def __init__(self, head: Head | None = None, rounds: int = 20, every: int | None = None, noise: float = 0.0):
+    def __init__(self, head: Head | None = None, rounds: int = 20, every: int | None = None, noise: float = 0.0,
+                 distilled: bool = False):  # fmt: skip
         require(rounds >= 1, "callbacks.rounds", rounds, "1 or more")
         require(every is None or every >= 1, "callbacks.every", every, "1 or more, or null")
         require(0 <= noise < math.inf, "callbacks.noise", noise, "0 or more")
-        self.head, self.rounds, self.every, self.noise = head or LDA(), rounds, every, noise
+        self.every, self.refit = every, Refit(head or LDA(), rounds, noise, distilled)
 
     def on_fit_start(self, run: Run) -> None:
-        node = run.stack.modules[0]
-        if not node.has_features:
-            raise UserError("callbacks: CalibratedHead needs features(x) [B, F] and a head, which this network has not")
-        if node.network.head.bias is None or not node.network.head.weight.requires_grad:
-            raise UserError("callbacks: CalibratedHead needs a trained head with a bias, which this network has not")
+        self.refit.check(run, "callbacks: CalibratedHead")
 
     def on_epoch_end(self, run: Run, epoch: int) -> None:
         if self.every is not None and epoch % self.every == 0 and epoch < run.epochs:
@@ -55,8 +54,25 @@ class CalibratedHead(Callback):
     def on_training_end(self, run: Run) -> None:
         self.refit(run)
 
-    def refit(self, run: Run) -> None:
-        """Gossip the statistics and set every node's last layer."""
+
+@dataclass
+class Refit:
+    """Gossips the statistics and sets the last layer of every node of a run."""
+
+    head: Head
+    rounds: int
+    noise: float
+    distilled: bool = False
+
+    def check(self, run: Run, who: str) -> None:
+        """Refuses a network without a layer that can be refitted, in the name of ``who``."""
+        node = run.stack.modules[0]
+        if not node.has_features:
+            raise UserError(f"{who} needs features(x) [B, F] and a head, which this network has not")
+        if node.network.head.bias is None or not node.network.head.weight.requires_grad:
+            raise UserError(f"{who} needs a trained head with a bias, which this network has not")
+
+    def __call__(self, run: Run) -> None:
         import torch
 
         from lightning_idkd.randomness import derive_seed
@@ -77,17 +93,16 @@ class CalibratedHead(Callback):
                 layer.bias.copy_(bias)
 
     def sum_features(self, run: Run, i: int) -> Tensor:
-        """What node ``i`` of this process sends: counts [k], sums [k, F] and second moments, as one row."""
+        """What row ``i`` of this process sends: counts [k], sums [k, F] and second moments, as one row."""
         import torch
 
         from lightning_idkd.nodes.stack import run_network
         from lightning_idkd.randomness import derive_seed
 
-        own, k = run.store.own[i], run.store.k
-        outputs = run_network(run.stack.modules[i], run.store.private_batches(own.cpu()))
-        assert outputs.features is not None  # held by `on_fit_start`
-        features = outputs.features.double()
-        classes = torch.nn.functional.one_hot(run.store.labels[own], k).to(features)
+        batches, classes = run.store.labelled_batches(i, self.distilled)
+        features = run_network(run.stack.modules[i], batches).features
+        assert features is not None  # held by `on_fit_start`
+        features, classes = features.double(), classes.double()
         second = torch.einsum("nc,nf,ng->cfg" if self.head.per_class else "nc,nf,ng->fg", classes, features, features)
         rows, columns = torch.triu_indices(*second.shape[-2:])
         parts = [classes.sum(0), (classes.T @ features).flatten(), second[..., rows, columns].flatten()]

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 class Teacher:
     """Gives the parameters with which a node labels the public set; this base gives the node's own parameters."""
 
+    shares: str = ""
+    """What nodes send for it besides parameters; it is printed at the start and counted as other bytes."""
+
+    def on_fit_start(self, run: "Run") -> None:
+        """Runs before training; here a teacher refuses networks that it cannot use."""
+
     def rows(self, run: "Run") -> "Tensor":
         """Returns the parameters [rows, P] that label the public set."""
         return run.stack.X
@@ -71,10 +77,16 @@ class Aggregation(ABC):
             senders: The node number of each sender.
         """
 
-    def __call__(self, received: "dict[int, Labels]") -> "Labels":
-        """Returns the distilled set of one node, given the labels it has by sender (itself included)."""
+    def __call__(self, received: "dict[int, Labels]", agreement: bool = False) -> "Labels":
+        """Returns the distilled set of one node, given the labels it has by sender (itself included).
+
+        Args:
+            received: The labels by sender.
+            agreement: Weigh every label by how far its senders agree (:func:`~lightning_idkd.metrics.agreement`).
+        """
         import torch
 
+        from lightning_idkd import metrics
         from lightning_idkd.labels import Labels
 
         index = torch.cat([labels.index for labels in received.values()]).unique()
@@ -90,7 +102,7 @@ class Aggregation(ABC):
         combined = require_shape(combined, probabilities.shape[1:], f"{method} returns")
         if not (combined >= 0).all():
             raise UserError(f"{method} returns labels that are negative or not numbers; allowed: probabilities")
-        return Labels(index, combined)
+        return Labels(index, combined, metrics.agreement(probabilities, votes) if agreement else None)
 
 
 class Distillation(Callback, ABC):

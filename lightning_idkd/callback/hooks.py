@@ -57,8 +57,13 @@ class Run(Protocol):
     def answers(self) -> "list[Outputs]":
         """Returns the outputs of each node of this process on the public set, in the order of the set."""
 
-    def calibrate(self, public: "list[Outputs]") -> "list[Selection]":
-        """Returns what each node of this process selects, given its outputs on the public set."""
+    def calibrate(self, public: "list[Outputs]", offsets: "list[Tensor] | None" = None) -> "list[Selection]":
+        """Returns what each node of this process selects, given its outputs on the public set.
+
+        Args:
+            public: The outputs of every node.
+            offsets: What to add to the logits [k] of every node before they are scored; None for nothing.
+        """
 
     def exchanging(self) -> AbstractContextManager[None]:
         """Counts the bytes that nodes send inside this context as part of an exchange."""

@@ -91,4 +91,6 @@ def _difference(a: Any, b: Any, key: str) -> tuple[str, Any, Any] | None:
             if differing := _difference(a.get(k), b.get(k), f"{key}.{k}"):
                 return differing
         return None
+    if (a, b) in ((None, False), (False, None)):
+        return None  # a stored run is older than an argument that is off by default
     return None if a == b else (key, a, b)

@@ -134,7 +134,7 @@ class Store:
 
     def _concatenate_sets(self) -> None:
         """Concatenate the sets of all nodes: indices into the pool, targets and weights of the samples."""
-        index, targets, self.parts = [], [], []
+        index, targets, weights, weighted, self.parts = [], [], [], False, []
         soft_targets, weight = self.soft_targets or ([None] * len(self.own), 0.0)
         for i, own in enumerate(self.own):
             target = F.one_hot(self.labels[own], self.k).to(self.dtype)
@@ -147,32 +147,48 @@ class Store:
                     distilled = cap_classes(distilled, self.k, self.seed, self.generation, self.rows[i])
                 index.append(distilled.index.to(self.device) + self.private)
                 targets.append(distilled.probabilities.to(self.device, self.dtype))
+                weighted |= distilled.weights is not None
+                weights += [torch.ones(len(own)), torch.ones(len(distilled))]
+                if distilled.weights is not None:
+                    weights[-1] = distilled.weights
                 self.parts[i].append(len(distilled))
         self.sizes = [sum(sizes) for sizes in self.parts]
         self._index, self._targets = torch.cat(index), torch.cat(targets)
-        self._weights = None if self.distilled is None else self._weigh()
+        given = torch.cat([w.to(self.device, self.dtype) for w in weights]) if weighted else None
+        self._weights = None if self.distilled is None else self._weigh(given)
         self._offset = torch.tensor([0, *self.sizes]).cumsum(0)[:-1].to(self.device)
         drawn = self.tuning.balance == "draw" and self.distilled is not None
         self._walks = Walks(
             self.parts,
             self.rows,
             batch=self.batch_size,
-            share=self.tuning.private_share,
+            shares=self.private_shares(),
             seed=self.seed,
             generation=self.generation,
             start=self.generation_start,
             targets=list(self._targets.split(self.sizes)) if drawn else None,
         )
 
-    def _weigh(self) -> Tensor | None:
-        """Weight of every sample's loss; None where all are 1."""
+    def _weigh(self, given: Tensor | None) -> Tensor | None:
+        """Weight of every sample's loss, from the weights ``given`` with the samples; None where all are 1."""
         tuning = self.tuning
-        if tuning.weight == 1 and not tuning.confidence:
+        if given is None and tuning.weight == 1 and not tuning.confidence:
             return None
         weights = torch.full((len(self._index),), tuning.weight, device=self.device, dtype=self.dtype)
+        if given is not None:
+            weights *= given
         if tuning.confidence:
             weights *= metrics.confidence(self._targets)
         return weights.where(self._index >= self.private, 1)
+
+    def private_shares(self) -> list[float] | list[None]:
+        """Share of every node's batches that is private; None where it follows from the sizes of its sets."""
+        share = self.tuning.private_share
+        if share != "skew":
+            return [share] * len(self.own)
+        frequencies = self._counts.double() / self._counts.sum(1, keepdim=True)
+        total_variation = 0.5 * (frequencies - 1 / self.k).abs().sum(1)
+        return (1 - total_variation / 2).tolist()
 
     # ------------------------------------------------------------------ batches
 
@@ -274,6 +290,15 @@ class Store:
     def private_batches(self, index: Tensor) -> Iterator[Tensor]:
         """The samples at ``index`` of the private set."""
         return self._batches(self.pool, index)
+
+    def labelled_batches(self, i: int, distilled: bool) -> tuple[Iterator[Tensor], Tensor]:
+        """Batches of the samples of row ``i``, its distilled ones too if asked, and their label distributions."""
+        index, targets = self.own[i], F.one_hot(self.labels[self.own[i]], self.k).to(self.dtype)
+        if distilled:
+            start = len(index)
+            index = torch.cat([index, self._index.split(self.sizes)[i][start:]])
+            targets = torch.cat([targets, self._targets.split(self.sizes)[i][start:]])
+        return self._batches(self.pool, index.cpu()), targets
 
     def held_out(self, node: int) -> Tensor:
         """Indices of the private validation samples of ``node``, int64."""

@@ -28,7 +28,7 @@ class Part:
 class Walks:
     """Each node's order through its own set, from the step at which it got the set.
 
-    A node walks its set in one permutation after the other. With a private ``share`` every batch begins with private
+    A node walks its set in one permutation after the other. With private ``shares`` every batch begins with private
     samples, and the private and the distilled samples are walked on their own. All orders are hashed from seed,
     generation and node, so they do not depend on the number of processes.
 
@@ -36,7 +36,7 @@ class Walks:
         sizes: per node: its number of private samples, followed after an exchange by that of distilled ones.
         nodes: the nodes, in the order of ``sizes``.
         batch: samples in a batch.
-        share: share of a batch that is private, above 0 and below 1; None walks all samples as one part.
+        shares: per node: the share of a batch that is private, above 0 and below 1; None walks all samples as one part.
         seed: seed of the run.
         generation: number of exchanges so far; each changes the orders.
         start: step from which on the sets are walked.
@@ -44,10 +44,10 @@ class Walks:
             with replacement, every class (the most probable one of a target) with the same probability.
     """
 
-    def __init__(self, sizes: list[list[int]], nodes: range, *, batch: int, share: float | None, seed: int,
-                 generation: int, start: int, targets: list[Tensor] | None = None):  # fmt: skip
+    def __init__(self, sizes: list[list[int]], nodes: range, *, batch: int, shares: list[float] | list[None],
+                 seed: int, generation: int, start: int, targets: list[Tensor] | None = None):  # fmt: skip
         self.seed, self.generation, self.start = seed, generation, start
-        self.parts = [divide(own, node, batch, share) for own, node in zip(sizes, nodes, strict=True)]
+        self.parts = [divide(own, node, batch, share) for own, node, share in zip(sizes, nodes, shares, strict=True)]
         self.targets = None if targets is None else dict(zip(nodes, targets, strict=True))
         self._cumulative: dict[Part, Tensor] = {}
 

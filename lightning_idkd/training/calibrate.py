@@ -39,10 +39,16 @@ class Detectors:
         self.calibration, self.stack, self.store, self.network, self.say = calibration, stack, store, network, say
         self.printed: set[tuple[int, str]] = set()  # remarks that were printed already, by node
 
-    def select(self, public: list[Outputs], step: int) -> list[Selection]:
-        """Select public samples for each node of this process, given its outputs on the public set."""
+    def select(self, public: list[Outputs], step: int, offsets: list[Tensor] | None = None) -> list[Selection]:
+        """Select public samples for each node of this process, given its outputs on the public set.
+
+        Args:
+            public: the outputs of every node.
+            step: the step of the run.
+            offsets: what to add to the logits [k] of every node before they are scored; None for nothing.
+        """
         remarks: list[dict[str, str]] = [{} for _ in public]
-        scores = [self.score_samples(i, outputs) for i, outputs in enumerate(public)]
+        scores = [self.score_samples(i, outputs, offsets and offsets[i]) for i, outputs in enumerate(public)]
         thresholds = [self.fix_threshold(i, *scores[i], remarks[i]) for i in range(len(public))]
         if self.calibration.pooled:
             thresholds = self.pool(thresholds, step)
@@ -57,13 +63,18 @@ class Detectors:
         self.print_remarks(remarks)
         return selections
 
-    def score_samples(self, i: int, public: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+    def score_samples(self, i: int, public: Outputs, offset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Scores of row ``i``'s held-out samples (training samples if it has none), of the public set and of noise."""
+
+        def shift(outputs: Outputs) -> Outputs:
+            return outputs if offset is None else outputs.shift(offset)
+
         score, store, module = self.calibration.score, self.store, self.stack.modules[i]
         node, own = self.network.rows[i], store.own[i].cpu()
         held_out = store.held_out(node)
         if score.fitted:
-            score.fit(require_finite(run_network(module, store.private_batches(own)), node), store.labels[own])
+            training = require_finite(shift(run_network(module, store.private_batches(own))), node)
+            score.fit(training, store.labels[own])
         perturbs = type(score).perturb is not OodScore.perturb
         perturb = functools.partial(score.perturb, module) if perturbs else (lambda x: x)
         outputs = [
@@ -71,7 +82,8 @@ class Detectors:
             store.restore_order(run_network(module, map(perturb, store.public_batches()))) if perturbs else public,
             run_network(module, map(perturb, store.noise_batches())),
         ]
-        scores = compute_finite_scores(score, require_finite(Outputs.cat(outputs), node), f" of node {node}")
+        shifted = shift(Outputs.cat(outputs))
+        scores = compute_finite_scores(score, require_finite(shifted, node), f" of node {node}")
         return scores.split([len(part) for part in outputs])
 
     def fix_threshold(self, i: int, own: Tensor, public: Tensor, noise: Tensor, remarks: dict[str, str]) -> float:

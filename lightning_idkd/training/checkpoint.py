@@ -41,9 +41,10 @@ def gather(run: Parts) -> dict:
     network, store, stack, gossip = run.network, run.store, run.stack, run.gossip
     distilled = soft_targets = None
     if store.distilled is not None:
-        distilled = network.report_objects(
-            [(label.index.cpu(), label.probabilities.cpu()) for label in store.distilled]
-        )
+        distilled = []
+        for labels in (labels.to("cpu") for labels in store.distilled):
+            distilled.append((labels.index, labels.probabilities, labels.weights))
+        distilled = network.report_objects(distilled)
     if store.soft_targets is not None:
         targets, weight = store.soft_targets
         soft_targets = network.report_objects([soft.cpu() for soft in targets]), weight
@@ -148,7 +149,7 @@ def restore_labels(run: Parts, state: dict, mine: slice) -> None:
     """Put the distilled labels of a checkpoint into the store, and the teacher's state into the teacher."""
     labels, soft_targets = state["distilled"], state["answers"]
     run.store.restore(
-        None if labels is None else [Labels(i, p).to(run.stack.device) for i, p in labels[mine]],
+        None if labels is None else [Labels(*parts).to(run.stack.device) for parts in labels[mine]],
         None if soft_targets is None else (soft_targets[0][mine], soft_targets[1]),
         *state["generation"],
     )

@@ -187,9 +187,9 @@ class Orchestrator:
         """Outputs of the nodes of this process on the public set, in the order of the set."""
         return self.stack.answers(self.store.public_batches, self.store.restore_order)
 
-    def calibrate(self, public: list[Outputs]) -> list[Selection]:
-        """Selections of the nodes of this process, given their outputs on the public set."""
-        selections = self.detectors.select(public, self.step)
+    def calibrate(self, public: list[Outputs], offsets: list[Tensor] | None = None) -> list[Selection]:
+        """Selections of the nodes of this process, given their outputs on the public set (see :class:`Run`)."""
+        selections = self.detectors.select(public, self.step, offsets)
         self.recorder.add_selections(selections, self.calibration.score.probability)
         self.call("on_calibration_end", epoch=self.epoch, selections=selections)
         return selections

@@ -61,7 +61,7 @@ class FakeRun:
     def answers(self):
         return [Outputs(logits) for logits in self.outputs]
 
-    def calibrate(self, public):
+    def calibrate(self, public, offsets=None):
         assert all(torch.equal(p.logits, o) for p, o in zip(public, self.outputs, strict=True))
         self.calibrated += 1
         empty = torch.empty(0)

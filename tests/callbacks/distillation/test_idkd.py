@@ -321,7 +321,9 @@ def test_one_node_alone_keeps_something():
     run = real_run(IDKD(start=0), Fixed(MSP(), threshold=0.0), topology=Chain())
     kept = [torch.zeros(11, dtype=torch.bool) for _ in range(N)]
     kept[0][[2, 7]] = True
-    run.calibrate = lambda public: [Selection(k, 0.0, torch.empty(0), torch.zeros(11), torch.empty(0)) for k in kept]
+    run.calibrate = lambda public, offsets: [
+        Selection(k, 0.0, torch.empty(0), torch.zeros(11), torch.empty(0)) for k in kept
+    ]
     run.call("on_epoch_start", epoch=0)
     assert [d.index.tolist() for d in run.store.distilled] == [[2, 7], [2, 7], [], []]
     assert train(run, 3).isfinite().all()

@@ -121,8 +121,8 @@ def selections(run):
     """What a run's nodes decide when they are to label."""
     found, calibrate = [], run.calibrate
 
-    def noted(public):
-        found.extend(calibrate(public))
+    def noted(public, offsets):
+        found.extend(calibrate(public, offsets))
         return found
 
     run.calibrate = noted

@@ -306,7 +306,10 @@ def test_without_a_teacher_nodes_ask_themselves():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"private_share": 0}, r"distillation\.tuning\.private_share: 0 given; allowed: between 0 and 1, or null"),
+        (
+            {"private_share": 0},
+            r"distillation\.tuning\.private_share: 0 given; allowed: between 0 and 1, skew, or null",
+        ),
         ({"private_share": 1.0}, r"distillation\.tuning\.private_share: 1\.0 given"),
         ({"private_share": float("nan")}, r"distillation\.tuning\.private_share: nan given"),
         ({"weight": 0.0}, r"distillation\.tuning\.weight: 0\.0 given; allowed: above 0"),
