@@ -139,6 +139,9 @@ class FineTuning:
     private_share: float | Literal["skew"] | None = None
     """Share of private samples in every batch, above 0 and below 1; ``skew``: 1 - TV/2, with the total variation TV
     between a node's labels and the uniform distribution; null: in proportion to the two sets' sizes."""
+    count_distilled: bool = False
+    """Count distilled samples too in the label counts that ``node.loss`` gets, by their soft labels and their share of
+    a batch."""
     balance: Literal["none", "cap", "draw"] = "none"
     """Balance of the distilled samples' classes, by their labels: ``cap`` keeps at most the median number of samples
     per class; ``draw`` draws all classes equally often, with replacement."""

@@ -16,8 +16,8 @@ from lightning_idkd.config.kinds import class_keys, parameters
 CLASSLESS = set(parameters(Config)) - {key.split(".")[0] for key, cls in class_keys() if not is_dataclass(cls)}
 """Groups of a config in which no value names a class, such as ``run`` and ``logger``."""
 
-REMOVED = {("tuning", "logit_adjustment"): 0}
-"""Keys of older configs by group and name, with the value that changed nothing; ``node.loss`` replaced this one."""
+REMOVED = {("tuning", "logit_adjustment"): (0, "node.loss: {class_path: BalancedSoftmax, init_args: {tau: ...}}")}
+"""Keys of older configs by group and name, with the value that changed nothing, and what replaced the key."""
 
 
 def lookup(path: str) -> Any:
@@ -63,7 +63,7 @@ def drop_removed(value: Any, group: str = "") -> Any:
         return [drop_removed(v) for v in value]
     if not isinstance(value, dict):
         return value
-    kept = {k: v for k, v in value.items() if (group, k) not in REMOVED or v != REMOVED[group, k]}
+    kept = {k: v for k, v in value.items() if (group, k) not in REMOVED or v != REMOVED[group, k][0]}
     return {k: drop_removed(v, k) for k, v in kept.items()}
 
 

@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_idkd.config import groups, kinds
 from lightning_idkd.config.arguments import CLASS_KEYS, read_value
-from lightning_idkd.config.class_paths import lookup
+from lightning_idkd.config.class_paths import REMOVED, lookup
 from lightning_idkd.config.kinds import Argument
 from lightning_idkd.data.torchvision import SETS
 from lightning_idkd.errors import UserError, did_you_mean, nearest
@@ -135,6 +135,8 @@ def unknown_key(key: str, types: Mapping[str, Any], given: str = "") -> str:
     allowed = set().union(*map(kinds.parameters, owners)) if parent else {k.split(".")[0] for k in types}
     others = set().union(*map(kinds.parameters, classes.values()))
     below = find_below(f"{parent}.", leaf, owners)
+    if removed := REMOVED.get((parent.rpartition(".")[2], leaf)):
+        return f"{key}: this key is no more; in its place is {removed[1]}"
     if needed := name_needed(key):
         hint = f" Did you mean '{below}'? Else it" if below else " It"
         return f"{key}: {given or 'the class'} has no such argument.{hint} needs {needed}"

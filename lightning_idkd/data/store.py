@@ -156,6 +156,7 @@ class Store:
         self._index, self._targets = torch.cat(index), torch.cat(targets)
         given = torch.cat([w.to(self.device, self.dtype) for w in weights]) if weighted else None
         self._weights = None if self.distilled is None else self._weigh(given)
+        self.loss_counts = self.count_labels()
         self._offset = torch.tensor([0, *self.sizes]).cumsum(0)[:-1].to(self.device)
         drawn = self.tuning.balance == "draw" and self.distilled is not None
         self._walks = Walks(
@@ -222,7 +223,7 @@ class Store:
         if self.plain_loss and (self.distilled is None or tuning.temperature == 1):
             return batch
         temperature = torch.ones_like(index, dtype=self.dtype).where(private, tuning.temperature)
-        return *batch, self.label_counts, private, temperature
+        return *batch, self.loss_counts, private, temperature
 
     # ------------------------------------------------------------------ counts of labels
 
@@ -241,13 +242,25 @@ class Store:
     @cached_property
     def log_prior(self) -> Tensor:
         """Log of the (add-one) frequency of every class among each node's private training samples, [rows, k]."""
-        count = self.label_counts + 1
+        count = self._counts.to(self.device, self.dtype) + 1
         return (count / count.sum(1, keepdim=True)).log()
 
-    @cached_property
-    def label_counts(self) -> Tensor:
-        """:meth:`counts` on the device, in the type of the targets."""
-        return self._counts.to(self.device, self.dtype)
+    def count_labels(self) -> Tensor:
+        """Label counts [rows, k] for the loss: :meth:`counts` or, if ``tuning`` asks for it, with distilled labels.
+
+        Private samples count 1 each; all distilled ones together count as much as the private ones, times the ratio in
+        which batches have them.
+        """
+        counts = self._counts.to(self.device, self.dtype)
+        if self.distilled is None or not self.tuning.count_distilled:
+            return counts
+        rows = []
+        for own, labels, share in zip(counts, self.distilled, self.private_shares(), strict=True):
+            mass = labels.probabilities.to(own).sum(0)
+            if len(labels) and share is not None:
+                mass *= (1 - share) / share * own.sum() / mass.sum()
+            rows.append(own + mass)
+        return torch.stack(rows)
 
     def duplicates(self) -> int:
         """How many public samples equal a test sample in every value."""

@@ -248,3 +248,28 @@ def test_self_training_sends_nothing():
     assert train(run, 2).isfinite().all()
     with pytest.raises(UserError, match=r"distillation\.confidence: 1\.5 given; allowed: 0 to 1"):
         SelfTraining(confidence=1.5)
+
+
+# ---------------------------------------------------------------------- counts for the loss
+
+
+@pytest.mark.parametrize("share", [None, 0.25])
+def test_the_loss_may_count_distilled_labels_by_their_share_of_a_batch(share):
+    run = real_run(VanillaKD(start=0, tuning=FineTuning(count_distilled=True, private_share=share)))
+    own = run.store.counts().double()
+    assert torch.equal(run.store.loss_counts, own)
+    run.call("on_epoch_start", epoch=0)
+    for i, labels in enumerate(run.store.distilled):
+        mass = labels.probabilities.double().numpy().sum(0)
+        n = 5 + i
+        total = n + 11 if share is None else n / share
+        expected = own[i].numpy() + mass / mass.sum() * (total - n)
+        np.testing.assert_allclose(run.store.loss_counts[i], expected, rtol=1e-6)
+    np.testing.assert_allclose(run.store.log_prior.exp().sum(1), 1)
+    assert torch.equal(run.store.counts().double(), own)
+
+
+def test_counts_stay_as_they_are_unless_asked():
+    run = real_run(VanillaKD(start=0))
+    run.call("on_epoch_start", epoch=0)
+    assert torch.equal(run.store.loss_counts, run.store.counts().double())

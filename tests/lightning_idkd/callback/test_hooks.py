@@ -326,5 +326,5 @@ def test_mistakes_in_tuning_are_refused_with_their_key(options, said):
 
 def test_tuning_is_off_by_default():
     tuning = FineTuning()
-    assert vars(tuning) == {"private_share": None, "balance": "none", "weight": 1.0, "confidence": False,
-                            "temperature": 1.0}  # fmt: skip
+    assert vars(tuning) == {"private_share": None, "count_distilled": False, "balance": "none", "weight": 1.0,
+                            "confidence": False, "temperature": 1.0}  # fmt: skip

@@ -114,3 +114,10 @@ def test_an_argument_of_ones_own_of_a_removed_name_stays():
     assert drop_removed(own) == own
     tuned = {"distillation": {"init_args": {"tuning": {"weight": 2.0, "logit_adjustment": 0.0}}}}
     assert drop_removed(tuned) == {"distillation": {"init_args": {"tuning": {"weight": 2.0}}}}
+
+
+def test_a_removed_key_names_what_is_in_its_place(fit, capsys):
+    assert fit("--distillation.tuning.logit_adjustment", "1") == 2
+    said = capsys.readouterr().err
+    assert "distillation.tuning.logit_adjustment: this key is no more; in its place is node.loss" in said
+    assert len(said.strip().splitlines()) == 1

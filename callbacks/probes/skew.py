@@ -1,0 +1,112 @@
+"""Where label skew acts: own against lacking classes, last layer against features."""
+
+from __future__ import annotations
+
+from lightning_idkd.callback import Callback, Run
+from lightning_idkd.errors import UserError, require
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from lightning_idkd.labels import Outputs
+
+PANELS = (
+    ("accuracy (%)", (("accuracy_own", "classes that a node has"), ("accuracy_lacking", "classes that it lacks"))),
+    ("relative distance to the mean node", (("distance_head", "last layer"), ("distance_features", "features"))),
+    ("gradient of a class vector", (("gradient_own", "classes that a node has"), ("gradient_lacking", "lacks"))),
+    ("norm of a class vector", (("norm_own", "classes that a node has"), ("norm_lacking", "lacks"))),
+)
+"""Title of each panel of the picture, and the measures that it shows with their legends."""
+MEASURES = tuple(name for _title, curves in PANELS for name, _legend in curves)
+
+
+class SkewProbe(Callback):
+    """Measures at every evaluation where label skew acts, and draws it as ``plots/skew.png``. Nodes send nothing more.
+
+    A node lacks a class if less than 1/k of its private samples have it. Values are means over nodes and classes.
+    Metrics (below ``skew/``): ``accuracy_own`` and ``accuracy_lacking`` on held-out samples of all nodes;
+    ``distance_head`` and ``distance_features``, root mean square distance of the nodes' last layers, and of their
+    features of the same samples, to the mean over nodes, divided by the norm of the mean; ``norm_own``,
+    ``norm_lacking``, ``gradient_own`` and ``gradient_lacking``, norms of the rows of the last layer and of their
+    gradients in the last batch.
+
+    Args:
+        samples: Number of held-out samples, of all nodes together.
+    """
+
+    def __init__(self, samples: int = 1024):
+        require(samples >= 1, "callbacks.samples", samples, "1 or more")
+        self.samples = samples
+
+    def on_fit_start(self, run: Run) -> None:
+        if not run.stack.modules[0].has_features:
+            raise UserError("callbacks: SkewProbe needs features(x) [B, F] and a head, which this network has not")
+
+    def on_evaluation_end(self, run: Run, metrics: dict) -> None:
+        batches, labels = run.store.evaluation_set("validation", self.samples)
+        outputs = run.stack.answers(batches, lambda outputs: outputs)
+        metrics |= {f"skew/{name}": value for name, value in self.measure(run, outputs, labels).items()}
+        if metrics["phase"] == "final" and run.fabric.is_global_zero:
+            file = run.folder.file("plots/skew.png")
+            file.parent.mkdir(exist_ok=True)
+            draw_measures([*run.lines[:-1], metrics]).savefig(file, dpi=120)
+            run.add_pictures({"skew": file})
+
+    def measure(self, run: Run, outputs: list[Outputs], labels: Tensor) -> dict[str, float | None]:
+        """Values of :data:`MEASURES`, from the nodes' outputs on samples with these ``labels``; None for no value."""
+        import torch
+
+        counts, k = run.store.counts().to(labels.device), run.store.k
+        own = counts * k >= counts.sum(1, keepdim=True)  # [rows, k]
+        heads = [module.network.head for module in run.stack.modules]
+        weight = torch.stack([head.weight.detach() for head in heads])
+        gradient = torch.stack([torch.zeros_like(w) if w.grad is None else w.grad for w in (h.weight for h in heads)])
+        right = torch.stack([given.logits.argmax(1) == labels for given in outputs])
+        rows = {
+            "accuracy": masked_means(right.double(), own[:, labels]),
+            "gradient": masked_means(gradient.double().norm(dim=2), own),
+            "norm": masked_means(weight.double().norm(dim=2), own),
+        }
+        values: dict[str, float | None] = {}
+        for name, pair in rows.items():
+            mean = run.network.report(torch.stack(pair, 1)).nanmean(0)
+            for suffix, value in zip(("own", "lacking"), mean.tolist(), strict=True):
+                values[f"{name}_{suffix}"] = value if value == value else None
+        features = [given.features for given in outputs if given.features is not None]
+        for name, rows_of in (("head", weight), ("features", torch.stack(features))):
+            every = run.network.report(rows_of.flatten(1).double())
+            distance = (every - every.mean(0)).square().sum(1).mean().sqrt() / every.mean(0).norm()
+            values[f"distance_{name}"] = distance.item()
+        return {name: values[name] for name in MEASURES}
+
+
+def masked_means(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of the rows of ``values`` [rows, N] where the ``mask`` holds and where it does not; nan for none."""
+    parts = []
+    for chosen in (mask, ~mask):
+        parts.append((values * chosen).sum(1) / chosen.sum(1))
+    return parts[0], parts[1]
+
+
+def draw_measures(lines: list[dict]) -> Figure:
+    """Draw the measures over epochs, from the lines of ``metrics.jsonl``."""
+    from matplotlib.figure import Figure
+
+    from lightning_idkd import colours
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    measured = [line for line in lines if f"skew/{MEASURES[0]}" in line]
+    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        for (name, legend), colour in zip(curves, (colours.BLUE, colours.ORANGE), strict=True):
+            factor = 100 if name.startswith("accuracy") else 1
+            values = [line[f"skew/{name}"] for line in measured]
+            heights = [float("nan") if value is None else factor * value for value in values]
+            axes.plot([line["epoch"] for line in measured], heights, color=colour, marker=".", label=legend)
+        axes.set(title=title, xlabel="epoch")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure

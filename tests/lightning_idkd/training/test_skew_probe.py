@@ -1,0 +1,80 @@
+"""Where label skew acts, as measured by SkewProbe."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from short_runs import SHORT, build, latest
+
+from lightning_idkd.callbacks import SkewProbe
+from lightning_idkd.callbacks.probes.skew import MEASURES, masked_means
+from lightning_idkd.config.parse import configure
+
+
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+def test_measures_are_those_of_the_nodes(configs, engine):
+    more = ["--run.precision", "64", "--distillation", "null", "--run.engine", engine, "--data.partition.alpha", "0.3"]
+    run = build(configure(["--config", str(configs / "ring_digits.yaml"), *SHORT, *more]))
+    for _ in range(2):
+        run.train_step(run.store.order(0, 2))
+    batches, labels = run.store.evaluation_set("validation", 100)
+    found = SkewProbe().measure(run, run.stack.answers(batches, lambda outputs: outputs), labels)
+    assert list(found) == list(MEASURES)
+
+    y, n, k = labels.numpy(), run.stack.n, run.store.k
+    expected = {name: [] for name in MEASURES}
+    heads, features = [], []
+    for i, module in enumerate(run.stack.modules):
+        own_labels = run.store.labels[run.store.own[i]].numpy()
+        has = np.array([(own_labels == c).mean() >= 1 / k for c in range(k)])
+        assert 0 < has.sum() < k
+        x = torch.cat([module.eval().network.features(batch).detach() for batch in batches()]).numpy()
+        head = module.network.head
+        z = x @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+        right = z.argmax(1) == y
+        norm = np.linalg.norm(head.weight.detach(), axis=1)
+        (start,) = (place for name, place in offsets(module).items() if name.endswith("head.weight"))
+        gradient = np.linalg.norm(run.stack.G[i, start : start + k * x.shape[1]].view(k, -1), axis=1)
+        assert norm.min() > 0
+        assert gradient.min() > 0
+        for name, values, chosen in (("accuracy", right, has[y]), ("norm", norm, has), ("gradient", gradient, has)):
+            expected[f"{name}_own"].append(values[chosen].mean())
+            expected[f"{name}_lacking"].append(values[~chosen].mean())
+        heads.append(head.weight.detach().numpy().ravel())
+        features.append(x.ravel())
+    for name, vectors in (("head", np.array(heads)), ("features", np.array(features))):
+        mean = vectors.mean(0)
+        distance = np.sqrt(sum(((v - mean) ** 2).sum() for v in vectors) / n)
+        expected[f"distance_{name}"] = [distance / np.linalg.norm(mean)]
+    assert found["distance_head"] > 0
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], np.mean(values), rtol=1e-8, err_msg=name)
+
+
+def offsets(module):
+    """Where each parameter begins in the row of a node; parameters lie in the row in the order of the module."""
+    places, start = {}, 0
+    for name, parameter in module.named_parameters():
+        places[name] = start
+        start += parameter.numel()
+    return places
+
+
+def test_a_run_writes_measures_and_their_picture(configs, fit):
+    probe = ["--callbacks", "[{class_path: SkewProbe, init_args: {samples: 64}}]", "--distillation", "null"]
+    assert fit(*probe) == 0
+    run = latest(fit.runs)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) >= 2
+    assert all(line[f"skew/{name}"] is None or line[f"skew/{name}"] >= 0 for line in lines for name in MEASURES)
+    assert (run / "plots" / "skew.png").stat().st_size > 10_000
+
+
+def test_classes_that_all_nodes_have_leave_no_value():
+    own, lacking = masked_means(torch.ones(2, 3), torch.tensor([[True, False, False], [True, True, True]]))
+    assert own.tolist() == [1.0, 1.0]
+    assert lacking[0] == 1
+    assert lacking[1].isnan()
