@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_idkd import randomness
+from lightning_idkd.callbacks import BalancedSoftmax
 from lightning_idkd.errors import UserError
 from lightning_idkd.models import CNN, ResNet
 from lightning_idkd.nodes.node import NodeModule
@@ -37,9 +38,15 @@ class Drawing(nn.Module):
         return self.head(F.dropout(self.norm(x).flatten(1), 0.5, self.training))
 
 
-def stack(network="batch norm", engine="loop", dtype=torch.float64, seed=0, nodes=range(N)):
+def stack(network="batch norm", engine="loop", dtype=torch.float64, seed=0, nodes=range(N), loss=None):
     build = network if callable(network) else lambda: ARCHITECTURES[network].build(C, S, K)
-    return NodeStack(lambda: NodeModule(build()), nodes, seed, dtype=dtype, engine=engine)
+
+    def node():
+        module = NodeModule(build())
+        module.loss = loss
+        return module
+
+    return NodeStack(node, nodes, seed, dtype=dtype, engine=engine)
 
 
 def batch(seed=0, dtype=torch.float64, n=N):
@@ -473,16 +480,18 @@ def test_vmap_may_take_some_nodes_at_a_time(name, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_compiled_node_takes_the_same_steps_with_buffers_dropout_and_a_frozen_layer():
+def test_a_compiled_node_takes_the_same_steps_with_buffers_dropout_a_frozen_layer_and_a_local_loss():
     def network():
         layers = (nn.Linear(C * S * S, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3),
                   nn.Linear(8, 8), nn.Linear(8, K))  # fmt: skip
         layers[4].requires_grad_(False)
         return nn.Sequential(nn.Flatten(), *layers)
 
-    loop, compiled = (spread(stack(network, engine)) for engine in ("loop", "compile"))
+    loop, compiled = (spread(stack(network, engine, loss=BalancedSoftmax())) for engine in ("loop", "compile"))
+    counts = torch.arange(N * K).view(N, K).double()
+    more = counts, torch.arange(B).expand(N, B) != 1, torch.ones(N, B).double()  # sample 1 is distilled
     for step in range(3):
-        losses = [s.step(*batch(step), step) for s in (loop, compiled)]
+        losses = [s.step(*batch(step), step, *more) for s in (loop, compiled)]
         torch.testing.assert_close(*losses, rtol=1e-9, atol=1e-12)
         assert (loop.G - compiled.G).norm() <= 1e-9 * loop.G.norm()
     for k, b in loop.buffers.items():
