@@ -22,5 +22,5 @@ class CrossEntropy(Loss):
 
     plain = True
 
-    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor, private: Tensor) -> Tensor:
         return cross_entropy(logits, targets)

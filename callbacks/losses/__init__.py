@@ -2,7 +2,10 @@
 
 from lightning_idkd.losses import CrossEntropy
 
-from .label_skew import BalancedSoftmax, CalibratedLogits, RestrictedSoftmax
+from .label_skew import BalancedSoftmax, CalibratedLogits, CentredLogits, RestrictedSoftmax
 from .reweighted import Focal, LabelSmoothing
 
-__all__ = ["BalancedSoftmax", "CalibratedLogits", "CrossEntropy", "Focal", "LabelSmoothing", "RestrictedSoftmax"]
+__all__ = [
+    "BalancedSoftmax", "CalibratedLogits", "CentredLogits", "CrossEntropy", "Focal", "LabelSmoothing",
+    "RestrictedSoftmax",
+]  # fmt: skip

@@ -25,7 +25,7 @@ class BalancedSoftmax(Loss):
         require(0 <= tau < math.inf, "node.loss.tau", tau, "0 or more")
         self.tau = tau
 
-    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor, private: Tensor) -> Tensor:
         frequencies = (counts + 1) / (counts + 1).sum()
         return cross_entropy(logits + self.tau * frequencies.log(), targets)
 
@@ -45,7 +45,7 @@ class CalibratedLogits(Loss):
     def remark(self, counts: Tensor) -> str:
         return describe_single_class(counts) if self.tau > 0 else ""
 
-    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor, private: Tensor) -> Tensor:
         return cross_entropy(logits - self.tau * counts.clamp(min=1e-8) ** -0.25, targets)
 
 
@@ -64,8 +64,30 @@ class RestrictedSoftmax(Loss):
     def remark(self, counts: Tensor) -> str:
         return describe_single_class(counts) if self.scale == 0 else ""
 
-    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor, private: Tensor) -> Tensor:
         return cross_entropy(logits.where(counts > 0, self.scale * logits), targets)
+
+
+class CentredLogits(Loss):
+    """Cross-entropy with logits from which the mean logits of the distilled samples in the batch are taken, so that a
+    class gains nothing by logits that rise for all images alike.
+
+    It is a trial of this project. In a batch without distilled samples nothing is taken.
+
+    Args:
+        tau: Factor of the log of the node's (add-one) label frequencies, which is added as in BalancedSoftmax, 0 or
+            more.
+    """
+
+    def __init__(self, tau: float = 0.0):
+        require(0 <= tau < math.inf, "node.loss.tau", tau, "0 or more")
+        self.tau = tau
+
+    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor, private: Tensor) -> Tensor:
+        public = (~private).to(logits)
+        centre = public @ logits / public.sum().clamp(min=1)
+        frequencies = (counts + 1) / (counts + 1).sum()
+        return cross_entropy(logits - centre + self.tau * frequencies.log(), targets)
 
 
 def describe_single_class(counts: Tensor) -> str:

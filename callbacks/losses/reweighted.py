@@ -24,7 +24,7 @@ class LabelSmoothing(Loss):
         require(0 <= epsilon < 1, "node.loss.epsilon", epsilon, "0 to below 1")
         self.epsilon = epsilon
 
-    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor, private: Tensor) -> Tensor:
         return cross_entropy(logits, (1 - self.epsilon) * targets + self.epsilon / targets.shape[1])
 
 
@@ -40,7 +40,7 @@ class Focal(Loss):
         require(0 <= gamma < math.inf, "node.loss.gamma", gamma, "0 or more")
         self.gamma = gamma
 
-    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor, private: Tensor) -> Tensor:
         log_p = logits.log_softmax(1)
         others = (1 - log_p.exp()).clamp(min=1e-12)  # a power below 1 has no gradient at 0
         return -(targets * others**self.gamma * log_p).sum(1)

@@ -21,11 +21,12 @@ class Loss(ABC):
         return ""
 
     @abstractmethod
-    def __call__(self, logits: "Tensor", targets: "Tensor", counts: "Tensor") -> "Tensor":
-        """The loss [b] of every private sample.
+    def __call__(self, logits: "Tensor", targets: "Tensor", counts: "Tensor", private: "Tensor") -> "Tensor":
+        """The loss [b] of every sample of a batch; those of distilled samples are dropped.
 
         Args:
             logits: the node's, [b, k].
             targets: distributions over the classes, [b, k]: one-hot, or mixtures where a method softens labels.
             counts: numbers of the node's private training samples of every class, [k], in the type of ``targets``.
+            private: which samples are private, [b].
         """

@@ -26,8 +26,9 @@ class NodeModule(LightningModule):
     network: Any
     """The network, an nn.Module. Some have ``features`` and ``head`` too, which the types of torch do not know."""
 
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-    """The loss [b] of private samples by logits [b, k], targets [b, k] and label counts [k]; None: cross-entropy."""
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+    """The loss [b] of private samples by logits [b, k], targets [b, k], label counts [k] and a mask [b] of private
+    samples; None: cross-entropy."""
     counts: Tensor | None = None
     """Label counts [k] where a batch brings none, which is so in a plain ``lightning.Trainer``."""
 
@@ -70,12 +71,15 @@ class NodeModule(LightningModule):
         logits = self(x)
         if not more:
             loss = self.loss
-            return F.cross_entropy(logits, y) if loss is None else private_loss(loss, logits, y, self.counts).mean()
+            if loss is None:
+                return F.cross_entropy(logits, y)
+            every = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+            return private_loss(loss, logits, y, self.counts, every).mean()
         counts, private, t = more
         distilled = t**2 * F.cross_entropy(logits / t[:, None], y, reduction="none")
         if self.loss is None:
             return distilled.mean()  # the temperatures of private samples are 1
-        return private_loss(self.loss, logits, y, counts).where(private, distilled).mean()
+        return private_loss(self.loss, logits, y, counts, private).where(private, distilled).mean()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> None:
         """Log the loss and accuracy of a batch with class indices; only a plain ``lightning.Trainer`` calls this."""
@@ -89,9 +93,14 @@ class NodeModule(LightningModule):
 
 
 def private_loss(
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor], logits: Tensor, y: Tensor, counts: Tensor | None
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    logits: Tensor,
+    y: Tensor,
+    counts: Tensor | None,
+    private: Tensor,
 ) -> Tensor:
-    """The ``loss`` [N] of private samples, given logits [N, k], class indices [N] or distributions [N, k], and counts.
+    """The ``loss`` [N] of private samples, given logits [N, k], class indices [N] or distributions [N, k], label counts
+    [k] and a mask [N].
 
     Raises:
         UserError: there are no counts, or the loss returns anything but a number for every sample.
@@ -101,7 +110,7 @@ def private_loss(
         raise UserError(f"node.loss: {name} needs the node's label counts; set the attribute counts [k] of the node")
     if not y.is_floating_point():
         y = F.one_hot(y, logits.shape[1]).to(logits.dtype)
-    losses = loss(logits, y, counts)
+    losses = loss(logits, y, counts, private)
     if not isinstance(losses, Tensor) or losses.shape != logits.shape[:1]:
         given = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise UserError(f"node.loss: {name} returns {given}; allowed: one number a sample, [{len(logits)}]")

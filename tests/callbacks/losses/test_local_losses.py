@@ -195,12 +195,12 @@ def test_a_plain_trainer_takes_the_counts_from_the_node(indices):
 
 
 class Mean(Loss):
-    def __call__(self, logits, targets, counts):
+    def __call__(self, logits, targets, counts, private):
         return CrossEntropy()(logits, targets, counts).mean()
 
 
 class Text(Loss):
-    def __call__(self, logits, targets, counts):
+    def __call__(self, logits, targets, counts, private):
         return "low"
 
 
