@@ -9,6 +9,7 @@ from lightning_idkd import Loss, NodeModule, UserError
 from lightning_idkd.callbacks import (
     BalancedSoftmax,
     CalibratedLogits,
+    CentredLogits,
     CrossEntropy,
     Focal,
     LabelSmoothing,
@@ -17,6 +18,7 @@ from lightning_idkd.callbacks import (
 from lightning_idkd.nodes.stack import NodeStack
 
 COUNTS = np.array([6.0, 0.0, 1.0, 3.0])
+PRIVATE = np.array([True, True, False, True, False])
 K, B = 4, 5
 
 
@@ -63,7 +65,15 @@ def focal(z, y, gamma=1.5):
     return -(y * (1 - p) ** gamma * np.log(p)).sum(1)
 
 
+def centred(z, y, tau=0.4):
+    """Softmax of the logits minus the mean of those of the public samples, times the prior to the power tau."""
+    centre = (z[2] + z[4]) / 2
+    prior = (COUNTS + 1) / (COUNTS + 1).sum()
+    return -(y * np.log(softmax(z - centre + tau * np.log(prior)))).sum(1)
+
+
 FORMS = {
+    "centred": (CentredLogits(0.4), centred),
     "balanced": (BalancedSoftmax(0.7), balanced),
     "calibrated": (CalibratedLogits(0.2), calibrated),
     "restricted": (RestrictedSoftmax(0.3), restricted),
@@ -76,7 +86,7 @@ FORMS = {
 def compute(loss, logits, targets):
     """The losses and the gradient of their sum by the logits."""
     z = torch.tensor(logits, requires_grad=True)
-    losses = loss(z, torch.from_numpy(targets), torch.from_numpy(COUNTS))
+    losses = loss(z, torch.from_numpy(targets), torch.from_numpy(COUNTS), torch.from_numpy(PRIVATE))
     losses.sum().backward()
     return losses.detach().numpy(), z.grad.numpy()
 
@@ -124,8 +134,24 @@ def test_without_its_change_a_loss_is_the_cross_entropy_bit_for_bit(loss):
 
 def test_a_focal_loss_of_a_certain_sample_has_a_finite_gradient():
     z = torch.tensor([[200.0, 0.0]], requires_grad=True)
-    Focal(0.5)(z, torch.tensor([[1.0, 0.0]]), torch.ones(2)).sum().backward()
+    Focal(0.5)(z, torch.tensor([[1.0, 0.0]]), torch.ones(2), torch.tensor([True])).sum().backward()
     assert z.grad.isfinite().all()
+
+
+def test_centred_logits_do_not_push_a_class_for_all_images():
+    """A constant that is added to the logits of all samples changes nothing, so the gradient has no such direction."""
+    logits, targets = case()
+    private_alone = targets * PRIVATE[:, None]
+    _, gradient = compute(CentredLogits(), logits, private_alone)
+    np.testing.assert_allclose(gradient.sum(0), 0, atol=1e-14)
+    assert np.abs(gradient).max() > 0.1
+
+
+def test_without_public_samples_centred_logits_are_the_balanced_softmax():
+    logits, targets = (torch.from_numpy(a) for a in case())
+    counts, private = torch.from_numpy(COUNTS), torch.ones(B, dtype=torch.bool)
+    pair = [loss(logits, targets, counts, private) for loss in (CentredLogits(0.4), BalancedSoftmax(0.4))]
+    torch.testing.assert_close(*pair, rtol=1e-14, atol=0)
 
 
 # ---------------------------------------------------------------------- nodes
@@ -172,7 +198,7 @@ def test_every_node_has_its_own_counts_and_distilled_samples_keep_their_loss(nam
         module = node().double()
         module.network.load_state_dict(stack.modules[i].network.state_dict())
         z = module(x[i])
-        own = loss(z, y[i], counts[i])
+        own = loss(z, y[i], counts[i], private[i])
         others = -4 * (y[i] * (z / 2).log_softmax(1)).sum(1)
         expected = torch.stack([own[b] if private[i, b] else others[b] for b in range(B)]).mean()
         torch.testing.assert_close(losses[i], expected, rtol=1e-12, atol=1e-14)
@@ -196,7 +222,7 @@ def test_a_plain_trainer_takes_the_counts_from_the_node(indices):
 
 class Mean(Loss):
     def __call__(self, logits, targets, counts, private):
-        return CrossEntropy()(logits, targets, counts).mean()
+        return CrossEntropy()(logits, targets, counts, private).mean()
 
 
 class Text(Loss):

@@ -4,9 +4,23 @@ import pytest
 import torch
 from test_stack import K, N, batch, every_engine, spread, stack
 
-from lightning_idkd.callbacks import BalancedSoftmax, CalibratedLogits, Focal, LabelSmoothing, RestrictedSoftmax
+from lightning_idkd.callbacks import (
+    BalancedSoftmax,
+    CalibratedLogits,
+    CentredLogits,
+    Focal,
+    LabelSmoothing,
+    RestrictedSoftmax,
+)
 
-LOSSES = [BalancedSoftmax(1.0), CalibratedLogits(0.5), RestrictedSoftmax(0.5), LabelSmoothing(0.1), Focal(2.0)]
+LOSSES = [
+    BalancedSoftmax(1.0),
+    CalibratedLogits(0.5),
+    CentredLogits(0.5),
+    RestrictedSoftmax(0.5),
+    LabelSmoothing(0.1),
+    Focal(2.0),
+]
 
 
 def lossy(loss, engine):
