@@ -7,6 +7,7 @@ from four_nodes import TRAIN, K, N, chain_of_four, images, real_run, softmax, tr
 
 from lightning_idkd import metrics
 from lightning_idkd.callbacks import IDKD, LDA, MSP, Fixed, Mean, Refitted, SelfTraining, VanillaKD, ViM, Youden
+from lightning_idkd.callbacks.heads.calibrated import Refit
 from lightning_idkd.errors import UserError
 from lightning_idkd.labels import FineTuning, Labels, Outputs
 
@@ -273,3 +274,23 @@ def test_counts_stay_as_they_are_unless_asked():
     run = real_run(VanillaKD(start=0))
     run.call("on_epoch_start", epoch=0)
     assert torch.equal(run.store.loss_counts, run.store.counts().double())
+
+
+# ---------------------------------------------------------------------- heads of private and distilled samples
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_head_may_count_distilled_samples_by_their_labels(distilled):
+    run = real_run(VanillaKD(start=0), norm="group")
+    run.call("on_epoch_start", epoch=0)
+    found = Refit(LDA(), 1, 0.0, distilled).sum_features(run, 1)
+    pixels, labels = [images(58, 1).pixels[TRAIN[1]]], [np.eye(K)[[s % K for s in TRAIN[1]]]]
+    if distilled:
+        pixels.append(images(11, 3).pixels)
+        labels.append(run.store.distilled[1].probabilities.numpy())
+    x = (torch.cat(pixels).double() - run.store.inputs.mean[:, None, None]) / run.store.inputs.std[:, None, None]
+    f = run.stack.modules[1].eval().network.features(x).detach().numpy()
+    y = np.concatenate(labels)
+    second = (f.T @ f)[np.triu_indices(f.shape[1])]
+    expected = np.concatenate([y.sum(0), (y.T @ f).ravel(), second])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
