@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 PANELS = (
     ("accuracy (%)", (("accuracy_own", "classes that a node has"), ("accuracy_lacking", "classes that it lacks"))),
     ("relative distance to the mean node", (("distance_head", "last layer"), ("distance_features", "features"))),
-    ("gradient of a class vector", (("gradient_own", "classes that a node has"), ("gradient_lacking", "lacks"))),
-    ("norm of a class vector", (("norm_own", "classes that a node has"), ("norm_lacking", "lacks"))),
+    (
+        "gradient of a class vector",
+        (("gradient_own", "classes that a node has"), ("gradient_lacking", "classes that it lacks")),
+    ),
+    ("norm of a class vector", (("norm_own", "classes that a node has"), ("norm_lacking", "classes that it lacks"))),
 )
 """Title of each panel of the picture, and the measures that it shows with their legends."""
 MEASURES = tuple(name for _title, curves in PANELS for name, _legend in curves)
@@ -30,7 +33,8 @@ class SkewProbe(Callback):
     ``distance_head`` and ``distance_features``, root mean square distance of the nodes' last layers, and of their
     features of the same samples, to the mean over nodes, divided by the norm of the mean; ``norm_own``,
     ``norm_lacking``, ``gradient_own`` and ``gradient_lacking``, norms of the rows of the last layer and of their
-    gradients in the last batch.
+    gradients in the last batch. ``summary.json`` gets ``skew/tensors``: for each parameter tensor its ``distance``, and
+    the ``accuracy`` that nodes would have on the held-out samples if this tensor alone were the mean over nodes.
 
     Args:
         samples: Number of held-out samples, of all nodes together.
@@ -54,6 +58,29 @@ class SkewProbe(Callback):
             draw_measures([*run.lines[:-1], metrics]).savefig(file, dpi=120)
             run.add_pictures({"skew": file})
 
+    def on_fit_end(self, run: Run, summary: dict) -> None:
+        summary["skew/tensors"] = self.try_mean_tensors(run)
+
+    def try_mean_tensors(self, run: Run) -> dict[str, dict[str, float]]:
+        """The distance of every parameter tensor, and the accuracy with the mean over nodes in its place."""
+        import torch
+
+        batches, labels = run.store.evaluation_set("validation", self.samples)
+        tried = {}
+        for name, _ in run.stack.modules[0].named_parameters():
+            tensors = [module.get_parameter(name) for module in run.stack.modules]
+            kept = torch.stack([tensor.detach() for tensor in tensors])
+            every = run.network.report(kept.flatten(1))
+            with torch.no_grad():
+                for tensor in tensors:
+                    tensor.copy_(every.mean(0).view_as(tensor))
+                right = run.stack.answers(batches, lambda given: (given.logits.argmax(1) == labels).double().mean())
+                for tensor, own in zip(tensors, kept, strict=True):
+                    tensor.copy_(own)
+            accuracy = run.network.report(torch.stack(right)[:, None]).mean().item()
+            tried[name] = {"distance": relative_distance(every.double()), "accuracy": accuracy}
+        return tried
+
     def measure(self, run: Run, outputs: list[Outputs], labels: Tensor) -> dict[str, float | None]:
         """Values of :data:`MEASURES`, from the nodes' outputs on samples with these ``labels``; None for no value."""
         import torch
@@ -76,10 +103,14 @@ class SkewProbe(Callback):
                 values[f"{name}_{suffix}"] = value if value == value else None
         features = [given.features for given in outputs if given.features is not None]
         for name, rows_of in (("head", weight), ("features", torch.stack(features))):
-            every = run.network.report(rows_of.flatten(1).double())
-            distance = (every - every.mean(0)).square().sum(1).mean().sqrt() / every.mean(0).norm()
-            values[f"distance_{name}"] = distance.item()
+            values[f"distance_{name}"] = relative_distance(run.network.report(rows_of.flatten(1).double()))
         return {name: values[name] for name in MEASURES}
+
+
+def relative_distance(rows: Tensor) -> float:
+    """Root mean square distance of ``rows`` [n, N] to their mean, divided by the norm of the mean."""
+    mean = rows.mean(0)
+    return ((rows - mean).square().sum(1).mean().sqrt() / mean.norm().clamp(min=1e-30)).item()
 
 
 def masked_means(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,10 @@ PRESETS = [
     ["ring_cifar10", "presets/recipe_gut"],
     ["ring_digits", "presets/balanced"],
     ["ring_digits", "presets/balanced_head"],
-    *(["ring_digits", f"presets/{method}"] for method in ("fedmd", "dsfl", "selective_fd", "def_kt", "idkd_plus")),
+    *(
+        ["ring_digits", f"presets/{method}"]
+        for method in ("fedmd", "dsfl", "selective_fd", "def_kt", "idkd_aligned", "idkd_plus")
+    ),
 ]
 
 

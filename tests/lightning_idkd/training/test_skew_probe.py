@@ -54,6 +54,39 @@ def test_measures_are_those_of_the_nodes(configs, engine):
         np.testing.assert_allclose(found[name], np.mean(values), rtol=1e-8, err_msg=name)
 
 
+def test_a_tensor_that_is_the_mean_of_all_nodes_is_tried_and_put_back(configs):
+    more = ["--run.precision", "64", "--distillation", "null", "--data.partition.alpha", "0.3"]
+    run = build(configure(["--config", str(configs / "ring_digits.yaml"), *SHORT, *more]))
+    run.train_step(run.store.order(0, 1))
+    run.stack.X.add_(
+        0.05 * torch.randn(run.stack.X.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
+    before = run.stack.X.clone()
+    tried = SkewProbe(samples=100).try_mean_tensors(run)
+    assert torch.equal(run.stack.X, before)
+    batches, labels = run.store.evaluation_set("validation", 100)
+    for name, (start, size) in places(run.stack.modules[0]).items():
+        rows = before[:, start : start + size].numpy()
+        mean = rows.mean(0)
+        distance = np.sqrt(((rows - mean) ** 2).sum(1).mean()) / np.linalg.norm(mean)
+        assert tried[name]["distance"] == pytest.approx(distance, rel=1e-9)
+        accuracies = []
+        for i in range(run.stack.n):
+            row = before[i].clone()
+            row[start : start + size] = torch.from_numpy(mean)
+            logits = torch.cat(
+                [run.stack.model(row, {k: b[i] for k, b in run.stack.buffers.items()}).eval()(x) for x in batches()]
+            )
+            accuracies.append((logits.argmax(1) == labels).double().mean().item())
+        assert tried[name]["accuracy"] == pytest.approx(np.mean(accuracies), rel=1e-9)
+    assert len({t["accuracy"] for t in tried.values()}) > 1
+
+
+def places(module):
+    starts = offsets(module)
+    return {name: (starts[name], parameter.numel()) for name, parameter in module.named_parameters()}
+
+
 def offsets(module):
     """Where each parameter begins in the row of a node; parameters lie in the row in the order of the module."""
     places, start = {}, 0
@@ -70,6 +103,8 @@ def test_a_run_writes_measures_and_their_picture(configs, fit):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) >= 2
     assert all(line[f"skew/{name}"] is None or line[f"skew/{name}"] >= 0 for line in lines for name in MEASURES)
+    tensors = json.loads((run / "summary.json").read_text())["skew/tensors"]
+    assert "network.head.weight" in tensors
     assert (run / "plots" / "skew.png").stat().st_size > 10_000
 
 
