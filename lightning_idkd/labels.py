@@ -83,9 +83,10 @@ class Outputs:
         import copy
 
         head = self.head
-        if head is not None and head.bias is not None:
+        if head is not None:
+            bias = offset.to(head.weight) if head.bias is None else head.bias.detach() + offset.to(head.bias)
             head = copy.deepcopy(head).requires_grad_(False)
-            head.bias += offset.to(head.bias)
+            head.bias = type(head.weight)(bias, requires_grad=False)
         return Outputs(self.logits + offset, self.features, head)
 
     @staticmethod
@@ -138,7 +139,8 @@ class FineTuning:
 
     private_share: float | Literal["skew"] | None = None
     """Share of private samples in every batch, above 0 and below 1; ``skew``: 1 - TV/2, with the total variation TV
-    between a node's labels and the uniform distribution; null: in proportion to the two sets' sizes."""
+    between a node's labels and the uniform distribution, so 0.5 to 1 (every batch has a distilled sample at least);
+    null: in proportion to the two sets' sizes."""
     count_distilled: bool = False
     """Count distilled samples too in the label counts that ``node.loss`` gets, by their soft labels and their share of
     a batch."""
@@ -156,5 +158,7 @@ class FineTuning:
         share, allowed = self.private_share, "between 0 and 1, skew, or null"
         valid = share in (None, "skew") or (not isinstance(share, str) and 0 < share < 1)
         require(valid, "distillation.tuning.private_share", share, allowed)
+        fits = not (self.count_distilled and self.balance == "draw")
+        require(fits, "distillation.tuning.count_distilled", True, "only where balance is none or cap")
         require(0 < self.weight < math.inf, "distillation.tuning.weight", self.weight, "above 0")
         require(0 < self.temperature < math.inf, "distillation.tuning.temperature", self.temperature, "above 0")

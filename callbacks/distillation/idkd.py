@@ -49,7 +49,8 @@ class VanillaKD(Distillation):
             labels.
         lacking: Train only on labels whose most probable class the node lacks: less than 1/k of its private samples
             have it.
-        agreement: Weigh the loss of a distilled sample by how far the senders of its label agree, from 0 to 1.
+        agreement: Weigh the loss of a distilled sample by how far the senders of its label agree, from 0 to 1; 1 where
+            a single sender labelled it.
         min_confidence: Drop averaged labels whose largest probability is below this, 0 to 1 (the ensemble's selector of
             Selective-FD).
         steps: ``equal`` keeps the number of steps per epoch; ``grow`` computes it from the mean size of the nodes'
@@ -70,6 +71,8 @@ class VanillaKD(Distillation):
         require(0 < temperature < math.inf, "distillation.temperature", temperature, "above 0")
         require(0 <= prior < math.inf, "distillation.prior", prior, "0 or more")
         require(hops >= 1, "distillation.hops", hops, "1 or more")
+        relays = lacking and labels == "relayed"
+        require(not relays, "distillation.lacking", lacking, "only with fresh or accumulated labels")
         require(0 <= min_confidence <= 1, "distillation.min_confidence", min_confidence, "0 to 1")
         self.temperature, self.hard, self.prior, self.align = temperature, hard, prior, align
         self.labels, self.hops, self.lacking, self.agreement = labels, hops, lacking, agreement
@@ -164,6 +167,7 @@ class IDKD(VanillaKD):
 
     Args:
         corrected: Score outputs after ``prior`` and ``align`` have corrected them, private and public ones alike.
+            Scores that change the samples (ODIN) do so by the gradients of the uncorrected outputs.
         weighted: Send with each label the rank of its score among the kept samples, above 0 to 1, as the label's weight
             in averages.
     """
@@ -172,6 +176,8 @@ class IDKD(VanillaKD):
 
     def __init__(self, *args: Any, corrected: bool = False, weighted: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        fits = not corrected or self.prior > 0 or self.align
+        require(fits, "distillation.corrected", corrected, "only with prior or align, which correct")
         self.corrected, self.weighted = corrected, weighted
         if weighted:
             self.declare("ranks of the kept samples' scores")

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 class SelfTraining(Distillation):
-    """Every node trains on the public samples of whose class it is sure, and sends no labels: pseudo-labels as in
-    FixMatch (Sohn et al., NeurIPS 2020), which are drawn anew at every exchange instead of in every batch.
+    """Every node trains on public samples whose class it predicts with confidence, and sends no labels: pseudo-labels
+    as in FixMatch (Sohn et al., NeurIPS 2020), which are drawn anew at every exchange instead of in every batch.
 
     The labels are of images as they are. With ``data.augment_public`` a node learns them on augmented images, which is
     FixMatch's consistency.
@@ -32,6 +32,7 @@ class SelfTraining(Distillation):
     """
 
     label = aggregate = None
+    selective = True
 
     def __init__(self, start: int | float = 0.6, every: int | None = 1, confidence: float = 0.95,
                  flexible: bool = False, align: bool = True, tuning: FineTuning | None = None):  # fmt: skip

@@ -1,4 +1,5 @@
-"""Teachers: the parameters with which a node labels the public set, after extra gossip steps or averaged over time."""
+"""Teachers: the parameters with which a node labels the public set, after extra gossip steps, averaged over time, or
+with a refitted last layer."""
 
 from __future__ import annotations
 
@@ -67,12 +68,14 @@ class MovingAverage(Teacher):
 
 class Refitted(Teacher):
     """Labels with the node's row, whose last layer is refitted to class statistics that nodes gossip
-    (:class:`CalibratedHead`). Training continues with the last layer as it was.
+    (:class:`CalibratedHead`). Training continues with the last layer as it was. The statistics are sent at every
+    exchange, and reveal class means.
 
     Args:
         head: How the layer follows from the statistics: LDA, NearestMean or VirtualFeatures; null for LDA.
         rounds: Rounds of gossip, 1 or more.
-        noise: Standard deviation of the noise on a node's sums and second moments; 0 for none.
+        noise: Standard deviation of the noise on a node's sums and second moments, as a multiple of their size for one
+            sample; 0 for none. It is no proof of privacy.
     """
 
     shares = CalibratedHead.shares

@@ -72,7 +72,8 @@ class CentredLogits(Loss):
     """Cross-entropy with logits from which the mean logits of the distilled samples in the batch are taken, so that a
     class gains nothing by logits that rise for all images alike.
 
-    It is a trial of this project. In a batch without distilled samples nothing is taken.
+    It is a trial of this project. In a batch without distilled samples nothing is taken. The mean passes gradients on,
+    to the distilled samples too.
 
     Args:
         tau: Factor of the log of the node's (add-one) label frequencies, which is added as in BalancedSoftmax, 0 or

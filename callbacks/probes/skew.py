@@ -28,13 +28,15 @@ MEASURES = tuple(name for _title, curves in PANELS for name, _legend in curves)
 class SkewProbe(Callback):
     """Measures at every evaluation where label skew acts, and draws it as ``plots/skew.png``. Nodes send nothing more.
 
-    A node lacks a class if less than 1/k of its private samples have it. Values are means over nodes and classes.
+    A node lacks a class if less than 1/k of its private samples have it. Values are means over a node's classes or
+    samples, then over nodes.
     Metrics (below ``skew/``): ``accuracy_own`` and ``accuracy_lacking`` on held-out samples of all nodes;
     ``distance_head`` and ``distance_features``, root mean square distance of the nodes' last layers, and of their
     features of the same samples, to the mean over nodes, divided by the norm of the mean; ``norm_own``,
     ``norm_lacking``, ``gradient_own`` and ``gradient_lacking``, norms of the rows of the last layer and of their
-    gradients in the last batch. ``summary.json`` gets ``skew/tensors``: for each parameter tensor its ``distance``, and
-    the ``accuracy`` that nodes would have on the held-out samples if this tensor alone were the mean over nodes.
+    gradients in the last batch of an epoch. ``summary.json`` gets ``skew/tensors``: for each parameter tensor its
+    ``distance``, and the ``accuracy`` that nodes would have on the held-out samples if this tensor alone were the mean
+    over nodes, which takes one evaluation for each tensor. The picture is drawn even if ``run.pictures`` is false.
 
     Args:
         samples: Number of held-out samples, of all nodes together.
@@ -43,10 +45,31 @@ class SkewProbe(Callback):
     def __init__(self, samples: int = 1024):
         require(samples >= 1, "callbacks.samples", samples, "1 or more")
         self.samples = samples
+        self.gradients: Tensor | None = None
+        """Norms of the gradients of the last layer's rows, of all nodes [n, k], at the end of the last epoch."""
+
+    def state_dict(self) -> dict:
+        return {"gradients": self.gradients}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.gradients = state["gradients"]
 
     def on_fit_start(self, run: Run) -> None:
-        if not run.stack.modules[0].has_features:
-            raise UserError("callbacks: SkewProbe needs features(x) [B, F] and a head, which this network has not")
+        node = run.stack.modules[0]
+        if not node.has_features or not node.network.head.weight.requires_grad:
+            raise UserError(
+                "callbacks: SkewProbe needs features(x) [B, F] and a trained head, which this network has not"
+            )
+        if not sum(map(len, run.store.split.validation)):
+            raise UserError(
+                "callbacks: SkewProbe needs held-out samples, and no node has any; set data.validation above 0"
+            )
+
+    def on_epoch_end(self, run: Run) -> None:
+        import torch
+
+        norms = [module.network.head.weight.grad.double().norm(dim=1) for module in run.stack.modules]
+        self.gradients = run.network.report(torch.stack(norms)).cpu()
 
     def on_evaluation_end(self, run: Run, metrics: dict) -> None:
         batches, labels = run.store.evaluation_set("validation", self.samples)
@@ -67,7 +90,7 @@ class SkewProbe(Callback):
 
         batches, labels = run.store.evaluation_set("validation", self.samples)
         tried = {}
-        for name, _ in run.stack.modules[0].named_parameters():
+        for name in [slot.name for slot in run.stack.layout]:  # without frozen ones, which all nodes share
             tensors = [module.get_parameter(name) for module in run.stack.modules]
             kept = torch.stack([tensor.detach() for tensor in tensors])
             every = run.network.report(kept.flatten(1))
@@ -89,16 +112,18 @@ class SkewProbe(Callback):
         own = counts * k >= counts.sum(1, keepdim=True)  # [rows, k]
         heads = [module.network.head for module in run.stack.modules]
         weight = torch.stack([head.weight.detach() for head in heads])
-        gradient = torch.stack([torch.zeros_like(w) if w.grad is None else w.grad for w in (h.weight for h in heads)])
         right = torch.stack([given.logits.argmax(1) == labels for given in outputs])
         rows = {
             "accuracy": masked_means(right.double(), own[:, labels]),
-            "gradient": masked_means(gradient.double().norm(dim=2), own),
             "norm": masked_means(weight.double().norm(dim=2), own),
         }
         values: dict[str, float | None] = {}
-        for name, pair in rows.items():
-            mean = run.network.report(torch.stack(pair, 1)).nanmean(0)
+        means = {name: run.network.report(torch.stack(pair, 1)).nanmean(0) for name, pair in rows.items()}
+        means["gradient"] = torch.full((2,), torch.nan)
+        if self.gradients is not None:
+            pair = masked_means(self.gradients.to(own.device), run.network.report(own.double()) > 0)
+            means["gradient"] = torch.stack(pair, 1).nanmean(0)
+        for name, mean in means.items():
             for suffix, value in zip(("own", "lacking"), mean.tolist(), strict=True):
                 values[f"{name}_{suffix}"] = value if value == value else None
         features = [given.features for given in outputs if given.features is not None]

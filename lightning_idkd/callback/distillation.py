@@ -127,6 +127,9 @@ class Distillation(Callback, ABC):
     calibrated: bool = False
     """Whether the method selects samples by a threshold; if so, ``calibration`` cannot be null."""
 
+    selective: bool = False
+    """Whether nodes keep a part of the public set without ``calibration``; the share that they train on is reported."""
+
     teacher = Teacher()
 
     def __init__(self, start: int | float = 0.6, every: int | None = None, steps: str = "equal",

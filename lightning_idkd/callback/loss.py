@@ -1,7 +1,10 @@
 """The base of local losses: what a node minimises on its private samples."""
 
+import inspect
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from lightning_idkd.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +18,13 @@ class Loss(ABC):
 
     plain: bool = False
     """Whether private samples have the loss of the distilled ones, so that nobody needs to tell them apart."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        given = list(inspect.signature(cls.__call__).parameters)[1:]
+        if given != ["logits", "targets", "counts", "private"]:
+            said = f"{cls.__name__}.__call__ takes ({', '.join(given)})"
+            raise UserError(f"node.loss: {said}; allowed: (logits, targets, counts, private)")
 
     def remark(self, counts: "Tensor") -> str:
         """What is odd at a node with these label counts [k], said once before training; empty for most."""

@@ -136,7 +136,7 @@ def unknown_key(key: str, types: Mapping[str, Any], given: str = "") -> str:
     others = set().union(*map(kinds.parameters, classes.values()))
     below = find_below(f"{parent}.", leaf, owners)
     if removed := REMOVED.get((parent.rpartition(".")[2], leaf)):
-        return f"{key}: this key is no more; in its place is {removed[1]}"
+        return f"{key}: this key was removed; use {removed[1]} instead"
     if needed := name_needed(key):
         hint = f" Did you mean '{below}'? Else it" if below else " It"
         return f"{key}: {given or 'the class'} has no such argument.{hint} needs {needed}"

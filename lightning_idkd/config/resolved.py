@@ -88,9 +88,9 @@ def difference(a: dict, b: dict, keys: tuple[str, ...] = RESULT) -> tuple[str, A
 def _difference(a: Any, b: Any, key: str) -> tuple[str, Any, Any] | None:
     if isinstance(a, dict) and isinstance(b, dict):
         for k in {**a, **b}:
-            if differing := _difference(a.get(k), b.get(k), f"{key}.{k}"):
+            missing = k not in a or k not in b  # a stored run may be older than an argument that is off by default
+            values = a.get(k), b.get(k)
+            if not (missing and not any(values)) and (differing := _difference(*values, f"{key}.{k}")):
                 return differing
         return None
-    if (a, b) in ((None, False), (False, None)):
-        return None  # a stored run is older than an argument that is off by default
     return None if a == b else (key, a, b)

@@ -156,7 +156,6 @@ class Store:
         self._index, self._targets = torch.cat(index), torch.cat(targets)
         given = torch.cat([w.to(self.device, self.dtype) for w in weights]) if weighted else None
         self._weights = None if self.distilled is None else self._weigh(given)
-        self.loss_counts = self.count_labels()
         self._offset = torch.tensor([0, *self.sizes]).cumsum(0)[:-1].to(self.device)
         drawn = self.tuning.balance == "draw" and self.distilled is not None
         self._walks = Walks(
@@ -169,6 +168,7 @@ class Store:
             start=self.generation_start,
             targets=list(self._targets.split(self.sizes)) if drawn else None,
         )
+        self.loss_counts = self.count_labels()
 
     def _weigh(self, given: Tensor | None) -> Tensor | None:
         """Weight of every sample's loss, from the weights ``given`` with the samples; None where all are 1."""
@@ -248,17 +248,18 @@ class Store:
     def count_labels(self) -> Tensor:
         """Label counts [rows, k] for the loss: :meth:`counts` or, if ``tuning`` asks for it, with distilled labels.
 
-        Private samples count 1 each; all distilled ones together count as much as the private ones, times the ratio in
-        which batches have them.
+        A private sample counts 1. Distilled samples count by their soft labels; where they are walked on their own, all
+        of them together count as much as the private ones, times the ratio in which a batch has them.
         """
         counts = self._counts.to(self.device, self.dtype)
         if self.distilled is None or not self.tuning.count_distilled:
             return counts
         rows = []
-        for own, labels, share in zip(counts, self.distilled, self.private_shares(), strict=True):
-            mass = labels.probabilities.to(own).sum(0)
-            if len(labels) and share is not None:
-                mass *= (1 - share) / share * own.sum() / mass.sum()
+        for own, targets, parts in zip(counts, self._targets.split(self.sizes), self._walks.parts, strict=True):
+            mass = targets[int(own.sum()) :].sum(0)
+            if len(parts) == 2:
+                private, distilled = parts
+                mass = mass * (distilled.batch / private.batch * own.sum() / mass.sum())
             rows.append(own + mass)
         return torch.stack(rows)
 

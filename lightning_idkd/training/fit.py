@@ -193,7 +193,7 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
     if run.distillation is not None:
         shares += [run.distillation.shares, run.calibration.shares if run.distillation.calibrated else ""]
     if any(shares):
-        lines["shares"] = ", ".join(filter(None, shares))
+        lines["shares"] = ", ".join(dict.fromkeys(filter(None, shares)))
     return lines
 
 
@@ -206,7 +206,11 @@ def describe_remarks(loss: Loss, store: Store) -> list[str]:
         counts = store.labels[indices].bincount(minlength=store.k)
         if remark := loss.remark(counts):
             nodes.setdefault(remark, []).append(str(node))
-    return [f"node.loss: {remark}: nodes {abridge(names)}" for remark, names in nodes.items()]
+    remarks = [f"node.loss: {remark}: nodes {abridge(names)}" for remark, names in nodes.items()]
+    if loss.plain and store.tuning.count_distilled:
+        name = type(loss).__name__
+        remarks.append(f"distillation.tuning.count_distilled: {name} uses no label counts, so this changes nothing")
+    return remarks
 
 
 def describe_engine(run: Orchestrator) -> str:

@@ -205,7 +205,10 @@ class Orchestrator:
         """Let the nodes of this process train on ``labels`` too, from now on."""
         progress = self.progress
         progress.phase = "distil"
-        if progress.ood["kept_fraction"] is None:
+        if self.distillation.selective:
+            sizes = self.network.report(torch.tensor([float(len(part)) for part in labels])[:, None])
+            progress.ood["kept_fraction"] = sizes.mean().item() / self.store.public
+        elif progress.ood["kept_fraction"] is None:
             progress.ood["kept_fraction"] = 1.0
         before = compute_heterogeneity(self.network, self.store)["tv"]
         self.store.distil(labels, self.step)

@@ -124,8 +124,9 @@ def test_the_detector_scores_corrected_outputs_if_asked():
         np.testing.assert_allclose(selection.private, np.log(p / (1 - p)), rtol=1e-4, atol=1e-4)
 
 
-def test_a_score_of_features_sees_the_offset_in_the_head():
-    head = torch.nn.Linear(5, K)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_score_of_features_sees_the_offset_in_the_head(bias):
+    head = torch.nn.Linear(5, K, bias=bias)
     features = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     offset = torch.tensor([1.0, -2.0, 0.5])
     shifted = Outputs(head(features), features, head).shift(offset)
@@ -135,10 +136,10 @@ def test_a_score_of_features_sees_the_offset_in_the_head():
 
 
 @pytest.mark.parametrize("score", [MSP(), ViM()])
-def test_without_a_correction_nothing_changes(score):
+def test_a_tiny_correction_changes_nothing(score):
     kept = []
     for corrected in (False, True):
-        run = real_run(IDKD(start=0, corrected=corrected), Youden(score))
+        run = real_run(IDKD(start=0, prior=1e-9, corrected=corrected), Youden(score))
         kept.append([labels.index.tolist() for labels in run.distillation.label(run)])
     assert kept[0] == kept[1]
 
@@ -246,6 +247,10 @@ def test_self_training_sends_nothing():
     run.call("on_epoch_start", epoch=0)
     assert run.network.counts()["label_bytes"] == before["label_bytes"]
     assert [len(labels) for labels in run.store.distilled] == [11] * N
+    assert run.progress.ood["kept_fraction"] == 1
+    run.distillation.confidence = 1.0
+    run.call("on_epoch_start", epoch=1)
+    assert run.progress.ood["kept_fraction"] == 0
     assert train(run, 2).isfinite().all()
     with pytest.raises(UserError, match=r"distillation\.confidence: 1\.5 given; allowed: 0 to 1"):
         SelfTraining(confidence=1.5)
@@ -254,20 +259,38 @@ def test_self_training_sends_nothing():
 # ---------------------------------------------------------------------- counts for the loss
 
 
-@pytest.mark.parametrize("share", [None, 0.25])
-def test_the_loss_may_count_distilled_labels_by_their_share_of_a_batch(share):
-    run = real_run(VanillaKD(start=0, tuning=FineTuning(count_distilled=True, private_share=share)))
+@pytest.mark.parametrize("balance", ["none", "cap"])
+@pytest.mark.parametrize("share", [None, 0.25, 0.9, "skew"])
+def test_the_loss_may_count_distilled_labels_as_batches_have_them(share, balance):
+    """Counts are in proportion to the labels of all batches of many steps."""
+    tuning = FineTuning(count_distilled=True, private_share=share, balance=balance)
+    run = real_run(VanillaKD(start=0, tuning=tuning))
     own = run.store.counts().double()
     assert torch.equal(run.store.loss_counts, own)
     run.call("on_epoch_start", epoch=0)
-    for i, labels in enumerate(run.store.distilled):
-        mass = labels.probabilities.double().numpy().sum(0)
-        n = 5 + i
-        total = n + 11 if share is None else n / share
-        expected = own[i].numpy() + mass / mass.sum() * (total - n)
-        np.testing.assert_allclose(run.store.loss_counts[i], expected, rtol=1e-6)
-    np.testing.assert_allclose(run.store.log_prior.exp().sum(1), 1)
+    steps = 11 * 5 * 6 * 7 * 8  # every walk ends with a whole permutation
+    order = run.store.order(run.step, steps)
+    for i, (positions, targets) in enumerate(zip(order, run.store._targets.split(run.store.sizes), strict=True)):
+        drawn = targets[positions].mean(0)
+        counts = run.store.loss_counts[i]
+        np.testing.assert_allclose(counts / counts.sum(), drawn, atol=2e-3)
     assert torch.equal(run.store.counts().double(), own)
+    np.testing.assert_allclose(run.store.log_prior.exp().sum(1), 1)
+
+
+def test_counts_do_not_follow_balanced_draws():
+    with pytest.raises(UserError, match=r"count_distilled: True given; allowed: only where balance is none or cap"):
+        FineTuning(count_distilled=True, balance="draw")
+
+
+def test_labels_of_lacking_classes_are_not_relayed():
+    with pytest.raises(UserError, match=r"distillation\.lacking: True given; allowed: only with fresh or accumulated"):
+        VanillaKD(lacking=True, labels="relayed")
+
+
+def test_a_detector_of_corrected_outputs_needs_a_correction():
+    with pytest.raises(UserError, match=r"distillation\.corrected: True given; allowed: only with prior or align"):
+        IDKD(corrected=True)
 
 
 def test_counts_stay_as_they_are_unless_asked():

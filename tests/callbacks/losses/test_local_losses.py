@@ -267,3 +267,13 @@ def test_a_node_of_one_class_is_remarked_where_others_are_left_out():
         assert loss.remark(two) == ""
     for loss in (CalibratedLogits(0.0), RestrictedSoftmax(0.5), BalancedSoftmax(), CrossEntropy()):
         assert loss.remark(one) == ""
+
+
+def test_a_loss_of_other_arguments_is_refused_where_it_is_defined():
+    with pytest.raises(
+        UserError, match=r"node\.loss: Old\.__call__ takes \(logits, targets, counts\); allowed: \(logits, "
+    ):
+
+        class Old(Loss):
+            def __call__(self, logits, targets, counts):
+                return logits

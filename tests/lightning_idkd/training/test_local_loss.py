@@ -119,5 +119,13 @@ def test_an_argument_of_ones_own_of_a_removed_name_stays():
 def test_a_removed_key_names_what_is_in_its_place(fit, capsys):
     assert fit("--distillation.tuning.logit_adjustment", "1") == 2
     said = capsys.readouterr().err
-    assert "distillation.tuning.logit_adjustment: this key is no more; in its place is node.loss" in said
+    assert "distillation.tuning.logit_adjustment: this key was removed; use node.loss" in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_counts_that_no_loss_uses_are_noted(fit, capsys):
+    counted = ["--distillation.tuning.count_distilled", "true"]
+    assert fit(*counted, "--run.until", "1") == 0
+    assert "count_distilled: CrossEntropy uses no label counts" in capsys.readouterr().out
+    assert fit(*counted, *BALANCED, "--run.until", "1", folder="balanced") == 0
+    assert "uses no label counts" not in capsys.readouterr().out

@@ -21,7 +21,9 @@ def test_measures_are_those_of_the_nodes(configs, engine):
     for _ in range(2):
         run.train_step(run.store.order(0, 2))
     batches, labels = run.store.evaluation_set("validation", 100)
-    found = SkewProbe().measure(run, run.stack.answers(batches, lambda outputs: outputs), labels)
+    probe = SkewProbe()
+    probe.on_epoch_end(run)
+    found = probe.measure(run, run.stack.answers(batches, lambda outputs: outputs), labels)
     assert list(found) == list(MEASURES)
 
     y, n, k = labels.numpy(), run.stack.n, run.store.k
@@ -106,6 +108,25 @@ def test_a_run_writes_measures_and_their_picture(configs, fit):
     tensors = json.loads((run / "summary.json").read_text())["skew/tensors"]
     assert "network.head.weight" in tensors
     assert (run / "plots" / "skew.png").stat().st_size > 10_000
+
+
+def test_a_run_that_repeats_its_last_evaluation_measures_the_same(fit):
+    probe = ["--callbacks", "[{class_path: SkewProbe, init_args: {samples: 64}}]", "--distillation", "null"]
+    assert fit(*probe) == 0
+    run = latest(fit.runs)
+    before = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    for file in ("summary.json", "checkpoints/final.ckpt"):
+        (run / file).unlink()
+    assert fit(*probe, "--run.resume", "auto") == 0
+    after = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    measured = {name: before[f"skew/{name}"] for name in MEASURES}
+    assert measured == {name: after[f"skew/{name}"] for name in MEASURES}
+    assert measured["gradient_own"] > 0
+
+
+def test_without_held_out_samples_there_is_nothing_to_measure(fit, capsys):
+    assert fit("--callbacks", "[{class_path: SkewProbe}]", "--data.validation", "0", "--distillation", "null") == 2
+    assert "SkewProbe needs held-out samples" in capsys.readouterr().err
 
 
 def test_classes_that_all_nodes_have_leave_no_value():
