@@ -82,11 +82,13 @@ class Outputs:
         """The outputs of the same network with ``offset`` [k] added to its logits."""
         import copy
 
+        from torch.nn import Parameter
+
         head = self.head
         if head is not None:
             bias = offset.to(head.weight) if head.bias is None else head.bias.detach() + offset.to(head.bias)
             head = copy.deepcopy(head).requires_grad_(False)
-            head.bias = type(head.weight)(bias, requires_grad=False)
+            head.bias = Parameter(bias, requires_grad=False)
         return Outputs(self.logits + offset, self.features, head)
 
     @staticmethod

@@ -75,11 +75,8 @@ class SkewProbe(Callback):
         batches, labels = run.store.evaluation_set("validation", self.samples)
         outputs = run.stack.answers(batches, lambda outputs: outputs)
         metrics |= {f"skew/{name}": value for name, value in self.measure(run, outputs, labels).items()}
-        if metrics["phase"] == "final" and run.fabric.is_global_zero:
-            file = run.folder.file("plots/skew.png")
-            file.parent.mkdir(exist_ok=True)
-            draw_measures([*run.lines[:-1], metrics]).savefig(file, dpi=120)
-            run.add_pictures({"skew": file})
+        if metrics["phase"] == "final":
+            run.draw("skew", draw_measures([*run.lines[:-1], metrics]))
 
     def on_fit_end(self, run: Run, summary: dict) -> None:
         summary["skew/tensors"] = self.try_mean_tensors(run)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lightning_idkd.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from lightning_idkd.data.store import Store
@@ -77,6 +78,9 @@ class Run(Protocol):
         Args:
             weight: of these targets against the samples' own labels.
         """
+
+    def draw(self, name: str, figure: "Figure") -> None:
+        """Writes a matplotlib figure to ``plots/NAME.png`` and logs it, in the first process only."""
 
     def call(self, hook: str, **payload: Any) -> None:
         """Calls a hook of all callbacks."""

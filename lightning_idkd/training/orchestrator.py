@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric import Fabric
@@ -33,6 +33,9 @@ from lightning_idkd.training.gossip_step import GossipStep
 from lightning_idkd.training.hooks import Hooks
 from lightning_idkd.training.progress import Progress
 from lightning_idkd.training.record import Recorder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -282,6 +285,14 @@ class Orchestrator:
     def stop(self) -> None:
         """Ask the run to stop after the current step, with a checkpoint."""
         self.interrupted = True
+
+    def draw(self, name: str, figure: Figure) -> None:
+        """Write a figure to ``plots/NAME.png`` and log it with the next line of metrics, in the first process only."""
+        if self.fabric.is_global_zero:
+            file = self.folder.file(f"plots/{name}.png")
+            file.parent.mkdir(exist_ok=True)
+            figure.savefig(file, dpi=120)
+            self.add_pictures({name: file})
 
     def add_pictures(self, files: dict[str, Path]) -> None:
         """Log new pictures with the next line of metrics."""
