@@ -1,7 +1,7 @@
 # Everything runs in .venv, made on first use; `make help` lists the targets.
 PYTHON ?= python3
 VENV   ?= .venv
-CFG    ?= ring_digits_few
+CFG    ?= ring_digits_few presets/idkd_plus
 RUN    ?= runs/$(patsubst ring_digits_few,ring_digits,$(firstword $(CFG)))/latest
 SWEEP  ?= ood_scores
 FILE    = $(firstword $(wildcard $(filter %.yaml,$(SWEEP))) configs/sweeps/$(SWEEP).yaml)
@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
-	@echo '  variables: CFG=ring_digits_few (files in configs/)  ARGS="--seed 1" (passed on to idkd fit)'
+	@echo '  variables: CFG="ring_digits_few presets/idkd_plus" (files in configs/)  ARGS="--seed 1" (passed on to idkd fit)'
 
 setup: $(VENV)/.ready  ## make .venv and install the project with its development tools
 
