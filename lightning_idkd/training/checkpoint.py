@@ -43,7 +43,8 @@ def gather(run: Parts) -> dict:
     if store.distilled is not None:
         distilled = []
         for labels in (labels.to("cpu") for labels in store.distilled):
-            distilled.append((labels.index, labels.probabilities, labels.weights))
+            weights = () if labels.weights is None else (labels.weights,)
+            distilled.append((labels.index, labels.probabilities, *weights))
         distilled = network.report_objects(distilled)
     if store.soft_targets is not None:
         targets, weight = store.soft_targets

@@ -102,7 +102,7 @@ def test_every_config_trains_on_stand_in_data(names, configs, stand_in, tmp_path
     assert (summary["ood"]["kept_fraction"] is not None) == (
         config.distillation is not None and config.distillation.public
     )
-    tells_more = "official_code" in names[-1] or names[-1] == "presets/balanced_head"
+    tells_more = "official_code" in names[-1] or names[-1] in ("presets/balanced_head", "presets/idkd_plus")
     assert (summary["communication"]["other_bytes"] > 0) == tells_more
 
 
