@@ -4,10 +4,26 @@ from .aggregation import ERA, ClassCount, ConfidenceMean, LogitMean, Mean, Vote
 from .idkd import IDKD, VanillaKD
 from .mutual import MutualKD
 from .payload import Packed
+from .robust import AgreementMean, Median, TrimmedMean
 from .self_training import SelfTraining
 from .teachers import Gossiped, MovingAverage, Refitted
 
 __all__ = [
-    "ERA", "IDKD", "ClassCount", "ConfidenceMean", "Gossiped", "LogitMean", "Mean", "MovingAverage", "MutualKD",
-    "Packed", "Refitted", "SelfTraining", "VanillaKD", "Vote",
-]  # fmt: skip
+    "ERA",
+    "IDKD",
+    "AgreementMean",
+    "ClassCount",
+    "ConfidenceMean",
+    "Gossiped",
+    "LogitMean",
+    "Mean",
+    "Median",
+    "MovingAverage",
+    "MutualKD",
+    "Packed",
+    "Refitted",
+    "SelfTraining",
+    "TrimmedMean",
+    "VanillaKD",
+    "Vote",
+]

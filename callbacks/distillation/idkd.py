@@ -153,6 +153,7 @@ class VanillaKD(Distillation):
 
     def on_fit_start(self, run: Run) -> None:
         self.teacher.on_fit_start(run)
+        self.aggregation.on_fit_start(run)
 
     def on_step_end(self, run: Run) -> None:
         self.teacher.on_step_end(run)

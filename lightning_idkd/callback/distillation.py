@@ -63,6 +63,9 @@ class Aggregation(ABC):
     shares: str = ""
     """What nodes send for it besides labels; it is printed at the start and counted as other bytes."""
 
+    def on_fit_start(self, run: "Run") -> None:  # noqa: B027 (most need nothing)
+        """Runs before training; here an aggregation refuses graphs that it cannot work on."""
+
     def prepare(self, run: "Run", step: int) -> None:  # noqa: B027 (most need nothing)
         """Exchanges what :meth:`combine` needs besides labels; it runs before labels of an exchange are combined."""
 
