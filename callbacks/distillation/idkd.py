@@ -151,9 +151,9 @@ class VanillaKD(Distillation):
             averages = [new.over(old) for new, old in zip(averages, run.store.distilled, strict=True)]
         return averages
 
-    def on_fit_start(self, run: Run) -> None:
-        self.teacher.on_fit_start(run)
-        self.aggregation.on_fit_start(run)
+    def on_check(self, run: Run) -> None:
+        self.teacher.on_check(run)
+        self.aggregation.on_check(run)
 
     def on_step_end(self, run: Run) -> None:
         self.teacher.on_step_end(run)

@@ -26,7 +26,7 @@ class TrimmedMean(Aggregation):
         require(trim >= 0, "distillation.aggregation.trim", trim, "0 or more")
         self.trim = trim
 
-    def on_fit_start(self, run: Run) -> None:
+    def on_check(self, run: Run) -> None:
         mixing = run.network.graph.mixing(0)
         most = max(len(senders) for senders, _weights in mixing.terms)
         if 2 * self.trim >= most:

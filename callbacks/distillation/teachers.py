@@ -85,7 +85,7 @@ class Refitted(Teacher):
         require(0 <= noise < math.inf, "distillation.teacher.noise", noise, "0 or more")
         self.refit = Refit(head or LDA(), rounds, noise)
 
-    def on_fit_start(self, run: Run) -> None:
+    def on_check(self, run: Run) -> None:
         self.refit.check(run, "distillation.teacher: Refitted")
 
     def rows(self, run: Run) -> Tensor:

@@ -44,7 +44,7 @@ class CalibratedHead(Callback):
         require(0 <= noise < math.inf, "callbacks.noise", noise, "0 or more")
         self.every, self.refit = every, Refit(head or LDA(), rounds, noise, distilled)
 
-    def on_fit_start(self, run: Run) -> None:
+    def on_check(self, run: Run) -> None:
         self.refit.check(run, "callbacks: CalibratedHead")
 
     def on_epoch_end(self, run: Run, epoch: int) -> None:
@@ -101,7 +101,7 @@ class Refit:
 
         batches, classes = run.store.labelled_batches(i, self.distilled)
         features = run_network(run.stack.modules[i], batches).features
-        assert features is not None  # held by `on_fit_start`
+        assert features is not None  # held by `on_check`
         features, classes = features.double(), classes.double()
         second = torch.einsum("nc,nf,ng->cfg" if self.head.per_class else "nc,nf,ng->fg", classes, features, features)
         rows, columns = torch.triu_indices(*second.shape[-2:])

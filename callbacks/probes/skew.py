@@ -54,7 +54,7 @@ class SkewProbe(Callback):
     def load_state_dict(self, state: dict) -> None:
         self.gradients = state["gradients"]
 
-    def on_fit_start(self, run: Run) -> None:
+    def on_check(self, run: Run) -> None:
         node = run.stack.modules[0]
         if not node.has_features or not node.network.head.weight.requires_grad:
             raise UserError(

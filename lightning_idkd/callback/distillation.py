@@ -20,8 +20,8 @@ class Teacher:
     shares: str = ""
     """What nodes send for it besides parameters; it is printed at the start and counted as other bytes."""
 
-    def on_fit_start(self, run: "Run") -> None:
-        """Runs before training; here a teacher refuses networks that it cannot use."""
+    def on_check(self, run: "Run") -> None:
+        """Refuses a run whose network it cannot use, before any file is written."""
 
     def rows(self, run: "Run") -> "Tensor":
         """Returns the parameters [rows, P] that label the public set."""
@@ -63,8 +63,8 @@ class Aggregation(ABC):
     shares: str = ""
     """What nodes send for it besides labels; it is printed at the start and counted as other bytes."""
 
-    def on_fit_start(self, run: "Run") -> None:  # noqa: B027 (most need nothing)
-        """Runs before training; here an aggregation refuses graphs that it cannot work on."""
+    def on_check(self, run: "Run") -> None:  # noqa: B027 (most need nothing)
+        """Refuses a run whose graph it cannot work on, before any file is written."""
 
     def prepare(self, run: "Run", step: int) -> None:  # noqa: B027 (most need nothing)
         """Exchanges what :meth:`combine` needs besides labels; it runs before labels of an exchange are combined."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_idkd.nodes.stack import NodeStack
 
 HOOKS = {
+    "on_check": ("run",),
     "on_fit_start": ("run",),
     "on_epoch_start": ("run", "epoch"),
     "on_calibration_end": ("run", "epoch", "selections"),
@@ -28,7 +29,8 @@ HOOKS = {
 }
 """Every hook with its keyword payload, in the order of a run; a method names the parts of the payload that it uses.
 
-``run`` is a :class:`Run`; ``losses`` is a tensor [rows]; ``selections`` and ``distilled`` are lists with a
+``on_check`` comes before the run writes any file: a callback raises a :class:`UserError` there if it cannot work on
+this run. ``run`` is a :class:`Run`; ``losses`` is a tensor [rows]; ``selections`` and ``distilled`` are lists with a
 :class:`Selection` or :class:`Labels` for each node of this process; ``metrics`` and ``summary`` are dicts.
 """
 

@@ -57,6 +57,7 @@ def fit(config: Config) -> dict | None:
     if config.distillation is not None and config.distillation.calibrated:
         try_score(config.calibration.score, parts.stack, parts.store)
     run = build_run(config, fabric, parts, start)
+    run.call("on_check")
     path = start.folder.path if start.folder else RunFolder.create(config.folder(), config.seed).path if first else None
     folder = RunFolder(Path(fabric.broadcast(path)))
     with folder.lock() if first else nullcontext():

@@ -200,7 +200,7 @@ def test_a_refitted_teacher_refuses_a_network_without_features():
     for module in run.stack.modules:
         module.network.head.bias = None
     with pytest.raises(UserError, match=r"distillation\.teacher: Refitted needs a trained head with a bias"):
-        run.call("on_fit_start")
+        run.call("on_check")
 
 
 # ---------------------------------------------------------------------- labels for oneself

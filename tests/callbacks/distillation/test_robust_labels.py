@@ -105,8 +105,8 @@ def test_more_trimming_than_a_node_has_labels_is_refused_with_its_bound():
     run = real_run(VanillaKD(start=0, aggregation=TrimmedMean(2)))
     said = r"distillation\.aggregation\.trim: 2 given; a node has 3 labels .* allowed: 1 or less"
     with pytest.raises(UserError, match=said):
-        run.call("on_fit_start")
-    real_run(VanillaKD(start=0, aggregation=TrimmedMean(1))).call("on_fit_start")
+        run.call("on_check")
+    real_run(VanillaKD(start=0, aggregation=TrimmedMean(1))).call("on_check")
     with pytest.raises(UserError, match=r"distillation\.aggregation\.trim: -1 given"):
         TrimmedMean(-1)
     with pytest.raises(UserError, match=r"distillation\.aggregation\.power: -1 given"):

@@ -24,6 +24,9 @@ class Recorder(Callback):
 
     seen: list[tuple[str, dict]] = []  # noqa: RUF012 (the run makes its own instance)
 
+    def on_check(self, run):
+        self.seen.append(("on_check", {"run": run}))
+
     def on_fit_start(self, run):
         self.seen.append(("on_fit_start", {"run": run}))
 
@@ -174,7 +177,7 @@ def test_hooks_come_in_the_order_of_a_run(tiny):
     names = [name for name, _ in tiny.hooks]
     once = ("on_calibration_end", "on_exchange_end")
     *before, evaluation = epoch * EPOCHS
-    expected = ["on_fit_start", *before, "on_training_end", evaluation, "on_fit_end"]
+    expected = ["on_check", "on_fit_start", *before, "on_training_end", evaluation, "on_fit_end"]
     assert [n for n in names if n not in once] == expected
     first = names.index("on_calibration_end")
     assert names[first + 1] == "on_exchange_end"

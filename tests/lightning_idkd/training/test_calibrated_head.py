@@ -134,3 +134,13 @@ class Bare(torch.nn.Module):
 def test_networks_without_such_a_head_are_refused(fit, arguments, said, capsys):
     assert fit(*HEAD, *arguments, "--train.epochs", "1", "--distillation", "null", "--data.private.limit", "90") == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [
+    ["--callbacks", "[{class_path: SkewProbe}]", "--data.validation", "0", "--distillation", "null"],
+    ["--distillation.aggregation", "TrimmedMean", "--distillation.aggregation.trim", "2"],
+])  # fmt: skip
+def test_a_callback_that_cannot_work_leaves_no_run_behind(fit, capsys, options):
+    assert fit(*options) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not fit.runs.exists()
