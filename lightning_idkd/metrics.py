@@ -85,4 +85,9 @@ def consensus_distance(X: Tensor) -> float:
     """Root mean square over the rows of ``X`` [n, P] of the distance to their mean, divided by the norm of the mean."""
     mean = X.mean(0)
     squared = torch.stack([(row - mean).double().square().sum() for row in X])
-    return (squared.mean().sqrt() / mean.double().norm()).item()
+    return (squared.mean().sqrt() / mean.double().norm().clamp_min(1e-30)).item()
+
+
+def lacks(counts: Tensor) -> Tensor:
+    """Which classes each node lacks, bool [n, k]: less than 1/k of its samples, by its label ``counts`` [n, k]."""
+    return counts * counts.shape[1] < counts.sum(1, keepdim=True)

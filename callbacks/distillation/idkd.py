@@ -144,9 +144,10 @@ class VanillaKD(Distillation):
             averages = [self.aggregation(labels, agreement=self.agreement and last) for labels in received]
         averages = [labels[labels.probabilities.amax(1) >= self.min_confidence] for labels in averages]
         if self.lacking:
-            counts = run.store.counts()
-            few = (counts * run.store.k < counts.sum(1, keepdim=True)).to(averages[0].index.device)
-            averages = [labels[few[i, labels.probabilities.argmax(1)]] for i, labels in enumerate(averages)]
+            from lightning_idkd.metrics import lacks
+
+            lacking = lacks(run.store.counts()).to(averages[0].index.device)
+            averages = [labels[lacking[i, labels.probabilities.argmax(1)]] for i, labels in enumerate(averages)]
         if self.labels == "accumulated" and run.store.distilled is not None:
             averages = [new.over(old) for new, old in zip(averages, run.store.distilled, strict=True)]
         return averages

@@ -85,6 +85,8 @@ class SkewProbe(Callback):
         """The distance of every parameter tensor, and the accuracy with the mean over nodes in its place."""
         import torch
 
+        from lightning_idkd import metrics
+
         batches, labels = run.store.evaluation_set("validation", self.samples)
         tried = {}
         for name in [slot.name for slot in run.stack.layout]:  # without frozen ones, which all nodes share
@@ -98,15 +100,16 @@ class SkewProbe(Callback):
                 for tensor, own in zip(tensors, kept, strict=True):
                     tensor.copy_(own)
             accuracy = run.network.report(torch.stack(right)[:, None]).mean().item()
-            tried[name] = {"distance": relative_distance(every.double()), "accuracy": accuracy}
+            tried[name] = {"distance": metrics.consensus_distance(every.double()), "accuracy": accuracy}
         return tried
 
     def measure(self, run: Run, outputs: list[Outputs], labels: Tensor) -> dict[str, float | None]:
         """Values of :data:`MEASURES`, from the nodes' outputs on samples with these ``labels``; None for no value."""
         import torch
 
-        counts, k = run.store.counts().to(labels.device), run.store.k
-        own = counts * k >= counts.sum(1, keepdim=True)  # [rows, k]
+        from lightning_idkd import metrics
+
+        own = ~metrics.lacks(run.store.counts().to(labels.device))  # [rows, k]
         heads = [module.network.head for module in run.stack.modules]
         weight = torch.stack([head.weight.detach() for head in heads])
         right = torch.stack([given.logits.argmax(1) == labels for given in outputs])
@@ -125,14 +128,8 @@ class SkewProbe(Callback):
                 values[f"{name}_{suffix}"] = value if value == value else None
         features = [given.features for given in outputs if given.features is not None]
         for name, rows_of in (("head", weight), ("features", torch.stack(features))):
-            values[f"distance_{name}"] = relative_distance(run.network.report(rows_of.flatten(1).double()))
+            values[f"distance_{name}"] = metrics.consensus_distance(run.network.report(rows_of.flatten(1).double()))
         return {name: values[name] for name in MEASURES}
-
-
-def relative_distance(rows: Tensor) -> float:
-    """Root mean square distance of ``rows`` [n, N] to their mean, divided by the norm of the mean."""
-    mean = rows.mean(0)
-    return ((rows - mean).square().sum(1).mean().sqrt() / mean.norm().clamp(min=1e-30)).item()
 
 
 def masked_means(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,11 +142,10 @@ def masked_means(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def draw_measures(lines: list[dict]) -> Figure:
     """Draw the measures over epochs, from the lines of ``metrics.jsonl``."""
-    from matplotlib.figure import Figure
-
     from lightning_idkd import colours
+    from lightning_idkd.records.pictures import make_figure
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = make_figure(9, 6)
     measured = [line for line in lines if f"skew/{MEASURES[0]}" in line]
     for axes, (title, curves) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         for (name, legend), colour in zip(curves, (colours.BLUE, colours.ORANGE), strict=True):

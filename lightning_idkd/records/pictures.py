@@ -64,12 +64,12 @@ class Pictures(Callback):
                 scores.append((private.numpy(), public.numpy(), noise.numpy(), threshold))
             aurocs, score = run.progress.per_node["auroc"], run.calibration.score
             figures |= {"scores": draw_score_histograms(scores, aurocs, score), "roc": draw_roc_curves(scores, aurocs)}
-        files = {name: run.folder.file(f"plots/{name}.png") for name in (*figures, "graph")}
         for name, figure in figures.items():
-            figure.savefig(files[name], dpi=120)
+            run.draw(name, figure)
+        graph = run.folder.file("plots/graph.png")
         nodes = [100 * a for a in metrics["per_node"]["accuracy"]]
-        run.network.graph.draw(files["graph"], nodes, f"test accuracy (%), {min(nodes):.1f} to {max(nodes):.1f}")
-        run.add_pictures(files)
+        run.network.graph.draw(graph, nodes, f"test accuracy (%), {min(nodes):.1f} to {max(nodes):.1f}")
+        run.add_pictures({"graph": graph})
 
 
 def make_figure(width: float, height: float) -> Figure:
