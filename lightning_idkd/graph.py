@@ -131,6 +131,22 @@ class Mixing:
         senders = np.split(pairs[:, 0], np.searchsorted(pairs[:, 1], nodes[1:]))
         return [(of_node.tolist(), self.W[i, of_node].tolist()) for i, of_node in enumerate(senders)]
 
+    @cached_property
+    def received(self) -> tuple[np.ndarray, np.ndarray]:
+        """What each node has after every node has sent a message: its own, and the others by ascending sender.
+
+        Returns:
+            senders int64 [n, D]: itself, those it receives from, and itself again up to D, the largest such number.
+            weights [n, D]: their weights in W; 0 for the repetitions.
+        """
+        most = max(len(senders) for senders, _weights in self.terms)
+        senders, weights = np.arange(len(self.W))[:, None].repeat(most, 1), np.zeros((len(self.W), most))
+        for i, (those, _weights) in enumerate(self.terms):
+            others = [j for j in those if j != i]
+            senders[i, 1 : len(others) + 1] = others
+            weights[i, : len(others) + 1] = self.W[i, [i, *others]]
+        return senders, weights
+
 
 class Graph:
     """A topology on a number of nodes, with its mixing weights.

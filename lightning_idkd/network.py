@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Mixing
 from lightning_idkd.labels import Labels
+from lightning_idkd.links import Links, reverse_edges
 
 KINDS = ("parameter", "label", "other")
 
@@ -44,6 +45,8 @@ class Routes:
     """Per other process: the nodes of this process whose rows it needs, ascending."""
     wanted: dict[int, list[int]]
     """Per other process: its nodes whose rows this process needs, ascending."""
+    outgoing: np.ndarray
+    """bool [E]: the edges of ``mixing`` that leave nodes of this process."""
 
     @classmethod
     def plan(cls, mixing: Mixing, blocks: list[range], rank: int) -> Routes:
@@ -60,7 +63,7 @@ class Routes:
                 sent[q] = np.unique(edges[to_q, 0]).tolist()
                 incoming = (process[:, 0] == q) & (process[:, 1] == rank)
                 wanted[q] = np.unique(mixing.edges[incoming, 0]).tolist()
-        return cls(mixing, edges, out, sent, wanted)
+        return cls(mixing, edges, out, sent, wanted, outgoing)
 
     @cached_property
     def back(self) -> np.ndarray:
@@ -70,13 +73,16 @@ class Routes:
 
 
 class Network:
-    """Carries messages between the nodes of a graph, for the rows that process ``rank`` of ``world`` holds."""
+    """Carries messages between the nodes of a graph, for the rows that process ``rank`` of ``world`` holds.
 
-    def __init__(self, graph: Graph, rank: int = 0, world: int = 1):
-        self.graph, self.rank, self.world = graph, rank, world
+    ``links`` say which messages arrive, and rebuild the weights from that; None: all do.
+    """
+
+    def __init__(self, graph: Graph, rank: int = 0, world: int = 1, links: Links | None = None):
+        self.graph, self.rank, self.world, self.links = graph, rank, world, links or Links(graph)
         self.blocks = assign_rows(graph.nodes, world)
         self.rows = self.blocks[rank]
-        self._routes: Routes | None = None  # of the last step used
+        self._routes: list[Routes] = []  # of the last graph and the last links used
         self._weights: tuple[Mixing, Tensor] | None = None  # W as a tensor, of the last step with a whole product
         self._bytes = dict.fromkeys(KINDS, 0)
         self._messages = 0
@@ -88,12 +94,32 @@ class Network:
         self._bytes[kind] += nbytes
         self._messages += messages
 
-    def routes(self, step: int) -> Routes:
-        """The routes at ``step``."""
-        mixing = self.graph.mixing(step)
-        if self._routes is None or self._routes.mixing is not mixing:
-            self._routes = Routes.plan(mixing, self.blocks, self.rank)
-        return self._routes
+    def mixing(self, step: int) -> Mixing:
+        """Weights and edges of the messages that arrive at ``step``."""
+        return self.links.at(step).mixing
+
+    def routes(self, mixing: Mixing) -> Routes:
+        """The routes of messages over the edges of ``mixing``."""
+        for routes in self._routes:
+            if routes.mixing is mixing:
+                return routes
+        routes = Routes.plan(mixing, self.blocks, self.rank)
+        self._routes = [*self._routes[-1:], routes]
+        return routes
+
+    def present(self, step: int) -> np.ndarray | None:
+        """bool [rows]: the nodes of this process that train and talk at ``step``; None if all nodes do."""
+        present = self.links.at(step).present
+        return None if present is None else present[self.rows.start : self.rows.stop]
+
+    def senders(self, step: int) -> np.ndarray:
+        """The sender [m] of every message that leaves a node of this process at ``step``, lost ones included."""
+        return self.edges(step)[self._sent(step), 0]
+
+    def _sent(self, step: int) -> np.ndarray | slice:
+        """Which of :meth:`edges` carry a message; it may be lost."""
+        sent = self.links.at(step).sent
+        return slice(None) if sent is None else sent[self.routes(self.graph.mixing(step)).outgoing]
 
     def mix(
         self, T: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True, size: int | None = None
@@ -103,8 +129,8 @@ class Network:
         ``messages=False`` counts bytes only: ``T`` is a further block of columns of a message that is already counted.
         ``size`` is the bytes of a message that is encoded shorter than its C values.
         """
-        routes = self.routes(step)
-        row, edges = self._gather_rows(T, routes), len(routes.edges)
+        routes = self.routes(self.mixing(step))
+        row, edges = self._gather_rows(T, routes), len(self.senders(step))
         whole = routes.mixing.dense or T.is_cuda  # on a GPU a call per edge costs more than the products with zeros
         mixed = self._mix_by_product(row, routes.mixing, T) if whole else self._mix_by_sums(row, routes.mixing, T)
         self.count(kind, edges * (T.shape[1] * T.element_size() if size is None else size), edges * messages)
@@ -134,19 +160,40 @@ class Network:
             self._weights = mixing, T.new_tensor(mixing.W)
         return (self._weights[1] @ everyone)[self.rows.start : self.rows.stop]
 
+    def receive(self, T: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True
+                ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """What every node has after it sent its row of ``T`` [rows, C] to its neighbours, not yet averaged.
+
+        Returns:
+            V [rows, D, C]: a node's own row, what it received by ascending sender, and its own row again up to D.
+            w [rows, D]: their weights in W(step); 0 for the rows that fill V up.
+        """
+        routes = self.routes(self.mixing(step))
+        row, (senders, weights) = self._gather_rows(T, routes), routes.mixing.received
+        place = np.zeros(self.graph.nodes, dtype=np.int64)
+        place[list(row)] = np.arange(len(row))
+        mine = slice(self.rows.start, self.rows.stop)
+        rows = T if self.world == 1 else torch.stack(list(row.values()))
+        V, w = rows[torch.from_numpy(place[senders[mine]]).to(T.device)], T.new_tensor(weights[mine])
+        edges = len(self.senders(step))
+        self.count(kind, edges * T.shape[1] * T.element_size(), edges * messages)
+        return V, w
+
     def edges(self, step: int = 0) -> np.ndarray:
         """Directed edges [e, 2] (sender, receiver) whose sender is in this process, sorted: the rows of a ``swap``."""
-        return self.routes(step).edges
+        return self.routes(self.graph.mixing(step)).edges
 
-    def swap(self, M: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True) -> Tensor:
+    def swap(self, M: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True,
+             instead: Tensor | None = None) -> Tensor:  # fmt: skip
         """Send one message over every directed edge of an undirected graph, in both directions at once.
 
-        The rows of ``M`` [e, C] are in the order of :meth:`edges`; row (i, j) of the result is what j sent to i.
+        The rows of ``M`` [e, C] are in the order of :meth:`edges`; row (i, j) of the result is what j sent to i, or row
+        (i, j) of ``instead`` if that message did not arrive. None: the row of ``M``.
 
         Raises:
             UserError: the graph is directed.
         """
-        routes = self.routes(step)
+        routes, arrived = self.routes(self.graph.mixing(step)), self.links.at(step).arrived
         if self.graph.topology.directed:
             raise UserError(
                 f"gossip: messages can be swapped over undirected edges only, and {self.graph.name} is directed"
@@ -155,20 +202,32 @@ class Network:
         for q, out in routes.out.items():
             if len(out):  # the graph is undirected: as many messages arrive as leave
                 received[out] = self._exchange_rows(M[np.sort(out)], q, len(out))
-        self.count(kind, M.numel() * M.element_size(), len(M) * messages)
+        if arrived is not None:
+            fails = M.new_tensor(~arrived[reverse_edges(routes.mixing.edges)][routes.outgoing], dtype=torch.bool)
+            received = torch.where(fails[:, None], M if instead is None else instead, received)
+        edges = len(self.senders(step))
+        self.count(kind, edges * M.shape[1] * M.element_size(), edges * messages)
         return received
 
-    def all_reduce(self, T: Tensor, *, kind: str = "parameter", messages: bool = True) -> Tensor:
-        """Set every row of ``T`` [rows, C] to the mean of all nodes; counts a ring all-reduce, 2 (n - 1) C values."""
-        n = self.graph.nodes
+    def all_reduce(
+        self, T: Tensor, step: int | None = None, *, kind: str = "parameter", messages: bool = True
+    ) -> Tensor:
+        """Set every row of ``T`` [rows, C] to the mean of all nodes; counts a ring all-reduce, 2 (n - 1) C values.
+
+        At a ``step`` (None: apart from the steps) it is the mean of those that are present. It loses no message.
+        """
+        present = None if step is None else self.links.at(step).present
+        present = np.ones(self.graph.nodes, bool) if present is None else present
+        taking, n = np.flatnonzero(present).tolist(), int(present.sum())
+        if n == 0:
+            return T
         everyone = self.report(T)
-        total = everyone[0].clone()
-        for row in everyone[1:]:
-            total.add_(row)
-        share = 2 * (n - 1) * T.shape[1] * T.element_size()
-        self.count(
-            kind, share * (self.rows.stop) // n - share * self.rows.start // n, 2 * (n - 1) * len(self.rows) * messages
-        )
+        total = everyone[taking[0]].clone()
+        for node in taking[1:]:
+            total.add_(everyone[node])
+        share, before = 2 * (n - 1) * T.shape[1] * T.element_size(), int(present[: self.rows.start].sum())
+        mine = int(present[self.rows.start : self.rows.stop].sum())
+        self.count(kind, share * (before + mine) // n - share * before // n, 2 * (n - 1) * mine * messages)
         return (total / n).expand_as(T).clone()
 
     def exchange(self, labels: Sequence[Labels], step: int = 0, *, kind: str = "label") -> list[dict[int, Labels]]:
@@ -179,21 +238,21 @@ class Network:
         for message in labels:
             if type(message) is not Labels:
                 raise TypeError(f"only labels of public samples leave a node, not {type(message).__name__}")
-        routes = self.routes(step)
+        routes = self.routes(self.mixing(step))
         message_of = dict(zip(self.rows, labels, strict=True))
         on_cpu = {i: message.to("cpu") for i, message in message_of.items()}
         for q, nodes in routes.sent.items():
             for i, message in self._exchange_objects([(i, on_cpu[i]) for i in nodes], q):
                 message_of[i] = message.to(labels[0].index.device)
-        senders = routes.edges[:, 0].tolist()
+        senders = self.senders(step).tolist()
         self.count(kind, sum(message_of[j].nbytes for j in senders), len(senders))
         return [{j: message_of[j] for j in routes.mixing.terms[i][0]} for i in self.rows]
 
     def share(self, T: Tensor, step: int = 0, *, kind: str = "other") -> dict[int, Tensor]:
         """Send every node's row of ``T`` [rows, C] to its neighbours; returns the rows in this process by node."""
-        routes = self.routes(step)
-        self.count(kind, len(routes.edges) * T.shape[1] * T.element_size(), len(routes.edges))
-        return self._gather_rows(T, routes)
+        edges = len(self.senders(step))
+        self.count(kind, edges * T.shape[1] * T.element_size(), edges)
+        return self._gather_rows(T, self.routes(self.mixing(step)))
 
     def counts(self) -> dict[str, int]:
         """Bytes by kind and number of messages since the start, summed over all nodes."""

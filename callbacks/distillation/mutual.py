@@ -39,7 +39,7 @@ class MutualKD(Distillation):
         from lightning_idkd.nodes.stack import run_network
 
         models = run.network.share(run.stack.X, run.step, kind="parameter")
-        mixing, soft = run.network.graph.mixing(run.step), []
+        mixing, soft = run.network.mixing(run.step), []
         for i, node in enumerate(run.network.rows):
             answers = []
             for j in mixing.neighbours(node):

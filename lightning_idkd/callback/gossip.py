@@ -32,12 +32,16 @@ class Context:
     """``mix(T)`` returns ``W(step) @ T``; ``size=`` is the bytes of a message that is shorter than a row of ``T``."""
     mean: "Callable[[Tensor], Tensor]"
     """``mean(T)`` gives every node the mean of all rows of ``T``, by an all-reduce."""
+    receive: "Callable[[Tensor], tuple[Tensor, Tensor]]"
+    """``receive(T)`` returns what every node has before it averages: V [rows, D, C], its own row of ``T``, what it
+    received, and its own row again up to D; and their weights w [rows, D] in W(step), 0 for the repetitions."""
     swap: "Callable[..., Tensor]"
-    """``swap(M)`` sends row e of ``M`` over edge e of ``edges``, and returns in row e what came back over that edge."""
+    """``swap(M)`` sends row e of ``M`` over edge e of ``edges``, and returns in row e what came back over that edge.
+    Where nothing arrived it returns the row of ``instead=``, or of ``M`` without one."""
     edges: "np.ndarray"
     """Directed edges [e, 2]: the sender, as a row of this process, and the receiver, as a node."""
     weights: "np.ndarray"
-    """Weight [e] that the sender of each edge gives to what it receives from the other end."""
+    """Weight [e] that the sender of each edge gives to what it receives from the other end, without faults."""
     gradient: "Callable[[Tensor], Tensor]"
     """``gradient(X)`` returns the gradient [rows, P] at other parameters ``X`` on the same batch."""
     targets: "Tensor | None"
@@ -49,6 +53,14 @@ class Context:
     ``V`` [rows, B, F]."""
     uniform: "Callable[[str, int], Tensor]"
     """``uniform(purpose, columns)`` returns random numbers [rows, columns] in [0, 1), new ones at each step."""
+
+
+ASSUMPTIONS = {
+    "static": "the same weights in every step",
+    "sums": "sums over all nodes that no node leaves",
+    "everyone": "that every node takes every step",
+}
+"""What a rule may rely on, and a fault may break."""
 
 
 class Gossip(Callback, ABC):
@@ -70,6 +82,9 @@ class Gossip(Callback, ABC):
     """What nodes send besides parameters and the rule's state; printed at the start, and counted as other bytes."""
     takes: ClassVar[tuple[str, ...]] = ("doubly",)
     """Weights W that the rule accepts, by what sums to 1: rows and columns (doubly), columns (column) or rows (row)."""
+
+    assumes: ClassVar[tuple[str, ...]] = ()
+    """What the rule relies on, of :data:`ASSUMPTIONS`, so that a fault that breaks it is refused."""
 
     @abstractmethod
     def update(self, X: "Tensor", G: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":

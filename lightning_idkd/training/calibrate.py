@@ -106,7 +106,7 @@ class Detectors:
     def pool(self, thresholds: list[float], step: int) -> list[float]:
         """The mean threshold of every node and its neighbours."""
         mine = torch.tensor(thresholds, dtype=torch.float64)
-        received, mixing = self.network.share(mine[:, None], step), self.network.graph.mixing(step)
+        received, mixing = self.network.share(mine[:, None], step), self.network.mixing(step)
         pooled = []
         for i in self.network.rows:
             senders, _weights = mixing.terms[i]

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,15 @@ def block_columns(nodes: int, device: torch.device) -> int:
     if device.type != "cpu":
         return 64 * BLOCK // nodes
     return max(BLOCK // nodes, min(8192, 8 * BLOCK // nodes))
+
+
+def overwrite(matrix: Tensor, new: Tensor, rows: np.ndarray | None = None) -> None:
+    """Set some rows (a mask; None: all) of ``matrix`` to those of ``new``."""
+    if rows is None:
+        matrix.copy_(new)
+    else:
+        mask = torch.from_numpy(rows).to(matrix.device)
+        matrix[mask] = new[mask]
 
 
 class GossipStep:
@@ -63,22 +73,29 @@ class GossipStep:
                 ctx = self.context(step, lr, start == 0, batch)
             columns = slice(start, start + size)
             G = self.stack.G[:, columns]
-            self._replace(columns, lambda X, state, G=G, ctx=ctx: self.rule.update(X, G, state, ctx))
+            self._replace(step, columns, lambda X, state, G=G, ctx=ctx: self.rule.update(X, G, state, ctx))
 
     def combine(self, step: int, lr: float) -> None:
         """Mix the rows once without a gradient."""
-        self._replace(slice(None), functools.partial(self.rule.combine, ctx=self.context(step, lr)))
+        self._replace(step, slice(None), functools.partial(self.rule.combine, ctx=self.context(step, lr)))
 
-    def _replace(self, columns: slice, rule_step: Callable[[Tensor, SimpleNamespace], Tensor]) -> None:
-        """Set these columns of the rows to the result of ``rule_step``, and buffers to what it assigns to ``state``."""
+    def _replace(self, step: int, columns: slice, rule_step: Callable[[Tensor, SimpleNamespace], Tensor]) -> None:
+        """Set these columns of the rows to the result of ``rule_step``, and buffers to what it assigns to ``state``.
+
+        Rows of nodes that are absent at ``step``, and their edges' rows, stay as they are.
+        """
         P, X = self.stack.parameters, self.stack.X[:, columns]
         blocks = {k: v[:, columns] if v.shape[1] == P else v for k, v in (self.buffers | self.edge_buffers).items()}
         state = SimpleNamespace(**blocks)
         rule = f"gossip: {type(self.rule).__name__}"
-        X.copy_(require_shape(rule_step(X, state), X.shape, f"{rule}.update returns"))
+        present = self.network.present(step)
+        overwrite(X, require_shape(rule_step(X, state), X.shape, f"{rule}.update returns"), present)
+        if present is not None:
+            by_edge = present[self.network.edges(0)[:, 0] - self.network.rows.start]
         for name, matrix in blocks.items():
             if getattr(state, name) is not matrix:
-                matrix.copy_(require_shape(getattr(state, name), matrix.shape, f"{rule} sets its buffer {name} to"))
+                new = require_shape(getattr(state, name), matrix.shape, f"{rule} sets its buffer {name} to")
+                overwrite(matrix, new, by_edge if present is not None and name in self.edge_buffers else present)
 
     # ------------------------------------------------------------------ the context of a rule
 
@@ -89,7 +106,8 @@ class GossipStep:
             step,
             lr,
             mix=functools.partial(self.network.mix, step=step, messages=first),
-            mean=functools.partial(self.network.all_reduce, messages=first),
+            mean=functools.partial(self.network.all_reduce, step=step, messages=first),
+            receive=functools.partial(self.network.receive, step=step, messages=first),
             swap=functools.partial(self.network.swap, step=step, messages=first),
             edges=edges - [[self.network.rows.start, 0]] if len(edges) else edges,
             weights=self.network.graph.mixing(step).W[tuple(edges.T)],

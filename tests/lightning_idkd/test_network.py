@@ -357,3 +357,18 @@ def test_two_and_three_processes_give_the_bits_and_counts_of_one(tmp_path):
                 assert torch.equal(p[name]["report"], alone["report"])
                 assert p[name]["objects"] == alone["objects"]
                 assert p[name]["counts"] == p[name]["restored"] == alone["counts"], (world, name)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_what_a_node_receives_averages_to_what_mixing_gives(name):
+    net = network(name)
+    T, W = rows(net.graph.nodes, 7), net.graph.mixing(0).W
+    V, w = net.receive(T)
+    assert torch.equal(V[:, 0], T)
+    np.testing.assert_allclose((V * w[..., None]).sum(1), W @ T.numpy(), rtol=0, atol=1e-12)
+    for i, row in enumerate(V):
+        senders = [j for j in range(len(T)) if W[i, j] and j != i]
+        assert torch.equal(row[1 : len(senders) + 1], T[senders]), "received rows by ascending sender"
+        assert torch.equal(row[len(senders) + 1 :], T[i].expand(len(row) - len(senders) - 1, -1)), "filled by its own"
+    edges = len(net.graph.mixing(0).edges)
+    assert net.counts() == KINDS | {"parameter_bytes": edges * 7 * 8, "messages": edges}

@@ -1,0 +1,171 @@
+"""What of a graph works at a step: which messages arrive, which nodes are present, and W rebuilt from that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from lightning_idkd.errors import UserError
+from lightning_idkd.graph import Graph, Kind, Mixing
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step at which a fault acts, and its random numbers: pure functions of seed, fault, purpose and counters."""
+
+    step: int
+    """Number of the step, from 0."""
+    epoch: float
+    """Epochs finished at the begin of the step, with their fraction."""
+    seconds: float
+    """Simulated time at the begin of the step; nan without a clock."""
+    nodes: int
+    """Number n of nodes."""
+    seed: int = 0
+    fault: int = 0
+    """Place of the fault in the list ``faults``, so that two faults of one class draw different numbers."""
+
+    def uniform(self, purpose: str, *counters: int | np.ndarray, step: int | np.ndarray | None = None) -> np.ndarray:
+        """Numbers in [0, 1) for all broadcast counters (nodes, or senders and receivers), new ones in each step.
+
+        Args:
+            step: draw those of other steps, which broadcast with the counters; None: of this step.
+        """
+        import torch
+
+        from lightning_idkd import randomness
+
+        each = [torch.as_tensor(c) for c in (self.fault, self.step if step is None else step, *counters)]
+        return randomness.uniform(self.seed, f"fault {purpose}", *each).numpy()
+
+
+class Fault(Protocol):
+    """What links need of a fault; :class:`lightning_idkd.callback.Fault` documents it."""
+
+    told: bool
+
+    def lost(self, moment: Moment, edges: np.ndarray) -> np.ndarray | None: ...
+    def absent(self, moment: Moment) -> np.ndarray | None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """The links at one step."""
+
+    mixing: Mixing
+    """Weights and edges of the messages that arrive."""
+    sent: np.ndarray | None = None
+    """bool [E] over the graph's edges: those that carry a message, which may be lost; None: all."""
+    arrived: np.ndarray | None = None
+    """bool [E] over the graph's edges: those whose message arrives; None: all."""
+    present: np.ndarray | None = None
+    """bool [n]: nodes that train and talk; None: all."""
+
+
+class Links:
+    """The links of a graph under faults; without faults they are the graph's.
+
+    Args:
+        faults: what may go wrong, in the order of the config.
+        seed: seed of what faults draw.
+        takes: weights that the rule accepts, which decide how those of a directed graph are rebuilt.
+    """
+
+    when: Callable[[int], tuple[float, float]]
+    """Finished epochs and simulated seconds at the begin of a step; the run sets it."""
+
+    def __init__(self, graph: Graph, faults: Sequence[Fault] = (), seed: int = 0, takes: Sequence[str] = ("doubly",)):
+        self.graph, self.faults, self.seed, self.takes = graph, list(faults), seed, tuple(takes)
+        self.when = lambda step: (0.0, float("nan"))
+        self._last: tuple[Moment, Condition] | None = None
+
+    def at(self, step: int) -> Condition:
+        """The links at ``step``; the same object while nothing changes."""
+        if not self.faults:
+            return Condition(self.graph.mixing(step))
+        moment = Moment(step, *self.when(step), self.graph.nodes, self.seed)
+        if self._last is None or repr(self._last[0]) != repr(moment):  # by repr: nan equals nan
+            self._last = moment, self._draw(moment)
+        return self._last[1]
+
+    def _draw(self, moment: Moment) -> Condition:
+        mixing = self.graph.mixing(moment.step)
+        E, n = mixing.edges, self.graph.nodes
+        absent, silent, lost = np.zeros(n, bool), np.zeros(len(E), bool), np.zeros(len(E), bool)
+        for place, fault in enumerate(self.faults):
+            moment = replace(moment, fault=place)
+            away, fails = fault.absent(moment), fault.lost(moment, E)
+            if away is not None:
+                absent |= require_mask(away, n, fault, "absent")
+            if fails is not None:
+                failing = silent if fault.told else lost
+                failing |= require_mask(fails, len(E), fault, "lost")
+        silent |= absent[E].any(1)
+        if not self.graph.topology.directed:
+            silent |= silent[reverse_edges(E)]
+        if not (silent | lost).any():
+            return Condition(mixing, present=~absent if absent.any() else None)
+        arrived = ~(silent | lost)
+        W = rebuild(mixing, silent, lost, rebuilt_kind(self.graph, self.takes), pushes="column" in self.takes)
+        return Condition(W, ~silent, arrived, ~absent if absent.any() else None)
+
+
+def require_mask(mask: np.ndarray, length: int, fault: Fault, method: str) -> np.ndarray:
+    """Return what a fault's method gave as bool [length]."""
+    mask = np.asarray(mask)
+    if mask.dtype != bool or mask.shape != (length,):
+        given, name = f"{mask.dtype} {list(mask.shape)}", type(fault).__name__
+        raise UserError(f"faults: {name}.{method} returns {given}; allowed: a bool array of shape [{length}]")
+    return mask
+
+
+def rebuilt_kind(graph: Graph, takes: Sequence[str]) -> Kind:
+    """The kind of W without some edges: on a directed graph rows and columns cannot both sum to 1 again."""
+    if graph.kind != "doubly" or not graph.topology.directed:
+        return graph.kind
+    return "column" if "column" in takes else "row"
+
+
+def reverse_edges(edges: np.ndarray) -> np.ndarray:
+    """For every edge of an undirected graph [E, 2], in lexicographic order, the index of its reverse edge."""
+    return np.lexsort((edges[:, 0], edges[:, 1]))
+
+
+def rebuild(mixing: Mixing, silent: np.ndarray, lost: np.ndarray, kind: Kind, pushes: bool = False) -> Mixing:
+    """The weights without the messages that do not arrive.
+
+    A ``silent`` edge is known to both ends and leaves W in its kind: in a doubly stochastic W the weight of an
+    undirected edge goes to the diagonal at both ends; else a column (what a sender divides) or a row (what a receiver
+    averages) is scaled to sum to 1 again. A ``lost`` message is known to its receiver alone, which puts its own row in
+    the message's place. Where the rule ``pushes``, as push-sum does, the receiver sums what arrives, and the message's
+    mass is lost.
+
+    Args:
+        silent: bool [E], over the edges of ``mixing``, with every edge its reverse one where W is doubly stochastic.
+        lost: bool [E].
+        kind: of the result, as far as silent edges go.
+    """
+    W = mixing.W.copy()
+    sender, receiver = mixing.edges.T
+    if silent.any():
+        out = receiver[silent], sender[silent]
+        taken, W[out] = W[out], 0.0
+        if kind == "doubly":
+            np.add.at(W, (out[0], out[0]), taken)
+        elif kind == "column":
+            W /= W.sum(0)
+        else:
+            W /= W.sum(1, keepdims=True)
+    fails = lost & ~silent
+    if fails.any():
+        out = receiver[fails], sender[fails]
+        taken, W[out] = W[out], 0.0
+        if pushes:
+            kind = "column"
+        else:
+            np.add.at(W, (out[0], out[0]), taken)
+            kind = "row"
+    return Mixing(W, mixing.edges[~(silent | lost)], kind)
