@@ -46,6 +46,7 @@ class Fault(Protocol):
     """What links need of a fault; :class:`lightning_idkd.callback.Fault` documents it."""
 
     told: bool
+    forget: bool
 
     def lost(self, moment: Moment, edges: np.ndarray) -> np.ndarray | None: ...
     def absent(self, moment: Moment) -> np.ndarray | None: ...
@@ -86,10 +87,14 @@ class Links:
         """The links at ``step``; the same object while nothing changes."""
         if not self.faults:
             return Condition(self.graph.mixing(step))
-        moment = Moment(step, *self.when(step), self.graph.nodes, self.seed)
+        moment = self.moment(step)
         if self._last is None or repr(self._last[0]) != repr(moment):  # by repr: nan equals nan
             self._last = moment, self._draw(moment)
         return self._last[1]
+
+    def moment(self, step: int) -> Moment:
+        """``step`` with its time."""
+        return Moment(step, *self.when(step), self.graph.nodes, self.seed)
 
     def _draw(self, moment: Moment) -> Condition:
         mixing = self.graph.mixing(moment.step)
@@ -111,6 +116,19 @@ class Links:
         arrived = ~(silent | lost)
         W = rebuild(mixing, silent, lost, rebuilt_kind(self.graph, self.takes), pushes="column" in self.takes)
         return Condition(W, ~silent, arrived, ~absent if absent.any() else None)
+
+    def returning(self, step: int) -> np.ndarray | None:
+        """bool [n]: nodes that are back at ``step`` from an absence that made them forget; None: none is."""
+        forgetting = [(place, fault) for place, fault in enumerate(self.faults) if fault.forget]
+        if not forgetting or step == 0:
+            return None
+        before, present = self.moment(step - 1), self.at(step).present
+        back = np.zeros(self.graph.nodes, bool)
+        for place, fault in forgetting:
+            back |= fault.absent(replace(before, fault=place))
+        if present is not None:
+            back &= present
+        return back if back.any() else None
 
 
 def require_mask(mask: np.ndarray, length: int, fault: Fault, method: str) -> np.ndarray:

@@ -112,6 +112,10 @@ class Network:
         present = self.links.at(step).present
         return None if present is None else present[self.rows.start : self.rows.stop]
 
+    def returning(self, step: int) -> np.ndarray | None:
+        """bool [n]: nodes that return at ``step`` without a memory; None if none does."""
+        return self.links.returning(step)
+
     def senders(self, step: int) -> np.ndarray:
         """The sender [m] of every message that leaves a node of this process at ``step``, lost ones included."""
         return self.edges(step)[self._sent(step), 0]
@@ -178,6 +182,21 @@ class Network:
         edges = len(self.senders(step))
         self.count(kind, edges * T.shape[1] * T.element_size(), edges * messages)
         return V, w
+
+    def welcome(self, T: Tensor, step: int) -> Tensor:
+        """``T`` [rows, C], in which nodes that return at ``step`` have the mean of what their neighbours send them."""
+        returning, mixing, n = self.links.returning(step), self.mixing(step), self.graph.nodes
+        if returning is None:
+            return T
+        greets = returning[mixing.edges[:, 1]] & ~returning[mixing.edges[:, 0]]
+        edges, W = mixing.edges[greets], np.zeros((n, n))
+        W[edges[:, 1], edges[:, 0]] = 1.0
+        alone = W.sum(1) == 0
+        W[alone, alone] = 1.0
+        greeting = Mixing(W / W.sum(1, keepdims=True), edges, "row")
+        routes = self.routes(greeting)
+        self.count("parameter", len(routes.edges) * T.shape[1] * T.element_size(), len(routes.edges))
+        return self._mix_by_sums(self._gather_rows(T, routes), greeting, T)
 
     def edges(self, step: int = 0) -> np.ndarray:
         """Directed edges [e, 2] (sender, receiver) whose sender is in this process, sorted: the rows of a ``swap``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 from lightning_idkd.callback import Context, Gossip
 from lightning_idkd.errors import UserError
@@ -30,6 +31,7 @@ class D2(LocalStep):
     """
 
     every_step = True
+    assumes: ClassVar = ("static",)
 
     def __init__(self, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
         super().__init__(momentum, nesterov, weight_decay)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 from lightning_idkd.callback import Compression, Context
 from lightning_idkd.errors import require
@@ -34,6 +35,7 @@ class ChocoSGD(LocalStep):
 
     columnwise = False  # a compression needs whole rows
     every_step = True
+    assumes: ClassVar = ("static",)
 
     def __init__(self, compression: Compression | None = None, gamma: float = 1.0, momentum: float = 0.0,
                  nesterov: bool = False, weight_decay: float = 0.0):  # fmt: skip

@@ -87,6 +87,7 @@ class CCL(Gossip):
     @staticmethod
     def class_means(own: Tensor, theirs: Tensor, node: Tensor, ctx: Context) -> Tensor:
         """Returns the mean features [n, B, F] of each sample's class."""
+        import torch
         from torch.nn.functional import one_hot, pad
 
         targets = ctx.targets
@@ -94,5 +95,7 @@ class CCL(Gossip):
         member = one_hot(targets.argmax(2), targets.shape[2]).to(own)  # [n, B, k]
         sums = member.mT @ pad(own, (0, 1), value=1.0)  # [n, k, F + 1]; the last column counts samples
         back = member[node].mT @ pad(theirs, (0, 1), value=1.0)
-        sums = sums.index_add(0, node, ctx.swap(back.flatten(1), kind="other").view_as(back))
+        flat = back.flatten(1)
+        received = ctx.swap(flat, kind="other", instead=torch.zeros_like(flat))
+        sums = sums.index_add(0, node, received.view_as(back))
         return member @ (sums[..., :-1] / sums[..., -1:].clamp(min=1))

@@ -54,7 +54,7 @@ class NGC(LocalStep):
         theirs = evaluate_at_neighbours(models, ctx.gradient, G, X, node, ctx)
         D = (1 - self.alpha) * mix_received(G, theirs, node, w)
         if self.alpha:
-            D = D + self.alpha * mix_received(G, ctx.swap(theirs, kind="other"), node, w)
+            D = D + self.alpha * mix_received(G, ctx.swap(theirs, kind="other", instead=G[node]), node, w)
         return mix_received(X, models, node, w) - ctx.lr * self.direction(X, D, state)
 
 

@@ -64,6 +64,8 @@ class LocalSteps(Gossip):
     buffers = property(lambda self: self.rule.buffers)  # ty: ignore[invalid-assignment]
     columnwise = property(lambda self: self.rule.columnwise)  # ty: ignore[invalid-assignment]
     shares = property(lambda self: self.rule.shares)  # ty: ignore[invalid-assignment]
+    takes = property(lambda self: self.rule.takes)  # ty: ignore[invalid-assignment]
+    assumes = property(lambda self: self.rule.assumes)  # ty: ignore[invalid-assignment]
     needs_features = property(lambda self: self.rule.needs_features)  # ty: ignore[invalid-assignment]
 
     def check(self, graph: Graph) -> None:

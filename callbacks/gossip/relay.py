@@ -51,6 +51,6 @@ class RelaySGD(DSGD):
         total = half.index_add(0, sender, state.R)
         models = X.new_ones(len(X), 1).index_add(0, sender, state.C)
         message = torch.cat([total[sender] - state.R, models[sender] - state.C], 1)  # [e, P + 1]; the last is the count
-        state.R, state.C = ctx.swap(message).split([X.shape[1], 1], 1)
+        state.R, state.C = ctx.swap(message, instead=torch.cat([state.R, state.C], 1)).split([X.shape[1], 1], 1)
         models = X.new_ones(len(X), 1).index_add(0, sender, state.C)
         return half.index_add(0, sender, state.R) / models

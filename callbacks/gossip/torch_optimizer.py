@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 from types import SimpleNamespace
+from typing import ClassVar
 
 from lightning_idkd.callback import Context, Gossip
 from lightning_idkd.errors import UserError, did_you_mean
@@ -24,6 +25,8 @@ class LocalOptimizer(Gossip):
             rule: torch.optim.SGD, Adam, RMSprop, ...
         arguments: The optimiser's arguments except the learning rate, which is train.lr.
     """
+
+    assumes: ClassVar = ("everyone",)  # the optimiser counts steps for all nodes at once
 
     def __init__(self, optimizer: str = "torch.optim.AdamW", arguments: dict | None = None):
         self.optimizer, self.arguments = optimizer, arguments or {}

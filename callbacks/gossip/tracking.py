@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 from lightning_idkd.callback import Context
 from lightning_idkd.errors import require
@@ -29,6 +30,8 @@ class GradientTracking(LocalStep):
         weight_decay: L2 coefficient added to the gradient.
     """
 
+    assumes: ClassVar = ("sums",)
+
     def __init__(self, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
         super().__init__(momentum, nesterov, weight_decay)
         self.buffers = (*self.buffers, "Y", "D")
@@ -52,6 +55,8 @@ class MomentumTracking(LocalStep):
         weight_decay: L2 coefficient added to the gradient.
     """
 
+    assumes: ClassVar = ("sums",)
+
     def __init__(self, momentum: float = 0.9, weight_decay: float = 0.0):
         super().__init__(momentum, weight_decay=weight_decay)
         self.buffers = ("M", "C")
@@ -74,6 +79,7 @@ class DecentLaM(LocalStep):
     """
 
     every_step = True
+    assumes: ClassVar = ("static",)
 
     def __init__(self, momentum: float = 0.9, weight_decay: float = 0.0):
         super().__init__(momentum, weight_decay=weight_decay)
@@ -107,6 +113,7 @@ class GUT(LocalStep):
     """
 
     every_step = True
+    assumes: ClassVar = ("static",)
 
     def __init__(self, scaling: float = 0.9, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0,
                  mixed: bool = True):  # fmt: skip

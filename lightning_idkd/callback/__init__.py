@@ -5,13 +5,15 @@ signatures before torch is loaded, and jsonargparse would execute the TYPE_CHECK
 """
 
 from lightning_idkd.callback.distillation import Aggregation, Distillation, Encoding, Teacher
-from lightning_idkd.callback.gossip import Compression, Context, Gossip
+from lightning_idkd.callback.fault import Fault, check_faults
+from lightning_idkd.callback.gossip import ASSUMPTIONS, Compression, Context, Gossip
 from lightning_idkd.callback.hooks import HOOKS, Callback, Run
 from lightning_idkd.callback.loss import Loss
 from lightning_idkd.callback.ood import Calibration, OodScore, format_probability
 from lightning_idkd.labels import FineTuning, Selection
 
 __all__ = [
+    "ASSUMPTIONS",
     "HOOKS",
     "Aggregation",
     "Calibration",
@@ -20,6 +22,7 @@ __all__ = [
     "Context",
     "Distillation",
     "Encoding",
+    "Fault",
     "FineTuning",
     "Gossip",
     "Loss",
@@ -27,5 +30,6 @@ __all__ = [
     "Run",
     "Selection",
     "Teacher",
+    "check_faults",
     "format_probability",
 ]

@@ -9,7 +9,7 @@ import math
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from lightning_idkd.callback import Calibration, Callback, Distillation, Gossip, Loss
+from lightning_idkd.callback import Calibration, Callback, Distillation, Fault, Gossip, Loss
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet, check_share
 from lightning_idkd.data.source import Source
 from lightning_idkd.errors import UserError, require
@@ -250,6 +250,8 @@ class Config:
     """How long and how fast."""
     gossip: Gossip = entry(fork="same", label="method", start="QGDSGDm")
     """Decentralised optimiser: QGDSGDm, DSGD, AllReduce, Isolated, ..."""
+    faults: list[Fault] = entry(list, fork="free", label="setting", older=[])
+    """What goes wrong: MessageLoss, LinkOutage, Churn, Trace, ... or classes of yours; nothing by default."""
     calibration: Calibration | None = entry(None, fork="labels", label="method", evaluate=True, start="Youden")
     """How nodes fix the threshold of their OoD score."""
     distillation: Distillation | None = entry(None, fork="labels", label="method")
@@ -277,10 +279,9 @@ class Config:
             self.data.public.check("data.public")
         self.train.schedule.decay(0.0, self.train.epochs)
         for extra in self.callbacks:
-            if isinstance(extra, (Gossip, Calibration, Distillation)):
-                raise UserError(
-                    f"callbacks: {type(extra).__name__} has a key of its own: gossip, calibration or distillation"
-                )
+            if isinstance(extra, (Gossip, Calibration, Distillation, Fault)):
+                keys = "gossip, calibration, distillation or faults"
+                raise UserError(f"callbacks: {type(extra).__name__} has a key of its own: {keys}")
         if self.distillation is not None:
             self.first_exchange()
             if self.data.public is None and self.distillation.public:

@@ -39,10 +39,11 @@ def read_entries(attribute: str) -> dict[str, str]:
 
 def older_values() -> dict[str, Any]:
     """Keys that some stored runs are too old to have, with the value that these runs had in effect."""
-    values: dict[str, Any] = {}
+    entries: dict[str, Entry] = {}
     for keys in single_keys().values():
-        values |= {key: entry.older for key, entry in keys.items() if entry.older is not MISSING}
-    return values
+        entries |= keys
+    entries |= GROUPS
+    return {key: entry.older for key, entry in entries.items() if entry.older is not MISSING}
 
 
 FORKS = read_entries("fork")
@@ -73,8 +74,8 @@ def add_newer_keys(config: dict) -> None:
         KeyError: a group is missing, so that this is not the config of a run.
     """
     for key, value in OLDER.items():
-        group, _, name = key.partition(".")
-        config[group].setdefault(name, value)
+        *groups, name = key.split(".")
+        (config[groups[0]] if groups else config).setdefault(name, value)
 
 
 def difference(a: dict, b: dict, keys: tuple[str, ...] = RESULT) -> tuple[str, Any, Any] | None:

@@ -62,6 +62,10 @@ class Store:
         UserError: ``tuning`` sets a private share of a batch of one sample, or these samples have no such augmentation.
     """
 
+    missed: Tensor
+    """Batches that each node of ``rows`` did not take, int64 [2, rows]: since it got its set, without those of this
+    epoch; and in this epoch."""
+
     def __init__(self, private: Samples, test: Samples, public: Samples | None, split: Split, rows: range, *,
                  batch: int, augment: str = "none", augment_public: bool = False, tuning: FineTuning | None = None,
                  plain_loss: bool = True, seed: int = 0, device: torch.device | str = "cpu",
@@ -92,6 +96,7 @@ class Store:
         self.distilled: list[Labels] | None = None
         self.soft_targets: tuple[list[Tensor], float] | None = None
         self.generation, self.generation_start = 0, 0
+        self.missed = torch.zeros(2, len(rows), dtype=torch.int64)
         self._concatenate_sets()
 
     @property
@@ -109,6 +114,7 @@ class Store:
         """Let the nodes of this process train on labelled public samples too, from ``step`` on."""
         self.distilled = labels
         self.generation, self.generation_start = self.generation + 1, step
+        self.missed.zero_()
         self._concatenate_sets()
 
     def soften(self, soft_targets: list[Tensor], weight: float) -> None:
@@ -200,7 +206,18 @@ class Store:
 
     def order(self, step: int, steps: int) -> Tensor:
         """Positions [rows, steps * batch] in the nodes' sets for ``steps`` steps from ``step`` on (:class:`Walks`)."""
-        return self._walks.order(step, steps).to(self.device)
+        return self._walks.order(step, steps, self.missed[0]).to(self.device)
+
+    def positions(self, order: Tensor, epoch_step: int) -> Tensor:
+        """Positions [rows, b] of the next batch, from the epoch's ``order``; a node has missed some of its steps."""
+        b = self.batch_size
+        if not self.missed[1].any():
+            return order[:, epoch_step * b : (epoch_step + 1) * b]
+        return order.unflatten(1, (-1, b))[torch.arange(len(order)), epoch_step - self.missed[1]]
+
+    def end_epoch(self) -> None:
+        """Count the steps that nodes missed in this epoch as earlier ones."""
+        self.missed = torch.stack([self.missed.sum(0), torch.zeros_like(self.missed[1])])
 
     def batch(self, positions: Tensor, step: int) -> tuple[Tensor, ...]:
         """A batch of every node, of the samples at ``positions`` [rows, b] in its set.

@@ -51,21 +51,26 @@ class Walks:
         self.targets = None if targets is None else dict(zip(nodes, targets, strict=True))
         self._cumulative: dict[Part, Tensor] = {}
 
-    def order(self, step: int, steps: int) -> Tensor:
-        """Positions [rows, steps * batch] in the nodes' sets for ``steps`` steps from ``step`` on, int64 on the CPU."""
+    def order(self, step: int, steps: int, missed: Tensor | None = None) -> Tensor:
+        """Positions [rows, steps * batch] in the nodes' sets for ``steps`` steps from ``step`` on, int64 on the CPU.
+
+        ``missed`` [rows] counts the earlier steps in which a node took no batch; None: it took all.
+        """
         every_part = list(chain.from_iterable(self.parts))
         walk = self._permute if self.targets is None else self._draw
-        walks = iter(walk(every_part, step - self.start, steps))
+        behind = [0] * len(self.parts) if missed is None else missed.tolist()
+        starts = [step - self.start - m for parts, m in zip(self.parts, behind, strict=True) for _ in parts]
+        walks = iter(walk(every_part, starts, steps))
         orders = []
         for parts in self.parts:
             batches = [next(walks).view(steps, part.batch) for part in parts]
             orders.append(torch.cat(batches, dim=1).flatten())
         return torch.stack(orders)
 
-    def _permute(self, parts: list[Part], start: int, steps: int) -> list[Tensor]:
-        """Per part: its positions [steps * batch] from step ``start`` of the set on; each pass is a permutation."""
+    def _permute(self, parts: list[Part], starts: list[int], steps: int) -> list[Tensor]:
+        """Per part: its positions [steps * batch] from its step of ``starts`` on; each pass is a permutation."""
         passes = []
-        for part in parts:
+        for part, start in zip(parts, starts, strict=True):
             first, last = start * part.batch // part.size, ((start + steps) * part.batch - 1) // part.size
             passes.append(range(first, last + 1))
         permutations: dict[tuple[int, int], Tensor] = {}
@@ -82,16 +87,16 @@ class Walks:
                 drawn = randomness.permutations(size, self.seed, "order", generation, *counters)
                 permutations.update(zip(wanted, drawn, strict=True))
         walks = []
-        for k, part in enumerate(parts):
+        for k, (part, start) in enumerate(zip(parts, starts, strict=True)):
             walk = torch.cat([permutations[k, count] for count in passes[k]])
             before = start * part.batch % part.size  # samples of the first pass that earlier steps have taken
             walks.append(part.offset + walk[before : before + steps * part.batch])
         return walks
 
-    def _draw(self, parts: list[Part], start: int, steps: int) -> list[Tensor]:
+    def _draw(self, parts: list[Part], starts: list[int], steps: int) -> list[Tensor]:
         """Per part: positions [steps * batch] that are drawn with replacement, all classes equally often."""
         walks = []
-        for part in parts:
+        for part, start in zip(parts, starts, strict=True):
             count = torch.arange(start * part.batch, (start + steps) * part.batch)
             draws = randomness.uniform(self.seed, "draw", self.generation, part.node, part.offset, count)
             place = torch.searchsorted(self._probabilities(part), draws.double(), right=True)

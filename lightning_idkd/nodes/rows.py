@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -149,6 +150,19 @@ class Rows:
             yield
         finally:
             self.X.copy_(kept)
+
+    @contextmanager
+    def keep_buffers(self, present: np.ndarray | None) -> Iterator[None]:
+        """After the context the norm buffers of nodes that are not ``present`` (bool [n]; None: all are) are as before
+        it."""
+        if present is None:
+            yield
+            return
+        absent = torch.from_numpy(~present).to(self.device)
+        kept = {name: b[absent] for name, b in self.buffers.items()}
+        yield
+        for name, b in self.buffers.items():
+            b[absent] = kept[name]
 
     @contextmanager
     def preserve_state(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ from lightning_idkd.schedule import epoch_of
 from lightning_idkd.sweep.command_line import expand_command
 from lightning_idkd.sweep.file import list_points, make_file_name, read_sweep, walk_parameters
 
-SHARED = (*SAME, "train.batch_size", "node.loss", "callbacks")
+SHARED = (*SAME, "train.batch_size", "node.loss", "callbacks", "faults")
 """The keys, besides learning rates, in which cells that share an initial training agree."""
 LONGEST_NAME = 150
 """Characters of a cell's name; a longer one is cut."""

@@ -14,6 +14,7 @@ from lightning_idkd.data import identity
 from lightning_idkd.data.partition import Split, partition
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError, did_you_mean
+from lightning_idkd.links import Links
 from lightning_idkd.network import Network
 from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.nodes.stack import NodeStack
@@ -47,7 +48,9 @@ def build_parts(config: Config, fabric: Fabric, earlier: EarlierRun | None = Non
         UserError: data that do not fit together or have changed since the ``earlier`` run, or too little memory.
     """
     private, test, public, split = load_samples(config, earlier)
-    network = Network(config.graph.build(config.seed), fabric.global_rank, fabric.world_size)
+    graph = config.graph.build(config.seed)
+    links = Links(graph, config.faults, config.seed, config.gossip.takes)
+    network = Network(graph, fabric.global_rank, fabric.world_size, links)
     dtype = torch.float64 if config.run.precision == 64 else torch.float32
     store = Store(
         private,

@@ -74,6 +74,7 @@ def gather(run: Parts) -> dict:
         "answers": soft_targets,
         "teacher": None if run.distillation is None else run.distillation.teacher.state_dict(run),
         "generation": (store.generation, store.generation_start),
+        "missed": network.report(store.missed.T.contiguous()),
         "counts": network.counts(),
         "loss": network.report(run.recorder.loss[:, None]),
         "seconds": run.recorder.elapsed(),
@@ -136,6 +137,8 @@ def restore(run: Parts, state: dict, lines: list[dict], distillation: bool = Tru
     recorder.lines = [line for line in lines if line["step"] <= progress.step and line["phase"] != "final"]
     if distillation:
         restore_labels(run, state, mine)
+    if "missed" in state:
+        run.store.missed = state["missed"][mine].T.contiguous()
     if not fork:
         run.header["from"] = state["from"]
     saved = list(state["callbacks"])

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_idkd.callback import check_faults
 from lightning_idkd.config import Config
 from lightning_idkd.records import loggers, report
 from lightning_idkd.records.run_folder import RunFolder
@@ -36,7 +37,9 @@ def fit(config: Config) -> dict | None:
             the step, with a checkpoint; a second one stops it at once, without a new checkpoint.
     """
     config.check()
-    config.gossip.check(config.graph.build(config.seed))
+    graph = config.graph.build(config.seed)
+    config.gossip.check(graph)
+    check_faults(config.faults, config.gossip, graph)
     start = find_start(config)
 
     with warnings.catch_warnings():

@@ -79,6 +79,19 @@ class GossipStep:
         """Mix the rows once without a gradient."""
         self._replace(step, slice(None), functools.partial(self.rule.combine, ctx=self.context(step, lr)))
 
+    def welcome(self, step: int) -> None:
+        """Give nodes that return at ``step`` without a memory the mean of their neighbours' rows, and new buffers."""
+        returning = self.network.returning(step)
+        if returning is None:
+            return
+        self.stack.X.copy_(self.network.welcome(self.stack.X, step))
+        mine = returning[self.network.rows.start : self.network.rows.stop]
+        for matrix in self.buffers.values():
+            matrix[torch.from_numpy(mine)] = 0
+        by_edge = mine[self.network.edges(0)[:, 0] - self.network.rows.start]
+        for matrix in self.edge_buffers.values():
+            matrix[torch.from_numpy(by_edge)] = 0
+
     def _replace(self, step: int, columns: slice, rule_step: Callable[[Tensor, SimpleNamespace], Tensor]) -> None:
         """Set these columns of the rows to the result of ``rule_step``, and buffers to what it assigns to ``state``.
 

@@ -6,6 +6,7 @@ DDP would average the gradients, and overwrite the rows of all processes by thos
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,6 +103,7 @@ class Orchestrator:
         self.hooks = Hooks([c for c in (*(callbacks or []), rule, calibration, distillation) if c is not None])
         self.progress = Progress(steps=store.steps(), last_lr=train.lr)
         self.recorder = Recorder(stack, network, store, train, self.progress)
+        network.links.when = self.when
         self.loggers, self.pictures, self.interrupted = [], {}, False
 
     # values that hooks read
@@ -110,6 +112,11 @@ class Orchestrator:
     step = property(lambda self: self.progress.step)
     phase = property(lambda self: self.progress.phase)
     lines = property(lambda self: self.recorder.lines)
+
+    def when(self, step: int) -> tuple[float, float]:
+        """Finished epochs and simulated seconds at the begin of ``step``."""
+        progress = self.progress
+        return progress.epoch + (step - progress.step + progress.epoch_step) / progress.steps, math.nan
 
     # ------------------------------------------------------------------ the loop
 
@@ -131,6 +138,7 @@ class Orchestrator:
                 self.save()
                 return None
             self.progress.epoch, self.progress.epoch_step = self.epoch + 1, 0
+            self.store.end_epoch()
             self.call("on_epoch_end", epoch=self.epoch)
             due = self.epoch % self.train.evaluate_every == 0 and self.epoch < self.epochs
             improved = due and self.progress.improves(self.evaluate(self.train.evaluate_samples))
@@ -157,12 +165,16 @@ class Orchestrator:
 
     def train_step(self, order: Tensor) -> Tensor:
         """Train every node on a batch from the epoch's ``order`` [rows, steps * batch]; returns the losses [rows]."""
-        progress, b = self.progress, self.store.batch_size
-        batch = self.store.batch(order[:, progress.epoch_step * b : (progress.epoch_step + 1) * b], progress.step)
-        losses = self.stack.step(*batch[:2], progress.step, *batch[2:])
+        progress, present = self.progress, self.network.present(self.step)
+        self.gossip.welcome(progress.step)
+        batch = self.store.batch(self.store.positions(order, progress.epoch_step), progress.step)
+        with self.stack.keep_buffers(present):
+            losses = self.stack.step(*batch[:2], progress.step, *batch[2:])
         progress.last_lr = self.train.lr_at(progress.epoch + progress.epoch_step / progress.steps)
         self.gossip.update(progress.step, progress.last_lr, batch)
-        self.recorder.add_losses(losses)
+        self.recorder.add_losses(losses, present)
+        if present is not None:
+            self.store.missed[1] += torch.from_numpy(~present)
         progress.step, progress.epoch_step = progress.step + 1, progress.epoch_step + 1
         return losses
 
@@ -214,6 +226,10 @@ class Orchestrator:
         elif progress.ood["kept_fraction"] is None:
             progress.ood["kept_fraction"] = 1.0
         before = compute_heterogeneity(self.network, self.store)["tv"]
+        present = self.network.present(self.step)
+        if present is not None:  # absent nodes keep what they have
+            kept = self.store.distilled or [part[:0] for part in labels]
+            labels = [part if here else old for part, old, here in zip(labels, kept, present, strict=True)]
         self.store.distil(labels, self.step)
         after = compute_heterogeneity(self.network, self.store)["tv"]
         exchange = self.recorder.add_exchange(labels, before, after)

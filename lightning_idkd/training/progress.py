@@ -39,6 +39,8 @@ class Progress:
     """Duration of its training steps."""
     loss_steps: int = 0
     """Steps since the last evaluation."""
+    loss_missed: int = 0
+    """Batches since the last evaluation that absent nodes did not take."""
     exchange_bytes: int = 0
     """Bytes that exchanges of labels have sent."""
     exchanges: list[dict] = field(default_factory=list)
@@ -68,4 +70,5 @@ class Progress:
         """
         reset_fields = (() if labels else LABEL_FIELDS) + (RUN_FIELDS if fork else ())
         for key in (f.name for f in fields(self) if f.name not in reset_fields):
-            setattr(self, key, state[key])
+            if key in state:  # a checkpoint may be older than a field
+                setattr(self, key, state[key])

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,12 +81,17 @@ class Recorder:
 
     # ------------------------------------------------------------------ training
 
-    def add_losses(self, losses: Tensor) -> None:
-        """Add losses [rows] without waiting for the device, and note each node's first step with one that is not
-        finite."""
+    def add_losses(self, losses: Tensor, present: np.ndarray | None = None) -> None:
+        """Add losses [rows] of the nodes that are ``present`` (None: all) without waiting for the device, and note each
+        node's first step with one that is not finite."""
+        nodes = self.store.nodes
+        if present is not None:
+            losses = losses.where(torch.from_numpy(present).to(losses.device), 0)
+            nodes = int(self.network.links.at(self.progress.step).present.sum())
         self.loss = self.loss.to(losses.device) + losses
         self.progress.loss_steps += 1
-        self.progress.samples += self.store.batch_size * self.store.nodes
+        self.progress.loss_missed += self.store.nodes - nodes
+        self.progress.samples += self.store.batch_size * nodes
         bad = ~torch.isfinite(losses) & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(bad, self.progress.step, self._first_bad_step)
 
@@ -153,7 +159,9 @@ class Recorder:
         progress, started = self.progress, time.perf_counter()
         line: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "phase": progress.phase}
         if progress.loss_steps:
-            line["train/loss"] = self.network.report(self.loss[:, None] / progress.loss_steps).mean().item()
+            taken, steps = self.store.nodes * progress.loss_steps - progress.loss_missed, progress.loss_steps
+            mean = self.network.report(self.loss[:, None] / steps).mean().item()
+            line["train/loss"] = mean * self.store.nodes * steps / taken if progress.loss_missed and taken else mean
             line["train/lr"] = progress.last_lr
         validation = self.train.evaluate_samples
         measured, progress.per_node["accuracy"] = measure_nodes(
@@ -177,7 +185,7 @@ class Recorder:
 
     def forget_losses(self) -> None:
         """Start a new sum of losses."""
-        self.loss, self.progress.loss_steps = torch.zeros_like(self.loss), 0
+        self.loss, self.progress.loss_steps, self.progress.loss_missed = torch.zeros_like(self.loss), 0, 0
 
     def summarise(self, line: dict[str, Any]) -> dict[str, Any]:
         """Build the summary of a run whose last evaluation is ``line``."""

@@ -1,0 +1,64 @@
+"""The base of faults: what goes wrong with messages and nodes, without any rule's knowledge."""
+
+from typing import TYPE_CHECKING
+
+from lightning_idkd.callback.gossip import ASSUMPTIONS
+from lightning_idkd.callback.hooks import Callback
+from lightning_idkd.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from lightning_idkd.callback.gossip import Gossip
+    from lightning_idkd.graph import Graph
+    from lightning_idkd.links import Moment
+
+
+class Fault(Callback):
+    """Takes messages or nodes out of a step.
+
+    Whatever a fault draws comes from :meth:`~lightning_idkd.links.Moment.uniform`, so that it is the same whatever the
+    engine, the number of processes and the step at which a run is resumed.
+    """
+
+    told: bool = True
+    """Whether both ends of an edge know before they mix that its message does not arrive. If so the edge is out of
+    W(t), which keeps its kind, and nothing is sent. Else the message counts as sent, and its receiver puts its own row
+    in its place."""
+    forget: bool = False
+    """Whether a node that was absent returns with the mean of its neighbours' rows, and new buffers."""
+    breaks: tuple[str, ...] = ("static",)
+    """What this takes from a rule, of :data:`ASSUMPTIONS`; rules that assume it are refused."""
+
+    def lost(self, moment: "Moment", edges: "np.ndarray") -> "np.ndarray | None":
+        """Returns which messages of a step do not arrive, bool [E], over directed ``edges`` [E, 2] (sender, receiver);
+        None: all arrive. All messages of a step over an edge share their fate."""
+
+    def absent(self, moment: "Moment") -> "np.ndarray | None":
+        """Returns which nodes neither train nor talk in a step, bool [n]; None: all do. Their rows, buffers and batches
+        stand still."""
+
+    def check(self, graph: "Graph") -> None:
+        """Raises a UserError if this cannot happen on ``graph``."""
+
+
+def check_faults(faults: "Sequence[Fault]", rule: "Gossip", graph: "Graph") -> None:
+    """Raises a UserError if a fault breaks what ``rule`` relies on, or does not suit ``graph``."""
+    from lightning_idkd.links import rebuilt_kind
+
+    name = type(rule).__name__
+    for fault in faults:
+        what = type(fault).__name__
+        fault.check(graph)
+        for assumption in set(rule.assumes) & set(fault.breaks):
+            raise UserError(
+                f"faults: {what} is given, but gossip {name} relies on {ASSUMPTIONS[assumption]}; DSGD, QGDSGDm and "
+                f"RelaySGD do not"
+            )
+        if "static" in fault.breaks and rebuilt_kind(graph, rule.takes) not in rule.takes:
+            raise UserError(
+                f"faults: without some messages, rows and columns of the weights of directed edges cannot both sum to "
+                f"1, which gossip {name} needs; with {what}, take an undirected graph, or SGP"
+            )
