@@ -1,0 +1,134 @@
+"""Whole runs with lost messages and absent nodes: batches, norms, labels, resume, processes, engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from interrupts import InterruptAt
+from short_runs import SHORT, build, checkpoint, command_of, extra, latest, lines, same
+
+from lightning_idkd.config.parse import configure
+
+MESSAGES = "{class_path: MessageLoss, init_args: {p: 0.3, told: false, burst: 6}}"
+CHURN = "{class_path: Churn, init_args: {leave: 0.05, rejoin: 0.15, forget: true}}"
+FAULTS = ["--faults", f"[{MESSAGES}, {CHURN}, {{class_path: LinkOutage, init_args: {{p: 0.2, steps: 7}}}}]"]
+
+
+def trace(tmp_path, text):
+    file = tmp_path / "trace.csv"
+    file.write_text(f"node,from,to\n{text}")
+    return ["--faults", f"[{{class_path: Trace, init_args: {{file: {file}}}}}]"]
+
+
+def run_of(configs, *arguments):
+    return build(configure(["--config", str(configs / "ring_digits.yaml"), *SHORT, *arguments]))
+
+
+def train(run, steps):
+    order = run.store.order(0, run.progress.steps)
+    for _ in range(steps):
+        run.train_step(order)
+    return order
+
+
+def test_the_batches_of_an_absent_node_stand_still(configs, tmp_path):
+    """Steps 3 to 7 pass without node 1, so its batch of step 8 is the one of step 3 of a run without faults."""
+    steps = run_of(configs).progress.steps
+    run, plain = run_of(configs, *trace(tmp_path, f"1,{3 / steps},{8 / steps}\n")), run_of(configs)
+    order, epochs_order = train(run, 8), plain.store.order(0, steps)
+    b = run.store.batch_size
+    mine = run.store.positions(order, run.progress.epoch_step)
+    assert torch.equal(mine[1], epochs_order[1, 3 * b : 4 * b])
+    assert torch.equal(mine[[0, 2, 3]], epochs_order[[0, 2, 3], 8 * b : 9 * b])
+    train(run, 0)
+    run.store.end_epoch()
+    later = run.store.order(steps, 5)
+    assert torch.equal(later[1], plain.store.order(steps - 5, 5)[1]), "in the next epoch it is five steps behind"
+    assert torch.equal(later[0], plain.store.order(steps, 5)[0])
+
+
+def test_an_absent_node_keeps_its_row_its_norms_and_its_loss(configs, tmp_path):
+    network = ["--node.network", "CNN", "--node.network.norm", "batch"]
+    run = run_of(configs, *network, *trace(tmp_path, "2,0,1\n"))
+    X, norms = run.stack.X.clone(), {k: b.clone() for k, b in run.stack.buffers.items()}
+    train(run, 3)
+    assert torch.equal(run.stack.X[2], X[2])
+    assert not torch.equal(run.stack.X[1], X[1])
+    assert norms
+    for name, b in run.stack.buffers.items():
+        assert torch.equal(b[2], norms[name][2]), name
+        assert not torch.equal(b[1], norms[name][1]), name
+    assert run.recorder.loss[2] == 0
+    assert run.progress.samples == 3 * 3 * run.store.batch_size
+    mean = run.recorder.loss[[0, 1, 3]].mean().item() / 3
+    run.train.evaluate_samples = 16
+    assert run.recorder.add_line(16, lambda: False)["train/loss"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_a_node_that_is_absent_at_an_exchange_keeps_the_labels_it_has(fit, tmp_path):
+    """It misses the first exchange (before epoch 3) and takes part in the second (before epoch 5)."""
+    assert fit(*trace(tmp_path, "1,2.5,3.5\n")) == 0
+    sizes = [e["distilled"] for e in json.loads((latest(fit.runs) / "summary.json").read_text())["exchanges"]]
+    assert sizes[0][1] == 0
+    assert min(sizes[0][i] for i in (0, 2, 3)) > 0
+    assert sizes[1][1] > 0
+
+
+def test_a_run_resumed_inside_a_burst_equals_one_in_one_go(fit):
+    assert fit(*FAULTS, folder="whole") == 0
+    assert fit(*FAULTS, *extra(InterruptAt, steps=[50, 95])) == 130
+    assert fit(*FAULTS, *extra(InterruptAt, steps=[50, 95]), "--run.resume", "auto") == 130
+    assert fit(*FAULTS, *extra(InterruptAt, steps=[50, 95]), "--run.resume", "auto") == 0
+    cut, whole = latest(fit.runs), latest(fit.runs.parent / "whole")
+    different = same(checkpoint(cut) | {"callbacks": 0}, checkpoint(whole) | {"callbacks": 0})
+    assert different is None
+    assert lines(cut) == lines(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_and_a_kill_give_the_bits_of_one_process(fit, configs, tmp_path):
+    short = [*FAULTS, "--train.epochs", "4", "--distillation.start", "2"]
+    assert fit(*short, folder="1") == 0
+    command = [*command_of(configs / "ring_digits.yaml"), *SHORT, *short, "--run.dir", str(tmp_path / "2")]
+    two = [*command, "--run.devices", "2", "--run.resume", "auto"]
+    running = subprocess.Popen(two, start_new_session=True)
+    while not (latest(tmp_path / "2") / "checkpoints" / "last.ckpt").exists():
+        time.sleep(0.2)
+        assert running.poll() is None
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert subprocess.run(two, check=False, timeout=200).returncode == 0
+    one, other = (latest(tmp_path / name) for name in ("1", "2"))
+    assert same(checkpoint(one), checkpoint(other)) is None
+    assert lines(one) == lines(other)
+
+
+def test_engines_agree(configs):
+    rows = []
+    for engine in ("loop", "vmap"):
+        run = run_of(configs, *FAULTS, "--run.precision", "64", "--run.engine", engine)
+        train(run, 15)
+        rows.append(run.stack.X.numpy().copy())
+    np.testing.assert_allclose(rows[0], rows[1], rtol=0, atol=1e-9 * np.linalg.norm(rows[0]))
+
+
+def test_a_rule_that_a_fault_breaks_is_refused_before_any_file_is_written(fit, capsys):
+    assert fit("--gossip", "DecentLaM", "--faults", "[{class_path: MessageLoss}]") == 2
+    assert "faults: MessageLoss is given, but gossip DecentLaM relies on the same weights" in capsys.readouterr().err
+    assert not fit.runs.exists()
+
+
+def test_faults_are_the_same_for_a_fork(fit):
+    """A fork that begins in epoch 2 meets the faults of its own steps, not those from step 0 on."""
+    assert fit("--run.keep", "[2]", "--distillation", "null", *FAULTS) == 0
+    whole = checkpoint(latest(fit.runs))
+    source = latest(fit.runs).resolve() / "checkpoints" / "epoch_2.ckpt"
+    assert fit("--run.from", str(source), "--distillation", "null", *FAULTS, folder="fork") == 0
+    assert torch.equal(checkpoint(latest(fit.runs.parent / "fork"))["X"], whole["X"])
