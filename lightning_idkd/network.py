@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -72,6 +73,19 @@ class Routes:
         return np.array([index.get((j, i), -1) for i, j in index], dtype=np.int64)
 
 
+class Traffic(NamedTuple):
+    """What a clock needs to know of the messages of all nodes at one step of the graph, or of an all-reduce."""
+
+    step: int | None
+    """Step of the graph; None: an all-reduce."""
+    edges: np.ndarray
+    """int64 [E, 2], (sender, receiver) of the messages that arrive; of an all-reduce, [0, 2]."""
+    rounds: int
+    """Number of messages over every edge, one after the other."""
+    nbytes: np.ndarray
+    """int64 [n], bytes of these messages over each edge of a sender; of an all-reduce, bytes of the reduced vectors."""
+
+
 class Network:
     """Carries messages between the nodes of a graph, for the rows that process ``rank`` of ``world`` holds.
 
@@ -86,6 +100,8 @@ class Network:
         self._weights: tuple[Mixing, Tensor] | None = None  # W as a tensor, of the last step with a whole product
         self._bytes = dict.fromkeys(KINDS, 0)
         self._messages = 0
+        self.timed = False  # whether a clock takes the traffic
+        self._traffic: dict[int | None, tuple[np.ndarray, np.ndarray]] = {}  # by step: edges; rounds, bytes [rows, 2]
 
     # ------------------------------------------------------------------ counted messages
 
@@ -137,7 +153,9 @@ class Network:
         row, edges = self._gather_rows(T, routes), len(self.senders(step))
         whole = routes.mixing.dense or T.is_cuda  # on a GPU a call per edge costs more than the products with zeros
         mixed = self._mix_by_product(row, routes.mixing, T) if whole else self._mix_by_sums(row, routes.mixing, T)
-        self.count(kind, edges * (T.shape[1] * T.element_size() if size is None else size), edges * messages)
+        nbytes = T.shape[1] * T.element_size() if size is None else size
+        self.count(kind, edges * nbytes, edges * messages)
+        self._time(step, nbytes, messages)
         return mixed
 
     def _mix_by_sums(self, row: dict[int, Tensor], mixing: Mixing, T: Tensor) -> Tensor:
@@ -181,6 +199,7 @@ class Network:
         V, w = rows[torch.from_numpy(place[senders[mine]]).to(T.device)], T.new_tensor(weights[mine])
         edges = len(self.senders(step))
         self.count(kind, edges * T.shape[1] * T.element_size(), edges * messages)
+        self._time(step, T.shape[1] * T.element_size(), messages)
         return V, w
 
     def welcome(self, T: Tensor, step: int) -> Tensor:
@@ -196,6 +215,7 @@ class Network:
         greeting = Mixing(W / W.sum(1, keepdims=True), edges, "row")
         routes = self.routes(greeting)
         self.count("parameter", len(routes.edges) * T.shape[1] * T.element_size(), len(routes.edges))
+        self._time(step, T.shape[1] * T.element_size(), edges=edges)
         return self._mix_by_sums(self._gather_rows(T, routes), greeting, T)
 
     def edges(self, step: int = 0) -> np.ndarray:
@@ -226,6 +246,7 @@ class Network:
             received = torch.where(fails[:, None], M if instead is None else instead, received)
         edges = len(self.senders(step))
         self.count(kind, edges * M.shape[1] * M.element_size(), edges * messages)
+        self._time(step, M.shape[1] * M.element_size(), messages)
         return received
 
     def all_reduce(
@@ -247,6 +268,7 @@ class Network:
         share, before = 2 * (n - 1) * T.shape[1] * T.element_size(), int(present[: self.rows.start].sum())
         mine = int(present[self.rows.start : self.rows.stop].sum())
         self.count(kind, share * (before + mine) // n - share * before // n, 2 * (n - 1) * mine * messages)
+        self._time(None, T.shape[1] * T.element_size(), messages)
         return (total / n).expand_as(T).clone()
 
     def exchange(self, labels: Sequence[Labels], step: int = 0, *, kind: str = "label") -> list[dict[int, Labels]]:
@@ -265,12 +287,14 @@ class Network:
                 message_of[i] = message.to(labels[0].index.device)
         senders = self.senders(step).tolist()
         self.count(kind, sum(message_of[j].nbytes for j in senders), len(senders))
+        self._time(step, [message_of[j].nbytes for j in self.rows])
         return [{j: message_of[j] for j in routes.mixing.terms[i][0]} for i in self.rows]
 
     def share(self, T: Tensor, step: int = 0, *, kind: str = "other") -> dict[int, Tensor]:
         """Send every node's row of ``T`` [rows, C] to its neighbours; returns the rows in this process by node."""
         edges = len(self.senders(step))
         self.count(kind, edges * T.shape[1] * T.element_size(), edges)
+        self._time(step, T.shape[1] * T.element_size())
         return self._gather_rows(T, self.routes(self.mixing(step)))
 
     def counts(self) -> dict[str, int]:
@@ -285,6 +309,30 @@ class Network:
         mine = counts if self.rank == 0 else dict.fromkeys(counts, 0)
         self._bytes = {kind: mine[f"{kind}_bytes"] for kind in KINDS}
         self._messages = mine["messages"]
+
+    # ------------------------------------------------------------------ traffic, for a clock
+
+    def _time(self, step: int | None, nbytes: int | list[int], messages: bool = True,
+              edges: np.ndarray | None = None) -> None:  # fmt: skip
+        """Note, where there is a clock, the bytes that each node of this process sends over each of its edges.
+
+        ``edges`` [E, 2] carry messages of all nodes; None: all of the step. A ``step`` of None is an all-reduce.
+        """
+        if self.timed:
+            if edges is None:
+                edges = np.zeros((0, 2), dtype=np.int64) if step is None else self.mixing(step).edges
+            _edges, table = self._traffic.setdefault(step, (edges, np.zeros((len(self.rows), 2), dtype=np.int64)))
+            table[:, 0] += messages
+            table[:, 1] += nbytes
+
+    def take_traffic(self) -> list[Traffic]:
+        """The messages of all nodes since the last call, by step of the graph, in the order in which they began."""
+        taken, self._traffic = self._traffic, {}
+        traffic = []
+        for step, (edges, table) in taken.items():
+            rounds, nbytes = self.report(torch.from_numpy(table)).numpy().T
+            traffic.append(Traffic(step, edges, int(rounds[0]), nbytes))
+        return traffic
 
     # ------------------------------------------------------------------ measurements, uncounted
 

@@ -11,11 +11,16 @@ import statistics
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_idkd.config import NodeConfig
 from lightning_idkd.config.resolved import METHOD, RESULT, SETTING, difference, look_up
 from lightning_idkd.errors import UserError, did_you_mean, require
+from lightning_idkd.records import report
 from lightning_idkd.records.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ALIKE = tuple(key for key in RESULT if key != "seed")
 """Keys that are the same in all runs of a row."""
@@ -43,6 +48,7 @@ WORDS = {
     "peak_memory_bytes": "peak memory, bytes",
     "throughput/samples_per_second": "samples a second",
     "throughput/seconds": "seconds",
+    "time/simulated": "simulated seconds",
 }
 """Headings of metrics; the heading of another metric is its key with spaces."""
 PLAIN = (("callbacks", []), ("node.module", NodeConfig.module), ("node.module", None))
@@ -55,6 +61,14 @@ LATEX = str.maketrans(
 )  # fmt: skip
 
 
+class Run(NamedTuple):
+    """A finished run."""
+
+    config: dict
+    summary: dict
+    folder: RunFolder
+
+
 @dataclass
 class Row:
     """The values of one method in one setting, for all seeds."""
@@ -63,16 +77,18 @@ class Row:
     method: str
     values: dict[str, dict[int, float]] = field(default_factory=dict)
     """By metric, then by seed."""
+    runs: list[Run] = field(default_factory=list)
+    """One for each seed."""
 
 
-def gather(paths: list[str]) -> list[tuple[dict, dict]]:
+def gather(paths: list[str]) -> list[Run]:
     """Read config and summary of every finished run at or below ``paths``; of runs with the same config and seed, the
     newest.
 
     Raises:
         UserError: a path does not exist, or there is no finished run.
     """
-    runs: list[tuple[dict, dict]] = []
+    runs: list[Run] = []
     for text in paths:
         path = Path(text)
         if not path.exists():
@@ -83,13 +99,13 @@ def gather(paths: list[str]) -> list[tuple[dict, dict]]:
         for folder in sorted(folders, key=lambda f: (f.name, str(f)), reverse=True):
             try:
                 config, summary = RunFolder(folder).config(), json.loads((folder / "summary.json").read_text())
-                same = any(difference(config, other) is None for other, _ in runs)
+                same = any(difference(config, other) is None for other, *_ in runs)
                 _ = summary["seed"]
             except (OSError, KeyError, TypeError, ValueError):
                 print(f"left out: '{folder}' is not a run of this version", file=sys.stderr)
                 continue
             if not same:
-                runs.append((config, summary))
+                runs.append(Run(config, summary, RunFolder(folder)))
     if not runs:
         raise UserError(f"no finished run (summary.json) at or below {', '.join(paths)}")
     return runs
@@ -197,15 +213,17 @@ def find_varied_keys(configs: list[dict]) -> set[str]:
     return varied
 
 
-def build_rows(runs: list[tuple[dict, dict]], metrics: list[str]) -> list[Row]:
+def build_rows(runs: list[Run], metrics: list[str]) -> list[Row]:
     """Build a row for each method in each setting, sorted by setting and method."""
-    varied = find_varied_keys([config for config, _ in runs])
+    varied = find_varied_keys([run.config for run in runs])
     rows: list[tuple[dict, Row]] = []  # with the config of the row's first run
-    for config, summary in runs:
+    for run in runs:
+        config, summary, _ = run
         row = next((row for other, row in rows if difference(config, other, ALIKE) is None), None)
         if row is None:
             row = Row(build_label(config, SETTING, varied), build_label(config, METHOD, varied))
             rows.append((config, row))
+        row.runs.append(run)
         for metric in metrics:
             value: object = summary
             for part in metric.split("/"):
@@ -269,7 +287,7 @@ LEGEND = (
 
 
 def build_table(
-    runs: list[tuple[dict, dict]],
+    runs: list[Run],
     metrics: list[str],
     baseline: str | None = None,
 ) -> tuple[list[str], list[list]]:
@@ -286,7 +304,7 @@ def build_table(
     for metric in metrics:
         if not any(metric in row.values for row in rows):
             known = []
-            for group, values in runs[0][1].items():
+            for group, values in runs[0].summary.items():
                 known += [f"{group}/{key}" for key in values] if isinstance(values, dict) else []
             raise UserError(f"--metrics: no run has '{metric}'.{did_you_mean(metric, sorted(known))}")
     names = sorted({row.method for row in rows})
@@ -363,22 +381,88 @@ def format_latex(rows: list[list[str]]) -> str:
     return f"% {LEGEND}\n{begin}{head}\\midrule\n{''.join(body)}{end}"
 
 
-def show(paths: list[str], metrics: list[str], baseline: str | None, form: str, picture: str | None = None) -> None:
-    """Print the table over the runs at or below ``paths``, and draw it into an image file if ``picture`` names one.
+def add_target(runs: list[Run], metric: str, target: float) -> tuple[list[Run], list[str]]:
+    """Add to the summaries epoch, bytes and simulated seconds of the first evaluation whose ``metric`` is at least
+    ``target``.
+
+    Returns the runs and the names of the new metrics, which a run lacks if it does not reach the target.
 
     Raises:
-        UserError: as for :func:`gather` and :func:`build_table`, or the picture cannot be written.
+        UserError: the metric is not an accuracy, or no run reaches the target.
     """
-    head, lines = build_table(gather(paths), metrics, baseline)
+    require(find_scale(metric) == 100, "--target: the first of --metrics", f"'{metric}'", "an accuracy")
+    require(0 < target <= 1, "--target", target, "a fraction above 0, at most 1")
+    added, best, names = [], -math.inf, {axis: f"{words} to {target:g}" for axis, words in report.AXES.items()}
+    for run in runs:
+        lines = [line for line in run.folder.metrics() if metric in line]
+        best = max([best, *(line[metric] for line in lines)])
+        first = next((line for line in lines if line[metric] >= target), {})
+        places = {name: report.read_axis(first, axis) for axis, name in names.items()} if first else {}
+        added.append(run._replace(summary=run.summary | places))
+    if best < target:
+        raise UserError(f"--target: no run has {metric} {target:g} in an evaluation; the best has {max(best, 0):.4g}")
+    return added, [name for name in names.values() if any(run.summary.get(name) is not None for run in added)]
+
+
+def draw_curves(runs: list[Run], metric: str, axis: str) -> Figure:
+    """Draw a metric over an axis of :data:`report.AXES`, with a curve for every row of the table.
+
+    Raises:
+        UserError: a run has no simulated time, or its evaluations do not have the metric.
+    """
+    from lightning_idkd.records import pictures
+
+    curves: dict[str, list[list[tuple[float, float]]]] = {}
+    for row in build_rows(runs, []):
+        of_row = curves.setdefault(join_label(row.setting, row.method), [])
+        for run in row.runs:
+            lines = [line for line in run.folder.metrics() if metric in line]
+            if not lines:
+                raise UserError(f"--metrics: the evaluations of '{run.folder.path}' do not have '{metric}'")
+            if axis == "time" and any(report.read_axis(line, axis) is None for line in lines):
+                others = ", ".join(name for name in report.AXES if name != axis)
+                raise UserError(
+                    f"--x: '{run.folder.path}' has no simulated time (its clock is null); allowed for it: {others}"
+                )
+            of_row.append([(report.read_axis(line, axis), find_scale(metric) * line[metric]) for line in lines])
+    return pictures.draw_curves(curves, report.AXES[axis], format_heading(metric))
+
+
+def join_label(setting: str, method: str) -> str:
+    """The label of a row in a picture."""
+    return " ".join(part for part in (setting, method) if part != "-") or "-"
+
+
+def show(paths: list[str], metrics: list[str], baseline: str | None, form: str, picture: str | None = None,
+         axis: str | None = None, target: float | None = None) -> None:  # fmt: skip
+    """Print the table over the runs at or below ``paths``, and draw it into an image file if ``picture`` names one.
+
+    Args:
+        axis: draw the first metric over this axis of :data:`report.AXES` instead of the table.
+        target: add columns that say where the first metric reaches this value.
+
+    Raises:
+        UserError: as for :func:`gather`, :func:`build_table`, :func:`add_target` and :func:`draw_curves`, or the
+            picture cannot be written.
+    """
+    if axis is not None and picture is None:
+        raise UserError(f"--x: {axis} given without --plot; allowed: with --plot FILE, the picture to draw")
+    runs, added = gather(paths), []
+    if target is not None:
+        runs, added = add_target(runs, metrics[0], target)
+    head, lines = build_table(runs, [*metrics, *added], baseline)
     if picture is not None:
         from lightning_idkd.records import pictures
 
-        names = [" ".join(part for part in line[:2] if part != "-") for line in lines]
-        panels: dict[str, list[tuple | None]] = {}
-        for column, metric in enumerate(metrics, start=3):
-            panels[format_heading(metric)] = [scale_cell(line[column], find_scale(metric)) for line in lines]
+        if axis is None:
+            panels: dict[str, list[tuple | None]] = {}
+            for column, metric in enumerate([*metrics, *added], start=3):
+                panels[format_heading(metric)] = [scale_cell(line[column], find_scale(metric)) for line in lines]
+            figure = pictures.draw_dots([join_label(*line[:2]) for line in lines], panels)
+        else:
+            figure = draw_curves(runs, metrics[0], axis)
         try:
-            pictures.draw_dots(names, panels).savefig(picture, dpi=120)
+            figure.savefig(picture, dpi=120)
         except (OSError, ValueError) as e:  # matplotlib raises a ValueError for an unknown format
             raise UserError(f"--plot: cannot draw into '{picture}' ({getattr(e, 'strerror', None) or e})") from e
         print(f"drawn: {picture}", file=sys.stderr)

@@ -19,6 +19,10 @@ def main(arguments: list[str]) -> int:
     p.add_argument("--format", type=Literal["table", "markdown", "csv", "latex"], default="table",
                    help="Format of the table: table (aligned text), markdown, csv or latex.")  # fmt: skip
     p.add_argument("--plot", type=str | None, default=None, help="Image file to draw the table into.")
+    over = "Draw the first metric over this axis, a curve for every row, in place of the table; time is simulated."
+    p.add_argument("--x", type=Literal["epoch", "bytes", "time"] | None, default=None, help=over)
+    reach = "An accuracy, as a fraction: adds epochs, bytes and simulated seconds to the first evaluation that has it."
+    p.add_argument("--target", type=float | None, default=None, help=f"{reach} A run that never does is left out.")
     given = p.parse_args(arguments)
-    show(given.runs, given.metrics, given.baseline, given.format, given.plot)
+    show(given.runs, given.metrics, given.baseline, given.format, given.plot, given.x, given.target)
     return 0

@@ -2,6 +2,7 @@
 
 from lightning_idkd.config.groups import (
     IID,
+    ClockConfig,
     Config,
     DataConfig,
     Dirichlet,
@@ -15,6 +16,7 @@ from lightning_idkd.config.groups import (
 
 __all__ = [
     "IID",
+    "ClockConfig",
     "Config",
     "DataConfig",
     "Dirichlet",

@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lightning_idkd.callback import Calibration, Callback, Distillation, Fault, Gossip, Loss
+from lightning_idkd.clock import Clock, Fixed, Times
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet, check_share
 from lightning_idkd.data.source import Source
 from lightning_idkd.errors import UserError, require
@@ -23,8 +24,8 @@ from lightning_idkd.topologies import Ring, Topology
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["IID", "Config", "DataConfig", "Dirichlet", "GraphConfig", "LoggerConfig", "NodeConfig", "QGMDirichlet",
-           "RunConfig", "TrainConfig"]  # fmt: skip
+__all__ = ["IID", "ClockConfig", "Config", "DataConfig", "Dirichlet", "GraphConfig", "LoggerConfig", "NodeConfig",
+           "QGMDirichlet", "RunConfig", "TrainConfig"]  # fmt: skip
 
 MOST_NODES = 10_000
 
@@ -160,6 +161,37 @@ class TrainConfig:
 
 
 @dataclass
+class ClockConfig:
+    """How long a run would take on a network of given speed; training itself stays the same."""
+
+    compute: Times = field(default_factory=lambda: Fixed(1.0))
+    """Seconds that a node computes in a step: Fixed, LogNormal, PerNode, TraceTimes, or a class of yours. The default
+    is one second, so that simulated time is in steps of the fastest node."""
+    latency: Times = field(default_factory=lambda: Fixed(0.0))
+    """Seconds from the sending of a message to the arrival of its first byte, by edge and step; PerNode and TraceTimes
+    go by the sender."""
+    bandwidth: float | None = None
+    """Bytes that each directed edge carries per second. null: no limit."""
+    slow: dict[int, float] = field(default_factory=dict)
+    """Factors of the compute times of single nodes: {0: 10} makes node 0 ten times slower."""
+
+    def __post_init__(self):
+        bytes_per_second = "bytes per second, above 0, or null for no limit"
+        require(self.bandwidth is None or self.bandwidth > 0, "clock.bandwidth", self.bandwidth, bytes_per_second)
+        for node, factor in self.slow.items():
+            require(0 < factor < math.inf, f"clock.slow, node {node}", factor, "a factor above 0")
+
+    def check(self, nodes: int) -> None:
+        for node in self.slow:
+            require(0 <= node < nodes, "clock.slow", f"node {node}", f"0 to {nodes - 1} (graph.nodes is {nodes})")
+        self.compute.check("clock.compute", nodes)
+        self.latency.check("clock.latency", nodes)
+
+    def build(self, graph: Graph, seed: int) -> Clock:
+        return Clock(graph, self.compute, self.latency, self.bandwidth, self.slow, seed)
+
+
+@dataclass
 class LoggerConfig:
     """Where metrics go besides the run folder."""
 
@@ -248,6 +280,8 @@ class Config:
     """What a node is."""
     train: TrainConfig = entry(TrainConfig, fork="free", label="setting")
     """How long and how fast."""
+    clock: ClockConfig | None = entry(None, fork="same", label="setting", older=None)
+    """Simulated time, or null for none."""
     gossip: Gossip = entry(fork="same", label="method", start="QGDSGDm")
     """Decentralised optimiser: QGDSGDm, DSGD, AllReduce, Isolated, ..."""
     faults: list[Fault] = entry(list, fork="free", label="setting", older=[])
@@ -274,6 +308,8 @@ class Config:
         require(
             (self.run.threads or 1) <= cores, "run.threads", self.run.threads, f"1 to {cores}, the cores here, or null"
         )
+        if self.clock is not None:
+            self.clock.check(self.graph.nodes)
         self.data.private.check("data.private")
         if self.data.public is not None:
             self.data.public.check("data.public")

@@ -59,8 +59,10 @@ def explain(message: str, types: Mapping[str, Any]) -> str:
     value = m[m.lastindex] if (m := VALUE.search(reason)) else None
     if m := re.search(r"(?:Group '(.*)' does not accept option|Option) '([^']+)'", reason):
         return unknown_key(".".join(filter(None, (key, m[1], m[2]))), types, path.rpartition(".")[2])
-    if m := re.match(r"NestedArg\(key='(.*?)'", value or ""):
-        return unknown_key(f"{key}.{m[1]}", types)
+    if m := re.match(r"NestedArg\(key='(.*?)', val=(.*)\)$", value or ""):
+        if not key.endswith(f".{m[1]}"):
+            return unknown_key(f"{key}.{m[1]}", types)
+        value = m[2].strip("'")
     if m := re.search(r"""arguments are required: (.*)|Key "?([\w.]+)"? is required""", reason):
         return f"{key}.{m[m.lastindex]} is required".lstrip(".")
     if m := re.search(r"Parameter '(\w+)' from '(.*)\.__init__'", reason):
@@ -112,6 +114,8 @@ def describe(argument: Argument, key: str) -> str:
         elif base in items:
             example = next(iter(kinds.choices(base)), "my_module.MyCallback")
             words.append(f"a list, such as '[{{class_path: {example}}}]'")
+        elif get_origin(t) is dict:
+            words.append(f"a mapping from {' to '.join(WORDS.get(of, 'a value') for of in get_args(t))}")
         elif items or t in (list, tuple):
             of = dict.fromkeys(WORDS[item] for item in items if item in WORDS)
             words.append("a list" + (f", each item {' or '.join(of)}" if of else ""))

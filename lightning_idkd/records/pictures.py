@@ -58,6 +58,8 @@ class Pictures(Callback):
             "accuracy": draw_accuracy(run.lines, [exchange["epoch"] for exchange in run.progress.exchanges]),
             "labels": draw_label_mass(before, after, run.store.classes, heterogeneity),
         }
+        if "time/simulated" in metrics:
+            figures["accuracy_over_time"] = draw_accuracy(run.lines, [], "time")
         if self.scores:
             scores = []
             for private, public, noise, threshold in self.scores:
@@ -79,16 +81,16 @@ def make_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def draw_accuracy(lines: list[dict], exchanges: list[int]) -> Figure:
-    """Draw the accuracy of nodes and consensus model over epochs.
+def draw_accuracy(lines: list[dict], exchanges: list[int], axis: str = "epoch") -> Figure:
+    """Draw the accuracy of nodes and consensus model over epochs, or another axis of :data:`report.AXES`.
 
     Args:
         lines: the lines of ``metrics.jsonl``.
-        exchanges: the number of epochs trained before each exchange of labels; each is marked.
+        exchanges: where on the axis each exchange of labels is; each is marked.
     """
     figure = make_figure(7, 4)
-    axes = figure.add_subplot(xlabel="epoch", ylabel="test accuracy (%)")
-    epochs = [line["epoch"] for line in lines]
+    axes = figure.add_subplot(xlabel="epoch" if axis == "epoch" else report.AXES[axis], ylabel="test accuracy (%)")
+    places = [report.read_axis(line, axis) for line in lines]
     for i, epoch in enumerate(exchanges):
         style = {"color": "0.45", "linestyle": ":", "linewidth": min(1, 25 / len(exchanges))}
         axes.axvline(epoch, **style, label=None if i else "exchange of labels")
@@ -97,12 +99,12 @@ def draw_accuracy(lines: list[dict], exchanges: list[int]) -> Figure:
         return [100 * line[f"accuracy/{key}"] for line in lines]
 
     band = {"alpha": 0.2, "color": colours.BLUE, "linewidth": 0, "label": "worst to best node"}
-    axes.fill_between(epochs, in_percent("node_min"), in_percent("node_max"), **band)
+    axes.fill_between(places, in_percent("node_min"), in_percent("node_max"), **band)
     curves = (("node_mean", "node mean", colours.BLUE, "."), ("consensus", "consensus model", colours.ORANGE, "s"))
     for key, label, colour, marker in curves:
         values = in_percent(key)
-        axes.plot(epochs, values, color=colour, marker=marker, markersize=4 if marker == "s" else 7, label=label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.plot(places, values, color=colour, marker=marker, markersize=4 if marker == "s" else 7, label=label)
+    axes.xaxis.get_major_locator().set_params(integer=axis == "epoch")
     axes.legend()
     axes.grid(alpha=0.3)
     return figure
@@ -296,6 +298,26 @@ def draw_roc_curves(scores: list[tuple], aurocs: list[float]) -> Figure:
 def trace_kept(scores: np.ndarray, cuts: np.ndarray) -> list[float]:
     """The share of ``scores`` that each of the falling ``cuts`` keeps, from 0 to 1."""
     return [0, *(1 - np.searchsorted(np.sort(scores), cuts) / len(scores)), 1]
+
+
+def draw_curves(curves: dict[str, list[list[tuple[float, float]]]], xlabel: str, ylabel: str) -> Figure:
+    """Draw a curve for every name: the mean over seeds, with a band from the smallest to the largest value.
+
+    Args:
+        curves: by name, for every seed its pairs of x and y, in order; seeds are averaged pair by pair.
+    """
+    figure = make_figure(7, 4 + 0.15 * len(curves))
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    for i, (name, seeds) in enumerate(curves.items()):
+        shortest = min(map(len, seeds))
+        pairs = np.array([pairs[:shortest] for pairs in seeds])  # [seeds, evaluations, 2]
+        (x, y), style = pairs.mean(0).T, {"color": colours.CLASSES[i % 10], "linestyle": ("-", "--", ":")[i // 10 % 3]}
+        axes.plot(x, y, **style, marker=".", label=name)
+        if len(seeds) > 1:
+            axes.fill_between(x, pairs[..., 1].min(0), pairs[..., 1].max(0), **style, alpha=0.2, linewidth=0)
+    figure.legend(loc="outside lower center", fontsize="small")
+    axes.grid(alpha=0.3)
+    return figure
 
 
 def draw_dots(names: list[str], metrics: dict[str, list[tuple | None]]) -> Figure:

@@ -19,9 +19,24 @@ COLUMNS = ("epoch", "phase", "loss", "node mean", "min", "max", "consensus", "di
 _FORM = "{:>9}  {:<7} {:>7}  {:>9} {:>6} {:>6} {:>10} {:>9} {:>9} {:>10} {:>7}"
 
 
-def format_head() -> str:
-    """Format the line of column names above the first evaluation. Accuracies are in percent."""
-    return _FORM.format(*COLUMNS)
+AXES = {"epoch": "epochs", "bytes": "bytes sent", "time": "simulated seconds"}
+"""What accuracy can be drawn over: the names of the axes and their headings."""
+
+
+def format_head(simulated: bool = False) -> str:
+    """Format the line of column names above the first evaluation. Accuracies are in percent.
+
+    Args:
+        simulated: whether the run has a clock.
+    """
+    return _FORM.format(*COLUMNS) + ("  simulated" if simulated else "")
+
+
+def read_axis(line: dict, axis: str) -> float | None:
+    """The place of a line of ``metrics.jsonl`` on an axis of :data:`AXES`; None without a simulated clock."""
+    if axis == "bytes":
+        return sum_bytes({k: v for k, v in line.items() if k.startswith("communication/")})
+    return line.get("time/simulated" if axis == "time" else axis)
 
 
 def sum_bytes(counts: dict[str, float]) -> float:
@@ -92,14 +107,20 @@ def format_line(metrics: dict, epochs: int, left: float) -> str:
         left: expected seconds to the end of the run.
     """
     epoch = metrics["epoch"]
-    sent = sum_bytes({k: v for k, v in metrics.items() if k.startswith("communication/")})
+    sent, simulated = read_axis(metrics, "bytes"), read_axis(metrics, "time")
     loss = f"{metrics['train/loss']:.4f}" if "train/loss" in metrics else "-"
     percent = [f"{100 * metrics[f'accuracy/{k}']:.1f}" for k in ("node_mean", "node_min", "node_max", "consensus")]
-    return _FORM.format(
+    text = _FORM.format(
         f"{epoch}/{epochs}", metrics["phase"], loss, *percent,
         f"{metrics['consensus_distance']:.4f}", format_bytes(sent), f"{metrics['throughput/samples_per_second']:,.0f}",
         format_duration(left),
     )  # fmt: skip
+    return text if simulated is None else f"{text}  {format_seconds(simulated):>9}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Format simulated seconds with four digits, such as 0.1235 s."""
+    return f"{seconds:.4g} s" if seconds < 1e4 else f"{seconds:,.0f} s"
 
 
 def print_table(summary: dict, folder: Path) -> None:
@@ -115,9 +136,9 @@ def print_table(summary: dict, folder: Path) -> None:
     print(f"files: {folder}")  # outside the table, which would cut it
 
 
-def format_start(parts: dict[str, str]) -> str:
+def format_start(parts: dict[str, str], simulated: bool = False) -> str:
     """Format the lines above the first evaluation: the run's parts by name, then the names of the columns."""
-    return "\n".join(format_field(k, v) for k, v in parts.items()) + f"\n{format_head()}"
+    return "\n".join(format_field(k, v) for k, v in parts.items()) + f"\n{format_head(simulated)}"
 
 
 def format_field(name: str, text: str) -> str:
@@ -156,6 +177,8 @@ def list_results(summary: dict) -> list[tuple[str, str]]:
     rate, seconds = f"{throughput['samples_per_second']:,.0f} samples/s", format_duration(throughput["seconds"])
     peak, predicted = (format_bytes(summary[f"{kind}_memory_bytes"]) for kind in ("peak", "predicted"))
     memory = f"peak memory {peak} (predicted: {predicted})"
+    if "simulated" in summary.get("time", {}):
+        rows.append(("simulated time", format_seconds(summary["time"]["simulated"])))
     return [
         *rows,
         ("heterogeneity", f"{before} before, {after} after" if summary.get("exchanges") else before),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_idkd.callback import Calibration, Distillation
+from lightning_idkd.clock import Clock
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
 from lightning_idkd.files import describe_type, is_number
@@ -30,6 +31,7 @@ class Parts(Protocol):
     store: Store
     gossip: GossipStep
     distillation: Distillation | None
+    clock: Clock | None
     hooks: Hooks
     progress: Progress
     recorder: Recorder
@@ -79,6 +81,7 @@ def gather(run: Parts) -> dict:
         "loss": network.report(run.recorder.loss[:, None]),
         "seconds": run.recorder.elapsed(),
         "callbacks": callbacks,
+        **({} if run.clock is None else {"time": torch.from_numpy(run.clock.time)}),
     }
 
 
@@ -133,6 +136,8 @@ def restore(run: Parts, state: dict, lines: list[dict], distillation: bool = Tru
         matrix.copy_(state["rule_edges"][k][starts_here])
     progress.restore(state, distillation, fork)
     network.restore(state["counts"])
+    if run.clock is not None:
+        run.clock.time = state["time"].numpy()
     recorder.loss = state["loss"][mine, 0].to(stack.device)
     recorder.lines = [line for line in lines if line["step"] <= progress.step and line["phase"] != "final"]
     if distillation:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_idkd.callback import check_faults
-from lightning_idkd.config import Config
+from lightning_idkd.config import ClockConfig, Config
 from lightning_idkd.records import loggers, report
 from lightning_idkd.records.run_folder import RunFolder
 from lightning_idkd.training.resume import Start, find_start
@@ -75,7 +75,7 @@ def fit(config: Config) -> dict | None:
         run_loggers = loggers.make(config, folder)
         lines = describe_parts(config, run)
         lines["run"] = f"{folder.path}{describe_start(start, run.epoch)}"
-        print(report.format_start(lines), flush=True)
+        print(report.format_start(lines, simulated=run.clock is not None), flush=True)
         return train(run, folder, run_loggers)
 
 
@@ -103,6 +103,7 @@ def build_run(config: Config, fabric: Fabric, parts: Parts, start: Start) -> Orc
             "predicted_memory_bytes": parts.memory,
         },
         seed=config.seed,
+        clock=None if config.clock is None else config.clock.build(parts.network.graph, config.seed),
     )
 
 
@@ -192,6 +193,8 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
     )
     lines["engine"] = describe_engine(run)
     each = " a process" if run.network.world > 1 else ""
+    if config.clock is not None:
+        lines["clock"] = describe_clock(config.clock)
     lines["memory"] = f"about {report.format_bytes(header['predicted_memory_bytes'])}{each}"
     shares = [config.gossip.shares, *(getattr(c, "shares", "") for c in config.callbacks)]
     if run.distillation is not None:
@@ -215,6 +218,17 @@ def describe_remarks(loss: Loss, store: Store) -> list[str]:
         name = type(loss).__name__
         remarks.append(f"distillation.tuning.count_distilled: {name} uses no label counts, so this changes nothing")
     return remarks
+
+
+def describe_clock(clock: ClockConfig) -> str:
+    """The distributions of simulated times, the bandwidth and the slow nodes."""
+    text = f"compute {type(clock.compute).__name__}, latency {type(clock.latency).__name__}"
+    if clock.bandwidth is not None:
+        text += f", {report.format_bytes(clock.bandwidth)}/s an edge"
+    slow = [f"node {node} x {factor:g}" for node, factor in clock.slow.items()]
+    if len(slow) > 4:
+        slow = [f"{len(slow)} nodes x {min(clock.slow.values()):g} to {max(clock.slow.values()):g}"]
+    return ", ".join([text, *slow])
 
 
 def describe_engine(run: Orchestrator) -> str:

@@ -19,11 +19,12 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from lightning_idkd.callback import Calibration, Callback, Distillation, Gossip
+from lightning_idkd.clock import Clock
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
 from lightning_idkd.files import to_json
 from lightning_idkd.labels import Labels, Outputs, Selection
-from lightning_idkd.network import Network
+from lightning_idkd.network import Network, Traffic
 from lightning_idkd.nodes.stack import NodeStack
 from lightning_idkd.records import loggers, report
 from lightning_idkd.records.run_folder import RunFolder
@@ -72,6 +73,7 @@ class Orchestrator:
     gossip: GossipStep
     calibration: Calibration | None
     distillation: Distillation | None
+    clock: Clock | None
     detectors: Detectors | None
     hooks: Hooks
     train: TrainConfig
@@ -94,15 +96,17 @@ class Orchestrator:
     def __init__(self, fabric: Fabric, stack: NodeStack, network: Network, store: Store, rule: Gossip,
                  train: TrainConfig, calibration: Calibration | None = None,
                  distillation: Distillation | None = None, callbacks: list[Callback] | None = None,
-                 plan: Plan | None = None, header: dict | None = None, seed: int = 0):  # fmt: skip
+                 plan: Plan | None = None, header: dict | None = None, seed: int = 0,
+                 clock: Clock | None = None):  # fmt: skip
         self.fabric, self.stack, self.network, self.store = fabric, stack, network, store
         self.train, self.calibration, self.distillation = train, calibration, distillation
         self.plan, self.header, self.seed = plan or Plan(), header or {}, seed
         self.gossip = GossipStep(rule, stack, network, seed)
+        self.clock, network.timed = clock, clock is not None
         self.detectors = Detectors(calibration, stack, store, network, self.say) if calibration else None
         self.hooks = Hooks([c for c in (*(callbacks or []), rule, calibration, distillation) if c is not None])
         self.progress = Progress(steps=store.steps(), last_lr=train.lr)
-        self.recorder = Recorder(stack, network, store, train, self.progress)
+        self.recorder = Recorder(stack, network, store, train, self.progress, clock)
         network.links.when = self.when
         self.loggers, self.pictures, self.interrupted = [], {}, False
 
@@ -115,8 +119,8 @@ class Orchestrator:
 
     def when(self, step: int) -> tuple[float, float]:
         """Finished epochs and simulated seconds at the begin of ``step``."""
-        progress = self.progress
-        return progress.epoch + (step - progress.step + progress.epoch_step) / progress.steps, math.nan
+        progress, seconds = self.progress, math.nan if self.clock is None else self.clock.seconds
+        return progress.epoch + (step - progress.step + progress.epoch_step) / progress.steps, seconds
 
     # ------------------------------------------------------------------ the loop
 
@@ -167,11 +171,13 @@ class Orchestrator:
         """Train every node on a batch from the epoch's ``order`` [rows, steps * batch]; returns the losses [rows]."""
         progress, present = self.progress, self.network.present(self.step)
         self.gossip.welcome(progress.step)
+        greetings = self.network.take_traffic()
         batch = self.store.batch(self.store.positions(order, progress.epoch_step), progress.step)
         with self.stack.keep_buffers(present):
             losses = self.stack.step(*batch[:2], progress.step, *batch[2:])
         progress.last_lr = self.train.lr_at(progress.epoch + progress.epoch_step / progress.steps)
         self.gossip.update(progress.step, progress.last_lr, batch)
+        self.pass_time(greetings)
         self.recorder.add_losses(losses, present)
         if present is not None:
             self.store.missed[1] += torch.from_numpy(~present)
@@ -195,6 +201,21 @@ class Orchestrator:
     def call(self, hook: str, **payload) -> None:
         """Call a hook of every callback."""
         self.hooks.call(hook, {"run": self} | payload)
+        self.pass_time()
+
+    def pass_time(self, before: list[Traffic] | None = None) -> None:
+        """Advance the clock, if there is one, by the messages since the last call.
+
+        Args:
+            before: messages before the nodes computed a step; None: they did not.
+        """
+        traffic = self.network.take_traffic()
+        if self.clock is not None and (traffic or before is not None):
+            present = self.network.links.at(self.step).present
+            if before is not None:
+                self.clock.deliver(before, self.step, present)
+                self.clock.compute(self.step, present)
+            self.clock.deliver(traffic, self.step, present)
 
     # ------------------------------------------------------------------ distillation, called by hooks
 
@@ -291,6 +312,7 @@ class Orchestrator:
             self.gossip.combine(step, self.progress.last_lr)
         if self.train.final_merge:
             self.stack.X.copy_(self.network.all_reduce(self.stack.X))
+        self.pass_time()
         self.progress.phase = "final"
 
     def _watch(self) -> bool:

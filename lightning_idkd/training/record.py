@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_idkd import metrics
+from lightning_idkd.clock import Clock
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
@@ -47,8 +48,10 @@ class Recorder:
     lines: list[dict]
     """The metrics of every evaluation."""
 
-    def __init__(self, stack: NodeStack, network: Network, store: Store, train: TrainConfig, progress: Progress):
+    def __init__(self, stack: NodeStack, network: Network, store: Store, train: TrainConfig, progress: Progress,
+                 clock: Clock | None = None):  # fmt: skip
         self.stack, self.network, self.store, self.train, self.progress = stack, network, store, train, progress
+        self.clock = clock
         self.loss, self.lines = torch.zeros(stack.n, dtype=torch.float64), []
         self._heterogeneity_before = compute_heterogeneity(network, store)
         self._first_bad_step = torch.full((stack.n,), -1, device=stack.device)
@@ -179,6 +182,8 @@ class Recorder:
                 line[f"homogeneity/{when}" if name == "tv" else f"homogeneity/{name}_{when}"] = value
         line["throughput/samples_per_second"] = progress.samples / max(progress.train_seconds, 1e-9)
         line["throughput/seconds"] = self.elapsed()
+        if self.clock is not None:
+            line["time/simulated"] = self.clock.seconds
         line["per_node"] = dict(progress.per_node)
         self.lines.append(line)
         return line
