@@ -21,6 +21,7 @@ from lightning_idkd.callback import (
     OodScore,
     Teacher,
 )
+from lightning_idkd.clock import Times
 from lightning_idkd.config import Config
 from lightning_idkd.data.images import Images
 from lightning_idkd.data.inputs import Inputs
@@ -73,6 +74,7 @@ __all__ = [
     "Selection",
     "Source",
     "Teacher",
+    "Times",
     "Topology",
     "UserError",
     "VectorSource",

@@ -108,13 +108,12 @@ class PerNode(Times):
 
 @dataclass
 class TraceTimes(Times):
-    """Recorded times, from a CSV file with rows ``node,seconds``; a row with these words may come first.
-
-    A node's first row is the time of step 0, its second row that of step 1, and so on. After its last row a node starts
-    again with its first.
+    """Recorded times, from a CSV file: the rows of a node are its times at step 0, 1, ..., and after its last row it
+    begins again with its first.
 
     Args:
-        file: Path of the file, which has a row for every node.
+        file: Path of the file, with rows ``node,seconds``, one or more for every node; a row with these words may come
+            first.
     """
 
     file: str

@@ -165,8 +165,8 @@ class ClockConfig:
     """How long a run would take on a network of given speed; training itself stays the same."""
 
     compute: Times = field(default_factory=lambda: Fixed(1.0))
-    """Seconds that a node computes in a step: Fixed, LogNormal, PerNode, TraceTimes, or a class of yours. The default
-    is one second, so that simulated time is in steps of the fastest node."""
+    """Seconds that a node computes in a step: Fixed, LogNormal, PerNode, TraceTimes, or a class of yours. All
+    gradients of a rule count as one computation. The default is one second, so that simulated time counts steps."""
     latency: Times = field(default_factory=lambda: Fixed(0.0))
     """Seconds from the sending of a message to the arrival of its first byte, by edge and step; PerNode and TraceTimes
     go by the sender."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 
@@ -236,3 +238,108 @@ def test_mistakes(runs, capsys, arguments, words):
     said = capsys.readouterr().err
     for word in words:
         assert word in said
+
+
+# ---------------------------------------------------------------------- over epochs, bytes and simulated time
+
+
+@pytest.fixture
+def evaluated(runs):
+    """The runs at alpha 0.1 without distillation and with IDKD, whose evaluations are at epochs 1, 2 and 3.
+
+    In them accuracies are 0.1, 0.2 and 0.3 plus a tenth of the seed, and with IDKD 0.1 more.
+    """
+    for method, more, second in (("None", 0.0, 5.0), ("IDKD", 0.1, 7.0)):
+        for seed in range(3):
+            lines = []
+            for epoch in (1, 2, 3):
+                lines.append({
+                    "epoch": epoch, METRIC: 0.1 * (epoch + seed) + more, "communication/parameter_bytes": 100 * epoch,
+                    "communication/label_bytes": 10, "communication/messages": 4,
+                    "time/simulated": second * epoch + seed,
+                })  # fmt: skip
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (runs / f"{method}-0.1" / str(seed) / "metrics.jsonl").write_text(text)
+    return [str(runs / "None-0.1"), str(runs / "IDKD-0.1")]
+
+
+def test_a_target_adds_epochs_bytes_and_seconds_of_the_first_evaluation_that_reaches_it(evaluated, capsys):
+    given = ["--metrics", METRIC, "--target", "0.39", "--format", "csv"]
+    assert main(["compare", *evaluated, *given]) == 0
+    head, idkd, none = csv.reader(io.StringIO(capsys.readouterr().out))
+    columns = {name: column for column, name in enumerate(head)}
+    epochs, sent, seconds = "epochs to 0.39", "bytes sent to 0.39", "simulated seconds to 0.39"
+
+    def cells(line, name):
+        return [float(line[columns[name] + i]) for i in (0, 2)]  # mean and number of seeds
+
+    # IDKD: seed 0 at epoch 3, seed 1 at 2, seed 2 at 1; without distillation seed 0 never, seed 1 at 3, seed 2 at 2
+    assert cells(idkd, epochs) == [2, 3]
+    assert cells(idkd, sent) == [210, 3]
+    assert cells(idkd, seconds) == [(21 + 15 + 9) / 3, 3]
+    assert cells(none, epochs) == [2.5, 2]
+    assert cells(none, sent) == [260, 2]
+    assert cells(none, seconds) == [(16 + 12) / 2, 2]
+
+
+def test_runs_without_a_clock_reach_a_target_without_seconds(evaluated, runs, capsys):
+    for path in runs.rglob("metrics.jsonl"):
+        path.write_text(path.read_text().replace("time/simulated", "other"))
+    assert main(["compare", *evaluated, "--metrics", METRIC, "--target", "0.39"]) == 0
+    head = capsys.readouterr().out.splitlines()[0]
+    assert "epochs to 0.39" in head
+    assert "seconds" not in head
+
+
+@pytest.mark.parametrize(
+    ("axis", "label", "idkd"),
+    [
+        ("epoch", "epochs", [1, 2, 3]),
+        ("bytes", "bytes sent", [110, 210, 310]),
+        ("time", "simulated seconds", [8, 15, 22]),
+    ],
+)
+def test_a_plot_over_an_axis_has_a_curve_a_row_averaged_over_seeds(evaluated, tmp_path, monkeypatch, axis, label, idkd):
+    from lightning_idkd.records import pictures
+
+    drawn, draw = [], pictures.draw_curves
+    monkeypatch.setattr(pictures, "draw_curves", lambda *given: drawn.append(draw(*given)) or drawn[0])
+    file = tmp_path / "curves.png"
+    assert main(["compare", *evaluated, "--metrics", METRIC, "--x", axis, "--plot", str(file)]) == 0
+    assert file.stat().st_size > 1000
+    (axes,) = drawn[0].axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (label, "node mean (%)")
+    first, second = axes.lines
+    assert [first.get_label(), second.get_label()] == ["IDKD", "none"]
+    assert first.get_xdata().tolist() == pytest.approx(idkd)
+    assert first.get_ydata().tolist() == pytest.approx([30, 40, 50])
+    assert second.get_ydata().tolist() == pytest.approx([20, 30, 40])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--x", "time"], "--x: time given without --plot; allowed: with --plot FILE"),
+        (["--x", "tme", "--plot", "x.png"], "x: 'tme' given. Did you mean 'time'? Allowed: epoch, bytes, time or null"),
+        (["--target", "60"], "--target: 60.0 given; allowed: a fraction above 0, at most 1"),
+        (["--target", "0.8"], "--target: no run has accuracy/node_mean 0.8 in an evaluation; the best has 0.6"),
+        (["--target", "0.3", "--metrics", "communication/label_bytes"],
+         "--target: the first of --metrics: 'communication/label_bytes' given; allowed: an accuracy"),
+        (["--x", "epoch", "--plot", "x.png", "--metrics", "communication/messages", METRIC], "--metrics: no run has"),
+    ],
+)  # fmt: skip
+def test_wrong_axes_and_targets_are_refused(evaluated, tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    metrics = [] if "--metrics" in arguments else ["--metrics", METRIC]
+    assert main(["compare", *evaluated, *metrics, *arguments]) == 2
+    assert f"error: {said}" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_time_of_a_run_without_a_clock_is_refused_with_what_it_has(evaluated, runs, capsys):
+    path = runs / "None-0.1" / "1" / "metrics.jsonl"
+    path.write_text(path.read_text().replace("time/simulated", "other"))
+    given = ["--metrics", METRIC, "--x", "time", "--plot", str(runs / "x.png")]
+    assert main(["compare", *evaluated, *given]) == 2
+    said = f"--x: '{path.parent}' has no simulated time (its clock is null); allowed for it: epoch, bytes"
+    assert said in capsys.readouterr().err

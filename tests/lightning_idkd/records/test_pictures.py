@@ -213,6 +213,14 @@ def test_every_exchange_is_marked_at_its_own_epoch():
     assert not [line for line in plain.lines if line.get_linestyle() == ":"]
 
 
+def test_accuracy_is_drawn_over_simulated_time_too():
+    keys = [f"accuracy/{k}" for k in ("node_mean", "node_min", "node_max", "consensus")]
+    lines = [{"epoch": e, "time/simulated": e * 1.5, **dict.fromkeys(keys, e / 20)} for e in (5, 10)]
+    (axes,) = pictures.draw_accuracy(lines, [], "time").axes
+    assert axes.get_xlabel() == "simulated seconds"
+    assert [list(line.get_xdata()) for line in axes.lines] == [[7.5, 15], [7.5, 15]]
+
+
 def test_a_run_marks_its_exchanges_and_shades_its_graph_from_zero(tmp_path, configs, monkeypatch):
     drawn, accuracy, draw = {}, pictures.draw_accuracy, Graph.draw
     monkeypatch.setattr(

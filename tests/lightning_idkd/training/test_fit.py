@@ -266,6 +266,8 @@ def test_two_processes_are_bit_equal_to_one(configs, tmp_path):
         *SHORT,
         "--graph.nodes",
         "5",
+        *("--clock.compute", "LogNormal", "--clock.compute.median", "0.2", "--clock.compute.sigma", "0.5"),
+        *("--clock.bandwidth", "1e6"),
         "--run.dir",
     ]
     assert main([*command[3:], str(tmp_path / "1")]) == 0
@@ -275,6 +277,7 @@ def test_two_processes_are_bit_equal_to_one(configs, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = latest(tmp_path / "1"), latest(tmp_path / "2")
     assert same(checkpoint(one), checkpoint(two)) is None
+    assert checkpoint(two)["time"].unique().numel() > 1
     assert lines(one) == lines(two)
 
 
