@@ -40,21 +40,23 @@ def test_arguments_are_those_that_the_command_line_takes(name):
 def test_the_table_of_groups_says_which_keys_matter_for_what():
     """Forks, comparisons and ``idkd evaluate`` read keys from Config's fields; a new group needs no other list."""
     assert resolved.RESULT == (
-        "seed", "graph", "data", "node", "train", "gossip", "faults", "calibration", "distillation", "callbacks",
+        "seed", "graph", "data", "node", "train", "clock", "gossip", "faults", "calibration", "distillation",
+        "callbacks",
         "run.precision", "run.autocast",
     )  # fmt: skip
     assert set(resolved.SAME) == {
-        "seed", "graph", "node.network", "node.module", "gossip", "run.precision", "run.autocast", "data.private",
+        "seed", "graph", "clock", "node.network", "node.module", "gossip", "run.precision", "run.autocast", "data.private",
         "data.partition",
         "data.validation", "data.image_size", "data.channels", "data.augment",
     }  # fmt: skip
     assert set(resolved.ONGOING) == {"calibration", "distillation", "data.public", "data.augment_public"}
-    assert resolved.TRAINED == ("seed", "graph", "node", "train", "gossip", "faults", "distillation")
+    assert resolved.TRAINED == ("seed", "graph", "node", "train", "clock", "gossip", "faults", "distillation")
     assert (resolved.SETTING, resolved.METHOD) == (
-        ("graph", "data", "node.network", "node.module", "train", "faults"),
+        ("graph", "data", "node.network", "node.module", "train", "clock", "faults"),
         ("node.loss", "gossip", "calibration", "distillation", "callbacks"),
     )
     assert resolved.OLDER == {
+        "clock": None,
         "data.channels": None,
         "node.loss": {"class_path": "lightning_idkd.losses.CrossEntropy", "init_args": {}},
         "run.autocast": False,
