@@ -45,9 +45,8 @@ def test_the_table_of_groups_says_which_keys_matter_for_what():
         "run.precision", "run.autocast",
     )  # fmt: skip
     assert set(resolved.SAME) == {
-        "seed", "graph", "clock", "node.network", "node.module", "gossip", "run.precision", "run.autocast", "data.private",
-        "data.partition",
-        "data.validation", "data.image_size", "data.channels", "data.augment",
+        "seed", "graph", "clock", "node.network", "node.module", "gossip", "run.precision", "run.autocast",
+        "data.private", "data.partition", "data.validation", "data.image_size", "data.channels", "data.augment",
     }  # fmt: skip
     assert set(resolved.ONGOING) == {"calibration", "distillation", "data.public", "data.augment_public"}
     assert resolved.TRAINED == ("seed", "graph", "node", "train", "clock", "gossip", "faults", "distillation")
