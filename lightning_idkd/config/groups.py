@@ -87,7 +87,7 @@ class DataConfig:
     """The set that all nodes have, and that distillation labels; its own labels are never read. null: none."""
     partition: Partition = field(default_factory=IID)
     """How the private set is divided among the nodes: IID, Dirichlet, QGMDirichlet, Shards, ClassesPerNode,
-    QuantitySkew, FeatureSkew, FromFile, or your own class."""
+    QuantitySkew, FeatureSkew, Regions, FromFile, or your own class."""
     validation: float = 0.2
     """Share of a node's samples that it holds out for calibration and tuning. A node with 32 samples or more holds out
     at least 16, unless the share is 0."""

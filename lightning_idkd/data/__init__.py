@@ -10,7 +10,7 @@ from lightning_idkd.data.lsun import LSUN
 from lightning_idkd.data.noise import Noise
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet
 from lightning_idkd.data.samples import Remarks, Samples
-from lightning_idkd.data.skews import ClassesPerNode, FeatureSkew, FromFile, QuantitySkew, Shards
+from lightning_idkd.data.skews import ClassesPerNode, FeatureSkew, FromFile, QuantitySkew, Regions, Shards
 from lightning_idkd.data.source import Source, Subset
 from lightning_idkd.data.tables import ScikitLearn, Vectors
 from lightning_idkd.data.torchvision import Torchvision
@@ -35,6 +35,7 @@ __all__ = [
     "Partition",
     "QGMDirichlet",
     "QuantitySkew",
+    "Regions",
     "Remarks",
     "Samples",
     "ScikitLearn",

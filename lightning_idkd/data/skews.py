@@ -72,6 +72,31 @@ class ClassesPerNode(Partition):
 
 
 @dataclass
+class Regions(Partition):
+    """Nodes next to each other share classes: nodes and classes are cut into ``regions`` in the order of their numbers,
+    and the samples of a region's classes are divided among its nodes at random. With two regions on two cliques
+    (a dumbbell), information crosses the link between them only (He, Karimireddy and Jaggi, arXiv 2202.01545).
+
+    Args:
+        regions: number of regions, 1 to the number of classes, at most graph.nodes.
+    """
+
+    regions: int = 2
+
+    def split(self, labels: np.ndarray, nodes: int, rng: np.random.Generator) -> list[np.ndarray]:
+        occurring = np.unique(labels)
+        most = min(nodes, len(occurring))
+        allowed = f"1 to {most}, for {len(occurring)} classes on {nodes} nodes"
+        require(1 <= self.regions <= most, "data.partition.regions", self.regions, allowed)
+        parts = []
+        members = np.array_split(np.arange(nodes), self.regions)
+        for classes, here in zip(np.array_split(occurring, self.regions), members, strict=True):
+            samples = rng.permutation(np.flatnonzero(np.isin(labels, classes)))
+            parts += np.array_split(samples, len(here))
+        return parts
+
+
+@dataclass
 class QuantitySkew(Concentrated):
     """Node sizes are drawn from a Dirichlet distribution, and labels are divided uniformly at random (quantity skew in
     Li et al., ICDE 2022).

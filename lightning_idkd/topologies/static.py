@@ -257,6 +257,36 @@ class DoubleBinaryTrees(OnCircle):
 
 
 @dataclass
+class Corona(Topology):
+    """A ring with leaves: the first ``core`` nodes form a ring, and every other node k hangs at node k mod ``core``.
+
+    With liars as leaves, most neighbours of every honest node lie (the malicious ring of He, Karimireddy and Jaggi,
+    arXiv 2202.01545, has 16 nodes, 5 of them in the core).
+
+    Args:
+        core: number of nodes in the ring, 3 or more.
+    """
+
+    core: int = 5
+
+    def __post_init__(self):
+        require(self.core >= 3, "graph.topology.core", self.core, "3 or more")
+
+    def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:
+        require(self.core <= nodes, "graph.topology.core", self.core, f"3 to graph.nodes, {nodes}")
+        graph = nx.cycle_graph(self.core)
+        graph.add_edges_from((k, k % self.core) for k in range(self.core, nodes))
+        return graph
+
+    def positions(self, nodes: int) -> np.ndarray:
+        core, leaves = circle(self.core), np.arange(self.core, nodes)
+        of, turn = leaves % self.core, leaves // self.core  # the leaves of a node lie side by side, further out
+        most = max(1, -(-(nodes - self.core) // self.core))
+        angle = 2 * np.pi / self.core * (of + 0.7 * ((turn - 0.5) / most - 0.5))
+        return np.concatenate([core, 1.7 * np.stack([np.sin(angle), np.cos(angle)], axis=1)])
+
+
+@dataclass
 class Social15(Topology):
     """Marriages between 15 Florentine families, in alphabetical order (Breiger and Pattison, 1986)."""
 

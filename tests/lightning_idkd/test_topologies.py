@@ -22,6 +22,7 @@ from lightning_idkd.topologies import (
     BinaryTree,
     Chain,
     Complete,
+    Corona,
     DoubleBinaryTrees,
     Dyck32,
     EdgeList,
@@ -54,6 +55,7 @@ STATIC = [
     (Exponential(), 11),
     (Margulis(), 25),
     (BinaryTree(), 13),
+    (Corona(5), 16),
     (DoubleBinaryTrees(), 13),
     (BinaryTree("relaysgd"), 13),
     (DoubleBinaryTrees("relaysgd"), 13),
@@ -207,6 +209,19 @@ def test_binary_trees_have_parents_at_half_the_number():
     tree = family(Graph(BinaryTree(), 13))
     assert nx.is_tree(tree)
     assert sorted(tree.edges) == sorted(((i - 1) // 2, i) for i in range(1, 13))
+
+
+def test_a_corona_is_a_ring_whose_nodes_have_leaves():
+    """The edges of the authors' malicious ring, written out: its leaves are the lying nodes."""
+    ring, leaves = [(0, 1), (1, 2), (2, 3), (3, 4), (0, 4)], [(0, 5), (1, 6), (2, 7), (3, 8), (4, 9), (0, 10), (1, 11)]
+    leaves += [(2, 12), (3, 13), (4, 14), (0, 15)]
+    graph = Graph(Corona(5), 16)
+    assert {frozenset(e) for e in graph.mixing(0).edges.tolist()} == {frozenset(e) for e in ring + leaves}
+    places = np.round(graph.topology.positions(16), 6)
+    assert len({tuple(place) for place in places}) == 16
+    for core, nodes, message in ((2, 5, "core: 2 given; allowed: 3 or more"), (6, 5, "core: 6 given; allowed: 3 to")):
+        with pytest.raises(UserError, match=message):
+            Graph(Corona(core), nodes)
 
 
 @pytest.mark.parametrize(("base", "nodes", "depth"), [(Social15(), 15, 3), (Torus(4, 4), 16, 4), (Complete(), 9, 1),

@@ -8,11 +8,11 @@ from lightning_idkd.cli import main
 from lightning_idkd.config.parse import configure
 from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import Dirichlet, partition
-from lightning_idkd.data.skews import ClassesPerNode, FeatureSkew, FromFile, QuantitySkew, Shards
+from lightning_idkd.data.skews import ClassesPerNode, FeatureSkew, FromFile, QuantitySkew, Regions, Shards
 from lightning_idkd.errors import UserError
 from lightning_idkd.training.build import load_samples
 
-RULES = [Shards(2), Shards(1), ClassesPerNode(2), ClassesPerNode(3), QuantitySkew(1.0), FeatureSkew()]
+RULES = [Shards(2), Shards(1), ClassesPerNode(2), ClassesPerNode(3), QuantitySkew(1.0), FeatureSkew(), Regions(2)]
 
 
 def balanced(samples=5000, classes=10):
@@ -42,6 +42,16 @@ def test_shards_give_equal_sizes_and_few_classes():
 def test_dealt_shards_are_random():
     first, second = (partition(Shards(2), balanced(), 10, seed).histogram for seed in (0, 1))
     assert not np.array_equal(first, second)
+
+
+def test_regions_share_their_classes_and_no_others():
+    histogram = partition(Regions(2), balanced(), 20, 0).histogram
+    assert not histogram[:10, 5:].any()
+    assert not histogram[10:, :5].any()
+    assert set(histogram.sum(1)) == {250}
+    assert 0 < histogram[:10, :5].std() < 10, "a region's samples are divided at random"
+    three = partition(Regions(3), balanced(), 7, 0).histogram  # 3, 2 and 2 nodes; 4, 3 and 3 classes
+    assert [sorted(np.flatnonzero(row)) for row in three[[0, 3, 5]]] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
 @pytest.mark.parametrize(("nodes", "classes"), [(10, 2), (16, 2), (5, 2), (4, 10), (7, 3), (1, 10)])
@@ -192,6 +202,10 @@ def test_a_file_without_a_valid_partition_is_refused(content, said, tmp_path):
             "data.partition.classes: 1 given; allowed: 3 to 10, for 10 classes on 4 nodes",
         ),
         (lambda: QuantitySkew(0), "data.partition.alpha: 0 given; allowed: above 0 (smaller is more skewed)"),
+        (
+            lambda: partition(Regions(11), balanced(), 16, 0),
+            "data.partition.regions: 11 given; allowed: 1 to 10, for 10 classes on 16 nodes",
+        ),
         (lambda: FeatureSkew(1.0), "data.partition.brightness: 1.0 given; allowed: 0 to below 1"),
         (lambda: FeatureSkew(0.1, -1), "data.partition.rotation: -1 given; allowed: 0 to 180 degrees"),
         (
