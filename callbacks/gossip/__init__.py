@@ -1,5 +1,6 @@
 """Decentralised optimisers: each class is one rule, written as its paper's algebra on the rows of ``X``."""
 
+from .asynchronous import ADPSGD, AsyncGossip, SwarmSGD
 from .bias_correction import D2, EDM
 from .compressed import AdaGossip, ChocoSGD
 from .compression import QSGD, RandomK, Sign, TopK
@@ -15,6 +16,7 @@ from .torch_optimizer import LocalOptimizer
 from .tracking import GUT, DecentLaM, GradientTracking, MomentumTracking
 
 __all__ = [
+    "ADPSGD",
     "CCL",
     "D2",
     "DSGD",
@@ -25,6 +27,7 @@ __all__ = [
     "SGP",
     "AdaGossip",
     "AllReduce",
+    "AsyncGossip",
     "ChocoSGD",
     "CombineThenAdapt",
     "DecentLaM",
@@ -39,5 +42,6 @@ __all__ = [
     "RelaySGD",
     "SharpnessAwareDSGD",
     "Sign",
+    "SwarmSGD",
     "TopK",
 ]

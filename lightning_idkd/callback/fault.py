@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lightning_idkd.callback.gossip import ASSUMPTIONS
+from lightning_idkd.callback.gossip import ASSUMPTIONS, Asynchronous
 from lightning_idkd.callback.hooks import Callback
 from lightning_idkd.errors import UserError
 
@@ -49,6 +49,8 @@ def check_faults(faults: "Sequence[Fault]", rule: "Gossip", graph: "Graph") -> N
     from lightning_idkd.links import rebuilt_kind
 
     name = type(rule).__name__
+    if faults and isinstance(rule, Asynchronous):
+        raise UserError(f"faults: gossip {name} is asynchronous, and takes no faults; allowed: []")
     for fault in faults:
         what = type(fault).__name__
         fault.check(graph)

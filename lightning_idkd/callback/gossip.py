@@ -114,6 +114,77 @@ class Gossip(Callback, ABC):
             )
 
 
+class Event(ABC):
+    """What an asynchronous rule may use when a node acts."""
+
+    node: int
+    """The node that has its gradient."""
+    lr: float
+    """Learning rate, never 0."""
+    time: float
+    """Simulated seconds."""
+    count: int
+    """Number of gradients that the node has had before."""
+
+    @abstractmethod
+    def uniform(self, purpose: str) -> float:
+        """Returns a random number in [0, 1), another one at each event."""
+
+    @abstractmethod
+    def peer(self) -> int:
+        """Returns a neighbour of the node, drawn uniformly; the same one whenever it is asked in this event."""
+
+    @abstractmethod
+    def exchange(self, peer: int) -> None:
+        """Counts that the node and ``peer`` send each other their rows, and lets the node's next gradient take at least
+        as long as that."""
+
+    @abstractmethod
+    def send(self, row: "Tensor") -> None:
+        """Sends a row [1, P] to all neighbours, where it arrives after its transfer; the node does not wait."""
+
+    @abstractmethod
+    def inbox(self) -> "tuple[Tensor, Tensor]":
+        """Returns the last row that has arrived from each neighbour [d, P], of those that have sent one, and the
+        weights [d] that W gives to them. A rule that asks has :attr:`Asynchronous.mailbox` set."""
+
+
+class Asynchronous(Gossip):
+    """A rule whose nodes act one by one, each when it has its gradient, in simulated time.
+
+    n actions count as a step. Such a rule needs a clock, and runs in one process.
+    """
+
+    every_step = True
+    columnwise = False
+    mailbox: bool = False
+    """Whether the rule sends rows that neighbours read later."""
+    own_buffers: dict[str, int | None] = {}  # noqa: RUF012 (a rule replaces it, and does not change it)
+    """Width by name (None: P) of the rule's own matrices."""
+
+    @property
+    def buffers(self) -> dict[str, int | None]:  # ty: ignore[invalid-attribute-override]
+        return self.own_buffers | {"S": None, "D": None}  # rows at the begin of each gradient, and the gradients
+
+    @property
+    def edge_buffers(self) -> dict[str, int | None]:  # ty: ignore[invalid-attribute-override]
+        return {"inbox": None, "arrived": 1} if self.mailbox else {}
+
+    def update(self, X: "Tensor", G: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":
+        raise NotImplementedError(f"{type(self).__name__} acts node by node")
+
+    @abstractmethod
+    def act(self, X: "Tensor", G: "Tensor", state: "SimpleNamespace", event: Event) -> None:
+        """Changes ``X`` [n, P] in place, the row of the node that acts and possibly others.
+
+        Args:
+            X: The rows of all nodes as they are now.
+            G: The node's gradient [1, P], at the row with which it began.
+            state: The node's rows [1, ...] of the buffers; assigns new values to them.
+            event: Who acts, and how it talks to its neighbours.
+        """
+
+
 class Compression(ABC):
     """Replaces the vector that a node sends by a shorter message."""
 

@@ -9,7 +9,7 @@ import math
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from lightning_idkd.callback import Calibration, Callback, Distillation, Fault, Gossip, Loss
+from lightning_idkd.callback import Asynchronous, Calibration, Callback, Distillation, Fault, Gossip, Loss
 from lightning_idkd.clock import Clock, Fixed, Times
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet, check_share
 from lightning_idkd.data.source import Source
@@ -310,6 +310,12 @@ class Config:
         )
         if self.clock is not None:
             self.clock.check(self.graph.nodes)
+        if isinstance(self.gossip, Asynchronous):
+            name = type(self.gossip).__name__
+            if self.clock is None:
+                example = "'{compute: {class_path: LogNormal, init_args: {median: 1, sigma: 0.5}}}'"
+                raise UserError(f"clock: gossip {name} acts in simulated time and needs one, such as --clock {example}")
+            require(self.run.devices == 1, "run.devices", self.run.devices, f"1 with gossip {name}")
         self.data.private.check("data.private")
         if self.data.public is not None:
             self.data.public.check("data.public")

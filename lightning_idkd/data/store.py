@@ -215,6 +215,11 @@ class Store:
             return order[:, epoch_step * b : (epoch_step + 1) * b]
         return order.unflatten(1, (-1, b))[torch.arange(len(order)), epoch_step - self.missed[1]]
 
+    def next_positions(self, taken: Tensor) -> Tensor:
+        """Positions [rows, b] of the next batch of every node, which has ``taken`` [rows] batches of its present
+        set."""
+        return self._walks.order(self.generation_start, 1, -taken).to(self.device)
+
     def end_epoch(self) -> None:
         """Count the steps that nodes missed in this epoch as earlier ones."""
         self.missed = torch.stack([self.missed.sum(0), torch.zeros_like(self.missed[1])])

@@ -17,6 +17,7 @@ from lightning_idkd.models import cpu_norms
 from lightning_idkd.network import Network
 from lightning_idkd.nodes.engines import BATCHED
 from lightning_idkd.nodes.stack import NodeStack
+from lightning_idkd.training.async_step import AsyncStep
 from lightning_idkd.training.gossip_step import GossipStep
 from lightning_idkd.training.hooks import Hooks
 from lightning_idkd.training.progress import Progress
@@ -81,6 +82,7 @@ def gather(run: Parts) -> dict:
         "loss": network.report(run.recorder.loss[:, None]),
         "seconds": run.recorder.elapsed(),
         "callbacks": callbacks,
+        **({"events": gossip.state_dict()} if isinstance(gossip, AsyncStep) else {}),
         **({} if run.clock is None else {"time": torch.from_numpy(run.clock.time)}),
     }
 
@@ -136,6 +138,8 @@ def restore(run: Parts, state: dict, lines: list[dict], distillation: bool = Tru
         matrix.copy_(state["rule_edges"][k][starts_here])
     progress.restore(state, distillation, fork)
     network.restore(state["counts"])
+    if isinstance(run.gossip, AsyncStep):
+        run.gossip.load_state_dict(state["events"])
     if run.clock is not None:
         run.clock.time = state["time"].numpy()
     recorder.loss = state["loss"][mine, 0].to(stack.device)

@@ -18,7 +18,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from lightning_idkd.callback import Calibration, Callback, Distillation, Gossip
+from lightning_idkd.callback import Asynchronous, Calibration, Callback, Distillation, Gossip
 from lightning_idkd.clock import Clock
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
@@ -28,6 +28,7 @@ from lightning_idkd.network import Network, Traffic
 from lightning_idkd.nodes.stack import NodeStack
 from lightning_idkd.records import loggers, report
 from lightning_idkd.records.run_folder import RunFolder
+from lightning_idkd.training.async_step import AsyncStep
 from lightning_idkd.training.calibrate import Detectors
 from lightning_idkd.training.checkpoint import gather
 from lightning_idkd.training.evaluation import Stopped, compute_heterogeneity, measure_accuracies
@@ -101,8 +102,11 @@ class Orchestrator:
         self.fabric, self.stack, self.network, self.store = fabric, stack, network, store
         self.train, self.calibration, self.distillation = train, calibration, distillation
         self.plan, self.header, self.seed = plan or Plan(), header or {}, seed
-        self.gossip = GossipStep(rule, stack, network, seed)
         self.clock, network.timed = clock, clock is not None
+        if isinstance(rule, Asynchronous):
+            self.gossip = AsyncStep(rule, stack, network, store, clock, seed)
+        else:
+            self.gossip = GossipStep(rule, stack, network, seed)
         self.detectors = Detectors(calibration, stack, store, network, self.say) if calibration else None
         self.hooks = Hooks([c for c in (*(callbacks or []), rule, calibration, distillation) if c is not None])
         self.progress = Progress(steps=store.steps(), last_lr=train.lr)
@@ -170,12 +174,17 @@ class Orchestrator:
     def train_step(self, order: Tensor) -> Tensor:
         """Train every node on a batch from the epoch's ``order`` [rows, steps * batch]; returns the losses [rows]."""
         progress, present = self.progress, self.network.present(self.step)
+        progress.last_lr = self.train.lr_at(progress.epoch + progress.epoch_step / progress.steps)
+        if isinstance(self.gossip, AsyncStep):
+            losses = self.gossip.advance(progress.step, progress.last_lr)
+            self.recorder.add_losses(losses)
+            progress.step, progress.epoch_step = progress.step + 1, progress.epoch_step + 1
+            return losses
         self.gossip.welcome(progress.step)
         greetings = self.network.take_traffic()
         batch = self.store.batch(self.store.positions(order, progress.epoch_step), progress.step)
         with self.stack.keep_buffers(present):
             losses = self.stack.step(*batch[:2], progress.step, *batch[2:])
-        progress.last_lr = self.train.lr_at(progress.epoch + progress.epoch_step / progress.steps)
         self.gossip.update(progress.step, progress.last_lr, batch)
         self.pass_time(greetings)
         self.recorder.add_losses(losses, present)
