@@ -193,6 +193,8 @@ class Clock:
 
     time: np.ndarray
     """Seconds, float64 [n], at which every node has finished its last step."""
+    began: float = 0.0
+    """Seconds at the begin of the last step."""
 
     def __init__(self, graph: Graph, compute: Times, latency: Times, bandwidth: float | None = None,
                  slow: Mapping[int, float] | None = None, seed: int = 0):  # fmt: skip

@@ -83,7 +83,7 @@ def gather(run: Parts) -> dict:
         "seconds": run.recorder.elapsed(),
         "callbacks": callbacks,
         **({"events": gossip.state_dict()} if isinstance(gossip, AsyncStep) else {}),
-        **({} if run.clock is None else {"time": torch.from_numpy(run.clock.time)}),
+        **({} if run.clock is None else {"time": torch.from_numpy(run.clock.time), "step_began": run.clock.began}),
     }
 
 
@@ -141,7 +141,7 @@ def restore(run: Parts, state: dict, lines: list[dict], distillation: bool = Tru
     if isinstance(run.gossip, AsyncStep):
         run.gossip.load_state_dict(state["events"])
     if run.clock is not None:
-        run.clock.time = state["time"].numpy()
+        run.clock.time, run.clock.began = state["time"].numpy(), state["step_began"]
     recorder.loss = state["loss"][mine, 0].to(stack.device)
     recorder.lines = [line for line in lines if line["step"] <= progress.step and line["phase"] != "final"]
     if distillation:

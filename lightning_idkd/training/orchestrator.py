@@ -122,8 +122,10 @@ class Orchestrator:
     lines = property(lambda self: self.recorder.lines)
 
     def when(self, step: int) -> tuple[float, float]:
-        """Finished epochs and simulated seconds at the begin of ``step``."""
-        progress, seconds = self.progress, math.nan if self.clock is None else self.clock.seconds
+        """Finished epochs and simulated seconds at the begin of ``step``, which is the next step or the one before."""
+        progress, seconds = self.progress, math.nan
+        if self.clock is not None:
+            seconds = self.clock.began if step < progress.step else self.clock.seconds
         return progress.epoch + (step - progress.step + progress.epoch_step) / progress.steps, seconds
 
     # ------------------------------------------------------------------ the loop
@@ -186,10 +188,10 @@ class Orchestrator:
         with self.stack.keep_buffers(present):
             losses = self.stack.step(*batch[:2], progress.step, *batch[2:])
         self.gossip.update(progress.step, progress.last_lr, batch)
-        self.pass_time(greetings)
         self.recorder.add_losses(losses, present)
         if present is not None:
             self.store.missed[1] += torch.from_numpy(~present)
+        self.pass_time(greetings)  # from here on, faults see a later time
         progress.step, progress.epoch_step = progress.step + 1, progress.epoch_step + 1
         return losses
 
@@ -222,6 +224,7 @@ class Orchestrator:
         if self.clock is not None and (traffic or before is not None):
             present = self.network.links.at(self.step).present
             if before is not None:
+                self.clock.began = self.clock.seconds
                 self.clock.deliver(before, self.step, present)
                 self.clock.compute(self.step, present)
             self.clock.deliver(traffic, self.step, present)
@@ -321,7 +324,6 @@ class Orchestrator:
             self.gossip.combine(step, self.progress.last_lr)
         if self.train.final_merge:
             self.stack.X.copy_(self.network.all_reduce(self.stack.X))
-        self.pass_time()
         self.progress.phase = "final"
 
     def _watch(self) -> bool:

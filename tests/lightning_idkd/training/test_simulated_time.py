@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 from interrupts import InterruptAt
-from short_runs import checkpoint, extra, latest, lines, same
+from short_runs import SHORT, build, checkpoint, extra, latest, lines, same
 
 from lightning_idkd.cli import main
+from lightning_idkd.config.parse import configure
 
 STEPS = 18  # in an epoch of these runs
 DRAWN = ["--clock.compute", "LogNormal", "--clock.compute.median", "0.2", "--clock.compute.sigma", "0.5",
@@ -77,6 +78,7 @@ class TestSameRun:
         without, timed = latest(tmp_path / "without"), latest(tmp_path / "with")
         state = checkpoint(timed)
         assert state.pop("time").dtype == torch.float64
+        assert state.pop("step_began") < lines(timed)[-1]["time/simulated"]
         assert same(checkpoint(without), state) is None
         of_clock = lines(timed)
         times = [line.pop("time/simulated") for line in of_clock]
@@ -116,6 +118,34 @@ class TestSameRun:
         assert lines(latest(tmp_path / "fork"))[-1]["time/simulated"] == lines(latest(fit.runs))[-1]["time/simulated"]
         assert fit(*SHORTER, "--run.from", source) == 2
         assert "run.from: clock is None here but" in capsys.readouterr().err
+
+
+class TestAbsence:
+    """Node 1 is away from second 3 to second 6, in which steps of one second begin at every second."""
+
+    @pytest.fixture
+    def away(self, tmp_path):
+        (tmp_path / "away.csv").write_text("node,from,to\n1,3,6\n")
+        trace = f"{{class_path: Trace, init_args: {{file: {tmp_path / 'away.csv'}, unit: seconds, forget: true}}}}"
+        return [*ALONE, "--clock.compute", "Fixed", "--clock.compute.seconds", "1", "--faults", f"[{trace}]"]
+
+    def test_a_node_that_was_away_for_some_seconds_returns_with_its_neighbours_mean(self, configs, away):
+        run = build(configure(["--config", str(configs / "ring_digits.yaml"), *SHORT, *away]))
+        order = run.store.order(0, run.progress.steps)
+        for step in range(8):
+            assert run.clock.seconds == step
+            present, returning = run.network.present(step), run.network.returning(step)
+            assert (present is not None and not present[1]) == (step in (3, 4, 5))
+            assert (returning is not None and returning.tolist() == [False, True, False, False]) == (step == 6)
+            run.train_step(order)
+
+    def test_a_run_that_is_interrupted_before_the_return_ends_the_same(self, fit, tmp_path, away):
+        for folder, stops in (("whole", []), ("cut", [6])):
+            while fit(*away, *extra(InterruptAt, steps=stops), "--run.resume", "auto", folder=folder):
+                pass
+        whole, cut = latest(tmp_path / "whole"), latest(tmp_path / "cut")
+        assert same(checkpoint(whole), checkpoint(cut)) is None
+        assert lines(whole) == lines(cut)
 
 
 TRACE = ["--clock.compute", "TraceTimes", "--clock.compute.file"]
