@@ -10,6 +10,7 @@ from lightning_idkd import checkout
 from lightning_idkd.callback import (
     HOOKS,
     Aggregation,
+    Aggregator,
     Calibration,
     Callback,
     Compression,
@@ -50,6 +51,7 @@ _WITH_TORCH = {
 __all__ = [
     "HOOKS",
     "Aggregation",
+    "Aggregator",
     "Architecture",
     "Calibration",
     "Callback",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from types import SimpleNamespace
+from typing import ClassVar
 
 from lightning_idkd.callback import Context, Gossip
 from lightning_idkd.errors import require
@@ -45,6 +46,7 @@ class CCL(Gossip):
 
     columnwise = False
     every_step = True
+    sends: ClassVar = ("swap",)
     needs_features = True
 
     def __init__(self, lambda_m: float = 0.1, lambda_d: float = 0.1, quasi_global: bool = True, momentum: float = 0.9,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,6 +37,7 @@ class NGC(LocalStep):
 
     columnwise = False
     every_step = True
+    sends: ClassVar = ("swap",)
 
     def __init__(self, alpha: float = 1.0, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
         super().__init__(momentum, nesterov, weight_decay)

@@ -80,6 +80,8 @@ class AllReduce(DSGD):
         weight_decay: L2 coefficient added to the gradient.
     """
 
+    sends: ClassVar = ("mean",)
+
     def combine(self, X: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         return ctx.mean(X)
 
@@ -92,6 +94,8 @@ class Isolated(DSGD):
         nesterov: Step along D + momentum * M instead of M.
         weight_decay: L2 coefficient added to the gradient.
     """
+
+    sends: ClassVar = ()
 
     def combine(self, X: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         return X

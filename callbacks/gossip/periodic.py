@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
-from lightning_idkd.callback import HOOKS, Context, Gossip
+from lightning_idkd.callback import Context, Gossip
 from lightning_idkd.errors import UserError, require
-from lightning_idkd.graph import Graph
 
+from .around import Around
 from .dsgd import DSGD
 
 TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
@@ -28,6 +28,8 @@ class GossipPGA(DSGD):
         weight_decay: L2 coefficient added to the gradient.
     """
 
+    sends: ClassVar = ("mix", "mean")
+
     def __init__(self, period: int = 6, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
         super().__init__(momentum, nesterov, weight_decay)
         require(period >= 1, "gossip.period", period, "1 or more")
@@ -38,7 +40,7 @@ class GossipPGA(DSGD):
         return average(X - ctx.lr * self.direction(X, G, state))
 
 
-class LocalSteps(Gossip):
+class LocalSteps(Around):
     """Lets a rule mix in every k-th step only: in the other steps it runs with W = I, and nothing is sent.
 
     Around AllReduce this is local SGD (Stich, ICLR 2019); around DSGD it is local decentralised SGD (Koloskova et al.,
@@ -54,42 +56,26 @@ class LocalSteps(Gossip):
         if rule.every_step or rule.edge_buffers:
             name = type(rule).__name__
             raise UserError(f"gossip.rule: LocalSteps takes rules that may skip a mixing, but {name} needs every one")
-        self.rule, self.every = rule, every
-        for hook in HOOKS:
-            if hasattr(rule, hook):
-                setattr(self, hook, getattr(rule, hook))
+        super().__init__(rule)
+        self.every = every
 
     every_step = True  # LocalSteps around LocalSteps does no more than one of them
-    # As the rule has them, which may compute them. Nothing assigns them, as their declaration in Gossip would allow.
-    buffers = property(lambda self: self.rule.buffers)  # ty: ignore[invalid-assignment]
-    columnwise = property(lambda self: self.rule.columnwise)  # ty: ignore[invalid-assignment]
-    shares = property(lambda self: self.rule.shares)  # ty: ignore[invalid-assignment]
-    takes = property(lambda self: self.rule.takes)  # ty: ignore[invalid-assignment]
-    assumes = property(lambda self: self.rule.assumes)  # ty: ignore[invalid-assignment]
-    needs_features = property(lambda self: self.rule.needs_features)  # ty: ignore[invalid-assignment]
 
-    def check(self, graph: Graph) -> None:
-        self.rule.check(graph)
-
-    def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
-        if (ctx.step + 1) % self.every:
-            ctx = dataclasses.replace(ctx, mix=keep, mean=keep, swap=self.refuse)
-        return self.rule.update(X, G, state, ctx)
+    def change(self, ctx: Context) -> Context:
+        if (ctx.step + 1) % self.every == 0:
+            return ctx
+        return dataclasses.replace(ctx, mix=keep, mean=keep, receive=receive_nothing, swap=self.refuse)
 
     def refuse(self, M: Tensor, **_: object) -> NoReturn:
         """Raises a UserError: the rule swaps messages in a step in which nothing is sent."""
         raise UserError(f"gossip.rule: {type(self.rule).__name__} swaps messages, so it must set every_step = True")
 
-    def combine(self, X: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
-        return self.rule.combine(X, state, ctx)
-
-    def state_dict(self) -> dict:
-        return self.rule.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        self.rule.load_state_dict(state)
-
 
 def keep(T: Tensor, **_: object) -> Tensor:
     """Returns ``T`` unchanged, as a mixing with W = I."""
     return T
+
+
+def receive_nothing(T: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the node's own row of ``T`` with weight 1, as if no neighbour had sent anything."""
+    return T[:, None], T.new_ones(len(T), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 from lightning_idkd.callback import Context
 from lightning_idkd.errors import UserError
@@ -32,6 +33,7 @@ class RelaySGD(DSGD):
     """
 
     every_step = True
+    sends: ClassVar = ("swap",)
     edge_buffers = {"R": None, "C": 1}  # noqa: RUF012  the last sum received over each edge, and the number of models in it
 
     def check(self, graph: Graph) -> None:

@@ -6,7 +6,7 @@ signatures before torch is loaded, and jsonargparse would execute the TYPE_CHECK
 
 from lightning_idkd.callback.distillation import Aggregation, Distillation, Encoding, Teacher
 from lightning_idkd.callback.fault import Fault, check_faults
-from lightning_idkd.callback.gossip import ASSUMPTIONS, Asynchronous, Compression, Context, Event, Gossip
+from lightning_idkd.callback.gossip import ASSUMPTIONS, Aggregator, Asynchronous, Compression, Context, Event, Gossip
 from lightning_idkd.callback.hooks import HOOKS, Callback, Run
 from lightning_idkd.callback.loss import Loss
 from lightning_idkd.callback.ood import Calibration, OodScore, format_probability
@@ -16,6 +16,7 @@ __all__ = [
     "ASSUMPTIONS",
     "HOOKS",
     "Aggregation",
+    "Aggregator",
     "Asynchronous",
     "Calibration",
     "Callback",

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lightning_idkd.callback.hooks import Callback
+from lightning_idkd.callback.hooks import Callback, Run
 from lightning_idkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Context:
     """What a gossip rule may use besides its matrices, for the nodes of this process (``rows``) and their ``e`` edges.
 
-    Only rules with ``columnwise = False`` may call ``gradient``, ``features``, ``pull_back`` and ``uniform``.
+    Only rules with ``columnwise = False`` may call ``gradient``, ``loss``, ``features``, ``pull_back`` and ``uniform``.
     """
 
     step: int
@@ -44,6 +44,8 @@ class Context:
     """Weight [e] that the sender of each edge gives to what it receives from the other end, without faults."""
     gradient: "Callable[[Tensor], Tensor]"
     """``gradient(X)`` returns the gradient [rows, P] at other parameters ``X`` on the same batch."""
+    loss: "Callable[[Tensor], Tensor]"
+    """``loss(X)`` returns the loss [rows] of the same batch at other parameters ``X``."""
     targets: "Tensor | None"
     """Labels [rows, B, k] of the batch."""
     features: "Callable[[Tensor], Tensor]"
@@ -85,6 +87,9 @@ class Gossip(Callback, ABC):
 
     assumes: ClassVar[tuple[str, ...]] = ()
     """What the rule relies on, of :data:`ASSUMPTIONS`, so that a fault that breaks it is refused."""
+    sends: ClassVar[tuple[str, ...]] = ("mix",)
+    """The functions of the context by which the rule sends parameters: mix, mean, swap or receive. Robust takes rules
+    that only mix."""
 
     @abstractmethod
     def update(self, X: "Tensor", G: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":
@@ -195,3 +200,35 @@ class Compression(ABC):
     @abstractmethod
     def size(self, T: "Tensor") -> int:
         """Returns the bytes of the message for one row of ``T``."""
+
+
+class Aggregator(ABC):
+    """Combines the rows that a node has after a gossip step, in place of their sum weighted by W."""
+
+    columnwise: bool = False
+    """Whether the aggregator treats every column alike, so that it may be called on blocks of columns."""
+
+    @abstractmethod
+    def __call__(self, V: "Tensor", w: "Tensor", ctx: Context) -> "Tensor":
+        """Returns one row per node [r, C].
+
+        Args:
+            V: The rows [r, D, C] of every node: its own, then those that it received by ascending sender, then its own
+                again up to D. All values are finite.
+            w: Their weights [r, D] in W(step); 0 for the repetitions and for rows that were dropped.
+            ctx: The context of the rule, for example for ``ctx.loss``.
+        """
+
+    def bears(self, received: int) -> int | None:
+        """Returns how many of the rows that a node receives may be lies; None if no bound is known.
+
+        Args:
+            received: Number of rows that the node receives, without its own.
+        """
+        return None
+
+    def check(self, graph: "Graph") -> None:  # noqa: B027 (most need nothing)
+        """Raises a UserError if the aggregator cannot work on ``graph``."""
+
+    def on_check(self, run: Run) -> None:  # noqa: B027 (most need nothing)
+        """Reads what it needs of a run, or refuses it, before any file is written."""

@@ -40,6 +40,11 @@ class NodeStack(Engines):
             self.step(x, y, step, *more)
             return self.G.clone()
 
+    def loss(self, X: Tensor, x: Tensor, y: Tensor, step: int, *more: Tensor) -> Tensor:
+        """Losses [n] of a batch at other parameters ``X``, in training mode; all else stays as it is."""
+        with self.preserve_state(), self.use_parameters(X), torch.no_grad():
+            return self.step(x, y, step, *more)
+
     def features(self, X: Tensor, x: Tensor, step: int) -> Tensor:
         """Features [n, b, F] of ``x`` at ``X``, in training mode; rows, ``G`` and norm buffers stay as they are."""
         with self.preserve_state(), self.use_parameters(X), torch.no_grad():

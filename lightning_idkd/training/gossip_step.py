@@ -125,6 +125,7 @@ class GossipStep:
             edges=edges - [[self.network.rows.start, 0]] if len(edges) else edges,
             weights=self.network.graph.mixing(step).W[tuple(edges.T)],
             gradient=functools.partial(self._gradient, step=step, batch=batch),
+            loss=functools.partial(self._loss, step=step, batch=batch),
             targets=batch[1] if batch else None,
             features=functools.partial(self._features, step=step, batch=batch),
             pull_back=functools.partial(self._pull_back, step=step, batch=batch),
@@ -135,6 +136,11 @@ class GossipStep:
         """Gradients [rows, P] of the batch at other parameters."""
         self._require_whole_rows("asks for another gradient")
         return self.stack.gradient(X, *batch[:2], step, *batch[2:])
+
+    def _loss(self, X: Tensor, step: int, batch: tuple[Tensor, ...]) -> Tensor:
+        """Losses [rows] of the batch at other parameters."""
+        self._require_whole_rows("asks for the loss")
+        return self.stack.loss(X, *batch[:2], step, *batch[2:])
 
     def _features(self, X: Tensor, step: int, batch: tuple[Tensor, ...]) -> Tensor:
         """Features [rows, B, F] of the batch at other parameters."""

@@ -26,7 +26,8 @@ ADVICE = {
     "rows and gradients": "fewer graph.nodes, or a smaller node.network",
     "state of the rule": "a gossip rule with fewer buffers, fewer graph.nodes, or a smaller node.network",
     "algebra of the rule": (
-        "a rule that works on blocks of columns (all but NGC, CCL, SGP, compressed and sharpness-aware ones)"
+        "a rule that works on blocks of columns (all but NGC, CCL, SGP, compressed and sharpness-aware ones, and "
+        "Robust unless its aggregator is CoordinateTrimmedMean or CoordinateMedian)"
     ),
     "activations": "run.engine: loop, or a smaller train.batch_size",
     "answers on the public set": "a limit of data.public, or fewer graph.nodes",
@@ -65,6 +66,8 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, activa
         algebra = mixed_rows * block_columns(graph.nodes, store.device)
     else:
         algebra = mixed_rows * parameters + (edges * parameters if rule.edge_buffers else 0)
+    if "receive" in rule.sends:  # the rows that all nodes have after a gossip step, instead of their sums
+        algebra *= 1 + max(len(senders) for senders, _weights in graph.mixing(0).terms)
     exchanges = config.distillation is not None and store.public
     outputs = rows * store.public * 2 * (store.k + count_features(node)) * 4
     objects = sum(1 for _ in node.modules()) + sum(1 for _ in node.parameters())

@@ -1,0 +1,95 @@
+"""Rules that bear some nodes that send wrong rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from types import SimpleNamespace
+from typing import ClassVar, NoReturn
+
+from lightning_idkd.callback import ASSUMPTIONS, Aggregator, Context, Gossip, Run
+from lightning_idkd.errors import UserError, require_shape
+from lightning_idkd.graph import Graph
+
+from .around import Around
+
+TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typing's, which would load torch
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ACTIONS = {"mean": "averages over all nodes", "swap": "swaps messages", "receive": "aggregates already"}
+"""What a rule does besides mixing, by the function of the context."""
+
+
+class Robust(Around):
+    """Replaces every mixing of a rule, and the final gossip, by a robust aggregation of what each node receives.
+
+    Numbers that are not finite never reach the aggregator: it gets the node's own number instead if it works on
+    columns, else the whole row counts as lost.
+
+    Args:
+        rule: The rule to run; it may only mix, and may not rely on the same weights or on sums over all nodes.
+        aggregator: What replaces the sum weighted by W.
+    """
+
+    sends: ClassVar = ("receive",)
+
+    def __init__(self, rule: Gossip, aggregator: Aggregator):
+        if reason := self.explain_refusal(rule):
+            raise UserError(f"gossip.rule: Robust takes rules that only mix, but {type(rule).__name__} {reason}")
+        super().__init__(rule)
+        self.aggregator = aggregator
+
+    columnwise = property(lambda self: self.rule.columnwise and self.aggregator.columnwise)
+    every_step = property(lambda self: self.rule.every_step)  # ty: ignore[invalid-assignment]
+
+    @staticmethod
+    def explain_refusal(rule: Gossip) -> str | None:
+        """Returns why an aggregation cannot replace the mixing of ``rule``; None if it can."""
+        if rule.sends != ("mix",):
+            return next((ACTIONS[name] for name in rule.sends if name != "mix"), "sends nothing")
+        if "column" in rule.takes:
+            return "sends weights with its parameters"
+        return next((f"relies on {ASSUMPTIONS[word]}" for word in rule.assumes if word in ("static", "sums")), None)
+
+    def on_check(self, run: Run) -> None:
+        if hasattr(self.rule, "on_check"):
+            self.rule.on_check(run)
+        self.aggregator.on_check(run)
+
+    def check(self, graph: Graph) -> None:
+        super().check(graph)
+        self.aggregator.check(graph)
+
+    def change(self, ctx: Context) -> Context:
+        refusals = {name: functools.partial(self.refuse, name) for name in ACTIONS}
+        return dataclasses.replace(ctx, mix=functools.partial(self.aggregate, ctx=ctx), **refusals)
+
+    def combine(self, X: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
+        return self.rule.combine(X, state, self.change(ctx))
+
+    def aggregate(self, T: Tensor, ctx: Context, **_: object) -> Tensor:
+        """Returns the aggregation of the rows of ``T`` that every node of this process has after a gossip step."""
+        V, w = discard(*ctx.receive(T), by_column=self.aggregator.columnwise)
+        return require_shape(self.aggregator(V, w, ctx), T.shape, f"gossip: {type(self.aggregator).__name__} returns")
+
+    def refuse(self, name: str, *_: object, **__: object) -> NoReturn:
+        """Raises a UserError: the rule does more than mixing, without declaring it."""
+        raise UserError(
+            f"gossip.rule: Robust takes rules that only mix, but {type(self.rule).__name__} {ACTIONS[name]}, so it "
+            f"must have '{name}' in sends"
+        )
+
+
+def discard(V: Tensor, w: Tensor, by_column: bool) -> tuple[Tensor, Tensor]:
+    """Replaces what is not finite in ``V`` [r, D, C] by the node's own row or, ``by_column``, by its own numbers.
+
+    The weight of a row that is replaced goes to the node itself.
+    """
+    finite = V.isfinite()
+    if not by_column:
+        finite = finite.all(2, keepdim=True)
+        kept = w * finite[..., 0]
+        kept[:, 0] = w[:, 0] + (w - kept)[:, 1:].sum(1)
+        w = kept
+    return V.where(finite, V[:, :1]), w
