@@ -1,8 +1,8 @@
 """Robust aggregators: what a node makes of its own row and of those that it received, some of which may be lies.
 
-All nodes are aggregated at once. Most aggregators weigh whole rows by their distances, so that a matrix of weights
-[r, D] and one product give the result. Sums over columns run in blocks of a fixed size, so that the number of processes
-does not change a result.
+All nodes are aggregated at once. Most aggregators weigh whole rows by their distances: they compute a matrix of weights
+[r, D], and sum the rows with it once. A node's result has the same bits whichever nodes its process holds: sums over
+columns run in blocks of a fixed size, and products of matrices have aligned rows, without which their bits vary.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COLUMNS = 2**12  # in a block of distances and products, which stays in the caches
+ALIGNED = 16  # values of a row of a matrix product, or a multiple
 SLOT = 2**15  # values of a slot that are sorted at once
 CANCELS = 1e-3  # a squared distance below this share of the squares that it is a difference of is computed in float64
 ROUNDING = 1e-6  # by which sums of weights and shares may be off
@@ -167,7 +168,7 @@ class MultiKrum(Aggregator):
         scores = S.masked_fill(place >= nearest, 0).sum(2).masked_fill(~valid, math.inf)
         kept = (rows - self.liars if self.keep is None else rows.clamp(max=self.keep)).clamp(min=1)
         chosen = torch.zeros_like(valid).scatter(1, scores.argsort(stable=True), place < kept)
-        return combine(V, chosen / kept)
+        return combine(V, chosen.double() / kept)
 
 
 class Krum(MultiKrum):
@@ -204,7 +205,7 @@ class RFA(Aggregator):
         K, w = inner_products(V), w.double()
         b = w / w.sum(1, keepdim=True)
         for _ in range(self.steps):
-            Kb = (K @ b[..., None])[..., 0]
+            Kb = (K * b[:, None]).sum(2)
             square = K.diagonal(dim1=1, dim2=2) - 2 * Kb + (b * Kb).sum(1, keepdim=True)
             b = w / square.clamp(min=0).sqrt().clamp(min=self.nu)
             b = b / b.sum(1, keepdim=True)
@@ -330,7 +331,7 @@ def multiply(V: Tensor, exact: bool = False) -> Tensor:
     K = V.new_zeros(len(V), V.shape[1], V.shape[1], dtype=torch.float64)
     for block in V.split(COLUMNS, 2):
         block = block.double() if exact else block
-        U = block - block[:, :1]
+        U = torch.nn.functional.pad(block - block[:, :1], (0, -block.shape[2] % ALIGNED))
         K += U @ U.mT
     return K
 
@@ -346,7 +347,11 @@ def square_distances(K: Tensor) -> Tensor:
 
 def combine(V: Tensor, weights: Tensor) -> Tensor:
     """Sum [r, C] of a node's rows times ``weights`` [r, D]."""
-    return (weights.to(V.dtype)[:, None] @ V)[:, 0]
+    weights = weights.to(V.dtype)[..., None]
+    total = weights[:, 0] * V[:, 0]
+    for place in range(1, V.shape[1]):
+        total.addcmul_(weights[:, place], V[:, place])
+    return total
 
 
 def add_to_own(V: Tensor, weights: Tensor) -> Tensor:
