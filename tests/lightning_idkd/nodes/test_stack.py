@@ -236,6 +236,20 @@ def test_gradient_at_other_parameters_leaves_everything_in_place(name, engine):
 
 @every_engine
 @every_network
+def test_loss_at_other_parameters_leaves_everything_in_place(name, engine):
+    s, (x, y) = spread(stack(name, engine)), batch()
+    s.step(x, y, 4)
+    before, other = snapshot(s), s.X + 0.1
+    there = s.loss(other, x, y, 4)
+    assert same(s, before)
+    s.X.copy_(other)
+    expected = s.step(x, y, 4)  # the same batch draws the same masks
+    torch.testing.assert_close(there, expected, rtol=1e-12, atol=0)
+    assert not there.requires_grad
+
+
+@every_engine
+@every_network
 def test_features_and_gradients_through_them_leave_everything_in_place(name, engine):
     """A loss whose derivative by the features is ``V`` is, but for a constant, the sum of their products."""
     s, (x, y) = spread(stack(name, engine)), batch()
