@@ -40,7 +40,8 @@ class Robust(Around):
         super().__init__(rule)
         self.aggregator = aggregator
 
-    columnwise = property(lambda self: self.rule.columnwise and self.aggregator.columnwise)
+    # as in Around
+    columnwise = property(lambda self: self.rule.columnwise and self.aggregator.columnwise)  # ty: ignore[invalid-assignment]
     every_step = property(lambda self: self.rule.every_step)  # ty: ignore[invalid-assignment]
 
     @staticmethod
@@ -53,8 +54,8 @@ class Robust(Around):
         return next((f"relies on {ASSUMPTIONS[word]}" for word in rule.assumes if word in ("static", "sums")), None)
 
     def on_check(self, run: Run) -> None:
-        if hasattr(self.rule, "on_check"):
-            self.rule.on_check(run)
+        if on_check := getattr(self.rule, "on_check", None):
+            on_check(run)
         self.aggregator.on_check(run)
 
     def check(self, graph: Graph) -> None:
@@ -87,6 +88,8 @@ def discard(V: Tensor, w: Tensor, by_column: bool) -> tuple[Tensor, Tensor]:
     The weight of a row that is replaced goes to the node itself.
     """
     finite = V.isfinite()
+    if finite.all():
+        return V, w
     if not by_column:
         finite = finite.all(2, keepdim=True)
         kept = w * finite[..., 0]

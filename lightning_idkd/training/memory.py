@@ -62,12 +62,14 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, activa
         at_once = max(at_once, choose_nodes_per_call(activations, rows, store.device))
     # the product with a dense W needs the rows of all nodes in every process
     mixed_rows = graph.nodes if graph.mixing(0).dense or on_device else rows
+    block = block_columns(graph.nodes, store.device)
     if rule.in_blocks:
-        algebra = mixed_rows * block_columns(graph.nodes, store.device)
+        algebra = mixed_rows * block
     else:
         algebra = mixed_rows * parameters + (edges * parameters if rule.edge_buffers else 0)
-    if "receive" in rule.sends:  # the rows that all nodes have after a gossip step, instead of their sums
-        algebra *= 1 + max(len(senders) for senders, _weights in graph.mixing(0).terms)
+    received = 0
+    if "receive" in rule.sends:
+        received = 2 * rows * graph.mixing(0).received[0].shape[1] * (block if rule.in_blocks else parameters)
     exchanges = config.distillation is not None and store.public
     outputs = rows * store.public * 2 * (store.k + count_features(node)) * 4
     objects = sum(1 for _ in node.modules()) + sum(1 for _ in node.parameters())
@@ -75,7 +77,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, activa
         "program and data": store.pool.nbytes + store.test.nbytes if on_device else read_resident_memory(),
         "rows and gradients": 2 * matrix + frozen * item + rows * OBJECT * objects,
         "state of the rule": state * item,
-        "algebra of the rule": TEMPORARY * algebra * item,
+        "algebra of the rule": (TEMPORARY * algebra + received) * item,
         "activations": at_once * activations,
         "evaluation and pictures": matrix + (0 if on_device else PICTURE_LIBRARIES),
         "answers on the public set": outputs if exchanges else 0,
