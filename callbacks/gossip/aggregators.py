@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COLUMNS = 2**12  # in a block of distances and products, which stays in the caches
 ALIGNED = 16  # values of a row of a matrix product, or a multiple
 SLOT = 2**15  # values of a slot that are sorted at once
-CANCELS = 1e-3  # a squared distance below this share of the squares that it is a difference of is computed in float64
+CANCELS = 1e-3  # a squared distance below this share of the squares that it is computed from is computed in float64
 ROUNDING = 1e-6  # by which sums of weights and shares may be off
 
 
@@ -312,26 +312,29 @@ def distances(V: Tensor) -> Tensor:
 def inner_products(V: Tensor) -> Tensor:
     """Inner products [r, D, D] of the differences between a node's rows and its own, in float64.
 
-    They are computed in float32 where this does not cancel in the distances of any two rows.
+    Those of rows that are so near to each other that float32 cancels in their distance are computed in float64.
     """
     K = multiply(V)
     squares = K.diagonal(dim1=1, dim2=2)
     least = CANCELS * (squares[:, None] + squares[..., None])
     least.diagonal(dim1=1, dim2=2).zero_()
-    cancelled = (square_distances(K) < least).any(2).any(1)
-    if cancelled.any():
-        K[cancelled] = multiply(V[cancelled], exact=True)
+    cancelled = (square_distances(K) < least).any(2)  # [r, D]
+    cancelled[:, 0] = cancelled.any(1)  # differences are to the own row
+    for i in cancelled[:, 0].nonzero()[:, 0].tolist():
+        rows = cancelled[i].nonzero()[:, 0]
+        K[i, rows[:, None], rows] = multiply(V[i, rows][None].double())[0]
     return K
 
 
-def multiply(V: Tensor, exact: bool = False) -> Tensor:
-    """:func:`inner_products`, with products in the precision of ``V``, or in float64 if ``exact``."""
+def multiply(V: Tensor) -> Tensor:
+    """:func:`inner_products` in the precision of ``V``, summed over blocks in float64."""
     import torch
 
     K = V.new_zeros(len(V), V.shape[1], V.shape[1], dtype=torch.float64)
     for block in V.split(COLUMNS, 2):
-        block = block.double() if exact else block
-        U = torch.nn.functional.pad(block - block[:, :1], (0, -block.shape[2] % ALIGNED))
+        U = block - block[:, :1]
+        if missing := -U.shape[2] % ALIGNED:
+            U = torch.nn.functional.pad(U, (0, missing))
         K += U @ U.mT
     return K
 

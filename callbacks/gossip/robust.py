@@ -85,14 +85,13 @@ class Robust(Around):
 def discard(V: Tensor, w: Tensor, by_column: bool) -> tuple[Tensor, Tensor]:
     """Replaces what is not finite in ``V`` [r, D, C] by the node's own row or, ``by_column``, by its own numbers.
 
-    The weight of a row that is replaced goes to the node itself.
+    The weight of a row that is replaced goes to the node itself. A row whose sum overflows is not finite either.
     """
-    finite = V.isfinite()
+    finite = V.sum(2).isfinite()  # without a temporary matrix as large as V
     if finite.all():
         return V, w
-    if not by_column:
-        finite = finite.all(2, keepdim=True)
-        kept = w * finite[..., 0]
-        kept[:, 0] = w[:, 0] + (w - kept)[:, 1:].sum(1)
-        w = kept
-    return V.where(finite, V[:, :1]), w
+    if by_column:
+        return V.where(V.isfinite(), V[:, :1]), w
+    kept = w * finite
+    kept[:, 0] = w[:, 0] + (w - kept)[:, 1:].sum(1)
+    return V.where(finite[..., None], V[:, :1]), kept
