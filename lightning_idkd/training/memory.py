@@ -69,7 +69,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, activa
         algebra = mixed_rows * parameters + (edges * parameters if rule.edge_buffers else 0)
     received = 0
     if "receive" in rule.sends:
-        received = 2 * rows * graph.mixing(0).received[0].shape[1] * (block if rule.in_blocks else parameters)
+        received = rows * graph.mixing(0).received[0].shape[1] * (block if rule.in_blocks else parameters)
     exchanges = config.distillation is not None and store.public
     outputs = rows * store.public * 2 * (store.k + count_features(node)) * 4
     objects = sum(1 for _ in node.modules()) + sum(1 for _ in node.parameters())

@@ -44,13 +44,17 @@ def test_free_memory_is_known_here():
     assert after - before == pytest.approx(2 * 10**8, rel=0.2)
 
 
+ROBUST = "{class_path: Robust, init_args: {rule: {class_path: DSGD}, aggregator: {class_path: SCClip}}}"
+
+
 @pytest.mark.slow
-def test_the_peak_is_what_was_predicted(configs, tmp_path):
+@pytest.mark.parametrize("gossip", [[], ["--gossip", ROBUST]], ids=["mixing", "aggregating"])
+def test_the_peak_is_what_was_predicted(configs, tmp_path, gossip):
     network = ["--node.network", "ResNet", "--node.network.depth", "20",
                "--node.network.width", "96", "--data.partition", "IID"]  # fmt: skip
     given = ["--data.private.limit", "64", "--train.epochs", "1",
              "--train.evaluate_samples", "16", "--distillation", "null"]  # fmt: skip
-    command = [*command_of(configs / "ring_digits.yaml"), *SHORT, *network, *given, "--run.dir", str(tmp_path)]
+    command = [*command_of(configs / "ring_digits.yaml"), *SHORT, *network, *given, *gossip, "--run.dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads((latest(tmp_path) / "summary.json").read_text())
