@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from types import SimpleNamespace
 
 from lightning_idkd.callback import HOOKS, Context, Gossip
@@ -34,9 +35,9 @@ class Around(Gossip):
     sends = property(lambda self: self.rule.sends)  # ty: ignore[invalid-assignment]
     takes = property(lambda self: self.rule.takes)  # ty: ignore[invalid-assignment]
 
+    @abstractmethod
     def change(self, ctx: Context) -> Context:
         """Returns the context in which the rule runs instead of ``ctx``."""
-        raise NotImplementedError
 
     def check(self, graph: Graph) -> None:
         self.rule.check(graph)

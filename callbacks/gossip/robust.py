@@ -17,8 +17,13 @@ TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typin
 if TYPE_CHECKING:
     from torch import Tensor
 
-ACTIONS = {"mean": "averages over all nodes", "swap": "swaps messages", "receive": "aggregates already"}
-"""What a rule does besides mixing, by the function of the context."""
+ACTIONS = {
+    "mean": "averages over all nodes",
+    "swap": "swaps messages",
+    "receive": "aggregates already",
+    "act": "acts node by node",
+}
+"""What a rule does besides mixing, by its word in ``sends``."""
 
 
 class Robust(Around):
@@ -63,7 +68,7 @@ class Robust(Around):
         self.aggregator.check(graph)
 
     def change(self, ctx: Context) -> Context:
-        refusals = {name: functools.partial(self.refuse, name) for name in ACTIONS}
+        refusals = {name: functools.partial(self.refuse, name) for name in ("mean", "swap", "receive")}
         return dataclasses.replace(ctx, mix=functools.partial(self.aggregate, ctx=ctx), **refusals)
 
     def combine(self, X: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:

@@ -88,8 +88,8 @@ class Gossip(Callback, ABC):
     assumes: ClassVar[tuple[str, ...]] = ()
     """What the rule relies on, of :data:`ASSUMPTIONS`, so that a fault that breaks it is refused."""
     sends: ClassVar[tuple[str, ...]] = ("mix",)
-    """The functions of the context by which the rule sends parameters: mix, mean, swap or receive. Robust takes rules
-    that only mix."""
+    """The functions of the context by which the rule sends parameters: mix, mean, swap or receive; act, if it has no
+    context. Robust takes rules that only mix."""
 
     @abstractmethod
     def update(self, X: "Tensor", G: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":
@@ -162,6 +162,7 @@ class Asynchronous(Gossip):
 
     every_step = True
     columnwise = False
+    sends: ClassVar = ("act",)
     mailbox: bool = False
     """Whether the rule sends rows that neighbours read later."""
     own_buffers: dict[str, int | None] = {}  # noqa: RUF012 (a rule replaces it, and does not change it)

@@ -10,6 +10,7 @@ from quadratics import GRAPHS, LOCAL, LR, N, P, Quadratics, driver, reference, s
 
 from lightning_idkd.callback import Aggregator, Gossip
 from lightning_idkd.callbacks import (
+    ADPSGD,
     BALANCE,
     CCL,
     D2,
@@ -21,6 +22,7 @@ from lightning_idkd.callbacks import (
     UBAR,
     AdaGossip,
     AllReduce,
+    AsyncGossip,
     ChocoSGD,
     CombineThenAdapt,
     CoordinateMedian,
@@ -38,6 +40,7 @@ from lightning_idkd.callbacks import (
     Robust,
     SCClip,
     SharpnessAwareDSGD,
+    SwarmSGD,
 )
 from lightning_idkd.callbacks.gossip.robust import discard
 from lightning_idkd.errors import UserError
@@ -159,6 +162,7 @@ REFUSED = {
     "swaps messages": [NGC(), CCL(), RelaySGD()],
     "sends nothing": [Isolated()],
     "aggregates already": [Robust(DSGD(), CoordinateMedian())],
+    "acts node by node": [ADPSGD(), AsyncGossip(), SwarmSGD()],
     "sends weights with its parameters": [SGP(), LocalSteps(SGP())],
     "relies on the same weights in every step": [D2(), EDM(), GUT(), DecentLaM(), ChocoSGD(), AdaGossip()],
     "relies on sums over all nodes that no node leaves": [GradientTracking(), MomentumTracking()],
