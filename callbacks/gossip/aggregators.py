@@ -56,10 +56,9 @@ class SCClip(Aggregator):
         return None if self.tau is not None else math.floor(self.share * (received + 1) + ROUNDING)
 
     def __call__(self, V: Tensor, w: Tensor, ctx: Context) -> Tensor:
-        d, given = distances(V), w.clone()
-        given[:, 0] = 0
-        tau = self.radius(d, given)[:, None] if self.tau is None else self.tau
-        return add_to_own(V, given * (tau / d.clamp(min=1e-30)).clamp(max=1))
+        d = distances(V)  # 0 for the own row, whose weight thus plays no role
+        tau = self.radius(d, w)[:, None] if self.tau is None else self.tau
+        return add_to_own(V, w * (tau / d.clamp(min=1e-30)).clamp(max=1))
 
     def radius(self, d: Tensor, w: Tensor) -> Tensor:
         """The adaptive radius [r], from distances and weights [r, D]."""

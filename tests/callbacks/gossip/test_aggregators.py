@@ -163,14 +163,29 @@ def test_an_aggregator_is_its_papers_formula(aggregator, paper, options, more, s
     np.testing.assert_allclose(got.numpy(), by_node(paper, V, w, **options, **more), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("losses", [[3.0, 2, 1, 4], [1.0, 3, 2, 4], [1.0, math.nan, 5, 4], [2.0, 2, math.nan, 3]])
-def test_ubar_averages_those_with_no_larger_loss_or_takes_the_best(losses):
+@pytest.mark.parametrize(("losses", "best"), [
+    ([3.0, 2, 1, 4], [1, 2]),
+    ([2.0, 2, 1, 4], [1, 2]),
+    ([1.0, 3, 2, 4], [2]),
+    ([1.0, math.nan, 5, 4], [3]),
+])  # fmt: skip
+def test_ubar_averages_those_with_no_larger_loss_or_takes_the_best(losses, best):
     rows = torch.eye(4, dtype=torch.float64)
     of_row = lambda X: torch.tensor(losses, dtype=X.dtype)[X.argmax(1)]  # noqa: E731
     got = UBAR(1.0, 0.5)(rows[None], torch.full((1, 4), 0.25).double(), SimpleNamespace(targets=1, loss=of_row))
-    best = {3.0: [1, 2], 1.0: [2] if losses[1] == 3 else [3], 2.0: [1]}[losses[0]]
     expected = 0.5 * np.eye(4)[0] + 0.5 * np.eye(4)[best].mean(0)
     np.testing.assert_allclose(got[0].numpy(), expected)
+
+
+@pytest.mark.parametrize(("epoch", "accepted"), [(0, [1, 2]), (5, [1]), (10, [])])
+def test_balance_accepts_less_and_less(epoch, accepted):
+    """Relative distances of 0.3 and 0.5 against 0.6 exp(-t / T), which falls from 0.6 over 0.36 to 0.22."""
+    V = torch.tensor([[[2.0, 0], [2, 0.6], [3, 0]]], dtype=torch.float64)
+    aggregator = BALANCE(0.6, 1.0, 0.5)
+    aggregator.on_check(SimpleNamespace(epoch=epoch, epochs=10))
+    got = aggregator(V, torch.full((1, 3), 1 / 3), NO_BATCH)
+    expected = 0.5 * V[0, 0] + 0.5 * (V[0, accepted].mean(0) if accepted else V[0, 0])
+    torch.testing.assert_close(got[0], expected)
 
 
 # ---------------------------------------------------------------------- limits
