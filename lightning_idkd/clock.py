@@ -195,6 +195,9 @@ class Clock:
     """Seconds, float64 [n], at which every node has finished its last step."""
     began: float = 0.0
     """Seconds at the begin of the last step."""
+    arrivals: np.ndarray
+    """Seconds, float64 [k, E], at which the messages of the last k steps arrive, latest step first; :meth:`lag` keeps
+    them."""
 
     def __init__(self, graph: Graph, compute: Times, latency: Times, bandwidth: float | None = None,
                  slow: Mapping[int, float] | None = None, seed: int = 0):  # fmt: skip
@@ -203,6 +206,7 @@ class Clock:
         for name, times in self.times.items():
             times.check(f"clock.{name}", graph.nodes)
         self.factor, self.time = np.ones(graph.nodes), np.zeros(graph.nodes)
+        self.arrivals = np.zeros((0, len(graph.mixing(0).edges)))
         for node, factor in (slow or {}).items():
             self.factor[node] = factor
 
@@ -290,6 +294,21 @@ class Clock:
         if not here.all():
             edges = self.graph.mixing(step).edges
             self.time = wait(self.time, edges[here[edges[:, 0]] & ~here[edges[:, 1]]], 0.0)
+
+    def lag(self, step: int, max_age: int, nbytes: int) -> np.ndarray:
+        """Advance by a step in which nodes wait only for what is more than ``max_age`` steps old.
+
+        Every message has ``nbytes``. A row of before the first step counts as too old.
+
+        Returns:
+            How many steps ago the message was sent that each edge has last delivered, int64 [E], 0 to ``max_age``.
+        """
+        edges = self.graph.mixing(step).edges
+        self.compute(step)
+        sent = self.time[edges[:, 0]] + self.transfer_seconds(step, edges, nbytes)
+        self.arrivals = np.concatenate([sent[None], self.arrivals])[: max_age + 1]
+        np.maximum.at(self.time, edges[:, 1], self.arrivals[-1])
+        return (self.arrivals <= self.time[edges[:, 1]]).argmax(0)
 
 
 def wait(time: np.ndarray, edges: np.ndarray, took: np.ndarray | float) -> np.ndarray:

@@ -47,6 +47,7 @@ class Fault(Protocol):
 
     told: bool
     forget: bool
+    max_age: int | None
 
     def lost(self, moment: Moment, edges: np.ndarray) -> np.ndarray | None: ...
     def absent(self, moment: Moment) -> np.ndarray | None: ...
@@ -80,6 +81,7 @@ class Links:
 
     def __init__(self, graph: Graph, faults: Sequence[Fault] = (), seed: int = 0, takes: Sequence[str] = ("doubly",)):
         self.graph, self.faults, self.seed, self.takes = graph, list(faults), seed, tuple(takes)
+        self.max_age = max((f.max_age for f in self.faults if f.max_age is not None), default=None)
         self.when = lambda step: (0.0, float("nan"))
         self._last: tuple[Moment, Condition] | None = None
 

@@ -8,7 +8,8 @@ counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -100,6 +101,8 @@ class Network:
         self._weights: tuple[Mixing, Tensor] | None = None  # W as a tensor, of the last step with a whole product
         self._bytes = dict.fromkeys(KINDS, 0)
         self._messages = 0
+        self._ages: np.ndarray | None = None
+        self.history: list[list[dict[int, Tensor]]] = []  # per mixing of a step: rows by node, the latest first
         self.timed = False  # whether a clock takes the traffic
         self._traffic: dict[int | None, tuple[np.ndarray, np.ndarray]] = {}  # by step: edges; rounds, bytes [rows, 2]
 
@@ -156,7 +159,41 @@ class Network:
         nbytes = T.shape[1] * T.element_size() if size is None else size
         self.count(kind, edges * nbytes, edges * messages)
         self._time(step, nbytes, messages)
+        if self._ages is not None:
+            self._take_late_rows(mixed, row, routes.mixing)
         return mixed
+
+    @contextmanager
+    def late(self, ages: np.ndarray | None, max_age: int | None) -> Iterator[None]:
+        """Within the context, mixing takes older rows of the same mixing in earlier contexts.
+
+        Args:
+            ages: how many contexts ago each edge's row was sent, int64 [E]; None: rows are not late.
+            max_age: the largest possible age.
+        """
+        self._ages, self._call, self._max_age = ages, 0, max_age
+        yield
+        self._ages = None
+
+    def _take_late_rows(self, mixed: Tensor, row: dict[int, Tensor], mixing: Mixing) -> None:
+        """Put older rows into the product ``mixed`` of W and the rows, and remember these rows."""
+        if self._call == len(self.history):
+            self.history.append([])
+        earlier = self.history[self._call]
+        earlier.insert(0, {j: values.clone() for j, values in row.items()})
+        del earlier[self._max_age + 1 :]
+        self._call += 1
+        for (j, i), age in zip(mixing.edges.tolist(), self._ages.tolist(), strict=True):
+            if age and i in self.rows:
+                mixed[i - self.rows.start].add_(earlier[age][j] - row[j], alpha=mixing.W[i, j])
+
+    def late_rows(self) -> list[list[Tensor]]:
+        """The rows [n, C] that messages may still bring, per mixing of a step, the latest first; for a checkpoint."""
+        return [[self.report(torch.stack([e[j] for j in self.rows])) for e in earlier] for earlier in self.history]
+
+    def restore_late_rows(self, rows: list[list[Tensor]], device: torch.device) -> None:
+        """Continue with what :meth:`late_rows` returned."""
+        self.history = [[dict(enumerate(T.to(device))) for T in earlier] for earlier in rows]
 
     def _mix_by_sums(self, row: dict[int, Tensor], mixing: Mixing, T: Tensor) -> Tensor:
         """This process's rows of W times all rows, summed sender by sender."""

@@ -78,7 +78,7 @@ class Trace(Presence):
         if unit not in ("epochs", "seconds"):
             hint = did_you_mean(unit, ("epochs", "seconds"))
             raise UserError(f"faults.unit: '{unit}' given; allowed: epochs, seconds.{hint}")
-        self.file, self.unit = file, unit
+        self.file, self.unit, self.needs_clock = file, unit, unit == "seconds"
         self.absences = read_trace(file)
 
     def check(self, graph: Graph) -> None:

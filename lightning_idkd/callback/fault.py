@@ -29,6 +29,10 @@ class Fault(Callback):
     in its place."""
     forget: bool = False
     """Whether a node that was absent returns with the mean of its neighbours' rows, and new buffers."""
+    max_age: int | None = None
+    """Most steps by which a row of a neighbour may be late; None: nodes wait for those of the same step."""
+    needs_clock: bool = False
+    """Whether this happens in simulated time."""
     breaks: tuple[str, ...] = ("static",)
     """What this takes from a rule, of :data:`ASSUMPTIONS`; rules that assume it are refused."""
 
@@ -49,6 +53,16 @@ def check_faults(faults: "Sequence[Fault]", rule: "Gossip", graph: "Graph") -> N
     from lightning_idkd.links import rebuilt_kind
 
     name = type(rule).__name__
+    late = [fault for fault in faults if fault.max_age is not None]
+    others = [f for f in faults if type(f).lost is not Fault.lost or type(f).absent is not Fault.absent]
+    if late and (len(late) > 1 or others):
+        what = type((late[1:] or others)[0]).__name__
+        raise UserError(f"faults: {type(late[0]).__name__} does not go together with {what}")
+    if late and (rule.sends != ("mix",) or rule.every_step):
+        raise UserError(
+            f"faults: {type(late[0]).__name__} takes rules that mix in every step and do no more, such as DSGD and "
+            f"QGDSGDm, but gossip is {name}"
+        )
     if faults and isinstance(rule, Asynchronous):
         raise UserError(f"faults: gossip {name} is asynchronous, and takes no faults; allowed: []")
     for fault in faults:

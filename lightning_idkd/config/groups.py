@@ -310,6 +310,9 @@ class Config:
         )
         if self.clock is not None:
             self.clock.check(self.graph.nodes)
+        for fault in self.faults:
+            if fault.needs_clock and self.clock is None:
+                raise UserError(f"clock: {type(fault).__name__} in faults acts in simulated time and needs one")
         if isinstance(self.gossip, Asynchronous):
             name = type(self.gossip).__name__
             if self.clock is None:

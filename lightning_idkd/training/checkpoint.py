@@ -83,6 +83,7 @@ def gather(run: Parts) -> dict:
         "seconds": run.recorder.elapsed(),
         "callbacks": callbacks,
         **({"events": gossip.state_dict()} if isinstance(gossip, AsyncStep) else {}),
+        **({"late": network.late_rows(), "arrivals": torch.from_numpy(run.clock.arrivals)} if network.history else {}),
         **({} if run.clock is None else {"time": torch.from_numpy(run.clock.time), "step_began": run.clock.began}),
     }
 
@@ -140,6 +141,9 @@ def restore(run: Parts, state: dict, lines: list[dict], distillation: bool = Tru
     network.restore(state["counts"])
     if isinstance(run.gossip, AsyncStep):
         run.gossip.load_state_dict(state["events"])
+    if network.links.max_age is not None and "late" in state:
+        network.restore_late_rows(state["late"], stack.device)
+        run.clock.arrivals = state["arrivals"].numpy()
     if run.clock is not None:
         run.clock.time, run.clock.began = state["time"].numpy(), state["step_began"]
     recorder.loss = state["loss"][mine, 0].to(stack.device)

@@ -55,6 +55,8 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, activa
     item, rule = (8 if config.run.precision == 64 else 4), config.gossip
     matrix, edges = rows * parameters * item, -(-len(graph.mixing(0).edges) // processes)
     state = sum(rows * (width or parameters) for width in rule.widths().values())
+    ages = 1 + max((fault.max_age for fault in config.faults if fault.max_age is not None), default=-1)
+    state += ages * rows * parameters
     state += sum(edges * (width or parameters) for width in rule.edge_buffers.values())
     on_device = store.device.type != "cpu"
     at_once = 1 if on_device else config.run.threads or torch.get_num_threads()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
@@ -187,7 +188,8 @@ class Orchestrator:
         batch = self.store.batch(self.store.positions(order, progress.epoch_step), progress.step)
         with self.stack.keep_buffers(present):
             losses = self.stack.step(*batch[:2], progress.step, *batch[2:])
-        self.gossip.update(progress.step, progress.last_lr, batch)
+        with self.network.late(self.lag(), self.network.links.max_age):
+            self.gossip.update(progress.step, progress.last_lr, batch)
         self.recorder.add_losses(losses, present)
         if present is not None:
             self.store.missed[1] += torch.from_numpy(~present)
@@ -214,6 +216,11 @@ class Orchestrator:
         self.hooks.call(hook, {"run": self} | payload)
         self.pass_time()
 
+    def lag(self) -> np.ndarray | None:
+        """Advance the clock by a step in which rows may be late; returns their ages, or None where nodes wait."""
+        max_age = self.network.links.max_age
+        return None if max_age is None else self.clock.lag(self.step, max_age, self.stack.X[0].nbytes)
+
     def pass_time(self, before: list[Traffic] | None = None) -> None:
         """Advance the clock, if there is one, by the messages since the last call.
 
@@ -221,6 +228,8 @@ class Orchestrator:
             before: messages before the nodes computed a step; None: they did not.
         """
         traffic = self.network.take_traffic()
+        if before is not None and self.network.links.max_age is not None:
+            return  # `lag` has advanced the clock
         if self.clock is not None and (traffic or before is not None):
             present = self.network.links.at(self.step).present
             if before is not None:

@@ -132,3 +132,30 @@ def test_faults_are_the_same_for_a_fork(fit):
     source = latest(fit.runs).resolve() / "checkpoints" / "epoch_2.ckpt"
     assert fit("--run.from", str(source), "--distillation", "null", *FAULTS, folder="fork") == 0
     assert torch.equal(checkpoint(latest(fit.runs.parent / "fork"))["X"], whole["X"])
+
+
+LATE = ["--faults", "[{class_path: Stragglers, init_args: {max_age: 2}}]",
+        "--clock", "{compute: {class_path: LogNormal, init_args: {median: 1, sigma: 0.5}}, slow: {1: 4}}"]  # fmt: skip
+
+
+def test_a_run_with_late_rows_is_resumed_with_the_rows_under_way(fit):
+    assert fit(*LATE, folder="whole") == 0
+    assert fit(*LATE, *extra(InterruptAt, steps=[50, 95])) == 130
+    assert fit(*LATE, *extra(InterruptAt, steps=[50, 95]), "--run.resume", "auto") == 130
+    assert fit(*LATE, *extra(InterruptAt, steps=[50, 95]), "--run.resume", "auto") == 0
+    cut, whole = latest(fit.runs), latest(fit.runs.parent / "whole")
+    assert same(checkpoint(cut) | {"callbacks": 0}, checkpoint(whole) | {"callbacks": 0}) is None
+    assert lines(cut) == lines(whole)
+    assert fit(*LATE[2:], folder="waiting") == 0
+    waiting = latest(fit.runs.parent / "waiting")
+    assert lines(whole)[-1]["time/simulated"] <= lines(waiting)[-1]["time/simulated"]
+    assert not torch.equal(checkpoint(whole)["X"], checkpoint(waiting)["X"])
+
+
+@pytest.mark.parametrize("fault", ["Stragglers", "{class_path: Trace, init_args: {file: TRACE, unit: seconds}}"])
+def test_faults_in_simulated_time_need_a_clock(fit, tmp_path, capsys, fault):
+    (tmp_path / "trace.csv").write_text("node,from,to\n1,0,2\n")
+    given = fault.replace("TRACE", str(tmp_path / "trace.csv"))
+    given = given if given.startswith("{") else f"{{class_path: {given}}}"
+    assert fit("--faults", f"[{given}]") == 2
+    assert "in faults acts in simulated time and needs one" in capsys.readouterr().err
