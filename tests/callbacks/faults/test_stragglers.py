@@ -95,9 +95,7 @@ def test_what_does_not_go_together_is_refused():
             check_faults([Stragglers()], rule, graph)
     with pytest.raises(UserError, match="Stragglers does not go together with MessageLoss"):
         check_faults([Stragglers(), MessageLoss()], DSGD(), graph)
-    with pytest.raises(
-        UserError, match="Stragglers takes static graphs, but graph.topology OnePeerExponential changes"
-    ):
+    with pytest.raises(UserError, match="Stragglers takes static graphs, but graph"):
         check_faults([Stragglers()], DSGD(), Graph(OnePeerExponential(), 8))
     with pytest.raises(UserError, match=r"faults\.max_age: 0 given; allowed: 1 or more"):
         Stragglers(0)
