@@ -101,7 +101,7 @@ class Network:
         self._weights: tuple[Mixing, Tensor] | None = None  # W as a tensor, of the last step with a whole product
         self._bytes = dict.fromkeys(KINDS, 0)
         self._messages = 0
-        self._ages: np.ndarray | None = None
+        self._late: tuple[np.ndarray, int] | None = None  # ages of this step, and the largest possible one
         self.history: list[list[dict[int, Tensor]]] = []  # per mixing of a step: rows by node, the latest first
         self.timed = False  # whether a clock takes the traffic
         self._traffic: dict[int | None, tuple[np.ndarray, np.ndarray]] = {}  # by step: edges; rounds, bytes [rows, 2]
@@ -159,31 +159,33 @@ class Network:
         nbytes = T.shape[1] * T.element_size() if size is None else size
         self.count(kind, edges * nbytes, edges * messages)
         self._time(step, nbytes, messages)
-        if self._ages is not None:
-            self._take_late_rows(mixed, row, routes.mixing)
+        if self._late is not None:
+            self._take_late_rows(mixed, row, routes.mixing, *self._late)
         return mixed
 
     @contextmanager
-    def late(self, ages: np.ndarray | None, max_age: int | None) -> Iterator[None]:
+    def late(self, ages: np.ndarray, max_age: int) -> Iterator[None]:
         """Within the context, mixing takes older rows of the same mixing in earlier contexts.
 
         Args:
-            ages: how many contexts ago each edge's row was sent, int64 [E]; None: rows are not late.
+            ages: how many contexts ago each edge's row was sent, int64 [E].
             max_age: the largest possible age.
         """
-        self._ages, self._call, self._max_age = ages, 0, max_age
+        self._late, self._call = (ages, max_age), 0
         yield
-        self._ages = None
+        self._late = None
 
-    def _take_late_rows(self, mixed: Tensor, row: dict[int, Tensor], mixing: Mixing) -> None:
+    def _take_late_rows(
+        self, mixed: Tensor, row: dict[int, Tensor], mixing: Mixing, ages: np.ndarray, max_age: int
+    ) -> None:
         """Put older rows into the product ``mixed`` of W and the rows, and remember these rows."""
         if self._call == len(self.history):
             self.history.append([])
         earlier = self.history[self._call]
         earlier.insert(0, {j: values.clone() for j, values in row.items()})
-        del earlier[self._max_age + 1 :]
+        del earlier[max_age + 1 :]
         self._call += 1
-        for (j, i), age in zip(mixing.edges.tolist(), self._ages.tolist(), strict=True):
+        for (j, i), age in zip(mixing.edges.tolist(), ages.tolist(), strict=True):
             if age and i in self.rows:
                 mixed[i - self.rows.start].add_(earlier[age][j] - row[j], alpha=mixing.W[i, j])
 

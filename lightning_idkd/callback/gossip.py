@@ -169,11 +169,11 @@ class Asynchronous(Gossip):
     """Width by name (None: P) of the rule's own matrices."""
 
     @property
-    def buffers(self) -> dict[str, int | None]:  # ty: ignore[invalid-attribute-override]
+    def buffers(self) -> dict[str, int | None]:  # ty: ignore[incompatible-property-override]  (nothing assigns it)
         return self.own_buffers | {"S": None, "D": None}  # rows at the begin of each gradient, and the gradients
 
     @property
-    def edge_buffers(self) -> dict[str, int | None]:  # ty: ignore[invalid-attribute-override]
+    def edge_buffers(self) -> dict[str, int | None]:  # ty: ignore[incompatible-property-override]  (as above)
         return {"inbox": None, "arrived": 1} if self.mailbox else {}
 
     def update(self, X: "Tensor", G: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":

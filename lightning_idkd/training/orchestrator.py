@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
@@ -188,7 +187,7 @@ class Orchestrator:
         batch = self.store.batch(self.store.positions(order, progress.epoch_step), progress.step)
         with self.stack.keep_buffers(present):
             losses = self.stack.step(*batch[:2], progress.step, *batch[2:])
-        with self.network.late(self.lag(), self.network.links.max_age):
+        with self.lag():
             self.gossip.update(progress.step, progress.last_lr, batch)
         self.recorder.add_losses(losses, present)
         if present is not None:
@@ -216,10 +215,12 @@ class Orchestrator:
         self.hooks.call(hook, {"run": self} | payload)
         self.pass_time()
 
-    def lag(self) -> np.ndarray | None:
-        """Advance the clock by a step in which rows may be late; returns their ages, or None where nodes wait."""
+    def lag(self) -> AbstractContextManager[None]:
+        """The context in which a rule mixes: where rows may be late, the clock advances and says which are."""
         max_age = self.network.links.max_age
-        return None if max_age is None else self.clock.lag(self.step, max_age, self.stack.X[0].nbytes)
+        if max_age is None:
+            return nullcontext()
+        return self.network.late(self.clock.lag(self.step, max_age, self.stack.X[0].nbytes), max_age)
 
     def pass_time(self, before: list[Traffic] | None = None) -> None:
         """Advance the clock, if there is one, by the messages since the last call.
