@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -48,7 +48,11 @@ class Fault(Protocol):
     told: bool
     forget: bool
     max_age: int | None
+    attack: Any
+    labels: Any
+    flip: bool
 
+    def lying(self, moment: Moment) -> np.ndarray | None: ...
     def lost(self, moment: Moment, edges: np.ndarray) -> np.ndarray | None: ...
     def absent(self, moment: Moment) -> np.ndarray | None: ...
 
@@ -67,6 +71,17 @@ class Condition:
     """bool [n]: nodes that train and talk; None: all."""
 
 
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Nodes that lie in the same way."""
+
+    fault: Fault
+    place: int
+    """Place of the fault in the list ``faults``."""
+    nodes: np.ndarray
+    """bool [n], which nodes they are."""
+
+
 class Links:
     """The links of a graph under faults; without faults they are the graph's.
 
@@ -74,6 +89,9 @@ class Links:
         faults: what may go wrong, in the order of the config.
         seed: seed of what faults draw.
         takes: weights that the rule accepts, which decide how those of a directed graph are rebuilt.
+
+    Raises:
+        UserError: no node is honest, or one lies in two ways.
     """
 
     when: Callable[[int], tuple[float, float]]
@@ -84,6 +102,10 @@ class Links:
         self.max_age = max((f.max_age for f in self.faults if f.max_age is not None), default=None)
         self.when = lambda step: (0.0, float("nan"))
         self._last: tuple[Moment, Condition] | None = None
+        self.liars = self._find_liars()
+        self.honest = ~np.any([group.nodes for group in self.liars], 0) if self.liars else np.ones(graph.nodes, bool)
+        if not self.honest.any():
+            raise UserError(f"faults: all {graph.nodes} nodes lie; allowed: {graph.nodes - 1} at most")
 
     def at(self, step: int) -> Condition:
         """The links at ``step``; the same object while nothing changes."""
@@ -94,9 +116,25 @@ class Links:
             self._last = moment, self._draw(moment)
         return self._last[1]
 
-    def moment(self, step: int) -> Moment:
-        """``step`` with its time."""
-        return Moment(step, *self.when(step), self.graph.nodes, self.seed)
+    def moment(self, step: int, fault: int = 0) -> Moment:
+        """``step`` with its time, for the fault at this place in the list."""
+        return Moment(step, *self.when(step), self.graph.nodes, self.seed, fault)
+
+    def flipped(self) -> list[int]:
+        """The nodes that train on flipped labels."""
+        return sorted(i for group in self.liars if group.fault.flip for i in np.flatnonzero(group.nodes).tolist())
+
+    def _find_liars(self) -> list[Group]:
+        """The groups of nodes that lie, which are the same in all steps."""
+        groups, n, twice = [], self.graph.nodes, np.zeros(self.graph.nodes, int)
+        for place, fault in enumerate(self.faults):
+            lying = fault.lying(Moment(0, 0.0, float("nan"), n, self.seed, place))
+            if lying is not None:
+                groups.append(Group(fault, place, require_mask(lying, n, fault, "lying")))
+                twice += groups[-1].nodes
+        if (twice > 1).any():
+            raise UserError(f"faults: node {int(twice.argmax())} lies by two of them; allowed: one for each node")
+        return groups
 
     def _draw(self, moment: Moment) -> Condition:
         mixing = self.graph.mixing(moment.step)
@@ -189,3 +227,11 @@ def rebuild(mixing: Mixing, silent: np.ndarray, lost: np.ndarray, kind: Kind, pu
             np.add.at(W, (out[0], out[0]), taken)
             kind = "row"
     return Mixing(W, mixing.edges[~(silent | lost)], kind)
+
+
+def explain_swaps(attack: str, rule: str) -> str:
+    """Sentence that refuses an omniscient attack on messages that differ by edge."""
+    return (
+        f"faults.attack: {attack} compares the messages of several nodes, but {rule} sends a different message over "
+        f"every edge; allowed: SignFlip, Noise, or a rule that mixes, such as DSGD or QGDSGDm"
+    )

@@ -22,6 +22,7 @@ from torch import Tensor
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Mixing
 from lightning_idkd.labels import Labels
+from lightning_idkd.lies import Lies
 from lightning_idkd.links import Links, reverse_edges
 
 KINDS = ("parameter", "label", "other")
@@ -90,11 +91,13 @@ class Traffic(NamedTuple):
 class Network:
     """Carries messages between the nodes of a graph, for the rows that process ``rank`` of ``world`` holds.
 
-    ``links`` say which messages arrive, and rebuild the weights from that; None: all do.
+    ``links`` say which messages arrive, rebuild the weights from that, and know who lies; None: all messages arrive,
+    and all are true. A node that lies keeps its own row as it is.
     """
 
     def __init__(self, graph: Graph, rank: int = 0, world: int = 1, links: Links | None = None):
         self.graph, self.rank, self.world, self.links = graph, rank, world, links or Links(graph)
+        self.lies = Lies(self.links)
         self.blocks = assign_rows(graph.nodes, world)
         self.rows = self.blocks[rank]
         self._routes: list[Routes] = []  # of the last graph and the last links used
@@ -135,6 +138,10 @@ class Network:
         """bool [n]: nodes that return at ``step`` without a memory; None if none does."""
         return self.links.returning(step)
 
+    def honest(self, T: Tensor) -> Tensor:
+        """Those rows of ``T`` [n, ...] that belong to honest nodes; all without liars."""
+        return T[torch.from_numpy(self.links.honest).to(T.device)] if self.links.liars else T
+
     def senders(self, step: int) -> np.ndarray:
         """The sender [m] of every message that leaves a node of this process at ``step``, lost ones included."""
         return self.edges(step)[self._sent(step), 0]
@@ -156,6 +163,7 @@ class Network:
         row, edges = self._gather_rows(T, routes), len(self.senders(step))
         whole = routes.mixing.dense or T.is_cuda  # on a GPU a call per edge costs more than the products with zeros
         mixed = self._mix_by_product(row, routes.mixing, T) if whole else self._mix_by_sums(row, routes.mixing, T)
+        self._add_lies(mixed, T, routes.mixing, step)
         nbytes = T.shape[1] * T.element_size() if size is None else size
         self.count(kind, edges * nbytes, edges * messages)
         self._time(step, nbytes, messages)
@@ -221,6 +229,18 @@ class Network:
             self._weights = mixing, T.new_tensor(mixing.W)
         return (self._weights[1] @ everyone)[self.rows.start : self.rows.stop]
 
+    def _lie(self, T: Tensor, mixing: Mixing, step: int) -> tuple[np.ndarray, Tensor, Tensor]:
+        """The edges [l, 2] over which nodes of this process receive lies, the true rows [l, C] and the lies [l, C]."""
+        everyone, edges = self.report(T), self.lies.edges(mixing.edges, self.rows)
+        true = everyone[torch.from_numpy(edges[:, 0]).to(T.device)]
+        return edges, true, self.lies.to_neighbours(everyone, mixing.W, edges, step)
+
+    def _add_lies(self, mixed: Tensor, T: Tensor, mixing: Mixing, step: int) -> None:
+        """Put lies in the place of true rows into the product ``mixed`` of W and ``T``."""
+        if self.lies.in_rows:
+            for (j, i), true, lie in zip(*self._lie(T, mixing, step), strict=True):
+                mixed[i - self.rows.start].add_(lie - true, alpha=mixing.W[i, j])
+
     def receive(self, T: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True
                 ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """What every node has after it sent its row of ``T`` [rows, C] to its neighbours, not yet averaged.
@@ -236,6 +256,10 @@ class Network:
         mine = slice(self.rows.start, self.rows.stop)
         rows = T if self.world == 1 else torch.stack(list(row.values()))
         V, w = rows[torch.from_numpy(place[senders[mine]]).to(T.device)], T.new_tensor(weights[mine])
+        if self.lies.in_rows:
+            lying, _true, lies = self._lie(T, routes.mixing, step)
+            for (j, i), lie in zip(lying, lies, strict=True):
+                V[i - self.rows.start, int(np.flatnonzero(senders[i] == j)[0])] = lie
         edges = len(self.senders(step))
         self.count(kind, edges * T.shape[1] * T.element_size(), edges * messages)
         self._time(step, T.shape[1] * T.element_size(), messages)
@@ -255,7 +279,9 @@ class Network:
         routes = self.routes(greeting)
         self.count("parameter", len(routes.edges) * T.shape[1] * T.element_size(), len(routes.edges))
         self._time(step, T.shape[1] * T.element_size(), edges=edges)
-        return self._mix_by_sums(self._gather_rows(T, routes), greeting, T)
+        greeted = self._mix_by_sums(self._gather_rows(T, routes), greeting, T)
+        self._add_lies(greeted, T, greeting, step)
+        return greeted
 
     def edges(self, step: int = 0) -> np.ndarray:
         """Directed edges [e, 2] (sender, receiver) whose sender is in this process, sorted: the rows of a ``swap``."""
@@ -276,10 +302,11 @@ class Network:
             raise UserError(
                 f"gossip: messages can be swapped over undirected edges only, and {self.graph.name} is directed"
             )
-        received = M[routes.back]
+        sent = self.lies.over_edges(M, routes.edges, step) if self.lies.in_rows else M
+        received = sent[routes.back]
         for q, out in routes.out.items():
             if len(out):  # the graph is undirected: as many messages arrive as leave
-                received[out] = self._exchange_rows(M[np.sort(out)], q, len(out))
+                received[out] = self._exchange_rows(sent[np.sort(out)], q, len(out))
         if arrived is not None:
             fails = M.new_tensor(~arrived[reverse_edges(routes.mixing.edges)][routes.outgoing], dtype=torch.bool)
             received = torch.where(fails[:, None], M if instead is None else instead, received)
@@ -288,12 +315,12 @@ class Network:
         self._time(step, M.shape[1] * M.element_size(), messages)
         return received
 
-    def all_reduce(
-        self, T: Tensor, step: int | None = None, *, kind: str = "parameter", messages: bool = True
-    ) -> Tensor:
+    def all_reduce(self, T: Tensor, step: int | None = None, *, kind: str = "parameter", messages: bool = True,
+                   true: bool = False) -> Tensor:  # fmt: skip
         """Set every row of ``T`` [rows, C] to the mean of all nodes; counts a ring all-reduce, 2 (n - 1) C values.
 
-        At a ``step`` (None: apart from the steps) it is the mean of those that are present. It loses no message.
+        At a ``step`` (None: apart from the steps) it is the mean of those that are present. It loses no message. A node
+        lies to all alike, unless ``true``: T has numbers of the run itself, such as sizes that fix its steps.
         """
         present = None if step is None else self.links.at(step).present
         present = np.ones(self.graph.nodes, bool) if present is None else present
@@ -301,6 +328,8 @@ class Network:
         if n == 0:
             return T
         everyone = self.report(T)
+        if self.lies.in_rows and not true:
+            everyone = self.lies.to_everyone(everyone, step, present)
         total = everyone[taking[0]].clone()
         for node in taking[1:]:
             total.add_(everyone[node])
@@ -319,7 +348,10 @@ class Network:
             if type(message) is not Labels:
                 raise TypeError(f"only labels of public samples leave a node, not {type(message).__name__}")
         routes = self.routes(self.mixing(step))
-        message_of = dict(zip(self.rows, labels, strict=True))
+        mine, sent = dict(zip(self.rows, labels, strict=True)), labels
+        if self.links.liars:
+            sent = self.lies.about(labels, self.rows, step)
+        message_of = dict(zip(self.rows, sent, strict=True))
         on_cpu = {i: message.to("cpu") for i, message in message_of.items()}
         for q, nodes in routes.sent.items():
             for i, message in self._exchange_objects([(i, on_cpu[i]) for i in nodes], q):
@@ -327,10 +359,17 @@ class Network:
         senders = self.senders(step).tolist()
         self.count(kind, sum(message_of[j].nbytes for j in senders), len(senders))
         self._time(step, [message_of[j].nbytes for j in self.rows])
-        return [{j: message_of[j] for j in routes.mixing.terms[i][0]} for i in self.rows]
+        return [{j: mine[j] if j == i else message_of[j] for j in routes.mixing.terms[i][0]} for i in self.rows]
 
     def share(self, T: Tensor, step: int = 0, *, kind: str = "other") -> dict[int, Tensor]:
-        """Send every node's row of ``T`` [rows, C] to its neighbours; returns the rows in this process by node."""
+        """Send every node's row of ``T`` [rows, C] to its neighbours; returns the rows in this process by node.
+
+        A node lies to all neighbours alike, as in an all-reduce; the row of its number is the one that it sends.
+        """
+        if self.lies.in_rows:
+            present = self.links.at(step).present
+            present = np.ones(self.graph.nodes, bool) if present is None else present
+            T = self.lies.to_everyone(self.report(T), step, present)[self.rows.start : self.rows.stop]
         edges = len(self.senders(step))
         self.count(kind, edges * T.shape[1] * T.element_size(), edges)
         self._time(step, T.shape[1] * T.element_size())

@@ -1,7 +1,22 @@
-"""Faults: lost and late messages, and absent nodes, which no gossip rule knows of."""
+"""Faults: lost and late messages, absent nodes and liars, which no gossip rule knows of."""
 
+from .attacks import ALIE, IPM, Dissensus, Noise, SignFlip, WrongLabels
 from .lateness import Stragglers
+from .liars import Liars
 from .messages import LinkOutage, MessageLoss
 from .presence import Churn, Trace
 
-__all__ = ["Churn", "LinkOutage", "MessageLoss", "Stragglers", "Trace"]
+__all__ = [
+    "ALIE",
+    "IPM",
+    "Churn",
+    "Dissensus",
+    "Liars",
+    "LinkOutage",
+    "MessageLoss",
+    "Noise",
+    "SignFlip",
+    "Stragglers",
+    "Trace",
+    "WrongLabels",
+]

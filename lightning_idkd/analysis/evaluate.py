@@ -35,7 +35,7 @@ BINS = 15
 
 def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
     """Measure the nodes and the consensus model on a test set: accuracy, calibration error, and the AUROC of the score,
-    which compares the test samples with the public ones.
+    which compares the test samples with the public ones. Means are those of honest nodes; ``per_class`` has all nodes.
 
     Args:
         run: what :func:`~lightning_idkd.analysis.load.load` returns.
@@ -76,7 +76,7 @@ def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
     result: dict = {"run": str(run.folder.path), "images": len(test), "nodes": len(nodes)}
     for key, value in consensus.items():
         of_nodes = torch.tensor([node[key] for node in nodes], dtype=torch.float64)
-        result[key] = summarise_nodes(of_nodes) | {"consensus": value}
+        result[key] = summarise_nodes(of_nodes[torch.from_numpy(run.honest)]) | {"consensus": value}
     if per_class:
         result["per_class"] = to_json(measure_classes(confusion, run.describe()["classes"]), "evaluate")
     return result

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from lightning_idkd.errors import UserError, require
 from lightning_idkd.files import write
 from lightning_idkd.graph import Graph
 from lightning_idkd.labels import Outputs
+from lightning_idkd.links import Links
 from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.nodes.stack import NodeStack, mean_buffers, run_network
 from lightning_idkd.randomness import permutation
@@ -65,8 +67,15 @@ class Run:
         return f"Run('{self.folder.path}': {self.stack.n} nodes of {count:,} parameters, {self.epoch} epochs)"
 
     def consensus(self) -> NodeModule:
-        """The consensus model, which is the mean of all nodes, in evaluation mode."""
-        return self.stack.model(self.stack.X.mean(0), mean_buffers(self.stack.buffers))
+        """The consensus model, which is the mean of all honest nodes, in evaluation mode."""
+        honest = torch.from_numpy(self.honest)
+        buffers = {name: b[honest] for name, b in self.stack.buffers.items()}
+        return self.stack.model(self.stack.X[honest].mean(0), mean_buffers(buffers))
+
+    @property
+    def honest(self) -> np.ndarray:
+        """bool [n], the nodes that do not lie."""
+        return Links(self.graph, self.config.faults, self.config.seed).honest
 
     def batches(self, samples: Samples) -> Iterator[Tensor]:
         """Batches of ``samples`` as the nodes take them: scaled, images [b, C, S, S] or vectors [b, F]."""

@@ -5,7 +5,7 @@ signatures before torch is loaded, and jsonargparse would execute the TYPE_CHECK
 """
 
 from lightning_idkd.callback.distillation import Aggregation, Distillation, Encoding, Teacher
-from lightning_idkd.callback.fault import Fault, check_faults
+from lightning_idkd.callback.fault import Attack, Fault, LabelAttack, check_faults
 from lightning_idkd.callback.gossip import ASSUMPTIONS, Aggregator, Asynchronous, Compression, Context, Event, Gossip
 from lightning_idkd.callback.hooks import HOOKS, Callback, Run
 from lightning_idkd.callback.loss import Loss
@@ -18,6 +18,7 @@ __all__ = [
     "Aggregation",
     "Aggregator",
     "Asynchronous",
+    "Attack",
     "Calibration",
     "Callback",
     "Compression",
@@ -28,6 +29,7 @@ __all__ = [
     "Fault",
     "FineTuning",
     "Gossip",
+    "LabelAttack",
     "Loss",
     "OodScore",
     "Run",

@@ -1,5 +1,6 @@
-"""The base of faults: what goes wrong with messages and nodes, without any rule's knowledge."""
+"""The bases of faults, which no rule knows of: what goes wrong with messages and nodes, and what liars send."""
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from lightning_idkd.callback.gossip import ASSUMPTIONS, Asynchronous
@@ -10,14 +11,47 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
+    from torch import Tensor
 
     from lightning_idkd.callback.gossip import Gossip
+    from lightning_idkd.callback.hooks import Run
     from lightning_idkd.graph import Graph
+    from lightning_idkd.labels import Labels
+    from lightning_idkd.lies import Sight
     from lightning_idkd.links import Moment
 
 
+class Attack(ABC):
+    """What a lying node sends in place of a row: of its parameters, of a rule's messages, or of other statistics."""
+
+    omniscient: bool = False
+    """Whether the attack reads ``sight.targets``, which have the true rows of other nodes. Rules that send a different
+    message over every edge (RelaySGD, NGC, CCL) refuse it."""
+
+    @abstractmethod
+    def __call__(self, T: "Tensor", sight: "Sight") -> "Tensor":
+        """Returns what l messages contain, [l, C], in place of the senders' true rows ``T`` [l, C].
+
+        C may be any number. Random numbers come from ``sight.uniform``.
+        """
+
+    def check(self, honest: "np.ndarray") -> None:  # noqa: B027 (most need nothing)
+        """Raises a UserError if the attack cannot work among these nodes; ``honest`` is bool [n]."""
+
+
+class LabelAttack(ABC):
+    """What a lying node sends in place of its labels of public samples."""
+
+    @abstractmethod
+    def __call__(self, labels: "Labels", sight: "Sight") -> "Labels":
+        """Returns the labels that a node sends, given its true ones, which it keeps; their samples are ascending."""
+
+    def on_check(self, run: "Run") -> None:  # noqa: B027 (most need nothing)
+        """Reads what it needs of a run, or refuses it, before any file is written."""
+
+
 class Fault(Callback):
-    """Takes messages or nodes out of a step.
+    """Takes messages or nodes out of a step, or makes nodes lie.
 
     Whatever a fault draws comes from :meth:`~lightning_idkd.links.Moment.uniform`, so that it is the same whatever the
     engine, the number of processes and the step at which a run is resumed.
@@ -36,6 +70,16 @@ class Fault(Callback):
     breaks: tuple[str, ...] = ("static",)
     """What this takes from a rule, of :data:`ASSUMPTIONS`; rules that assume it are refused."""
 
+    attack: Attack | None = None
+    """What lying nodes send in place of rows; None: their true rows."""
+    labels: LabelAttack | None = None
+    """What they send in place of their labels of public samples; None: their true labels."""
+    flip: bool = False
+    """Whether they train on flipped labels, k - 1 - y, of their private samples."""
+
+    def lying(self, moment: "Moment") -> "np.ndarray | None":
+        """Returns which nodes lie during the whole run, bool [n]; None: none does. ``moment`` is the first step."""
+
     def lost(self, moment: "Moment", edges: "np.ndarray") -> "np.ndarray | None":
         """Returns which messages of a step do not arrive, bool [E], over directed ``edges`` [E, 2] (sender, receiver);
         None: all arrive. All messages of a step over an edge share their fate."""
@@ -50,7 +94,7 @@ class Fault(Callback):
 
 def check_faults(faults: "Sequence[Fault]", rule: "Gossip", graph: "Graph") -> None:
     """Raises a UserError if a fault breaks what ``rule`` relies on, or does not suit ``graph``."""
-    from lightning_idkd.links import rebuilt_kind
+    from lightning_idkd.links import Links, explain_swaps, rebuilt_kind
 
     name = type(rule).__name__
     late = [fault for fault in faults if fault.max_age is not None]
@@ -78,3 +122,10 @@ def check_faults(faults: "Sequence[Fault]", rule: "Gossip", graph: "Graph") -> N
                 f"faults: without some messages, rows and columns of the weights of directed edges cannot both sum to "
                 f"1, which gossip {name} needs; with {what}, take an undirected graph, or SGP"
             )
+    links = Links(graph, faults, graph.seed)
+    for group in links.liars:
+        attack = group.fault.attack
+        if attack is not None:
+            attack.check(links.honest)
+            if attack.omniscient and "swap" in getattr(rule, "sends", ()):
+                raise UserError(explain_swaps(type(attack).__name__, f"gossip {name}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TypeVar
 
@@ -54,6 +54,7 @@ class Store:
         augment_public: whether distilled samples are augmented too; else only private ones are.
         tuning: how nodes train on private and distilled samples together.
         plain_loss: whether private samples have the loss of distilled ones.
+        flipped: nodes whose training samples have the label k - 1 - y in place of y.
         seed: seed of the run.
         device: device of all samples.
         dtype: type of the scaled samples and of the targets.
@@ -68,8 +69,8 @@ class Store:
 
     def __init__(self, private: Samples, test: Samples, public: Samples | None, split: Split, rows: range, *,
                  batch: int, augment: str = "none", augment_public: bool = False, tuning: FineTuning | None = None,
-                 plain_loss: bool = True, seed: int = 0, device: torch.device | str = "cpu",
-                 dtype: torch.dtype = torch.float32):  # fmt: skip
+                 plain_loss: bool = True, flipped: Sequence[int] = (), seed: int = 0,
+                 device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):  # fmt: skip
         self.rows, self.seed, self.device, self.dtype = rows, seed, torch.device(device), dtype
         self.batch_size, self.augment_public, self.plain_loss = batch, augment_public, plain_loss
         self.tuning = tuning or FineTuning()
@@ -80,7 +81,10 @@ class Store:
         self.private, self.public = len(private), 0 if public is None else len(public)
         values = private.values if public is None else torch.cat([private.values, public.values])
         self.pool = private.inputs.arrange(values).to(self.device)
-        self.labels = private.labels.to(self.device)
+        labels = private.labels.clone()
+        for node in flipped:
+            labels[split.train[node]] = self.k - 1 - labels[split.train[node]]
+        self.labels = labels.to(self.device)
         self.test = private.inputs.arrange(test.values).to(self.device)
         self.test_labels = test.labels.to(self.device)
         self.truth = match_classes(public, private.classes)

@@ -63,6 +63,7 @@ def build_parts(config: Config, fabric: Fabric, earlier: EarlierRun | None = Non
         augment_public=config.data.augment_public,
         tuning=None if config.distillation is None else config.distillation.tuning,
         plain_loss=config.node.loss.plain,
+        flipped=links.flipped(),
         seed=config.seed,
         device=fabric.device,
         dtype=dtype,

@@ -60,9 +60,9 @@ def summarise_nodes(values: Tensor) -> dict[str, float]:
 
 
 def build_consensus(stack: NodeStack, network: Network) -> NodeModule:
-    """The consensus model: the mean of all nodes, with averaged norm buffers."""
-    buffers = {k: network.report(b) for k, b in stack.buffers.items()}
-    return stack.model(network.report(stack.X).mean(0), mean_buffers(buffers))
+    """The consensus model: the mean of all honest nodes, with averaged norm buffers."""
+    buffers = {k: network.honest(network.report(b)) for k, b in stack.buffers.items()}
+    return stack.model(network.honest(network.report(stack.X)).mean(0), mean_buffers(buffers))
 
 
 def measure_model(module: NodeModule, store: Store, split: str, samples: int | None) -> float:
@@ -72,7 +72,8 @@ def measure_model(module: NodeModule, store: Store, split: str, samples: int | N
 
 
 def compute_heterogeneity(network: Network, store: Store) -> dict[str, float]:
-    """How far the nodes' label masses are from the label mass of all private training samples; see
-    :func:`metrics.heterogeneity`."""
+    """How far the honest nodes' label masses are from the label mass of all private training samples; see
+    :func:`metrics.heterogeneity`. Flipped labels count as they are trained on."""
     reference = store.labels[torch.cat([torch.from_numpy(t) for t in store.split.train]).to(store.device)]
-    return metrics.heterogeneity(network.report(store.mass()), reference.bincount(minlength=store.k).cpu())
+    mass = network.honest(network.report(store.mass()))
+    return metrics.heterogeneity(mass, reference.bincount(minlength=store.k).cpu())

@@ -10,6 +10,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lightning_idkd.callback import check_faults
 from lightning_idkd.config import ClockConfig, Config
 from lightning_idkd.records import loggers, report
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from lightning_idkd.callback import Loss
     from lightning_idkd.data.store import Store
+    from lightning_idkd.links import Links
     from lightning_idkd.training.build import Parts
     from lightning_idkd.training.orchestrator import Orchestrator
 
@@ -92,7 +95,7 @@ def build_run(config: Config, fabric: Fabric, parts: Parts, start: Start) -> Orc
         config.train,
         config.calibration,
         config.distillation,
-        [*config.callbacks, *pictures(config)],
+        [*config.faults, *config.callbacks, *pictures(config)],
         Plan(config.run.checkpoint_every, epochs_to_keep(config), config.run.until),
         {
             "from": str(start.checkpoint) if start.fork else None,
@@ -191,6 +194,8 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
         f"{type(config.node.network).__name__}, {header['parameters']:,} parameters{frozen}; {rule}; "
         f"{run.progress.steps} steps an epoch"
     )
+    if run.network.links.liars:
+        lines["liars"] = describe_liars(run.network.links)
     lines["engine"] = describe_engine(run)
     each = " a process" if run.network.world > 1 else ""
     if config.clock is not None:
@@ -229,6 +234,18 @@ def describe_clock(clock: ClockConfig) -> str:
     if len(slow) > 4:
         slow = [f"{len(slow)} nodes x {min(clock.slow.values()):g} to {max(clock.slow.values()):g}"]
     return ", ".join([text, *slow])
+
+
+def describe_liars(links: Links) -> str:
+    """The nodes that lie, and what about."""
+    parts = []
+    for group in links.liars:
+        nodes = np.flatnonzero(group.nodes).tolist()
+        about = {"rows": group.fault.attack, "labels": group.fault.labels}
+        lies = [f"{type(attack).__name__} in {what}" for what, attack in about.items() if attack is not None]
+        lies += ["flipped private labels"] if group.fault.flip else []
+        parts.append(f"node{'s' * (len(nodes) > 1)} {', '.join(map(str, nodes))}: {', '.join(lies)}")
+    return "; ".join(parts)
 
 
 def describe_engine(run: Orchestrator) -> str:

@@ -67,7 +67,8 @@ class GossipStep:
     def update(self, step: int, lr: float, batch: tuple[Tensor, ...]) -> None:
         """Replace the rows by the rule's update, given the gradients of ``batch`` in ``stack.G``."""
         P = self.stack.parameters
-        size = block_columns(self.network.graph.nodes, self.stack.X.device) if self.rule.in_blocks else P
+        in_blocks = self.rule.in_blocks and not self.network.lies.in_rows  # a lie is about a whole row
+        size = block_columns(self.network.graph.nodes, self.stack.X.device) if in_blocks else P
         for start in range(0, P, size):
             if start in (0, size):  # only the first block counts messages: the others are parts of the same messages
                 ctx = self.context(step, lr, start == 0, batch)

@@ -64,14 +64,17 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, activa
         at_once = max(at_once, choose_nodes_per_call(activations, rows, store.device))
     # the product with a dense W needs the rows of all nodes in every process
     mixed_rows = graph.nodes if graph.mixing(0).dense or on_device else rows
-    block = block_columns(graph.nodes, store.device)
+    lies = any(fault.attack is not None for fault in config.faults)
+    if lies:  # attacks take whole rows, and read those of all nodes
+        mixed_rows = graph.nodes
+    block = parameters if lies or not rule.in_blocks else block_columns(graph.nodes, store.device)
     if rule.in_blocks:
         algebra = mixed_rows * block
     else:
         algebra = mixed_rows * parameters + (edges * parameters if rule.edge_buffers else 0)
     received = 0
     if "receive" in rule.sends:
-        received = rows * graph.mixing(0).received[0].shape[1] * (block if rule.in_blocks else parameters)
+        received = rows * graph.mixing(0).received[0].shape[1] * block
     exchanges = config.distillation is not None and store.public
     outputs = rows * store.public * 2 * (store.k + count_features(node)) * 4
     objects = sum(1 for _ in node.modules()) + sum(1 for _ in node.parameters())

@@ -265,7 +265,7 @@ class Orchestrator:
         progress.phase = "distil"
         if self.distillation.selective:
             sizes = self.network.report(torch.tensor([float(len(part)) for part in labels])[:, None])
-            progress.ood["kept_fraction"] = sizes.mean().item() / self.store.public
+            progress.ood["kept_fraction"] = self.network.honest(sizes).mean().item() / self.store.public
         elif progress.ood["kept_fraction"] is None:
             progress.ood["kept_fraction"] = 1.0
         before = compute_heterogeneity(self.network, self.store)["tv"]
@@ -278,7 +278,7 @@ class Orchestrator:
         exchange = self.recorder.add_exchange(labels, before, after)
         if self.distillation.steps == "grow":
             sizes = torch.tensor(self.store.sizes, dtype=torch.float64)[:, None]
-            progress.steps = self.store.steps(self.network.all_reduce(sizes, kind="other")[0].item())
+            progress.steps = self.store.steps(self.network.all_reduce(sizes, kind="other", true=True)[0].item())
         self.say(report.describe_exchange(exchange, progress.ood["kept_fraction"]))
 
     def soften(self, targets: list[Tensor], weight: float) -> None:
@@ -310,7 +310,8 @@ class Orchestrator:
         """Run the final gossip and the evaluations on the whole test set around it; returns the summary."""
         images, passes = len(self.store.test), 2 * self.stack.passes * self.store.batches
         self._evaluation = report.Countdown(f"evaluating on all {images:,} test images", passes, self.say)
-        before = measure_accuracies(self.stack, self.network, self.store, "test", None, self._watch).mean().item()
+        nodes = measure_accuracies(self.stack, self.network, self.store, "test", None, self._watch)
+        before = self.network.honest(nodes).mean().item()
         self.run_final_gossip()
         self.call("on_training_end")
         self.save(name="final.ckpt")

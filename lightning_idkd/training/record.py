@@ -121,7 +121,7 @@ class Recorder:
     # ------------------------------------------------------------------ selections and exchanges
 
     def add_selections(self, selections: list[Selection], probability: Callable[[float], float | None]) -> None:
-        """Store the measures of all nodes' selections, and their means over the nodes that have one.
+        """Store the measures of all nodes' selections, and their means over the honest nodes that have one.
 
         Args:
             probability: converts a threshold to a probability; None if the score has none.
@@ -129,7 +129,8 @@ class Recorder:
         rows = [[selection.measures[k] for k in MEASURES] for selection in selections]
         values = self.network.report(torch.tensor(rows, dtype=torch.float64))
         ood: dict[str, float | None] = {}
-        for j, (name, mean) in enumerate(zip(MEASURES, values.nanmean(0).tolist(), strict=True)):
+        means = self.network.honest(values).nanmean(0).tolist()
+        for j, (name, mean) in enumerate(zip(MEASURES, means, strict=True)):
             ood[name] = None if math.isnan(mean) else mean
             self.progress.per_node[name] = values[:, j].tolist()
         limit = ood["threshold"]
@@ -229,7 +230,7 @@ class Recorder:
 
 def measure_nodes(stack: NodeStack, network: Network, store: Store, samples: int | None, validation: int,
                   stop: Callable[[], bool]) -> tuple[dict[str, float], list[float]]:  # fmt: skip
-    """The metrics of the nodes as they are, and every node's test accuracy.
+    """The metrics of the honest nodes as they are, the mean accuracy of liars, and every node's test accuracy.
 
     Args:
         samples: number of test samples; None for all.
@@ -241,13 +242,16 @@ def measure_nodes(stack: NodeStack, network: Network, store: Store, samples: int
     """
     consensus = build_consensus(stack, network)
     nodes = measure_accuracies(stack, network, store, "test", samples, stop)
-    measured = {f"accuracy/{k}": v for k, v in summarise_nodes(nodes).items()}
+    measured: dict[str, float] = {f"accuracy/{k}": v for k, v in summarise_nodes(network.honest(nodes)).items()}
     measured["accuracy/consensus"] = measure_model(consensus, store, "test", samples)
     if any(len(held_out) for held_out in store.split.validation):
         held_out = measure_accuracies(stack, network, store, "validation", validation, stop)
-        measured["validation/node_mean"] = held_out.mean().item()
+        measured["validation/node_mean"] = network.honest(held_out).mean().item()
         measured["validation/consensus"] = measure_model(consensus, store, "validation", validation)
-    measured["consensus_distance"] = metrics.consensus_distance(network.report(stack.X))
+    measured["consensus_distance"] = metrics.consensus_distance(network.honest(network.report(stack.X)))
+    if network.links.liars:
+        lying = torch.from_numpy(~network.links.honest)
+        measured |= {"faults/liars": int(lying.sum()), "faults/liars_mean": nodes[lying].mean().item()}
     return measured, nodes.tolist()
 
 
