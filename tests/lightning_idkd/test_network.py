@@ -9,9 +9,11 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import spawn
 
+from lightning_idkd.callback import Attack, Fault, LabelAttack
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Complete, Graph, Ring, Social15, Topology, Torus
 from lightning_idkd.labels import Labels
+from lightning_idkd.links import Links
 from lightning_idkd.network import Network, assign_rows
 from lightning_idkd.topologies import ErdosRenyi
 
@@ -36,12 +38,45 @@ class Alternating(Topology):
 
 GRAPHS = {"ring": (Ring, 5), "social": (Social15, 15), "torus": (lambda: Torus(3, 4), 12), "one-way": (OneWayRing, 5),
           "dense": (lambda: ErdosRenyi(0.7), 20)}  # fmt: skip
+LYING = {"lying ring": (Ring, 5), "lying arrows": (OneWayRing, 5), "lying dense": (lambda: ErdosRenyi(0.7), 20)}
 KINDS = {"parameter_bytes": 0, "label_bytes": 0, "other_bytes": 0, "messages": 0}
 
 
+class Random(Attack):
+    def __call__(self, T, sight):
+        return sight.uniform("test", T.shape[1]).to(T) - T
+
+
+class Mirror(Attack):
+    omniscient = True
+
+    def __call__(self, T, sight):
+        return torch.stack([sight.targets[i].rows.mean(0) - sight.targets[i].own for i in sight.receivers.tolist()])
+
+
+class Hush(LabelAttack):
+    def __call__(self, labels, sight):
+        return labels[:0]
+
+
+class Lying(Fault):
+    """Nodes 1 and 3 lie."""
+
+    labels = Hush()
+
+    def __init__(self, attack):
+        self.attack = attack
+
+    def lying(self, moment):
+        return np.isin(np.arange(moment.nodes), [1, 3])
+
+
 def network(name, rank=0, world=1):
-    topology, nodes = GRAPHS[name]
-    return Network(Graph(topology(), nodes), rank, world)
+    topology, nodes = (GRAPHS | LYING)[name]
+    graph, faults = Graph(topology(), nodes), []
+    if name in LYING:
+        faults = [Lying(Random() if name == "lying ring" else Mirror())]
+    return Network(graph, rank, world, Links(graph, faults))
 
 
 def chain(nodes=3):
@@ -306,7 +341,9 @@ def everything(net):
     n, here = net.graph.nodes, slice(net.rows.start, net.rows.stop)
     T = rows(n, 1001, torch.float32)[here]
     done = {"mix": net.mix(T), "mean": net.all_reduce(T), "report": net.report(T)}
-    if not net.graph.topology.directed:
+    received, weights = net.receive(T)
+    done |= {"receive": received[:, :3], "weights": weights[:, :3]}
+    if not net.graph.topology.directed and not any(group.fault.attack.omniscient for group in net.links.liars):
         of_mine = [int(j) in net.rows for j, _ in net.graph.mixing(0).edges]
         done["swap"] = net.swap(rows(len(of_mine), 11, torch.float32)[of_mine])
     done["exchange"] = [{j: (m.index, m.probabilities) for j, m in r.items()} for r in net.exchange(labels(n)[here])]
@@ -324,7 +361,7 @@ def work(rank, folder):
     for world in (2, 3):
         if rank < world:
             dist.init_process_group("gloo", init_method=f"file://{folder}/{world}", rank=rank, world_size=world)
-            done = {name: everything(network(name, rank, world)) for name in GRAPHS}
+            done = {name: everything(network(name, rank, world)) for name in (*GRAPHS, *LYING)}
             torch.save(done, f"{folder}/{world}-{rank}.pt")
             dist.destroy_process_group()
 
@@ -341,9 +378,9 @@ def test_two_and_three_processes_give_the_bits_and_counts_of_one(tmp_path):
             process.kill()
     for world in (2, 3):
         parts = [torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=False) for rank in range(world)]
-        for name in GRAPHS:
+        for name in (*GRAPHS, *LYING):
             alone = everything(network(name))
-            for what in ("mix", "mean", "swap"):
+            for what in ("mix", "mean", "receive", "weights", "swap"):
                 if what in alone:
                     assert torch.equal(torch.cat([p[name][what] for p in parts]), alone[what]), (world, name, what)
             spread = [received for p in parts for received in p[name]["exchange"]]
