@@ -35,6 +35,9 @@ class TrimmedMean(Aggregation):
                 f"its own; allowed: {(most - 1) // 2} or less"
             )
 
+    def bears(self, received: int) -> int | None:
+        return min(self.trim, received // 2)
+
     def combine(self, probabilities: Tensor, votes: Tensor, senders: list[int]) -> Tensor:
         return trim_and_average(probabilities, votes > 0, self.trim)
 
@@ -42,6 +45,9 @@ class TrimmedMean(Aggregation):
 class Median(Aggregation):
     """Median of the probabilities of each class, scaled to sum to 1 (coordinate-wise median; Yin et al., ICML 2018). It
     bears fewer liars than half of a sample's labels. The median of an even number is the mean of the middle two."""
+
+    def bears(self, received: int) -> int | None:
+        return received // 2
 
     def combine(self, probabilities: Tensor, votes: Tensor, senders: list[int]) -> Tensor:
         return trim_and_average(probabilities, votes > 0, len(senders))

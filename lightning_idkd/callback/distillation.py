@@ -66,6 +66,14 @@ class Aggregation(ABC):
     def on_check(self, run: "Run") -> None:  # noqa: B027 (most need nothing)
         """Refuses a run whose graph it cannot work on, before any file is written."""
 
+    def bears(self, received: int) -> int | None:
+        """Returns how many of the labels of a sample that a node receives may be lies; None if no bound is known.
+
+        Args:
+            received: Number of labels that the node receives, without its own.
+        """
+        return None
+
     def prepare(self, run: "Run", step: int) -> None:  # noqa: B027 (most need nothing)
         """Exchanges what :meth:`combine` needs besides labels; it runs before labels of an exchange are combined."""
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from lightning_idkd.callback import check_faults
 from lightning_idkd.config import ClockConfig, Config
+from lightning_idkd.graph import WATCHED
 from lightning_idkd.records import loggers, report
 from lightning_idkd.records.run_folder import RunFolder
 from lightning_idkd.training.resume import Start, find_start
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lightning_idkd.callback import Loss
     from lightning_idkd.data.store import Store
     from lightning_idkd.links import Links
+    from lightning_idkd.network import Network
     from lightning_idkd.training.build import Parts
     from lightning_idkd.training.orchestrator import Orchestrator
 
@@ -185,7 +187,7 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
     notes, counts = list(store.notes), store.test_labels.cpu().bincount(minlength=store.k).tolist()
     if absent := [name for name, count in zip(store.classes, counts, strict=True) if not count]:
         notes.append(f"data.private: no test {plural} of {abridge(absent)}")
-    notes += describe_remarks(loss, store)
+    notes += describe_remarks(loss, store) + describe_bounds(config, run.network)
     if notes:
         lines["note"] = f"\n{'note':<10} ".join(notes)
     frozen = f", {stack.frozen_parameters:,} of them frozen" if stack.frozen_parameters else ""
@@ -246,6 +248,34 @@ def describe_liars(links: Links) -> str:
         lies += ["flipped private labels"] if group.fault.flip else []
         parts.append(f"node{'s' * (len(nodes) > 1)} {', '.join(map(str, nodes))}: {', '.join(lies)}")
     return "; ".join(parts)
+
+
+def describe_bounds(config: Config, network: Network) -> list[str]:
+    """Where more neighbours lie to an honest node than the aggregation of rows or of labels bears, a sentence each."""
+    from lightning_idkd.data.identity import abridge
+
+    rule, graph, notes = config.gossip, network.graph, []
+    while not hasattr(rule, "aggregator") and hasattr(rule, "rule"):
+        rule = rule.rule
+    aggregations = {
+        "gossip.aggregator": (getattr(rule, "aggregator", None), "attack"),
+        "distillation.aggregation": (getattr(config.distillation, "aggregation", None), "labels"),
+    }
+    for key, (aggregation, about) in aggregations.items():
+        groups = [group.nodes for group in network.links.liars if getattr(group.fault, about) is not None]
+        if aggregation is None or not groups:
+            continue
+        lying, beyond = np.any(groups, 0), {}
+        for step in range(min(graph.period or WATCHED, WATCHED)):
+            for node in np.flatnonzero(network.links.honest).tolist():
+                senders = graph.mixing(step).neighbours(node)
+                bound = aggregation.bears(len(senders))
+                if bound is not None and lying[senders].sum() > bound:
+                    beyond.setdefault((bound, len(senders)), set()).add(node)
+        for (bound, received), nodes in beyond.items():
+            name, names = type(aggregation).__name__, abridge([str(node) for node in sorted(nodes)])
+            notes.append(f"{key}: {name} bears {bound} lying of {received} neighbours, and more lie to nodes {names}")
+    return notes
 
 
 def describe_engine(run: Orchestrator) -> str:
