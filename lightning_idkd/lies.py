@@ -127,7 +127,6 @@ class Lies:
         step = EVERYONE if step is None else step
         self._sent = step, self._sent[1] + 1 if self._sent[0] == step else 0
         sent = T.clone() if T.is_floating_point() else T.double()
-        true = sent.clone() if len(self.links.liars) > 1 else sent
         for group in self.links.liars:
             attack, chosen = group.fault.attack, np.flatnonzero(group.nodes[edges[:, 0]])
             if attack is None or not len(chosen):
@@ -137,7 +136,7 @@ class Lies:
                 targets = {i: self._aim(i, rows.to(sent), W, heard) for i in np.unique(edges[chosen, 1]).tolist()}
                 sight = Sight(**vars(sight) | {"targets": targets})
             which = torch.from_numpy(chosen).to(T.device)
-            told = attack(true[which], sight)
+            told = attack(sent[which], sight)
             sent[which] = require_shape(told, [len(chosen), T.shape[1]], f"faults: {type(attack).__name__} returns")
         return sent if T.is_floating_point() else sent.round().to(T.dtype)
 
