@@ -127,5 +127,5 @@ def check_faults(faults: "Sequence[Fault]", rule: "Gossip", graph: "Graph") -> N
         attack = group.fault.attack
         if attack is not None:
             attack.check(links.honest)
-            if attack.omniscient and "swap" in getattr(rule, "sends", ()):
+            if attack.omniscient and "swap" in rule.sends:
                 raise UserError(explain_swaps(type(attack).__name__, f"gossip {name}"))

@@ -19,7 +19,7 @@ SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "3",
 
 
 def test_there_is_one_for_each_heading():
-    assert len(EXAMPLES) == README.count("```python") == README.count("```yaml") == 12
+    assert len(EXAMPLES) == README.count("```python") == README.count("```yaml") == 13
 
 
 @pytest.fixture(scope="module")
