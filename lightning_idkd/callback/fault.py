@@ -98,7 +98,7 @@ def check_faults(faults: "Sequence[Fault]", rule: "Gossip", graph: "Graph") -> N
 
     name = type(rule).__name__
     late = [fault for fault in faults if fault.max_age is not None]
-    others = [f for f in faults if type(f).lost is not Fault.lost or type(f).absent is not Fault.absent]
+    others = [f for f in faults if type(f).lost is not Fault.lost or type(f).absent is not Fault.absent or f.attack]
     if late and (len(late) > 1 or others):
         what = type((late[1:] or others)[0]).__name__
         raise UserError(f"faults: {type(late[0]).__name__} does not go together with {what}")

@@ -57,6 +57,13 @@ class Guarded(Network):
     def swap(self, M, step=0, *, kind="parameter", messages=True):
         raise AssertionError("no method here sends a message of its own to each neighbour")
 
+    def receive(self, T, step=0, *, kind="parameter", messages=True):
+        raise AssertionError("no rule here aggregates what it receives")
+
+    def welcome(self, T, step):
+        assert not self.links.faults
+        return super().welcome(T, step)
+
     def all_reduce(self, T, *, kind="parameter", messages=True, true=False):
         assert true  # numbers of the run, about which no node lies
         assert self.run.distillation.steps == "grow"  # sizes of the sets
@@ -102,7 +109,7 @@ def test_the_double_covers_everything_that_sends():
     senders = {
         name for name, f in vars(Network).items() if inspect.isfunction(f) and "self.count(" in inspect.getsource(f)
     }
-    assert senders == {"mix", "swap", "all_reduce", "exchange", "share"}
+    assert senders == {"mix", "receive", "welcome", "swap", "all_reduce", "exchange", "share"}
     assert senders <= set(vars(Guarded))
     transport = {"_exchange_rows", "_exchange_objects", "report", "report_objects", "counts"}
     for name, f in vars(Network).items():

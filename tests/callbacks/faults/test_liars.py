@@ -19,6 +19,7 @@ from callbacks import (
     QGDSGDm,
     RelaySGD,
     SignFlip,
+    Stragglers,
     WrongLabels,
 )
 from lightning_idkd.callback import Attack, Fault, LabelAttack, check_faults
@@ -392,6 +393,12 @@ def test_groups_must_leave_one_honest_node_and_not_overlap():
         check_faults([first, second], DSGD(), Graph(Ring(), 4))
     with pytest.raises(UserError, match="faults: node 2 lies by two of them; allowed: one for each node"):
         check_faults([second, Liars([2], flip=True)], DSGD(), Graph(Ring(), 6))
+
+
+def test_late_rows_and_lies_about_rows_do_not_go_together():
+    with pytest.raises(UserError, match="faults: Stragglers does not go together with Liars"):
+        check_faults([Stragglers(), Liars([1], SignFlip())], DSGD(), Graph(Ring(), 6))
+    check_faults([Stragglers(), Liars([1], labels=WrongLabels())], DSGD(), Graph(Ring(), 6))
 
 
 @pytest.mark.parametrize(
