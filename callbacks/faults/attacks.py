@@ -123,6 +123,9 @@ class Dissensus(Omniscient):
     gets x_i - ``epsilon`` sum_j W_ij (x_j - x_i) / sum_b W_ib. With ``epsilon`` 1 plain mixing leaves i where it is. A
     message for all nodes, which no node gets alone, is the mean of the honest rows.
 
+    In the authors' code a liar has a single target, and weights are 1 / (degree + 1) under aggregations other than
+    gossip; here a liar aims at each of its receivers, lying ones included, by the weights of W(t).
+
     Args:
         epsilon: Factor, above 0.
     """

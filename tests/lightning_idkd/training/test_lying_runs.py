@@ -187,6 +187,15 @@ def test_more_liars_than_an_aggregation_bears_are_noted_with_its_bound(nodes, la
     assert describe_bounds(config, build(config).network) == notes
 
 
+def test_more_liars_than_an_aggregator_bears_are_noted_around_whatever_rule(configs):
+    robust = "{class_path: Robust, init_args: {rule: DSGD, aggregator: CoordinateTrimmedMean}}"
+    config = configure(["--config", str(configs / "ring_digits.yaml"), *SHORT, "--gossip",
+                        f"{{class_path: LocalSteps, init_args: {{rule: {robust}}}}}",
+                        *liars("[1, 3]", attack="SignFlip")])  # fmt: skip
+    expected = "gossip.aggregator: CoordinateTrimmedMean bears 1 lying of 2 neighbours, and more lie to nodes 0, 2"
+    assert describe_bounds(config, build(config).network) == [expected]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
