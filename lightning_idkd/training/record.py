@@ -99,7 +99,7 @@ class Recorder:
         self._first_bad_step = torch.where(bad, self.progress.step, self._first_bad_step)
 
     def check_finite(self, last: Path) -> None:
-        """Refuse losses and parameters that are not finite.
+        """Refuse losses and parameters of honest nodes that are not finite.
 
         Args:
             last: path of the last checkpoint, which the message names if the file exists.
@@ -109,7 +109,8 @@ class Recorder:
         """
         progress, sound = self.progress, torch.isfinite(self.stack.X).all(1) | (self._first_bad_step >= 0)
         steps = torch.where(sound, self._first_bad_step, progress.step - 1)
-        bad = [(s, i) for i, s in enumerate(self.network.report(steps[:, None])[:, 0].tolist()) if s >= 0]
+        first, honest = self.network.report(steps[:, None])[:, 0].tolist(), self.network.links.honest
+        bad = [(s, i) for i, s in enumerate(first) if s >= 0 and honest[i]]
         if bad:
             step, node = min(bad)
             checkpoint = f"last good checkpoint: {last}" if last.exists() else "there is no checkpoint yet"

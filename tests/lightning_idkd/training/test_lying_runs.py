@@ -15,6 +15,7 @@ from short_runs import SHORT, build, checkpoint, command_of, extra, latest, line
 from lightning_idkd.analysis.evaluate import evaluate
 from lightning_idkd.analysis.load import load
 from lightning_idkd.config.parse import configure
+from lightning_idkd.errors import UserError
 from lightning_idkd.training.fit import describe_bounds
 
 
@@ -212,3 +213,13 @@ def test_mistakes_are_refused_before_any_file_is_written(given, message, fit, ca
     assert message in error
     assert len(error.strip().splitlines()) <= 2
     assert not fit.runs.exists()
+
+
+def test_a_liar_that_diverges_does_not_stop_the_run(configs):
+    run = run_of(configs, *liars(attack=NOISE))
+    train(run, 1)
+    run.stack.X[2] = float("inf")
+    run.recorder.check_finite(Path("last.ckpt"))
+    run.stack.X[1] = float("nan")
+    with pytest.raises(UserError, match="node 1 or its parameters are not finite at step 0"):
+        run.recorder.check_finite(Path("last.ckpt"))
