@@ -188,6 +188,8 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
     if absent := [name for name, count in zip(store.classes, counts, strict=True) if not count]:
         notes.append(f"data.private: no test {plural} of {abridge(absent)}")
     notes += describe_remarks(loss, store) + describe_bounds(config, run.network)
+    if any(not fault.told for fault in config.faults) and "column" not in config.gossip.takes:
+        notes.append("faults: where senders do not know of a loss (told: false), the mean of the rows drifts")
     if notes:
         lines["note"] = f"\n{'note':<10} ".join(notes)
     frozen = f", {stack.frozen_parameters:,} of them frozen" if stack.frozen_parameters else ""
@@ -196,8 +198,12 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
         f"{type(config.node.network).__name__}, {header['parameters']:,} parameters{frozen}; {rule}; "
         f"{run.progress.steps} steps an epoch"
     )
-    if run.network.links.liars:
-        lines["liars"] = describe_liars(run.network.links)
+    links = run.network.links
+    if links.liars:
+        lines["liars"] = describe_liars(links)
+    lying, specs = [group.fault for group in links.liars], config.resolved["faults"]
+    if faults := [describe_fault(s) for fault, s in zip(config.faults, specs, strict=True) if fault not in lying]:
+        lines["faults"] = ", ".join(faults)
     lines["engine"] = describe_engine(run)
     each = " a process" if run.network.world > 1 else ""
     if config.clock is not None:
@@ -276,6 +282,13 @@ def describe_bounds(config: Config, network: Network) -> list[str]:
             name, names = type(aggregation).__name__, abridge([str(node) for node in sorted(nodes)])
             notes.append(f"{key}: {name} bears {bound} lying of {received} neighbours, and more lie to nodes {names}")
     return notes
+
+
+def describe_fault(spec: dict) -> str:
+    """A fault of the config, with the arguments that are set."""
+    arguments = {name: value for name, value in (spec.get("init_args") or {}).items() if value not in (None, False)}
+    given = ", ".join(name if value is True else f"{name} {value}" for name, value in arguments.items())
+    return spec["class_path"].rpartition(".")[2] + (f" ({given})" if given else "")
 
 
 def describe_engine(run: Orchestrator) -> str:

@@ -190,6 +190,7 @@ class Orchestrator:
         with self.lag():
             self.gossip.update(progress.step, progress.last_lr, batch)
         self.recorder.add_losses(losses, present)
+        self.recorder.add_faults()
         if present is not None:
             self.store.missed[1] += torch.from_numpy(~present)
         self.pass_time(greetings)  # from here on, faults see a later time

@@ -41,6 +41,12 @@ class Progress:
     """Steps since the last evaluation."""
     loss_missed: int = 0
     """Batches since the last evaluation that absent nodes did not take."""
+    due: int = 0
+    """Messages of a training step that faults might lose, over all steps and edges."""
+    lost: int = 0
+    """Those of them that did not arrive."""
+    absent: int = 0
+    """Steps that nodes missed, over all nodes."""
     exchange_bytes: int = 0
     """Bytes that exchanges of labels have sent."""
     exchanges: list[dict] = field(default_factory=list)

@@ -98,6 +98,17 @@ class Recorder:
         bad = ~torch.isfinite(losses) & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(bad, self.progress.step, self._first_bad_step)
 
+    def add_faults(self) -> None:
+        """Count the messages of this step that do not arrive, and the nodes that are absent."""
+        links = self.network.links
+        if links.faults:
+            condition = links.at(self.progress.step)
+            self.progress.due += len(self.network.graph.mixing(self.progress.step).edges)
+            if condition.arrived is not None:
+                self.progress.lost += int((~condition.arrived).sum())
+            if condition.present is not None:
+                self.progress.absent += int((~condition.present).sum())
+
     def check_finite(self, last: Path) -> None:
         """Refuse losses and parameters of honest nodes that are not finite.
 
@@ -182,6 +193,9 @@ class Recorder:
         for when, values in heterogeneity.items():
             for name, value in values.items():
                 line[f"homogeneity/{when}" if name == "tv" else f"homogeneity/{name}_{when}"] = value
+        if progress.due:
+            line["faults/lost"] = progress.lost / progress.due
+            line["faults/absent"] = progress.absent / (self.store.nodes * progress.step)
         line["throughput/samples_per_second"] = progress.samples / max(progress.train_seconds, 1e-9)
         line["throughput/seconds"] = self.elapsed()
         if self.clock is not None:

@@ -54,6 +54,27 @@ def test_the_batches_of_an_absent_node_stand_still(configs, tmp_path):
     assert torch.equal(later[0], plain.store.order(steps, 5)[0])
 
 
+def test_shares_of_lost_messages_and_absent_nodes_are_reported(configs, tmp_path):
+    """Of 4 nodes on a ring, node 1 is absent in 5 of 10 steps, and its 4 of 8 messages with it."""
+    steps = run_of(configs).progress.steps
+    run = run_of(configs, *trace(tmp_path, f"1,{2 / steps},{7 / steps}\n"))
+    train(run, 10)
+    line = run.recorder.add_line(16, lambda: False)
+    assert line["faults/absent"] == 5 / 40
+    assert line["faults/lost"] == 5 * 4 / (10 * 8)
+    assert "faults/lost" not in run_of(configs).recorder.add_line(16, lambda: False)
+
+
+def test_the_start_says_what_goes_wrong(fit, capsys):
+    assert fit(*FAULTS, "--run.until", "1") == 0
+    out = capsys.readouterr().out
+    assert (
+        "faults     MessageLoss (p 0.3, burst 6.0), Churn (leave 0.05, rejoin 0.15, forget), LinkOutage (p 0.2, s"
+        in out
+    )
+    assert "note       faults: where senders do not know of a loss (told: false), the mean of the rows drifts" in out
+
+
 def test_an_absent_node_keeps_its_row_its_norms_and_its_loss(configs, tmp_path):
     network = ["--node.network", "CNN", "--node.network.norm", "batch"]
     run = run_of(configs, *network, *trace(tmp_path, "2,0,1\n"))
