@@ -159,7 +159,7 @@ def build_label(config: dict, groups: tuple[str, ...], varied: set[str]) -> str:
 
 def format_value(value: object, key: str = "") -> str:
     """Format a config's value for a label; the import path of a node module becomes its class name."""
-    if value is None:
+    if value is None or value == []:
         return "none"
     return str(value).rsplit(".", 1)[-1] if key == "node.module" else str(value)
 

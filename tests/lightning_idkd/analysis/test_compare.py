@@ -180,6 +180,13 @@ def test_a_run_with_another_callback_or_node_module_leaves_the_others_labels_alo
     assert before <= after
 
 
+def test_a_run_with_faults_names_them_and_the_others_have_none(runs):
+    lost = {"class_path": "lightning_idkd.callbacks.MessageLoss", "init_args": {"p": 0.1}}
+    copy(runs, "lossy", faults=[lost])
+    settings = {line[0] for line in table(runs, None)[1] if "alpha=0.1" in line[0]}
+    assert {setting.split()[1] for setting in settings} == {"faults=none", "faults=MessageLoss"}
+
+
 def test_rows_of_one_label_differ_by_further_keys_whichever_run_is_newer(tmp_path, runs):
     copy(runs, "a", run={"precision": 64})
     copy(runs, "b", distillation={"class_path": "mine.IDKD", "init_args": {"start": 0.6}})
