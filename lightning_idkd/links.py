@@ -107,6 +107,11 @@ class Links:
         if not self.honest.any():
             raise UserError(f"faults: all {graph.nodes} nodes lie; allowed: {graph.nodes - 1} at most")
 
+    @property
+    def pushes(self) -> bool:
+        """Whether columns of some W alone sum to 1, so that rows are mixed with their mass, as push-sum does."""
+        return self.graph.kind == "column" or bool(self.faults and "column" in self.takes)
+
     def at(self, step: int) -> Condition:
         """The links at ``step``; the same object while nothing changes."""
         if not self.faults:

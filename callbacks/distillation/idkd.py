@@ -137,7 +137,7 @@ class VanillaKD(Distillation):
         averages: list[Labels] = []
         for hop in range(self.hops):
             if hop > 0:
-                if run.network.graph.period != 1:  # the neighbours change
+                if run.network.graph.period != 1 or run.network.links.faults:  # the neighbours change
                     self.aggregation.prepare(run, run.step + hop)
                 received = run.network.exchange([self.encode(run, labels) for labels in averages], run.step + hop)
             last = hop == self.hops - 1

@@ -31,7 +31,7 @@ class Gossiped(Teacher):
     def rows(self, run: Run) -> Tensor:
         import torch
 
-        X, push_sum = run.stack.X, run.network.graph.kind == "column"
+        X, push_sum = run.stack.X, run.network.links.pushes
         if push_sum:  # rows of these weights do not sum to 1, so their sum is mixed too, and X is divided by it
             X = torch.cat([X, torch.ones_like(X[:, :1])], 1)
         for step in range(run.step, run.step + self.steps):
@@ -51,9 +51,16 @@ class MovingAverage(Teacher):
         self.decay, self.mean = decay, None
 
     def on_step_end(self, run: Run) -> None:
+        import torch
+
+        X = run.stack.X
         if self.mean is None:
-            self.mean = run.stack.X.clone()
-        self.mean.lerp_(run.stack.X, 1 - self.decay)
+            self.mean = X.clone()
+        mean = self.mean.lerp(X, 1 - self.decay)
+        present = run.network.present(run.step - 1)  # of the step that has just ended
+        if present is not None:
+            mean = torch.where(torch.from_numpy(present).to(X.device)[:, None], mean, self.mean)
+        self.mean = mean
 
     def rows(self, run: Run) -> Tensor:
         return run.stack.X if self.mean is None else self.mean

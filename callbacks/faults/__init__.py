@@ -1,9 +1,9 @@
 """Faults: lost and late messages, absent nodes and liars, which no gossip rule knows of."""
 
 from .attacks import ALIE, IPM, Dissensus, Noise, SignFlip, WrongLabels
+from .dropped import LinkOutage, MessageLoss
 from .lateness import Stragglers
 from .liars import Liars
-from .messages import LinkOutage, MessageLoss
 from .presence import Churn, Trace
 
 __all__ = [

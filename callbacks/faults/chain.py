@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import count
-
 import numpy as np
 
+from lightning_idkd.errors import UserError
 from lightning_idkd.links import Moment
 
-BLOCK = 64  # steps that are drawn at once on the way back
+LEAST = 1e-6  # smallest probability that numbers of 24 bits resolve well
+FIRST, MOST = 64, 2**21  # steps of the first stretch on the way back, and most numbers that are drawn at once
 
 
 class TwoStates:
@@ -20,23 +20,42 @@ class TwoStates:
 
     Args:
         enter, leave: probabilities per step; their sum is 1 at most.
+
+    Raises:
+        UserError: one of them is above 0, but too small for the draws.
     """
 
     def __init__(self, enter: float, leave: float):
+        for probability in (enter, leave):
+            if 0 < probability < LEAST:
+                raise UserError(f"faults: a change with probability {probability:.2g} a step is given; allowed: 0, or "
+                                f"{LEAST:g} or more")  # fmt: skip
         self.enter, self.leave = enter, leave
+        self._last: tuple[int, tuple, np.ndarray] | None = None
 
     def at(self, moment: Moment, purpose: str, *counters: np.ndarray) -> np.ndarray:
-        """Whether the chains are bad in this step, bool in the shape of the counters."""
-        if self.enter + self.leave == 0:
-            return np.zeros(np.broadcast(*counters).shape, bool)
-        bad, open_ = np.zeros(len(counters[0]), bool), np.arange(len(counters[0]))
-        for block in count():
-            steps = moment.step - BLOCK * block - np.arange(BLOCK)[:, None]
-            u = moment.uniform(purpose, *(c[open_] for c in counters), step=steps)  # [BLOCK, chains], latest first
+        """Whether the chains are bad in this step, bool [m], for counters [m]."""
+        if self.enter == 0:
+            return np.zeros(len(counters[0]), bool)
+        which = moment.seed, moment.fault, purpose, *(c.tobytes() for c in counters)
+        if self._last is not None and self._last[:2] == (moment.step - 1, which):  # saves the way back
+            u = moment.uniform(purpose, *counters)
+            bad = (u < self.enter) | (self._last[2] & (u < 1 - self.leave))
+        else:
+            bad = self._look_back(moment, purpose, *counters)
+        self._last = moment.step, which, bad
+        return bad
+
+    def _look_back(self, moment: Moment, purpose: str, *counters: np.ndarray) -> np.ndarray:
+        """The state after the last draw that decided, sought in longer and longer stretches."""
+        bad, undecided = np.zeros(len(counters[0]), bool), np.arange(len(counters[0]))
+        latest, length = moment.step, FIRST
+        while len(undecided):
+            steps = latest - np.arange(length)[:, None]
+            u = moment.uniform(purpose, *(c[undecided] for c in counters), step=steps)  # [length, chains], latest first
             decides = (u < self.enter) | (u >= 1 - self.leave)
             decided, last = decides.any(0), decides.argmax(0)
-            bad[open_[decided]] = u[last, np.arange(len(open_))][decided] < self.enter
-            open_ = open_[~decided]
-            if not len(open_):
-                return bad
-        raise AssertionError  # the loop ends by itself
+            bad[undecided[decided]] = u[last, np.arange(len(undecided))][decided] < self.enter
+            undecided, latest = undecided[~decided], latest - length
+            length = min(2 * length, max(FIRST, MOST // max(len(undecided), 1)))
+        return bad

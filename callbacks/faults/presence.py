@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -41,7 +42,8 @@ class Churn(Presence):
     Args:
         leave: Probability that a present node is absent in the next step.
         rejoin: Probability that an absent node is present in the next step; with ``leave`` it is 1 at most.
-        forget: Whether a node returns with the mean of its neighbours' rows and new buffers, instead of its own.
+        forget: Whether a node returns with the mean of its neighbours' rows and new buffers, instead of its own. It
+            keeps its norm statistics.
     """
 
     def __init__(self, leave: float = 0.001, rejoin: float = 0.01, forget: bool = False):
@@ -70,7 +72,8 @@ class Trace(Presence):
     Args:
         file: The CSV file, with a header.
         unit: Unit of its times: epochs, or seconds of simulated time, which need a clock.
-        forget: Whether a node returns with the mean of its neighbours' rows and new buffers, instead of its own.
+        forget: Whether a node returns with the mean of its neighbours' rows and new buffers, instead of its own. It
+            keeps its norm statistics.
     """
 
     def __init__(self, file: str, unit: Literal["epochs", "seconds"] = "epochs", forget: bool = False):
@@ -79,7 +82,18 @@ class Trace(Presence):
             hint = did_you_mean(unit, ("epochs", "seconds"))
             raise UserError(f"faults.unit: '{unit}' given; allowed: epochs, seconds.{hint}")
         self.file, self.unit, self.needs_clock = file, unit, unit == "seconds"
-        self.absences = read_trace(file)
+
+    @cached_property
+    def absences(self) -> list[Absence]:
+        """The rows of the file."""
+        return read_trace(self.file)
+
+    def state_dict(self) -> dict:
+        return {"absences": [list(absence[:3]) for absence in self.absences]}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state != self.state_dict():
+            raise UserError(f"faults.file: '{self.file}' has changed since this run began")
 
     def check(self, graph: Graph) -> None:
         for absence in self.absences:
@@ -107,9 +121,10 @@ def read_trace(file: str) -> list[Absence]:
             a node overlap.
     """
     try:
-        with Path(file).open(newline="", encoding="utf-8") as stream:
+        with Path(file).open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            columns, rows = reader.fieldnames or [], list(reader)
+            reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or []]
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise UserError(f"faults.file: '{file}' cannot be read ({getattr(e, 'strerror', None) or e})") from e
     if missing := [name for name in ("node", "from", "to") if name not in columns]:
@@ -127,6 +142,8 @@ def read_trace(file: str) -> list[Absence]:
         require(0 <= start < math.inf, f"{place}: from", row["from"], "0 or more")
         require(start < end, f"{place}: to", row["to"], f"a time after from, {start:g}")
         absences.append(Absence(node, start, end, line))
+    if not absences:
+        raise UserError(f"faults.file: '{file}' has no row, so no node is ever absent")
     absences.sort()
     for before, after in itertools.pairwise(absences):
         if before.node == after.node and after.start < before.end:

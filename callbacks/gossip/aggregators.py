@@ -148,7 +148,7 @@ class MultiKrum(Aggregator):
         self.liars, self.keep = liars, keep
 
     def check(self, graph: Graph) -> None:
-        rows = count_fewest_rows(graph)
+        rows = min(count_rows(graph))
         allowed = f"0 to {(rows - 3) // 2}" if rows > 2 else "none, as Krum needs 3 rows or more"
         require_rows(2 * self.liars + 2 < rows, "liars", self.liars, rows, allowed)
         require_rows(self.keep is None or self.keep <= rows, "keep", self.keep, rows, f"1 to {rows}")
@@ -215,10 +215,10 @@ class CoordinateTrimmedMean(Aggregator):
     """Coordinate-wise trimmed mean (Yin et al., ICML 2018): the mean of each parameter over a node's rows without the
     ``trim`` largest and the ``trim`` smallest values. W does not count.
 
-    A node that lacks rows, as messages were lost, drops as many as leave one or two.
+    A node with 2 ``trim`` rows or fewer, by the graph or as messages were lost, drops as many as leave one or two.
 
     Args:
-        trim: Number of values to drop at either end, less than half of the rows of every node, its own included.
+        trim: Number of values to drop at either end, less than half of the rows of some node, its own included.
     """
 
     columnwise = True
@@ -228,8 +228,9 @@ class CoordinateTrimmedMean(Aggregator):
         self.trim = trim
 
     def check(self, graph: Graph) -> None:
-        rows = count_fewest_rows(graph)
-        require_rows(2 * self.trim < rows, "trim", self.trim, rows, f"0 to {(rows - 1) // 2}")
+        rows = max(count_rows(graph))
+        allowed = f"0 to {(rows - 1) // 2}, as no node has more than {rows} rows with its own"
+        require(2 * self.trim < rows, "gossip.aggregator.trim", self.trim, allowed)
 
     def bears(self, received: int) -> int | None:
         return min(self.trim, received // 2)
@@ -391,9 +392,9 @@ def mark_received(w: Tensor) -> Tensor:
     return (w > 0) & ~mark_own(w)
 
 
-def count_fewest_rows(graph: Graph) -> int:
-    """The smallest number of rows that a node has after a gossip step, its own included."""
-    return min(len(senders) for step in range(graph.period or 1) for senders, _weights in graph.mixing(step).terms)
+def count_rows(graph: Graph) -> list[int]:
+    """The number of rows that each node has after a gossip step of a period, its own included."""
+    return [len(senders) for step in range(graph.period or 1) for senders, _weights in graph.mixing(step).terms]
 
 
 def require_rows(right: bool, key: str, value: int | None, rows: int, allowed: str) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class AsyncStep(Asynchronous, LocalStep):
+class AsyncLocalStep(Asynchronous, LocalStep):
     """Base of asynchronous rules with the local step of SGD.
 
     Args:
@@ -37,7 +37,7 @@ class AsyncStep(Asynchronous, LocalStep):
         return x - event.lr * self.direction(x, G, state)
 
 
-class ADPSGD(AsyncStep):
+class ADPSGD(AsyncLocalStep):
     """Asynchronous decentralised parallel SGD (Lian et al., ICML 2018, Alg. 1): a node that has its gradient averages
     its row with that of a neighbour, drawn uniformly, and then applies the gradient, which is of an older row.
 
@@ -60,7 +60,7 @@ class ADPSGD(AsyncStep):
         X[i] = self.step(X[i : i + 1], G, state, event)[0]
 
 
-class SwarmSGD(AsyncStep):
+class SwarmSGD(AsyncLocalStep):
     """SwarmSGD (Nadiradze et al., NeurIPS 2021, Alg. 1): a node takes some local steps, and then averages with a
     neighbour, drawn uniformly.
 
@@ -92,7 +92,7 @@ class SwarmSGD(AsyncStep):
             X[[i, j]] = (X[i] + X[j]) / 2
 
 
-class AsyncGossip(AsyncStep):
+class AsyncGossip(AsyncLocalStep):
     """DSGD without waiting: a node that has its gradient applies it, mixes with the last rows that have arrived from
     its neighbours, by the weights of W, and sends its row from before that mixing to all of them.
 

@@ -25,6 +25,9 @@ class NGC(LocalStep):
     weighted mean of gradients over a node and its neighbours. A share ``alpha`` of D comes from the node's model on
     their data (they send these gradients back), the rest from their models on the node's data.
 
+    Where a message is lost, a node uses its own model and its own gradient in place of the neighbour's; of a model that
+    only one end has lost, it sends back a gradient of its own model.
+
     Each neighbour costs one more gradient per step, and gradients are sent besides parameters. A node's own gradient is
     taken at its x, as in Alg. 1; the authors' code takes it at W x.
 

@@ -80,17 +80,25 @@ class Refit:
         sums = torch.stack([self.sum_features(run, i) for i in range(run.stack.n)])
         for turn in range(self.rounds):
             sums = run.network.mix(sums, run.step + turn, kind="other")
-        k = run.store.k
+        k, unusable = run.store.k, []
         for i, (node, own) in enumerate(zip(run.store.rows, sums, strict=True)):
             layer = run.stack.modules[i].network.head
             statistics = compute_statistics(own.double(), k, layer.in_features, self.head.per_class)
             generator = torch.Generator().manual_seed(derive_seed(run.seed, "head", node, run.step))
-            weight, bias = self.head.fit(statistics, generator)
             absent = statistics.share <= 0
+            sound = all(part.isfinite().all() for part in vars(statistics).values()) and not absent.all()
+            if sound:  # those with the lies of others may be anything
+                weight, bias = self.head.fit(statistics, generator)
+                sound = bool(weight.isfinite().all() and bias.isfinite().all())
+            if not sound:
+                unusable.append(node)
+                continue
             bias = bias.masked_fill(absent, (bias[~absent].min() - NEVER).item())
             with torch.no_grad():
                 layer.weight.copy_(weight.masked_fill(absent[:, None], 0))
                 layer.bias.copy_(bias)
+        if unusable:
+            run.say(f"the statistics of nodes {', '.join(map(str, unusable))} are no class means, so their heads stay")
 
     def sum_features(self, run: Run, i: int) -> Tensor:
         """What row ``i`` of this process sends: counts [k], sums [k, F] and second moments, as one row."""

@@ -102,7 +102,7 @@ def check_faults(faults: "Sequence[Fault]", rule: "Gossip", graph: "Graph") -> N
     if late and (len(late) > 1 or others):
         what = type((late[1:] or others)[0]).__name__
         raise UserError(f"faults: {type(late[0]).__name__} does not go together with {what}")
-    if late and (rule.sends != ("mix",) or rule.every_step):
+    if late and (rule.sends != ("mix",) or rule.every_step or "column" in rule.takes):
         raise UserError(
             f"faults: {type(late[0]).__name__} takes rules that mix in every step and do no more, such as DSGD and "
             f"QGDSGDm, but gossip is {name}"
@@ -114,8 +114,8 @@ def check_faults(faults: "Sequence[Fault]", rule: "Gossip", graph: "Graph") -> N
         fault.check(graph)
         for assumption in set(rule.assumes) & set(fault.breaks):
             raise UserError(
-                f"faults: {what} is given, but gossip {name} relies on {ASSUMPTIONS[assumption]}; DSGD, QGDSGDm and "
-                f"RelaySGD do not"
+                f"faults: {what} is given, but gossip {name} relies on {ASSUMPTIONS[assumption]}; DSGD and QGDSGDm "
+                f"do not"
             )
         if "static" in fault.breaks and rebuilt_kind(graph, rule.takes) not in rule.takes:
             raise UserError(

@@ -60,7 +60,7 @@ class Context:
 ASSUMPTIONS = {
     "static": "the same weights in every step",
     "sums": "sums over all nodes that no node leaves",
-    "everyone": "that every node takes every step",
+    "everyone": "every node taking every step",
 }
 """What a rule may rely on, and a fault may break."""
 

@@ -81,6 +81,10 @@ class AsyncStep(GossipStep):
         self.ready[node] = now + max(float(seconds), busy)
         self.begun[node] += 1
 
+    def delay(self, seconds: np.ndarray) -> None:
+        """Let every node act ``seconds`` [n] later, since it waits for messages outside the rule, such as labels."""
+        self.ready = self.ready + seconds
+
     def compute(self) -> None:
         """Compute all gradients that nodes have begun, each at the row with which it began."""
         if self.generation != self.store.generation:
@@ -135,8 +139,8 @@ class Conversation(Event):
         return neighbours[min(int(self.uniform("peer") * len(neighbours)), len(neighbours) - 1)]
 
     def exchange(self, peer: int) -> None:
-        there, nbytes = np.array([[self.node, peer], [peer, self.node]]), self._of.stack.X[0].nbytes
-        seconds = self._of.clock.transfer_seconds(self._of.updates, there, nbytes)
+        both, nbytes = np.array([[self.node, peer], [peer, self.node]]), self._of.stack.X[0].nbytes
+        seconds = self._of.clock.transfer_seconds(self._of.updates, both, nbytes)
         self._of.network.count("parameter", 2 * nbytes, 2)
         self.busy = max(self.busy, float(seconds.max()))
 
@@ -145,9 +149,9 @@ class Conversation(Event):
         mine = np.flatnonzero(edges[:, 0] == self.node)
         seconds = self._of.clock.transfer_seconds(self._of.updates, edges[mine], nbytes)
         self._of.network.count("parameter", len(mine) * nbytes, len(mine))
-        place = {edge: k for k, edge in enumerate(map(tuple, edges.tolist()))}
+        place, values = {edge: k for k, edge in enumerate(map(tuple, edges.tolist()))}, row.flatten().clone()
         for (sender, receiver), took in zip(edges[mine].tolist(), seconds.tolist(), strict=True):
-            flight = self.time + took, place[receiver, sender], self._of.updates + 1, row.flatten().clone()
+            flight = self.time + took, place[receiver, sender], self._of.updates + 1, values
             self._of.flights.append(flight)
 
     def inbox(self) -> tuple[Tensor, Tensor]:

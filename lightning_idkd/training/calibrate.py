@@ -108,9 +108,9 @@ class Detectors:
         mine = torch.tensor(thresholds, dtype=torch.float64)
         received, mixing = self.network.share(mine[:, None], step), self.network.mixing(step)
         pooled = []
-        for i in self.network.rows:
+        for i, own in zip(self.network.rows, mine, strict=True):  # a liar lies to others, not to itself
             senders, _weights = mixing.terms[i]
-            pooled.append(torch.stack([received[j] for j in senders]).mean().item())
+            pooled.append(torch.stack([own[None] if j == i else received[j] for j in senders]).mean().item())
         return pooled
 
     def measure(self, i: int, selection: Selection, public: Outputs) -> dict[str, float]:

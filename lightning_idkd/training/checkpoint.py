@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lightning_idkd.callback import Calibration, Distillation
+from lightning_idkd.callback import Calibration, Distillation, Fault
 from lightning_idkd.clock import Clock
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
@@ -157,7 +157,8 @@ def restore(run: Parts, state: dict, lines: list[dict], distillation: bool = Tru
     saved = list(state["callbacks"])
     for callback in run.hooks.callbacks:
         match = next((s for s in saved if s[0] == type(callback).__name__), None)
-        if match is not None and (distillation or not isinstance(callback, (Calibration, Distillation))):
+        other = fork and isinstance(callback, Fault)  # a fork may have other faults
+        if match is not None and not other and (distillation or not isinstance(callback, (Calibration, Distillation))):
             saved.remove(match)
             callback.load_state_dict(match[1])
 

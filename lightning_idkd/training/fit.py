@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_idkd.callback import check_faults
+from lightning_idkd.callback import Fault, check_faults
 from lightning_idkd.config import ClockConfig, Config
 from lightning_idkd.graph import WATCHED
 from lightning_idkd.records import loggers, report
@@ -188,8 +188,7 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
     if absent := [name for name, count in zip(store.classes, counts, strict=True) if not count]:
         notes.append(f"data.private: no test {plural} of {abridge(absent)}")
     notes += describe_remarks(loss, store) + describe_bounds(config, run.network)
-    if any(not fault.told for fault in config.faults) and "column" not in config.gossip.takes:
-        notes.append("faults: where senders do not know of a loss (told: false), the mean of the rows drifts")
+    notes += describe_reach(config)
     if notes:
         lines["note"] = f"\n{'note':<10} ".join(notes)
     frozen = f", {stack.frozen_parameters:,} of them frozen" if stack.frozen_parameters else ""
@@ -282,6 +281,17 @@ def describe_bounds(config: Config, network: Network) -> list[str]:
             name, names = type(aggregation).__name__, abridge([str(node) for node in sorted(nodes)])
             notes.append(f"{key}: {name} bears {bound} lying of {received} neighbours, and more lie to nodes {names}")
     return notes
+
+
+def describe_reach(config: Config) -> list[str]:
+    """What lost messages do to the rule, where that is not plain."""
+    rule, name = config.gossip, type(config.gossip).__name__
+    losing = [fault for fault in config.faults if type(fault).lost is not Fault.lost]
+    if losing and not {"mix", "swap", "receive"} & set(rule.sends):
+        return [f"faults: lost messages change nothing here, since {name} sends none over single edges"]
+    if any(not fault.told for fault in losing) and "mix" in rule.sends and "column" not in rule.takes:
+        return ["faults: where senders do not know of a loss (told: false), the mean of the rows drifts"]
+    return []
 
 
 def describe_fault(spec: dict) -> str:

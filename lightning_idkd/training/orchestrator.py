@@ -32,7 +32,7 @@ from lightning_idkd.training.async_step import AsyncStep
 from lightning_idkd.training.calibrate import Detectors
 from lightning_idkd.training.checkpoint import gather
 from lightning_idkd.training.evaluation import Stopped, compute_heterogeneity, measure_accuracies
-from lightning_idkd.training.gossip_step import GossipStep
+from lightning_idkd.training.gossip_step import GossipStep, overwrite
 from lightning_idkd.training.hooks import Hooks
 from lightning_idkd.training.progress import Progress
 from lightning_idkd.training.record import Recorder
@@ -233,12 +233,14 @@ class Orchestrator:
         if before is not None and self.network.links.max_age is not None:
             return  # `lag` has advanced the clock
         if self.clock is not None and (traffic or before is not None):
-            present = self.network.links.at(self.step).present
+            present, earlier = self.network.links.at(self.step).present, self.clock.time
             if before is not None:
                 self.clock.began = self.clock.seconds
                 self.clock.deliver(before, self.step, present)
                 self.clock.compute(self.step, present)
             self.clock.deliver(traffic, self.step, present)
+            if isinstance(self.gossip, AsyncStep):
+                self.gossip.delay(self.clock.time - earlier)
 
     # ------------------------------------------------------------------ distillation, called by hooks
 
@@ -285,6 +287,9 @@ class Orchestrator:
     def soften(self, targets: list[Tensor], weight: float) -> None:
         """Let the nodes of this process train on soft ``targets`` of their own samples, from now on."""
         self.progress.phase = "distil"
+        present, kept = self.network.present(self.step), self.store.soft_targets
+        if present is not None and kept is not None:  # absent nodes keep what they have
+            targets = [new if here else old for new, old, here in zip(targets, kept[0], present, strict=True)]
         self.store.soften(targets, weight)
 
     # ------------------------------------------------------------------ evaluation
@@ -335,7 +340,7 @@ class Orchestrator:
         for step in range(self.step, self.step + self.train.final_gossip):
             self.gossip.combine(step, self.progress.last_lr)
         if self.train.final_merge:
-            self.stack.X.copy_(self.network.all_reduce(self.stack.X))
+            overwrite(self.stack.X, self.network.all_reduce(self.stack.X, self.step), self.network.present(self.step))
         self.progress.phase = "final"
 
     def _watch(self) -> bool:

@@ -9,7 +9,7 @@ from lightning_idkd.labels import MEASURES
 
 LABEL_FIELDS = ("phase", "steps", "exchange_bytes", "exchanges", "ood", "per_node")
 """Fields that a fork without the distilled labels resets."""
-RUN_FIELDS = ("best", "seconds")
+RUN_FIELDS = ("best", "seconds", "due", "lost", "turns", "absent")
 """Fields that every fork resets."""
 
 
@@ -42,11 +42,13 @@ class Progress:
     loss_missed: int = 0
     """Batches since the last evaluation that absent nodes did not take."""
     due: int = 0
-    """Messages of a training step that faults might lose, over all steps and edges."""
+    """Messages of training steps of this run that faults might lose: edges, over all steps."""
     lost: int = 0
     """Those of them that did not arrive."""
+    turns: int = 0
+    """Steps of this run in which nodes might be absent, over all nodes."""
     absent: int = 0
-    """Steps that nodes missed, over all nodes."""
+    """Those of them that nodes missed."""
     exchange_bytes: int = 0
     """Bytes that exchanges of labels have sent."""
     exchanges: list[dict] = field(default_factory=list)

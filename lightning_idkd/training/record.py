@@ -103,6 +103,7 @@ class Recorder:
         links = self.network.links
         if links.faults:
             condition = links.at(self.progress.step)
+            self.progress.turns += self.store.nodes
             self.progress.due += len(self.network.graph.mixing(self.progress.step).edges)
             if condition.arrived is not None:
                 self.progress.lost += int((~condition.arrived).sum())
@@ -195,7 +196,7 @@ class Recorder:
                 line[f"homogeneity/{when}" if name == "tv" else f"homogeneity/{name}_{when}"] = value
         if progress.due:
             line["faults/lost"] = progress.lost / progress.due
-            line["faults/absent"] = progress.absent / (self.store.nodes * progress.step)
+            line["faults/absent"] = progress.absent / progress.turns
         line["throughput/samples_per_second"] = progress.samples / max(progress.train_seconds, 1e-9)
         line["throughput/seconds"] = self.elapsed()
         if self.clock is not None:

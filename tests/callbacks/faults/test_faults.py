@@ -19,14 +19,17 @@ from callbacks import (
     ChocoSGD,
     Churn,
     DecentLaM,
+    Gossiped,
     GradientTracking,
     LinkOutage,
     LocalOptimizer,
     LocalSteps,
     MessageLoss,
     MomentumTracking,
+    MovingAverage,
     QGDSGDm,
     RelaySGD,
+    Stragglers,
     Trace,
 )  # fmt: skip
 from callbacks.faults.chain import TwoStates
@@ -364,9 +367,9 @@ def test_rules_that_rely_on_the_same_weights_are_refused(rule):
 
 def test_rules_are_refused_where_a_fault_breaks_what_they_rely_on():
     graph = Graph(Ring(), 6)
-    with pytest.raises(UserError, match="Churn is given, but gossip LocalOptimizer relies on that every node takes"):
+    with pytest.raises(UserError, match="Churn is given, but gossip LocalOptimizer relies on every node taking"):
         check_faults([Churn()], LocalOptimizer(), graph)
-    with pytest.raises(UserError, match="relies on that every node takes"):
+    with pytest.raises(UserError, match="relies on every node taking"):
         check_faults([Churn()], LocalSteps(LocalOptimizer()), graph)
     with pytest.raises(UserError, match="Churn is given, but gossip MomentumTracking relies on sums over all nodes"):
         check_faults([Churn(forget=True)], MomentumTracking(), graph)
@@ -414,6 +417,7 @@ def test_numbers_out_of_range_are_refused(make, message):
         ("node,from,to\n1,early,2\n", "line 2: 1, early, 2 given; allowed: the number of a node and two times"),
         ("node,from\n1,0\n", "has no column to; it begins with node, from"),
         ("", "has no column node; it begins with nothing"),
+        ("node,from,to\n", "has no row, so no node is ever absent"),
         ("node,from,to\n" + "".join(f"{i},{i},9\n" for i in range(6)), "has all 6 nodes absent at 5 epochs"),
     ],
 )
@@ -426,7 +430,7 @@ def test_traces_with_mistakes_are_refused(tmp_path, text, message):
 
 def test_a_trace_that_is_missing_is_named():
     with pytest.raises(UserError, match=r"faults.file: 'gone.csv' cannot be read \(No such file"):
-        Trace("gone.csv")
+        Trace("gone.csv").check(Graph(Ring(), 6))
 
 
 def test_a_trace_takes_nodes_out_from_its_first_time_to_before_its_last(tmp_path):
@@ -462,3 +466,48 @@ def test_a_complete_graph_with_all_messages_lost_is_isolated():
 def test_the_graph_of_a_chain_is_as_before():
     graph = Graph(Chain(), 3)
     assert Network(graph).mixing(0) is graph.mixing(0)
+
+
+def test_a_chain_goes_on_from_the_last_step_as_if_it_had_looked_back():
+    chain, fresh, nodes = TwoStates(0.02, 0.05), TwoStates(0.02, 0.05), np.arange(30)
+    for step in (*range(5, 40), 12, 13, 80):
+        fresh._last = None
+        assert np.array_equal(chain.at(moment(step), "x", nodes), fresh.at(moment(step), "x", nodes)), step
+    assert not np.array_equal(chain.at(moment(81), "x", nodes), chain.at(moment(82, seed=1), "x", nodes))
+    assert chain.at(moment(83), "x", nodes[:7]).shape == (7,)
+
+
+def test_chains_that_never_change_need_no_draw_and_too_rare_ones_are_refused():
+    assert not TwoStates(0.0, 1e-6).at(moment(9), "x", np.arange(5)).any()
+    for make in (lambda: Churn(0.0, 1e-8), lambda: MessageLoss(0.1, burst=1e8)):
+        with pytest.raises(UserError, match=r"faults: a change with probability 1\S+ a step is given; allowed: 0"):
+            make()
+
+
+@pytest.mark.parametrize("name", ["pushed ring", "arrows"])
+def test_a_gossiped_teacher_divides_by_the_mass_that_faults_change(name):
+    net = network(name, MessageLoss(0.3, told=name == "arrows"), takes=("doubly", "column"))
+    X = torch.ones(net.graph.nodes, 4, dtype=torch.float64)
+    run = SimpleNamespace(stack=SimpleNamespace(X=X), network=net, step=0)
+    torch.testing.assert_close(Gossiped(8).rows(run), X, rtol=0, atol=1e-12)
+
+
+def test_a_moving_average_stands_still_while_its_node_is_absent():
+    net = network("ring", Given(absent=[2], until=1))
+    run, teacher = SimpleNamespace(stack=SimpleNamespace(X=rows(6)), network=net, step=5), MovingAverage(0.5)
+    teacher.on_step_end(run)
+    run.stack.X, run.step, before = rows(6) + 1, 1, teacher.mean.clone()  # of step 0, in which node 2 is absent
+    teacher.on_step_end(run)
+    assert torch.equal(teacher.mean[2], before[2])
+    torch.testing.assert_close(teacher.mean[[0, 1]], before[[0, 1]] + 0.5, rtol=0, atol=1e-12)
+
+
+def test_late_rows_do_not_go_with_rules_that_push():
+    with pytest.raises(UserError, match="Stragglers takes rules that mix in every step and do no more"):
+        check_faults([Stragglers()], SGP(), Graph(Ring(), 6))
+
+
+def test_spreadsheets_write_traces_that_are_read(tmp_path):
+    file = tmp_path / "trace.csv"
+    file.write_bytes("\ufeffnode, from, to\r\n1, 0, 2\r\n".encode())
+    assert [absence[:3] for absence in Trace(str(file)).absences] == [(1, 0.0, 2.0)]

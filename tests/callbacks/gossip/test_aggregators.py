@@ -317,8 +317,8 @@ def test_arguments_out_of_range_are_refused(make, message):
 
 
 @pytest.mark.parametrize(("aggregator", "graph", "message"), [
-    (CoordinateTrimmedMean(2), Graph(Ring(), 8), "trim: 2 given; some node has 3 rows with its own; allowed: 0 to 1"),
-    (CoordinateTrimmedMean(1), Graph(Chain(), 8), "trim: 1 given; some node has 2 rows with its own; allowed: 0 to 0"),
+    (CoordinateTrimmedMean(2), Graph(Ring(), 8), "trim: 2 given; allowed: 0 to 1, as no node has more than 3 rows"),
+    (CoordinateTrimmedMean(2), Graph(Chain(), 8), "trim: 2 given; allowed: 0 to 1, as no node has more than 3 rows"),
     (Krum(1), Graph(Complete(), 4), "liars: 1 given; some node has 4 rows with its own; allowed: 0 to 0"),
     (Krum(0), Graph(Chain(), 4), "liars: 0 given; some node has 2 rows .* allowed: none, as Krum needs 3 rows or more"),
     (MultiKrum(0, 4), Graph(Ring(), 8), "keep: 4 given; some node has 3 rows with its own; allowed: 1 to 3"),
@@ -332,3 +332,9 @@ def test_graphs_with_too_few_neighbours_are_refused(aggregator, graph, message):
 @pytest.mark.parametrize("aggregator", [CoordinateTrimmedMean(1), Krum(0), MultiKrum(0, 3), SCClip(share=0.66)])
 def test_graphs_with_just_enough_neighbours_are_taken(aggregator):
     aggregator.check(Graph(Ring(), 8))
+
+
+def test_a_node_with_few_neighbours_trims_as_much_as_it_can():
+    CoordinateTrimmedMean(1).check(Graph(Chain(), 8))
+    V, w = torch.tensor([[[1.0], [5.0]]]), torch.tensor([[0.5, 0.5]])  # the end of a chain: its own row and another
+    assert CoordinateTrimmedMean(1)(V, w, None).item() == 3.0

@@ -1,5 +1,7 @@
 """Whole runs of asynchronous rules."""
 
+import itertools
+
 import pytest
 import torch
 from interrupts import InterruptAt
@@ -44,3 +46,14 @@ def test_what_it_needs_is_said_before_any_file_is_written(fit, capsys, arguments
     assert fit("--gossip", "ADPSGD", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not fit.runs.exists()
+
+
+def test_an_exchange_of_labels_takes_simulated_time(fit):
+    """Epochs take equally long but the one that begins with the exchange, by the bytes of the largest message."""
+    narrow = ["--clock", "{bandwidth: 10000}", "--train.evaluate_every", "1", "--distillation.every", "null"]
+    assert fit("--gossip", "AsyncGossip", *narrow) == 0
+    times = [line["time/simulated"] for line in lines(latest(fit.runs))]
+    epochs = [later - time for time, later in itertools.pairwise(times)]  # from epoch 2 on
+    assert epochs[0] == pytest.approx(epochs[1], rel=0.02)
+    assert epochs[2] > epochs[1] + 1, "the exchange before epoch 4"
+    assert times == sorted(times)

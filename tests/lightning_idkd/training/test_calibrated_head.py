@@ -144,3 +144,13 @@ def test_a_callback_that_cannot_work_leaves_no_run_behind(fit, capsys, options):
     assert fit(*options) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not fit.runs.exists()
+
+
+def test_nodes_whose_statistics_are_lies_keep_their_heads(fit, capsys):
+    lies = "[{class_path: Liars, init_args: {nodes: [1], attack: {class_path: SignFlip, init_args: {scale: 1.0e+30}}}}]"
+    callbacks = ["--callbacks", "[{class_path: CalibratedHead, init_args: {rounds: 3}}]"]
+    assert (
+        fit("--gossip", "Isolated", "--faults", lies, "--train.final_gossip", "0", "--distillation", "null", *callbacks)
+        == 0
+    )
+    assert "are no class means, so their heads stay" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from interrupts import InterruptAt
 from short_runs import SHORT, build, checkpoint, command_of, extra, latest, lines, same
 
 from lightning_idkd.config.parse import configure
+from lightning_idkd.training.fit import describe_reach
 
 MESSAGES = "{class_path: MessageLoss, init_args: {p: 0.3, told: false, burst: 6}}"
 CHURN = "{class_path: Churn, init_args: {leave: 0.05, rejoin: 0.15, forget: true}}"
@@ -180,3 +181,65 @@ def test_faults_in_simulated_time_need_a_clock(fit, tmp_path, capsys, fault):
     given = given if given.startswith("{") else f"{{class_path: {given}}}"
     assert fit("--faults", f"[{given}]") == 2
     assert "in faults acts in simulated time and needs one" in capsys.readouterr().err
+
+
+def test_the_final_merge_is_the_mean_of_the_nodes_that_are_present(configs, tmp_path):
+    run = run_of(configs, "--train.final_merge", "true", "--train.final_gossip", "0", *trace(tmp_path, "2,0,99\n"))
+    train(run, 2)
+    X = run.stack.X.clone()
+    run.run_final_gossip()
+    assert torch.equal(run.stack.X[2], X[2])
+    torch.testing.assert_close(run.stack.X[[0, 1, 3]], X[[0, 1, 3]].mean(0).expand(3, -1))
+
+
+def test_a_node_that_is_absent_at_an_exchange_keeps_its_soft_targets(configs, tmp_path):
+    method = ["--distillation", "MutualKD", "--distillation.start", "1", "--distillation.every", "1"]
+    run = run_of(configs, *method, *trace(tmp_path, "3,1.5,2.5\n"))
+    kept = []
+    for epoch in (1, 2):
+        run.progress.epoch, run.progress.step = epoch, epoch * run.progress.steps
+        run.distillation.exchange(run)
+        kept.append([targets.clone() for targets in run.store.soft_targets[0]])
+    assert torch.equal(kept[1][3], kept[0][3])
+    assert (kept[0][3].max(1).values < 1).any(), "they are not one-hot"
+
+
+def test_a_fork_counts_its_own_faults(configs, fit):
+    half = ["--faults", "[{class_path: Churn, init_args: {leave: 0.5, rejoin: 0.5}}]", "--distillation", "null"]
+    assert fit("--run.keep", "[3]", "--distillation", "null") == 0
+    source = latest(fit.runs).resolve() / "checkpoints" / "epoch_3.ckpt"
+    assert fit("--run.from", str(source), *half, folder="fork") == 0
+    assert 0.35 < lines(latest(fit.runs.parent / "fork"))[-1]["faults/absent"] < 0.65
+
+
+def test_hops_of_labels_go_over_the_links_of_their_own_steps(fit):
+    hops = ["--distillation", "VanillaKD", "--distillation.hops", "4", "--distillation.aggregation", "ClassCount"]
+    loss = ["--faults", "[{class_path: MessageLoss, init_args: {p: 0.5}}]"]
+    assert fit(*hops, *loss, "--distillation.start", "3") == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "note"),
+    [
+        ("AllReduce", "faults: lost messages change nothing here, since AllReduce sends none over single edges"),
+        ("SGP", None),
+        ("DSGD", "the mean of the rows drifts"),
+    ],
+)
+def test_what_losses_do_to_a_rule_is_noted(rule, note, configs):
+    config = configure(["--config", str(configs / "ring_digits.yaml"), "--gossip", rule, "--faults", f"[{MESSAGES}]"])
+    notes = describe_reach(config)
+    assert (note in notes[0]) if note else not notes
+
+
+def test_a_changed_trace_is_refused_on_resume_and_free_in_a_fork(fit, tmp_path, capsys):
+    given = trace(tmp_path, "1,1,2\n")
+    assert fit(*given, "--run.until", "3", "--run.keep", "[3]", "--distillation", "null") == 0
+    source = latest(fit.runs).resolve()
+    (tmp_path / "trace.csv").write_text("node,from,to\n1,1,4\n")
+    assert (
+        fit(*given, "--run.resume", str(source), "--run.until", "3", "--run.keep", "[3]", "--distillation", "null") == 2
+    )
+    assert "trace.csv' has changed since this run began" in capsys.readouterr().err
+    checkpoint = str(source / "checkpoints" / "epoch_3.ckpt")
+    assert fit(*given, "--run.from", checkpoint, "--distillation", "null", folder="fork") == 0

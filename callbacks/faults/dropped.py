@@ -20,6 +20,7 @@ class MessageLoss(Fault):
         told: Whether both ends know before they mix. If so, an undirected edge is out of a step where either of its
             messages is lost, and the weights keep their kind. If not, the receiver puts its own row in the place of
             the lost one, and rows alone sum to 1; the mass of a lost message of push-sum is lost with it.
+            With a clock, nobody waits for a lost message.
         burst: Mean number of steps for which an edge loses its messages, 1 or more, and so long that a burst begins
             with probability 1 at most; null: every step is independent.
     """
