@@ -8,7 +8,7 @@ counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -172,7 +172,7 @@ class Network:
         return mixed
 
     @contextmanager
-    def late(self, ages: np.ndarray, max_age: int) -> Iterator[None]:
+    def late(self, ages: np.ndarray, max_age: int) -> Generator[None, None, None]:
         """Within the context, mixing takes older rows of the same mixing in earlier contexts.
 
         Args:
