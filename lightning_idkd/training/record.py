@@ -194,7 +194,7 @@ class Recorder:
         for when, values in heterogeneity.items():
             for name, value in values.items():
                 line[f"homogeneity/{when}" if name == "tv" else f"homogeneity/{name}_{when}"] = value
-        if progress.due:
+        if progress.lost or progress.absent:
             line["faults/lost"] = progress.lost / progress.due
             line["faults/absent"] = progress.absent / progress.turns
         line["throughput/samples_per_second"] = progress.samples / max(progress.train_seconds, 1e-9)

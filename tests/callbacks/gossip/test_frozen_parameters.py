@@ -12,7 +12,9 @@ from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.nodes.stack import NodeStack
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-RULES = sorted((CONFIGS / "presets" / "rules").glob("*.yaml"))  # every rule, with momentum and weight decay
+ASYNCHRONOUS = ("adpsgd", "async_gossip", "swarm")  # they act node by node, on rows alone
+PRESETS = sorted((CONFIGS / "presets" / "rules").glob("*.yaml"))
+RULES = [path for path in PRESETS if path.stem not in ASYNCHRONOUS]  # with momentum and weight decay
 N, B, S, K = 4, 6, 3, 5
 
 

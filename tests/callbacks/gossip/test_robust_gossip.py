@@ -204,8 +204,8 @@ def test_an_aggregator_of_ones_own_that_returns_another_shape_is_refused():
 def test_graphs_that_the_rule_or_the_aggregator_refuses_are_refused():
     with pytest.raises(UserError, match="QGDSGDm needs weights whose rows and columns sum to 1"):
         Robust(QGDSGDm(), CoordinateMedian()).check(Graph(Chain(), 5, "average"))
-    with pytest.raises(UserError, match=r"gossip.aggregator.trim: 1 given; some node has 2 rows"):
-        Robust(DSGD(), CoordinateTrimmedMean(1)).check(Graph(Chain(), 5))
+    with pytest.raises(UserError, match=r"gossip.aggregator.trim: 2 given; allowed: 0 to 1, as no node"):
+        Robust(DSGD(), CoordinateTrimmedMean(2)).check(Graph(Chain(), 5))
     Robust(DSGD(), CoordinateTrimmedMean(1)).check(RING)
 
 

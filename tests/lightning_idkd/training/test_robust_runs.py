@@ -61,7 +61,7 @@ def test_plain_mixing_costs_as_many_bytes(fit):
 
 @pytest.mark.parametrize(("options", "message"), [
     (robust("Krum"), "gossip.aggregator.liars: 1 given; some node has 3 rows with its own; allowed: 0 to 0"),
-    (robust("CoordinateTrimmedMean", trim=2), "gossip.aggregator.trim: 2 given; some node has 3 rows with its own"),
+    (robust("CoordinateTrimmedMean", trim=2), "gossip.aggregator.trim: 2 given; allowed: 0 to 1, as no node has more"),
     (robust("SCClip", rule="{class_path: D2}"), "gossip.rule: Robust takes rules that only mix, but D2 relies on the"),
     (robust("CoordinateMedia"), "Did you mean 'CoordinateMedian'?"),
     (robust("RFA", step=3), "Did you mean 'steps'?"),
