@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 
 from lightning_idkd.callback import Asynchronous, Event
@@ -25,12 +24,6 @@ class AsyncLocalStep(Asynchronous, LocalStep):
         nesterov: Step along D + momentum * M instead of M.
         weight_decay: L2 coefficient added to the gradient.
     """
-
-    def __init__(self, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
-        require(0 <= momentum < 1, "gossip.momentum", momentum, "0 to below 1")
-        require(0 <= weight_decay < math.inf, "gossip.weight_decay", weight_decay, "0 or more")
-        self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
-        self.own_buffers = {"M": None} if momentum else {}
 
     def step(self, x: Tensor, G: Tensor, state: SimpleNamespace, event: Event) -> Tensor:
         """Returns a row [1, P] after the local step."""
@@ -104,7 +97,7 @@ class AsyncGossip(AsyncLocalStep):
         weight_decay: L2 coefficient added to the gradient.
     """
 
-    mailbox = True
+    edge_buffers = {"inbox": None, "arrived": 1}  # noqa: RUF012  the last row that has arrived, and its number
     takes = ("doubly", "row")
 
     def check(self, graph: Graph) -> None:

@@ -151,7 +151,7 @@ class Event(ABC):
     @abstractmethod
     def inbox(self) -> "tuple[Tensor, Tensor]":
         """Returns the last row that has arrived from each neighbour [d, P], of those that have sent one, and the
-        weights [d] that W gives to them. A rule that asks has :attr:`Asynchronous.mailbox` set."""
+        weights [d] that W gives to them. A rule that asks has the edge buffers ``inbox`` and ``arrived`` (width 1)."""
 
 
 class Asynchronous(Gossip):
@@ -163,18 +163,9 @@ class Asynchronous(Gossip):
     every_step = True
     columnwise = False
     sends: ClassVar = ("act",)
-    mailbox: bool = False
-    """Whether the rule sends rows that neighbours read later."""
-    own_buffers: dict[str, int | None] = {}  # noqa: RUF012 (a rule replaces it, and does not change it)
-    """Width by name (None: P) of the rule's own matrices."""
 
-    @property
-    def buffers(self) -> dict[str, int | None]:  # ty: ignore[incompatible-property-override]  (nothing assigns it)
-        return self.own_buffers | {"S": None, "D": None}  # rows at the begin of each gradient, and the gradients
-
-    @property
-    def edge_buffers(self) -> dict[str, int | None]:  # ty: ignore[incompatible-property-override]  (as above)
-        return {"inbox": None, "arrived": 1} if self.mailbox else {}
+    def widths(self) -> dict[str, int | None]:
+        return super().widths() | {"S": None, "D": None}  # rows at the begin of each gradient, and the gradients
 
     def update(self, X: "Tensor", G: "Tensor", state: "SimpleNamespace", ctx: Context) -> "Tensor":
         raise NotImplementedError(f"{type(self).__name__} acts node by node")

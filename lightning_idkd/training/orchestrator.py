@@ -272,10 +272,7 @@ class Orchestrator:
         elif progress.ood["kept_fraction"] is None:
             progress.ood["kept_fraction"] = 1.0
         before = compute_heterogeneity(self.network, self.store)["tv"]
-        present = self.network.present(self.step)
-        if present is not None:  # absent nodes keep what they have
-            kept = self.store.distilled or [part[:0] for part in labels]
-            labels = [part if here else old for part, old, here in zip(labels, kept, present, strict=True)]
+        labels = self.replace_present(self.store.distilled or [part[:0] for part in labels], labels)
         self.store.distil(labels, self.step)
         after = compute_heterogeneity(self.network, self.store)["tv"]
         exchange = self.recorder.add_exchange(labels, before, after)
@@ -287,10 +284,13 @@ class Orchestrator:
     def soften(self, targets: list[Tensor], weight: float) -> None:
         """Let the nodes of this process train on soft ``targets`` of their own samples, from now on."""
         self.progress.phase = "distil"
-        present, kept = self.network.present(self.step), self.store.soft_targets
-        if present is not None and kept is not None:  # absent nodes keep what they have
-            targets = [new if here else old for new, old, here in zip(targets, kept[0], present, strict=True)]
-        self.store.soften(targets, weight)
+        kept = targets if self.store.soft_targets is None else self.store.soft_targets[0]
+        self.store.soften(self.replace_present(kept, targets), weight)
+
+    def replace_present(self, kept: list, new: list) -> list:
+        """What the nodes of this process have after an exchange: ``new``, or ``kept`` where a node is absent."""
+        present = self.network.present(self.step)
+        return new if present is None else [b if p else a for a, b, p in zip(kept, new, present, strict=True)]
 
     # ------------------------------------------------------------------ evaluation
 

@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from lightning_idkd.config.parse import configure
 from lightning_idkd.training.build import build_parts
 from lightning_idkd.training.fit import build_run
 from lightning_idkd.training.launch import launch
@@ -71,6 +72,19 @@ def lines(run):
     """Metrics without times."""
     read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith("throughput")} for line in read]
+
+
+def run_of(configs, *arguments):
+    """A short run of ring_digits before its first step."""
+    return build(configure(["--config", str(configs / "ring_digits.yaml"), *SHORT, *arguments]))
+
+
+def train(run, steps):
+    """Train the first ``steps`` steps of an epoch; returns the order of the epoch."""
+    order = run.store.order(0, run.progress.steps)
+    for _ in range(steps):
+        run.train_step(order)
+    return order
 
 
 def build(config):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from interrupts import InterruptAt
-from short_runs import SHORT, build, checkpoint, command_of, extra, latest, lines, same
+from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, run_of, same, train
 
 from lightning_idkd.config.parse import configure
 from lightning_idkd.training.fit import describe_reach
@@ -26,17 +26,6 @@ def trace(tmp_path, text):
     file = tmp_path / "trace.csv"
     file.write_text(f"node,from,to\n{text}")
     return ["--faults", f"[{{class_path: Trace, init_args: {{file: {file}}}}}]"]
-
-
-def run_of(configs, *arguments):
-    return build(configure(["--config", str(configs / "ring_digits.yaml"), *SHORT, *arguments]))
-
-
-def train(run, steps):
-    order = run.store.order(0, run.progress.steps)
-    for _ in range(steps):
-        run.train_step(order)
-    return order
 
 
 def test_the_batches_of_an_absent_node_stand_still(configs, tmp_path):

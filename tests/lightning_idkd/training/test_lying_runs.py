@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from interrupts import InterruptAt
-from short_runs import SHORT, build, checkpoint, command_of, extra, latest, lines, same
+from short_runs import SHORT, build, checkpoint, command_of, extra, latest, lines, run_of, same, train
 
 from lightning_idkd.analysis.evaluate import evaluate
 from lightning_idkd.analysis.load import load
@@ -27,16 +27,6 @@ def liars(nodes="[2]", **arguments):
 NOISE = "{class_path: Noise, init_args: {sigma: 0.01}}"
 WRONG = "{class_path: WrongLabels, init_args: {everything: true}}"
 RANDOM = "{class_path: WrongLabels, init_args: {kind: random}}"
-
-
-def run_of(configs, *arguments):
-    return build(configure(["--config", str(configs / "ring_digits.yaml"), *SHORT, *arguments]))
-
-
-def train(run, steps):
-    order = run.store.order(0, run.progress.steps)
-    for _ in range(steps):
-        run.train_step(order)
 
 
 @pytest.fixture(scope="module")
