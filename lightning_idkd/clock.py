@@ -1,12 +1,13 @@
 """Simulated time: how long nodes compute and messages travel, and when every node has finished its step.
 
-A clock changes nothing in training: it counts the seconds that the same run would take on a network of given speed.
+A clock by itself does not change training: it counts the seconds that the run would take on a network of given speed.
 Nodes wait for their neighbours' messages only, so times follow a max-plus recursion: with c_i the compute time of node
 i and d_ji the transfer time of the message from j to i,
 
     t_i <- max(t_i + c_i, max over the in-neighbours j of t_j + c_j + d_ji).
 
-Times are a pure function of (seed, step, node or edge), so neither engine, number of processes nor resume change them.
+Times are a pure function of (seed, step, node or edge), so they depend neither on the engine nor on the number of
+processes, nor on resuming.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class Times(ABC):
         """Returns seconds [k], none of them negative.
 
         Args:
-            u: Random numbers [k], uniform between 0 and 1, neither of which occurs.
+            u: Random numbers [k], uniform between 0 and 1, both excluded.
             nodes: The nodes [k] that compute, or the senders of the edges.
-            step: The number [k] of the step.
+            step: The numbers [k] of the steps.
         """
 
     def check(self, key: str, nodes: int) -> None:  # noqa: B027 (not every class has something to refuse)
@@ -85,7 +86,7 @@ class LogNormal(Times):
 
 @dataclass
 class PerNode(Times):
-    """A time of its own for every node.
+    """A log-normal time with a separate median for every node.
 
     Args:
         seconds: The nodes' medians, a list of graph.nodes times.
@@ -112,8 +113,8 @@ class TraceTimes(Times):
     begins again with its first.
 
     Args:
-        file: Path of the file, with rows ``node,seconds``, one or more for every node; a row with these words may come
-            first.
+        file: Path of the file, with rows ``node,seconds``, one or more for every node; its first row may be a header
+            with these words.
     """
 
     file: str
@@ -137,7 +138,7 @@ class TraceTimes(Times):
         self.rows = np.concatenate(of_node)
 
     def read(self, key: str) -> list[tuple[int, list[str]]]:
-        """The rows of the file with the numbers of their lines, without a head."""
+        """The rows of the file with the numbers of their lines, without the header."""
         try:
             with Path(self.file).open(encoding="utf-8", newline="") as file:
                 reader = csv.reader(file)
@@ -152,7 +153,7 @@ class TraceTimes(Times):
 
 
 def parse_number(text: str) -> float:
-    """The number in a text, nan if it is none."""
+    """The number in a text; nan if there is none."""
     try:
         return float(text)
     except ValueError:
@@ -181,7 +182,7 @@ class Clock:
 
     Args:
         graph: the graph whose edges carry the messages.
-        compute: time of a node's own work in a step, with all gradients that its rule takes.
+        compute: time of a node's own work in a step, including all gradients that its rule takes.
         latency: time from the sending of a message to the arrival of its first byte, by edge and step.
         bandwidth: bytes that each directed edge carries per second; None: no limit.
         slow: factor of the compute times of single nodes.
@@ -194,7 +195,7 @@ class Clock:
     time: np.ndarray
     """Seconds, float64 [n], at which every node has finished its last step."""
     began: float = 0.0
-    """Seconds at the begin of the last step."""
+    """Seconds at the beginning of the last step."""
     arrivals: np.ndarray
     """Seconds, float64 [k, E], at which the messages of the last k steps arrive, latest step first; :meth:`lag` keeps
     them."""
@@ -226,8 +227,7 @@ class Clock:
                          rounds: int = 1) -> np.ndarray:  # fmt: skip
         """Seconds [e] from the sending to the arrival of messages of ``nbytes`` over ``edges`` [e, 2].
 
-        ``rounds`` messages of a step that follow each other have ``nbytes`` together, and wait for the same latency
-        each.
+        If a step sends ``rounds`` messages one after the other, ``nbytes`` is their sum, and each has the same latency.
         """
         latency = self._draw("latency", edges[:, 0], step, edges[:, 0], edges[:, 1])
         return rounds * latency + (0.0 if self.bandwidth is None else nbytes / self.bandwidth)
@@ -272,10 +272,10 @@ class Clock:
     def deliver(self, traffic: Sequence[Traffic], step: int, present: np.ndarray | None = None) -> None:
         """Let every node wait for its messages, and all nodes for each other in an all-reduce.
 
-        Messages of one step of the graph arrive together, as :meth:`transfer_seconds` says; those of another step, such
-        as the next hop of labels, are sent when these have arrived. An absent node neither sends nor receives. It does
-        not wait, but time passes for it, too: when it returns, it has the largest time of its in-neighbours, or its own
-        if that is larger.
+        Messages of one step of the graph are sent together, and take :meth:`transfer_seconds`. Messages of another
+        step, such as the next hop of labels, are sent when the earlier ones have arrived. An absent node neither sends
+        nor receives. It does not wait, but time passes for it, too: when it returns, it has the largest time of its
+        in-neighbours, or its own if that is larger.
 
         Args:
             traffic: what nodes have sent since the last call, in order.
@@ -298,10 +298,10 @@ class Clock:
     def lag(self, step: int, max_age: int, nbytes: int) -> np.ndarray:
         """Advance by a step in which nodes wait only for what is more than ``max_age`` steps old.
 
-        Every message has ``nbytes``. A row of before the first step counts as too old.
+        Every message has ``nbytes``. A row from before the first step counts as too old.
 
         Returns:
-            How many steps ago the message was sent that each edge has last delivered, int64 [E], 0 to ``max_age``.
+            For each edge, how many steps ago its last delivered message was sent, int64 [E], 0 to ``max_age``.
         """
         edges = self.graph.mixing(step).edges
         self.compute(step)

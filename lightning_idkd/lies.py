@@ -1,4 +1,4 @@
-"""What lying nodes send in place of their messages, and what they know of other nodes when they do."""
+"""What lying nodes send in place of their messages, and what they know of other nodes for it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Sight:
     receivers: np.ndarray
     """int64 [l]; :data:`EVERYONE` for a message that all nodes get alike."""
     honest: np.ndarray
-    """bool [n], of all nodes."""
+    """bool [n]: which nodes are honest."""
     message: int = 0
     """Number of earlier messages in this step."""
     targets: dict[int, Target] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Sight:
 
 
 class Attack(Protocol):
-    """What a network needs of an attack; :class:`lightning_idkd.callback.Attack` documents it."""
+    """What a network needs from an attack; :class:`lightning_idkd.callback.Attack` documents it."""
 
     omniscient: bool
 
@@ -70,7 +70,7 @@ class Lies:
     """Replaces the messages of lying nodes.
 
     Args:
-        links: the links of the run; they know who lies.
+        links: the links of the run, which name the liars.
     """
 
     def __init__(self, links: Links):
@@ -83,7 +83,7 @@ class Lies:
         return any(group.fault.attack is not None for group in self.links.liars)
 
     def edges(self, edges: np.ndarray, receivers: range) -> np.ndarray:
-        """Those of the ``edges`` [E, 2] that carry a lie to one of the ``receivers``, by receiver, then by sender."""
+        """The ``edges`` [E, 2] that carry a lie to one of the ``receivers``, sorted by receiver, then by sender."""
         lying = np.zeros(self.links.graph.nodes, bool)
         for group in self.links.liars:
             lying |= group.nodes & (group.fault.attack is not None)
@@ -108,7 +108,7 @@ class Lies:
         """What is sent over ``edges`` [e, 2] in place of the true ``M`` [e, C].
 
         Raises:
-            UserError: an attack is omniscient. It would have to see messages that have different meanings.
+            UserError: an attack is omniscient; it would compare messages that mean something else on every edge.
         """
         for group in self.links.liars:
             if group.fault.attack is not None and group.fault.attack.omniscient:
@@ -121,8 +121,8 @@ class Lies:
 
         Args:
             rows: the true rows [n, C] of all nodes; None: the attacks do not read them.
-            W: the weights [n, n] that receivers give to them.
-            heard: whether receivers get them, bool [n, n].
+            W: the weights [n, n] that receivers give to the rows.
+            heard: whether receivers get the rows, bool [n, n].
         """
         step = EVERYONE if step is None else step
         self._sent = step, self._sent[1] + 1 if self._sent[0] == step else 0
@@ -136,8 +136,8 @@ class Lies:
                 targets = {i: self._aim(i, rows.to(sent), W, heard) for i in np.unique(edges[chosen, 1]).tolist()}
                 sight = Sight(**vars(sight) | {"targets": targets})
             which = torch.from_numpy(chosen).to(T.device)
-            told = attack(sent[which], sight)
-            sent[which] = require_shape(told, [len(chosen), T.shape[1]], f"faults: {type(attack).__name__} returns")
+            lies = attack(sent[which], sight)
+            sent[which] = require_shape(lies, [len(chosen), T.shape[1]], f"faults: {type(attack).__name__} returns")
         return sent if T.is_floating_point() else sent.round().to(T.dtype)
 
     def _look(self, group: Group, edges: np.ndarray, step: int) -> Sight:

@@ -1,4 +1,4 @@
-"""What of a graph works at a step: which messages arrive, which nodes are present, and W rebuilt from that."""
+"""Which messages arrive and which nodes are present at a step, and the weights W that follow from it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Moment:
     step: int
     """Number of the step, from 0."""
     epoch: float
-    """Epochs finished at the begin of the step, with their fraction."""
+    """Epochs finished at the beginning of the step, with their fraction."""
     seconds: float
-    """Simulated time at the begin of the step; nan without a clock."""
+    """Simulated time at the beginning of the step; nan without a clock."""
     nodes: int
     """Number n of nodes."""
     seed: int = 0
@@ -32,7 +32,7 @@ class Moment:
         """Numbers in [0, 1) for all broadcast counters (nodes, or senders and receivers), new ones in each step.
 
         Args:
-            step: draw those of other steps, which broadcast with the counters; None: of this step.
+            step: steps whose numbers to draw, which broadcast with the counters; None: this step.
         """
         import torch
 
@@ -43,7 +43,7 @@ class Moment:
 
 
 class Fault(Protocol):
-    """What links need of a fault; :class:`lightning_idkd.callback.Fault` documents it."""
+    """What links need from a fault; :class:`lightning_idkd.callback.Fault` documents it."""
 
     told: bool
     forget: bool
@@ -87,15 +87,15 @@ class Links:
 
     Args:
         faults: what may go wrong, in the order of the config.
-        seed: seed of what faults draw.
-        takes: weights that the rule accepts, which decide how those of a directed graph are rebuilt.
+        seed: seed of the faults' random numbers.
+        takes: kinds of W that the rule accepts, which decide how W is rebuilt on a directed graph.
 
     Raises:
-        UserError: no node is honest, or one lies in two ways.
+        UserError: no node is honest, or a node lies in two ways.
     """
 
     when: Callable[[int], tuple[float, float]]
-    """Finished epochs and simulated seconds at the begin of a step; the run sets it."""
+    """Finished epochs and simulated seconds at the beginning of a step; the run sets it."""
 
     def __init__(self, graph: Graph, faults: Sequence[Fault] = (), seed: int = 0, takes: Sequence[str] = ("doubly",)):
         self.graph, self.faults, self.seed, self.takes = graph, list(faults), seed, tuple(takes)
@@ -109,7 +109,7 @@ class Links:
 
     @property
     def pushes(self) -> bool:
-        """Whether columns of some W alone sum to 1, so that rows are mixed with their mass, as push-sum does."""
+        """Whether only the columns of some W sum to 1, so that rows are mixed with their mass, as in push-sum."""
         return self.graph.kind == "column" or bool(self.faults and "column" in self.takes)
 
     def at(self, step: int) -> Condition:
@@ -163,7 +163,7 @@ class Links:
         return Condition(W, ~silent, arrived, ~absent if absent.any() else None)
 
     def returning(self, step: int) -> np.ndarray | None:
-        """bool [n]: nodes that are back at ``step`` from an absence that made them forget; None: none is."""
+        """bool [n]: nodes that are back at ``step`` from an absence that made them forget; None: no node."""
         forgetting = [(place, fault) for place, fault in enumerate(self.faults) if fault.forget]
         if not forgetting or step == 0:
             return None
@@ -200,16 +200,15 @@ def reverse_edges(edges: np.ndarray) -> np.ndarray:
 def rebuild(mixing: Mixing, silent: np.ndarray, lost: np.ndarray, kind: Kind, pushes: bool = False) -> Mixing:
     """The weights without the messages that do not arrive.
 
-    A ``silent`` edge is known to both ends and leaves W in its kind: in a doubly stochastic W the weight of an
-    undirected edge goes to the diagonal at both ends; else a column (what a sender divides) or a row (what a receiver
-    averages) is scaled to sum to 1 again. A ``lost`` message is known to its receiver alone, which puts its own row in
-    the message's place. Where the rule ``pushes``, as push-sum does, the receiver sums what arrives, and the message's
-    mass is lost.
+    Both ends know of a ``silent`` edge, and W keeps its kind: in a doubly stochastic W, the weight of an undirected
+    edge goes to the diagonal at both ends; else a column (what a sender divides) or a row (what a receiver averages) is
+    scaled to sum to 1 again. Only the receiver knows of a ``lost`` message, and puts its own row in the message's
+    place. Where the rule ``pushes``, as push-sum does, the receiver sums what arrives, and the message's mass is lost.
 
     Args:
         silent: bool [E], over the edges of ``mixing``, with every edge its reverse one where W is doubly stochastic.
         lost: bool [E].
-        kind: of the result, as far as silent edges go.
+        kind: kind of the result if edges are only silent.
     """
     W = mixing.W.copy()
     sender, receiver = mixing.edges.T

@@ -37,7 +37,7 @@ class SignFlip(Attack):
 
 
 class Noise(Attack):
-    """Adds independent normal numbers to the true row, new ones in each message, the same for all its receivers.
+    """Adds independent normal numbers to the true row: new ones to each message, the same ones for all its receivers.
 
     Args:
         sigma: Standard deviation, above 0.
@@ -92,7 +92,7 @@ class ALIE(Omniscient):
 
     Args:
         z: Number of standard deviations. null: the quantile of a standard normal at (n - m - s) / (n - m), for n nodes,
-            m liars and s = floor(n / 2 + 1) - m (the paper's Algorithm 3); it needs liars to be a minority.
+            m liars and s = floor(n / 2 + 1) - m (the paper's Algorithm 3); it needs the liars to be a minority.
     """
 
     def __init__(self, z: float | None = None):
@@ -120,11 +120,11 @@ class ALIE(Omniscient):
 
 class Dissensus(Omniscient):
     """Dissensus (He, Karimireddy and Jaggi, arXiv 2202.01545): node i, with honest in-neighbours j and lying ones b,
-    gets x_i - ``epsilon`` sum_j W_ij (x_j - x_i) / sum_b W_ib. With ``epsilon`` 1 plain mixing leaves i where it is. A
-    message for all nodes, which no node gets alone, is the mean of the honest rows.
+    gets x_i - ``epsilon`` sum_j W_ij (x_j - x_i) / sum_b W_ib. With ``epsilon`` 1, plain mixing leaves i where it is. A
+    message that goes to all nodes at once is the mean of the honest rows.
 
-    In the authors' code a liar has a single target, and weights are 1 / (degree + 1) under aggregations other than
-    gossip; here a liar aims at each of its receivers, lying ones included, by the weights of W(t).
+    In the authors' code, a liar has a single target, and weights are 1 / (degree + 1) under aggregations other than
+    gossip. Here, a liar aims at each of its receivers, also at lying ones, with the weights of W(t).
 
     Args:
         epsilon: Factor, above 0.
@@ -143,10 +143,10 @@ class WrongLabels(LabelAttack):
     """Sends false one-hot labels of public samples.
 
     Args:
-        kind: ``wrong``: the class after the most probable one (the first after the last); ``confident``: the most
-            probable one, with certainty; ``random``: a random class for every sample.
-        everything: Whether a liar labels all public samples, instead of those that it kept. The further labels are made
-            from its own answers, and the message is counted as unencoded.
+        kind: ``wrong``: the class after the most probable one (after the last class, the first); ``confident``: the
+            most probable one, with certainty; ``random``: a random class for every sample.
+        everything: Whether a liar labels all public samples, instead of those that it kept. The additional labels are
+            made from its own answers, and the message is counted as unencoded.
     """
 
     def __init__(self, kind: Literal["wrong", "confident", "random"] = "wrong", everything: bool = False):

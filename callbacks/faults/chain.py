@@ -8,15 +8,15 @@ from lightning_idkd.errors import UserError
 from lightning_idkd.links import Moment
 
 LEAST = 1e-6  # smallest probability that numbers of 24 bits resolve well
-FIRST, MOST = 64, 2**21  # steps of the first stretch on the way back, and most numbers that are drawn at once
+FIRST, MOST = 64, 2**21  # steps that are looked back on first, and most numbers that are drawn at once
 
 
 class TwoStates:
     """Independent stationary chains, which enter the bad state with one probability and leave it with another.
 
-    A number u in [0, 1) is drawn for every chain and step. With u < ``enter`` a chain is bad after it, whatever it was
-    before; with u >= 1 - ``leave`` it is good; between these it stays as it is. Its state is therefore that of the last
-    draw that decided (coupling from the past; Propp and Wilson, 1996), and needs no memory.
+    A number u in [0, 1) is drawn for every chain and step. With u < ``enter``, the chain is bad after the step,
+    whatever it was before; with u >= 1 - ``leave``, it is good; otherwise it stays as it is. The last draw that decides
+    gives its state, which therefore needs no memory (coupling from the past; Propp and Wilson, 1996).
 
     Args:
         enter, leave: probabilities per step; their sum is 1 at most.
@@ -38,7 +38,7 @@ class TwoStates:
         if self.enter == 0:
             return np.zeros(len(counters[0]), bool)
         which = moment.seed, moment.fault, purpose, *(c.tobytes() for c in counters)
-        if self._last is not None and self._last[:2] == (moment.step - 1, which):  # saves the way back
+        if self._last is not None and self._last[:2] == (moment.step - 1, which):  # no need to look back
             u = moment.uniform(purpose, *counters)
             bad = (u < self.enter) | (self._last[2] & (u < 1 - self.leave))
         else:
@@ -47,7 +47,7 @@ class TwoStates:
         return bad
 
     def _look_back(self, moment: Moment, purpose: str, *counters: np.ndarray) -> np.ndarray:
-        """The state after the last draw that decided, sought in longer and longer stretches."""
+        """The state after the last draw that decides, which is sought in longer and longer stretches."""
         bad, undecided = np.zeros(len(counters[0]), bool), np.arange(len(counters[0]))
         latest, length = moment.step, FIRST
         while len(undecided):

@@ -17,12 +17,12 @@ class MessageLoss(Fault):
 
     Args:
         p: Probability that a message is lost, 0 to 1.
-        told: Whether both ends know before they mix. If so, an undirected edge is out of a step where either of its
-            messages is lost, and the weights keep their kind. If not, the receiver puts its own row in the place of
-            the lost one, and rows alone sum to 1; the mass of a lost message of push-sum is lost with it.
-            With a clock, nobody waits for a lost message.
-        burst: Mean number of steps for which an edge loses its messages, 1 or more, and so long that a burst begins
-            with probability 1 at most; null: every step is independent.
+        told: Whether both ends know of a loss before they mix. If so, an undirected edge is left out of a step where
+            either of its messages is lost, and the weights keep their kind, such as doubly stochastic. If not, the
+            receiver puts its own row in the place of the lost one, so that only the rows of W sum to 1; in push-sum, a
+            lost message takes its mass with it. With a clock, no node waits for a lost message.
+        burst: Mean number of successive steps in which an edge loses its messages, 1 / (1 - ``p``) or more; null:
+            losses in different steps are independent.
     """
 
     def __init__(self, p: float = 0.1, told: bool = True, burst: float | None = None):
@@ -45,7 +45,7 @@ class LinkOutage(Fault):
     """Cuts whole links, in both directions at once, for ``steps`` steps at a time.
 
     Training is divided into stretches of ``steps`` steps; in each, every link is out with probability ``p``. Both ends
-    know.
+    know of it.
 
     Args:
         p: Probability that a link is out, 0 to 1.

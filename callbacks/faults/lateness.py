@@ -11,11 +11,11 @@ class Stragglers(Fault):
     """Lets a node mix with the last rows that have arrived, instead of waiting for those of the same step (stale
     synchronous parallel; Ho et al., NeurIPS 2013).
 
-    A clock says when messages arrive. A node waits only where its neighbour's row would be more than ``max_age`` steps
-    old; its own row is always new. Without this fault nodes wait for all messages of a step.
+    A clock says when messages arrive. A node waits only if a neighbour's row would be more than ``max_age`` steps old;
+    its own row is always new. Without this fault, nodes wait for all messages of a step.
 
     Args:
-        max_age: Most steps by which a row may be late, 1 or more.
+        max_age: Largest number of steps by which a row may be late, 1 or more.
     """
 
     breaks = ("static", "sums")

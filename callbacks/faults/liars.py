@@ -13,12 +13,12 @@ from lightning_idkd.links import Moment
 class Liars(Fault):
     """Makes nodes lie. A liar's own row, buffers and training stay honest, unless its private labels are flipped.
 
-    Lies keep the size of the true messages, are lost like them, and count as bytes. Accuracy, consensus and the other
-    measures of a run are those of honest nodes; ``faults/liars_mean`` is the mean accuracy of the liars.
+    A lie has the size of the true message, can be lost like it, and counts as many bytes. Accuracy, consensus and the
+    other measures of a run are those of honest nodes; ``faults/liars_mean`` is the mean accuracy of the liars.
 
     Args:
-        nodes: Numbers of the nodes that lie, or how many do; those are drawn by the seed.
-        attack: What they send in place of rows (parameters, a rule's other messages, and statistics that nodes share):
+        nodes: Numbers of the nodes that lie; or how many nodes lie, which are then drawn from the seed.
+        attack: What liars send in place of rows (parameters, a rule's other messages, and statistics that nodes share):
             SignFlip, Noise, IPM, ALIE, Dissensus, or a class of yours; null for their true rows.
         labels: What they send in place of their labels of public samples: WrongLabels, or a class of yours; null for
             their true labels.

@@ -37,13 +37,13 @@ class Presence(Fault, ABC):
 
 
 class Churn(Presence):
-    """Lets every node leave and return at random, from a start at which it has done so for long.
+    """Lets every node leave and return at random. At the start, nodes are absent as often as later.
 
     Args:
         leave: Probability that a present node is absent in the next step.
-        rejoin: Probability that an absent node is present in the next step; with ``leave`` it is 1 at most.
-        forget: Whether a node returns with the mean of its neighbours' rows and new buffers, instead of its own. It
-            keeps its norm statistics.
+        rejoin: Probability that an absent node is present in the next step; 1 - ``leave`` at most.
+        forget: Whether a node returns with the mean of its neighbours' rows and new buffers, instead of its own row and
+            buffers. It keeps its norm statistics.
     """
 
     def __init__(self, leave: float = 0.001, rejoin: float = 0.01, forget: bool = False):
@@ -66,14 +66,14 @@ class Absence(NamedTuple):
 
 
 class Trace(Presence):
-    """Takes nodes out as a file says: a CSV of the columns node, from and to, with the time at which a node leaves and
-    the time at which it is back.
+    """Takes nodes out as a CSV file says. Its columns are node, from (the time at which the node leaves) and to (the
+    time at which it is back).
 
     Args:
         file: The CSV file, with a header.
         unit: Unit of its times: epochs, or seconds of simulated time, which need a clock.
-        forget: Whether a node returns with the mean of its neighbours' rows and new buffers, instead of its own. It
-            keeps its norm statistics.
+        forget: Whether a node returns with the mean of its neighbours' rows and new buffers, instead of its own row and
+            buffers. It keeps its norm statistics.
     """
 
     def __init__(self, file: str, unit: Literal["epochs", "seconds"] = "epochs", forget: bool = False):

@@ -1,8 +1,8 @@
-"""Robust aggregators: what a node makes of its own row and of those that it received, some of which may be lies.
+"""Robust aggregators: they combine a node's own row with the rows that it received, some of which may be lies.
 
 All nodes are aggregated at once. Most aggregators weigh whole rows by their distances: they compute a matrix of weights
 [r, D], and sum the rows with it once. A node's result has the same bits whichever nodes its process holds: sums over
-columns run in blocks of a fixed size, and products of matrices have aligned rows, without which their bits vary.
+columns run in blocks of a fixed size, and matrix products have aligned rows, since their bits would vary otherwise.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ TYPE_CHECKING = False  # by a name of ours: jsonargparse runs the block of typin
 if TYPE_CHECKING:
     from torch import Tensor
 
-COLUMNS = 2**12  # in a block of distances and products, which stays in the caches
-ALIGNED = 16  # values of a row of a matrix product, or a multiple
-SLOT = 2**15  # values of a slot that are sorted at once
+COLUMNS = 2**12  # of a block of distances and products, which stays in the caches
+ALIGNED = 16  # rows of a matrix product have a multiple of this number of values
+SLOT = 2**15  # values of one slot (a position among the D rows) that are sorted at once
 CANCELS = 1e-3  # a squared distance below this share of the squares that it is computed from is computed in float64
-ROUNDING = 1e-6  # by which sums of weights and shares may be off
+ROUNDING = 1e-6  # rounding error that sums of weights and shares may have
 
 
 class SCClip(Aggregator):
@@ -30,9 +30,9 @@ class SCClip(Aggregator):
     where clip shortens a vector to length tau. An infinite tau is plain mixing.
 
     Args:
-        tau: The radius. null: the paper's adaptive one, tau_i^2 = sum_j w_ij |x_i - x_j|^2 / ``share``, over the
-            neighbours j that may be honest: all but the farthest, as many as have a weight of at most ``share``
-            together. The paper's code takes the second largest distance instead.
+        tau: The radius. null: the paper's adaptive one, tau_i^2 = sum_j w_ij |x_i - x_j|^2 / ``share``, over all
+            neighbours j but the farthest ones, which have a weight of at most ``share`` together. The paper's code
+            takes the second largest distance instead.
         share: The paper's delta_max, the largest sum of the weights that a node gives to liars; above 0, below 1.
     """
 
@@ -52,7 +52,7 @@ class SCClip(Aggregator):
                 )
 
     def bears(self, received: int) -> int | None:
-        """With equal weights 1 / (``received`` + 1); None for a given radius."""
+        """Assumes equal weights 1 / (``received`` + 1); None for a given radius."""
         return None if self.tau is not None else math.floor(self.share * (received + 1) + ROUNDING)
 
     def __call__(self, V: Tensor, w: Tensor, ctx: Context) -> Tensor:
@@ -73,10 +73,10 @@ class UBAR(Aggregator):
     that are nearest to the node, it averages those whose loss on the node's batch is not above the node's own, or takes
     the one with the smallest loss if there are none. The result is alpha x_i + (1 - alpha) average.
 
-    The final gossip has no batch, and averages all of the nearest.
+    The final gossip has no batch, and averages all of the nearest neighbours.
 
     Args:
-        rho: The smallest share of honest ones among the neighbours of a node; above 0, at most 1.
+        rho: The smallest share of honest nodes among the neighbours of a node; above 0, at most 1.
         alpha: Weight of the node's own row, 0 to 1.
     """
 
@@ -135,11 +135,11 @@ class BALANCE(Aggregator):
 
 class MultiKrum(Aggregator):
     """Multi-Krum (Blanchard et al., NeurIPS 2017): the mean of the ``keep`` rows with the smallest scores. The score of
-    a row is the sum of its squared distances to the m - liars - 2 nearest of the node's m rows, its own included.
+    a row is the sum of its squared distances to the R - liars - 2 nearest of the R rows that the node has with its own.
 
     Args:
         liars: The paper's f, the number of liars that a node bears; every node needs more than 2 liars + 2 rows.
-        keep: The paper's m, the number of rows to average, at most all rows of a node; null: all but the liars.
+        keep: The paper's m, the number of rows to average, at most all rows of a node; null: all rows but ``liars``.
     """
 
     def __init__(self, liars: int = 1, keep: int | None = None):
@@ -197,7 +197,7 @@ class RFA(Aggregator):
         self.steps, self.nu = steps, nu
 
     def bears(self, received: int) -> int | None:
-        """With equal weights."""
+        """Assumes equal weights."""
         return received // 2
 
     def __call__(self, V: Tensor, w: Tensor, ctx: Context) -> Tensor:
@@ -213,12 +213,12 @@ class RFA(Aggregator):
 
 class CoordinateTrimmedMean(Aggregator):
     """Coordinate-wise trimmed mean (Yin et al., ICML 2018): the mean of each parameter over a node's rows without the
-    ``trim`` largest and the ``trim`` smallest values. W does not count.
+    ``trim`` largest and the ``trim`` smallest values. All rows count alike, whatever W.
 
-    A node with 2 ``trim`` rows or fewer, by the graph or as messages were lost, drops as many as leave one or two.
+    A node with 2 ``trim`` rows or fewer, because of the graph or of lost messages, keeps the middle one or two values.
 
     Args:
-        trim: Number of values to drop at either end, less than half of the rows of some node, its own included.
+        trim: Number of values to drop at either end, less than half of the rows that some node has with its own.
     """
 
     columnwise = True
@@ -240,8 +240,8 @@ class CoordinateTrimmedMean(Aggregator):
 
 
 class CoordinateMedian(Aggregator):
-    """Coordinate-wise median (Yin et al., ICML 2018): the median of each parameter over a node's rows, where W does not
-    count. The median of an even number of values is the mean of the middle two."""
+    """Coordinate-wise median (Yin et al., ICML 2018): the median of each parameter over a node's rows, which count
+    alike whatever W. The median of an even number of values is the mean of the middle two."""
 
     columnwise = True
 
@@ -312,7 +312,7 @@ def distances(V: Tensor) -> Tensor:
 def inner_products(V: Tensor) -> Tensor:
     """Inner products [r, D, D] of the differences between a node's rows and its own, in float64.
 
-    Those of rows that are so near to each other that float32 cancels in their distance are computed in float64.
+    Rows so near to each other that their distance would cancel in float32 are multiplied in float64.
     """
     K = multiply(V)
     squares = K.diagonal(dim1=1, dim2=2)
@@ -363,20 +363,20 @@ def add_to_own(V: Tensor, weights: Tensor) -> Tensor:
 
 
 def average_with_own(V: Tensor, chosen: Tensor, alpha: float) -> Tensor:
-    """``alpha`` times a node's own row and 1 - ``alpha`` times the mean of ``chosen`` [r, D] others; its own without
-    any."""
+    """``alpha`` times a node's own row and 1 - ``alpha`` times the mean of the ``chosen`` [r, D] others; the own
+    row if none is chosen."""
     return add_to_own(V, (1 - alpha) * chosen.to(V.dtype) / chosen.sum(1, keepdim=True).clamp(min=1))
 
 
 def take(V: Tensor, place: Tensor) -> Tensor:
-    """The row [r, C] of every node at a ``place`` [r] of its own."""
+    """The row of every node at its ``place`` [r], as [r, C]."""
     import torch
 
     return V[torch.arange(len(V), device=V.device), place]
 
 
 def mark(place: Tensor, w: Tensor) -> Tensor:
-    """bool [r, D]: one ``place`` [r] per node."""
+    """bool [r, D]: true at the ``place`` [r] of every node."""
     import torch
 
     return torch.arange(w.shape[1], device=w.device) == place[:, None]

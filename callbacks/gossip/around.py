@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Around(Gossip):
-    """Has the buffers, the hooks and the state of ``rule``, and runs it with the context that :meth:`change` returns.
+    """Runs ``rule``, whose buffers, hooks and state it has, with the context that :meth:`change` returns.
 
     Args:
         rule: The rule to run.
@@ -26,7 +26,7 @@ class Around(Gossip):
             if hasattr(rule, hook) and not hasattr(self, hook):
                 setattr(self, hook, getattr(rule, hook))
 
-    # As the rule has them, which may compute them. Nothing assigns them, as their declaration in Gossip would allow.
+    # Properties, since the rule may compute them. Nothing assigns to them, as their declaration in Gossip would allow.
     buffers = property(lambda self: self.rule.buffers)  # ty: ignore[invalid-assignment]
     columnwise = property(lambda self: self.rule.columnwise)  # ty: ignore[invalid-assignment]
     shares = property(lambda self: self.rule.shares)  # ty: ignore[invalid-assignment]

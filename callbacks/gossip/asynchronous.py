@@ -32,9 +32,9 @@ class AsyncLocalStep(Asynchronous, LocalStep):
 
 class ADPSGD(AsyncLocalStep):
     """Asynchronous decentralised parallel SGD (Lian et al., ICML 2018, Alg. 1): a node that has its gradient averages
-    its row with that of a neighbour, drawn uniformly, and then applies the gradient, which is of an older row.
+    its row with the row of a neighbour, drawn uniformly, and then applies the gradient, which is that of an older row.
 
-    The average replaces both rows at once; the transfer overlaps with the node's next gradient.
+    The average replaces both rows at once; the node computes its next gradient during the transfer.
 
     Args:
         momentum: Factor of the local momentum; 0 for none.
@@ -58,7 +58,7 @@ class SwarmSGD(AsyncLocalStep):
     neighbour, drawn uniformly.
 
     The number of local steps is ``local_steps`` for every node, as in their experiments; the analysis draws it at
-    random. The neighbour is interrupted: it goes on with its gradient, which it applies to the average.
+    random. The neighbour does not wait: it goes on with its gradient, which it applies to the average.
 
     Args:
         local_steps: The paper's H, the number of local steps from one averaging to the next.
@@ -87,9 +87,9 @@ class SwarmSGD(AsyncLocalStep):
 
 class AsyncGossip(AsyncLocalStep):
     """DSGD without waiting: a node that has its gradient applies it, mixes with the last rows that have arrived from
-    its neighbours, by the weights of W, and sends its row from before that mixing to all of them.
+    its neighbours, by the weights of W, and sends them its row from before the mixing.
 
-    Before a neighbour's first row has arrived, its weight falls to the node's own row.
+    Until a neighbour's first row has arrived, the node's own row takes the neighbour's weight.
 
     Args:
         momentum: Factor of the local momentum; 0 for none.

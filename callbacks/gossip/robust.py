@@ -1,4 +1,4 @@
-"""Rules that bear some nodes that send wrong rows."""
+"""The rule that replaces the mixing of another rule by a robust aggregation."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ ACTIONS = {
 class Robust(Around):
     """Replaces every mixing of a rule, and the final gossip, by a robust aggregation of what each node receives.
 
-    Numbers that are not finite never reach the aggregator: it gets the node's own number instead if it works on
-    columns, else the whole row counts as lost.
+    Numbers that are not finite never reach the aggregator. An aggregator that works on columns gets the node's own
+    numbers instead; for others, the whole row counts as lost.
 
     Args:
-        rule: The rule to run; it may only mix, and may not rely on the same weights or on sums over all nodes.
-        aggregator: What replaces the sum weighted by W.
+        rule: The rule to run. It must mix and do no more, and must not rely on constant weights or on sums over nodes.
+        aggregator: The aggregation in place of the sum weighted by W.
     """
 
     sends: ClassVar = ("receive",)
@@ -88,9 +88,9 @@ class Robust(Around):
 
 
 def discard(V: Tensor, w: Tensor, by_column: bool) -> tuple[Tensor, Tensor]:
-    """Replaces what is not finite in ``V`` [r, D, C] by the node's own row or, ``by_column``, by its own numbers.
+    """Replaces rows of ``V`` [r, D, C] that are not finite by the node's own row or, ``by_column``, numbers by its own.
 
-    The weight of a row that is replaced goes to the node itself. A row whose sum overflows is not finite either.
+    The weight of a replaced row goes to the node itself. A row whose sum overflows counts as not finite, too.
     """
     finite = V.sum(2).isfinite()  # without a temporary matrix as large as V
     if finite.all():

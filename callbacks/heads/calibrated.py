@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NEVER = 1e4
-"""How much smaller than the others the logit of a class is that no node has."""
+"""Difference between the smallest other bias and the bias of a class that no node has."""
 
 
 class CalibratedHead(Callback):
     """Refits every node's last layer after the final gossip, to class counts, sums and second moments of the features
     of all nodes' private samples, which the nodes gossip (they are counted as other bytes).
 
-    The statistics of a node are of its own samples, so gossip reveals its class means. Each round every node sends the
-    weighted mean of what it has received; after enough rounds all nodes have the statistics of all samples, up to a
-    factor that cancels.
+    The first message of a node holds statistics of its own samples alone, so gossip reveals its class means. In each
+    round, every node sends the weighted mean of what it has received. After enough rounds, all nodes have the
+    statistics of all samples, up to a factor that cancels.
 
     Args:
         head: How the layer follows from the statistics: LDA, NearestMean or VirtualFeatures.
         rounds: Rounds of gossip, 1 or more.
-        every: Epochs between further refits during training; null for the one at the end alone.
+        every: Epochs between further refits during training; null: only one refit, at the end.
         noise: Standard deviation of Gaussian noise that a node adds to its sums and second moments before it sends
-            them, as a multiple of their size for one sample; 0 for none. It is no proof of privacy.
-        distilled: Count the node's distilled samples too, by their soft labels.
+            them, as a multiple of their size for one sample; 0 for none. It does not prove privacy.
+        distilled: Whether to count the node's distilled samples too, by their soft labels.
     """
 
     shares = "class counts, sums and second moments of features"
@@ -87,7 +87,7 @@ class Refit:
             generator = torch.Generator().manual_seed(derive_seed(run.seed, "head", node, run.step))
             absent = statistics.share <= 0
             sound = all(part.isfinite().all() for part in vars(statistics).values()) and not absent.all()
-            if sound:  # those with the lies of others may be anything
+            if sound:  # lies of other nodes can make them arbitrary
                 weight, bias = self.head.fit(statistics, generator)
                 sound = bool(weight.isfinite().all() and bias.isfinite().all())
             if not sound:
@@ -101,7 +101,7 @@ class Refit:
             run.say(f"the statistics of nodes {', '.join(map(str, unusable))} are no class means, so their heads stay")
 
     def sum_features(self, run: Run, i: int) -> Tensor:
-        """What row ``i`` of this process sends: counts [k], sums [k, F] and second moments, as one row."""
+        """What the node in row ``i`` of this process sends: counts [k], sums [k, F] and second moments, as one row."""
         import torch
 
         from lightning_idkd.nodes.stack import run_network
@@ -109,7 +109,7 @@ class Refit:
 
         batches, classes = run.store.labelled_batches(i, self.distilled)
         features = run_network(run.stack.modules[i], batches).features
-        assert features is not None  # held by `on_check`
+        assert features is not None  # ensured by `check`
         features, classes = features.double(), classes.double()
         second = torch.einsum("nc,nf,ng->cfg" if self.head.per_class else "nc,nf,ng->fg", classes, features, features)
         rows, columns = torch.triu_indices(*second.shape[-2:])

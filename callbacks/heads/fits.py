@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Statistics:
-    """What a node knows of the features [N, F] of all nodes, by class."""
+    """Statistics of the features [N, F] of all nodes, by class, as one node has them."""
 
     share: Tensor
     """Frequency of every class [k]."""
@@ -36,7 +36,7 @@ class Head(ABC):
     """A way to fit the last layer. All classes count alike, however many samples they have."""
 
     per_class: bool = False
-    """Whether it needs a covariance of every class rather than one for all."""
+    """Whether the fit needs a covariance for every class, instead of one for all classes."""
 
     @abstractmethod
     def fit(self, statistics: Statistics, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -31,8 +31,8 @@ class BalancedSoftmax(Loss):
 
 
 class CalibratedLogits(Loss):
-    """Takes a margin ``tau`` n^(-1/4) from the logit of every class of which the node has n samples (FedLC; Zhang et
-    al., ICML 2022, equation 8). A class that it lacks counts as 1e-8 samples, so that it hardly takes part.
+    """Subtracts a margin ``tau`` n^(-1/4) from the logit of every class of which the node has n samples (FedLC; Zhang
+    et al., ICML 2022, equation 8). A class that the node lacks counts as 1e-8 samples, so that it hardly takes part.
 
     Args:
         tau: Factor of the margins, 0 or more; 0 is the cross-entropy.
@@ -54,7 +54,8 @@ class RestrictedSoftmax(Loss):
     Zhan, KDD 2021, equation 8).
 
     Args:
-        scale: Factor, 0 to 1; 1 is the cross-entropy, and with 0 the rows of these classes get no gradient.
+        scale: Factor, 0 to 1; 1 is the cross-entropy. With 0, the last layer's rows of these classes get no
+            gradient.
     """
 
     def __init__(self, scale: float = 0.5):
@@ -69,11 +70,11 @@ class RestrictedSoftmax(Loss):
 
 
 class CentredLogits(Loss):
-    """Cross-entropy with logits from which the mean logits of the distilled samples in the batch are taken, so that a
-    class gains nothing by logits that rise for all images alike.
+    """Cross-entropy with logits from which the mean logits of the distilled samples in the batch are subtracted, so
+    that a class gains nothing by logits that rise for all images alike.
 
-    It is a trial of this project. In a batch without distilled samples nothing is taken. The mean passes gradients on,
-    to the distilled samples too.
+    This loss was first tried in this project. In a batch without distilled samples, nothing is subtracted. Gradients
+    pass through the mean, also to the distilled samples.
 
     Args:
         tau: Factor of the log of the node's (add-one) label frequencies, which is added as in BalancedSoftmax, 0 or

@@ -1,4 +1,4 @@
-"""Losses that look at the targets or at the difficulty of a sample, and not at label counts."""
+"""Losses that use the targets or the difficulty of a sample, but no label counts."""
 
 from __future__ import annotations
 
