@@ -111,7 +111,7 @@ def measure_activations(node: NodeModule, store: Store, autocast: bool = False) 
     if any(not p.requires_grad for p in node.parameters()):
         for layer in node.modules():
             layer.register_forward_hook(add_output)
-    batch = tuple(t[0] for t in store.batch(store.order(0, 1), 0))
+    batch = tuple(t[0].clone() for t in store.batch(store.order(0, 1), 0))  # a view keeps the batches of all nodes
     cast = torch.autocast(store.device.type, torch.bfloat16, autocast, cache_enabled=False)
     with torch.random.fork_rng(), saved_tensors_hooks(add_saved, lambda t: t), cast:
         node.training_step(batch, 0)

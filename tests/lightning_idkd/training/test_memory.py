@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from short_runs import SHORT, command_of, latest
+from short_runs import SHORT, command_of, latest, run_of
 
 from lightning_idkd.errors import UserError
 from lightning_idkd.training import memory
@@ -69,6 +69,12 @@ def test_vmap_takes_as_many_nodes_as_the_caches_of_two_threads_hold(kept, rows, 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert memory.choose_nodes_per_call(kept, rows, torch.device("cpu")) == expected
     assert memory.choose_nodes_per_call(kept, rows, torch.device("cuda")) == rows
+
+
+def test_activations_of_a_node_do_not_depend_on_the_number_of_nodes(configs):
+    few, many = (run_of(configs, "--graph.nodes", n, "--train.batch_size", "16") for n in ("4", "32"))
+    kept = [memory.measure_activations(run.stack.modules[0], run.store) for run in (few, many)]
+    assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize(("nodes", "columns"), [(4, 262144), (16, 65536), (128, 8192), (1024, 8192), (4096, 2048)])
