@@ -27,6 +27,7 @@ from lightning_idkd.data.partition import IID, partition
 from lightning_idkd.data.samples import Samples
 from lightning_idkd.data.store import Store
 from lightning_idkd.graph import Graph
+from lightning_idkd.links import Links
 from lightning_idkd.machine import describe_machine
 from lightning_idkd.models import norms
 from lightning_idkd.models.formulas import evonorm_s0
@@ -70,12 +71,12 @@ class Form:
 def bench(config: Config, inputs: Inputs, rounds: int = 5, samples: int | None = None) -> dict:
     """Measure the speed of every form of a step on samples of noise, the shares of its parts and its peak memory.
 
-    Speed is in samples a second: median, least and most over the rounds. The forms are each engine; a
-    ``bare loop`` of forward and backward passes over models that share nothing; ``one model`` on the same number
-    of samples; and, up to 16 nodes, a ``process per node``, where neighbours exchange their models by gloo: once
-    with our layers and memory settings, and once with autograd's norms and default settings. The result also names
-    the form that ``run.engine auto`` chooses. The shares are those of the fastest engine, and its peak memory
-    (bytes) is measured in a new process.
+    Speed is in samples a second: median, least and most over the rounds. The forms are each engine; where the config
+    has faults, each engine without them; a ``bare loop`` of forward and backward passes over models that share
+    nothing; ``one model`` on the same number of samples; and, up to 16 nodes, a ``process per node``, where neighbours
+    exchange their models by gloo: once with our layers and memory settings, and once with autograd's norms and default
+    settings. The result also names the form that ``run.engine auto`` chooses. The shares are those of the fastest
+    engine, and its peak memory (bytes) is measured in a new process.
     """
     case = Case(config, inputs, samples)
     fabric, n, b, cores = case.fabric, case.graph.nodes, config.train.batch_size, os.cpu_count() or 1
@@ -85,9 +86,12 @@ def bench(config: Config, inputs: Inputs, rounds: int = 5, samples: int | None =
     forms: dict[str, Form] = {}
     for engine in sorted({*choice, "vmap"}) if config.run.engine == "auto" else choice:
         run = case.build_run(engine)
+        faultless = case.build_run(engine, faults=False) if config.faults else None
         for threads in counts:
             if (engine, threads) != ("parallel", 1):
                 forms[name_form(engine, threads)] = Form(build_step(run), threads, run)
+                if faultless:
+                    forms[name_form(f"{engine} without faults", threads)] = Form(build_step(faultless), threads)
     x, y, *more = run.store.batch(run.store.order(0, 1), 0)
     models = [case.make().to(fabric.device, memory_format=torch.channels_last) for _ in range(n)]
 
@@ -144,9 +148,11 @@ class Case:
         self.samples = make_samples(max(samples or 40 * n, 2 * n * config.train.batch_size), inputs)
         self.split = partition(IID(), self.samples.labels.numpy(), n, config.seed, config.data.validation)
 
-    def build_run(self, engine: str) -> Orchestrator:
-        """Build the run of this experiment with one engine."""
-        config, network, device = self.config, Network(self.graph), self.fabric.device
+    def build_run(self, engine: str, faults: bool = True) -> Orchestrator:
+        """Build the run of this experiment with one engine, with or without the faults of its config."""
+        config, device = self.config, self.fabric.device
+        links = Links(self.graph, config.faults if faults else [], config.seed, config.gossip.takes)
+        network = Network(self.graph, links=links)
         few = self.samples[torch.arange(min(len(self.samples), 10_000))]
         store = Store(self.samples, few, None, self.split, network.rows, batch=config.train.batch_size,
                       augment=config.data.augment, device=device)  # fmt: skip
@@ -154,7 +160,9 @@ class Case:
         nodes_per_call = memory.choose_nodes_per_call(activations, len(network.rows), device)
         stack = NodeStack(self.make, network.rows, config.seed, device, engine=engine, nodes_per_call=nodes_per_call,
                           autocast=config.run.autocast)  # fmt: skip
-        return Orchestrator(self.fabric, stack, network, store, config.gossip, config.train)
+        clock = None if config.clock is None else config.clock.build(self.graph, config.seed)
+        return Orchestrator(self.fabric, stack, network, store, config.gossip, config.train, callbacks=[*links.faults],
+                            clock=clock)  # fmt: skip
 
 
 def make_samples(count: int, inputs: Inputs) -> Samples:
