@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 
 from lightning_idkd.checkout import CALLBACKS
-from lightning_idkd.config.kinds import choices, class_keys, parameters
+from lightning_idkd.config.kinds import choices, class_keys, is_group, parameters
 from lightning_idkd.config.parse import PLUGINS
 
 HEAD = """# Configs
@@ -77,7 +77,7 @@ def build_page() -> str:
         import_module(plugin)
     lines, kinds = [HEAD], {}
     for key, cls in dict(class_keys(ours=True)).items():
-        if is_dataclass(cls):
+        if is_group(cls):
             lines += [f"## {key}", "", (inspect.getdoc(cls) or "").splitlines()[0], ""]
             lines += [*describe_arguments(cls, f"- `{key}."), ""]
         else:

@@ -5,15 +5,14 @@ They mean ``lightning_idkd.callbacks.X``, unless the user's own package ``callba
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any
 
 from lightning_idkd.checkout import CALLBACKS
 from lightning_idkd.config.groups import Config
-from lightning_idkd.config.kinds import class_keys, parameters
+from lightning_idkd.config.kinds import class_keys, is_group, parameters
 
-CLASSLESS = set(parameters(Config)) - {key.split(".")[0] for key, cls in class_keys() if not is_dataclass(cls)}
+CLASSLESS = set(parameters(Config)) - {key.split(".")[0] for key, cls in class_keys() if not is_group(cls)}
 """Groups of a config in which no value names a class, such as ``run`` and ``logger``."""
 
 REMOVED = {("tuning", "logit_adjustment"): (0, "node.loss: {class_path: BalancedSoftmax, init_args: {tau: ...}}")}

@@ -23,6 +23,11 @@ def package_of(cls: type) -> str:
     return cls.__module__.split(".")[0]
 
 
+def is_group(cls: type) -> bool:
+    """Whether a class is a dataclass whose keys stand below its own, rather than the base of classes to choose from."""
+    return is_dataclass(cls) and not inspect.isabstract(cls)
+
+
 class Argument(NamedTuple):
     """An argument of a class."""
 
@@ -92,7 +97,7 @@ def choices(base: type) -> dict[str, type]:
     """The classes that a key for ``base`` takes, by short name: a dataclass alone; else without abstract classes, the
     bases that this project gives to researchers, and those that have a key of their own, such as gossip rules among the
     callbacks."""
-    if is_dataclass(base):
+    if is_group(base):
         return {base.__name__: base}
     bases = [argument.base for argument in parameters(groups.Config).values()]
     with_own_key = tuple(cls for cls in bases if cls and cls is not base and issubclass(cls, base))
@@ -123,7 +128,7 @@ def classes_at(key: str) -> dict[str, type]:
 
 def base_of(key: str) -> type | None:
     """The base of the classes that a dotted key takes; None where it takes none."""
-    return next((a.base for a in places(key) if a.base and not is_dataclass(a.base)), None)
+    return next((a.base for a in places(key) if a.base and not is_group(a.base)), None)
 
 
 def class_keys(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from argparse import SUPPRESS
 from collections.abc import Iterable, Mapping
-from dataclasses import is_dataclass
 from types import NoneType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -95,7 +94,7 @@ def wrong_value(key: str, text: str, argument: Argument) -> str:
     text = {"None": "null", "True": "true", "False": "false"}.get(text, text)
     is_text = isinstance(read_value(text, key), str) or not text
     types = kinds.members(argument.annotation)
-    if is_text and argument.base in types and not is_dataclass(argument.base):
+    if is_text and argument.base in types and not kinds.is_group(argument.base):
         return unknown_class(key, text, argument.base)
     allowed, given = describe(argument, key), f"'{text}'" if is_text else text
     hint = did_you_mean(text, [str(name) for t in types if get_origin(t) is Literal for name in get_args(t)])
@@ -110,7 +109,7 @@ def describe(argument: Argument, key: str) -> str:
         if get_origin(t) is Literal:
             words.append(", ".join(map(str, get_args(t))))
         elif t is base:
-            words.append(f"single keys {key}.KEY; --help lists them" if is_dataclass(t) else describe_class(t))
+            words.append(f"single keys {key}.KEY; --help lists them" if kinds.is_group(t) else describe_class(t))
         elif base in items:
             example = next(iter(kinds.choices(base)), "my_module.MyCallback")
             words.append(f"a list, such as '[{{class_path: {example}}}]'")
@@ -123,7 +122,7 @@ def describe(argument: Argument, key: str) -> str:
             words.append(WORDS.get(t, "a value"))
     if base:
         words.sort(key=lambda word: word != "null")  # before a long list
-    return (" or " if base is None or is_dataclass(base) else ", or ").join(words)
+    return (" or " if base is None or kinds.is_group(base) else ", or ").join(words)
 
 
 def describe_class(base: type) -> str:
@@ -186,9 +185,11 @@ def unknown_class(key: str, name: str, base: type, why: str = "there is no class
 
 def abstract_class(key: str, path: str, base: type) -> str:
     """Sentence for a class that lacks what others of its kind have."""
-    if kinds.package_of(lookup(path)) in kinds.OURS:
+    short = {cls.__name__: cls for cls in kinds.subclasses(base)}
+    cls = lookup(path) if "." in path else short[path]
+    if kinds.package_of(cls) in kinds.OURS:
         return f"{key}: '{path.rpartition('.')[2]}' is only the base class. Allowed: {describe_class(base)}"
-    missing = ", ".join(sorted(lookup(path).__abstractmethods__))
+    missing = ", ".join(sorted(cls.__abstractmethods__))
     return f"{key}: '{path}' does not define {missing}, which its base class leaves to it"
 
 
