@@ -1,6 +1,7 @@
 """Norms on a CPU by the C library ``cpu_norms.c``.
 
-This machine's compiler builds the library once. Without a compiler torch's operations compute the norms.
+This machine's compiler builds the library once. Without a compiler torch's operations compute the norms. To load a
+library is to run its code, so a stored one is loaded only if nobody but the user may write it.
 """
 
 from __future__ import annotations
@@ -42,19 +43,35 @@ def load_library() -> ctypes.CDLL | None:
     with contextlib.suppress(OSError, RuntimeError, UserError):
         openmp = _find_openmp()
         identity = repr((SOURCE.read_text(), describe_machine(), compiler, FLAGS, openmp))
-        path = cache_folder() / f"cpu_norms-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
+        folder = cache_folder() / "compiled"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a folder of its own, since caches may be shared
+        path = folder / f"cpu_norms-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
+        if not is_private(folder) or (os.path.lexists(path) and not is_private(path)):
+            with tempfile.TemporaryDirectory() as new:  # only its user may enter it
+                return _build(compiler, openmp, Path(new) / path.name)
         with contextlib.suppress(OSError):
             return _open(path)
-        if compiler:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, openmp, path)
-            return _open(path)
+        return _build(compiler, openmp, path)
     return None
+
+
+def is_private(path: Path) -> bool:
+    """Whether a file or folder, which is not a link, belongs to the user and nobody else may write it."""
+    status = path.lstat()
+    return not path.is_symlink() and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def name_backend(device: torch.device) -> str:
     """Name what computes the norms on ``device``: ``C``, this library, or ``torch``."""
     return "C" if device.type == "cpu" and load_library() is not None else "torch"
+
+
+def _build(compiler: list[str], openmp: str | None, path: Path) -> ctypes.CDLL | None:
+    """Compile the library to ``path`` and load it; None without a compiler."""
+    if not compiler:
+        return None
+    _compile(compiler, openmp, path)
+    return _open(path)
 
 
 def _compile(compiler: list[str], openmp: str | None, path: Path) -> None:
@@ -68,6 +85,7 @@ def _compile(compiler: list[str], openmp: str | None, path: Path) -> None:
                                 ["-shared", compiled, *libraries, "-lm", "-o", linked]):  # fmt: skip
                     subprocess.run([*compiler, *command], check=True, capture_output=True, timeout=60)
                 _open(Path(linked))
+                os.chmod(linked, 0o700)
                 os.replace(linked, path)
                 return
     raise OSError(f"{compiler[0]} could not compile {SOURCE.name}")

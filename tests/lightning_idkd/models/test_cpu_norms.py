@@ -1,7 +1,9 @@
 """The C library of the norms against their formulas in double precision, and what happens without a compiler."""
 
 import copy
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,62 @@ def test_a_compiler_may_have_arguments(monkeypatch, tmp_path):
     assert cpu_norms.load_library.__wrapped__() is not None
 
 
+class TestWhoMayWrite:
+    """A stored library is loaded only if nobody but the user may write it; else this process builds a new one."""
+
+    @pytest.fixture
+    def stored(self, monkeypatch, tmp_path):
+        built = cpu_norms.load_library()._name
+        monkeypatch.setattr(cpu_norms, "_compile", lambda compiler, openmp, path: shutil.copy(built, path))
+        monkeypatch.setenv("IDKD_CACHE", str(tmp_path))
+        return self.load()
+
+    def load(self):
+        library = cpu_norms.load_library.__wrapped__()
+        assert library is not None
+        return Path(library._name)
+
+    def test_a_private_one_is_loaded_again(self, stored, monkeypatch):
+        monkeypatch.setattr(cpu_norms, "_compile", None)
+        assert self.load() == stored
+
+    def test_it_is_private_whatever_the_mask_of_new_files_is(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("IDKD_CACHE", str(tmp_path / "new"))
+        before = os.umask(0)
+        try:
+            library = self.load()
+        finally:
+            os.umask(before)
+        assert library.parent == tmp_path / "new" / "compiled"
+        assert {stat.S_IMODE(path.stat().st_mode) for path in (library, library.parent)} == {0o700}
+
+    @pytest.mark.parametrize("mode", [0o777, 0o720, 0o702])
+    @pytest.mark.parametrize("which", ["file", "folder"])
+    def test_one_that_others_may_write_is_not(self, which, mode, stored):
+        (stored if which == "file" else stored.parent).chmod(mode)
+        content = stored.read_bytes()
+        assert not self.load().is_relative_to(stored.parents[1])
+        assert stored.read_bytes() == content
+
+    @pytest.mark.parametrize("which", ["file", "folder"])
+    def test_one_of_another_user_is_not(self, which, stored):
+        if os.geteuid() != 0:
+            pytest.skip("only root may give a file away")
+        os.chown(stored if which == "file" else stored.parent, 12345, -1)
+        assert not self.load().is_relative_to(stored.parents[1])
+
+    @pytest.mark.parametrize("which", ["file", "folder"])
+    def test_one_behind_a_link_is_not(self, which, stored, tmp_path):
+        linked = stored if which == "file" else stored.parent
+        linked.rename(tmp_path / "elsewhere")
+        linked.symlink_to(tmp_path / "elsewhere")
+        assert not self.load().is_relative_to(tmp_path)
+
+    def test_the_new_one_leaves_no_file(self, stored):
+        stored.chmod(0o777)
+        assert not self.load().exists()
+
+
 @pytest.mark.parametrize(
     "failure", [RuntimeError("Could not determine home directory."), OSError("Read-only file system")]
 )
@@ -219,6 +277,10 @@ def test_it_has_the_threads_of_torch():
 
 def test_a_library_that_cannot_be_loaded_is_made_anew(monkeypatch, tmp_path):
     name = Path(cpu_norms.load_library()._name).name
-    (tmp_path / name).write_bytes(b"nonsense")
+    file = tmp_path / "compiled" / name
+    file.parent.mkdir(mode=0o700)
+    file.touch(mode=0o600)
+    file.write_bytes(b"nonsense")
     monkeypatch.setenv("IDKD_CACHE", str(tmp_path))
-    assert Path(cpu_norms.load_library.__wrapped__()._name) == tmp_path / name
+    assert Path(cpu_norms.load_library.__wrapped__()._name) == file
+    assert file.read_bytes() != b"nonsense"
