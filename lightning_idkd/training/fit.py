@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import signal
-import subprocess
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_idkd.callback import Fault, check_faults
+from lightning_idkd.checkout import find_commit
 from lightning_idkd.config import ClockConfig, Config
 from lightning_idkd.graph import WATCHED
 from lightning_idkd.records import loggers, report
@@ -101,7 +101,7 @@ def build_run(config: Config, fabric: Fabric, parts: Parts, start: Start) -> Orc
         Plan(config.run.checkpoint_every, epochs_to_keep(config), config.run.until),
         {
             "from": str(start.checkpoint) if start.fork else None,
-            "git_commit": find_git_commit(),
+            "git_commit": find_commit(),
             "partition_hash": parts.split.hash,
             "parameters": parts.stack.parameters + parts.stack.frozen_parameters,
             "frozen_parameters": parts.stack.frozen_parameters,
@@ -315,13 +315,3 @@ def describe_engine(run: Orchestrator) -> str:
     if device.type == "cpu" and cpu_norms.name_backend(device) != "C":
         text += ", norms by torch (no C compiler)"
     return text
-
-
-def find_git_commit() -> str | None:
-    """The commit of the working folder, with a + if it has changes."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
