@@ -7,6 +7,7 @@ import ctypes
 import logging
 import os
 import time
+import warnings
 from datetime import timedelta
 
 import torch
@@ -41,7 +42,7 @@ def launch(run: RunConfig) -> Fabric:
     # this logger recommends another precision
     logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)
     strategy = NodeStrategy(process_group_backend="nccl" if cuda else "gloo") if run.devices > 1 else "auto"
-    fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=run.devices, strategy=strategy)
+    fabric = make_fabric(accelerator="cuda" if cuda else "cpu", devices=run.devices, strategy=strategy)
     fabric.launch()
     keep_memory()
     torch.set_num_threads(run.threads or max(1, count_cores() // run.devices))  # until `choose_engine` decides
@@ -52,6 +53,13 @@ def launch(run: RunConfig) -> Fabric:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False
     return fabric
+
+
+def make_fabric(**options) -> Fabric:
+    """Make a Fabric without Lightning's hint that ``srun`` exists but is not used; a run need not be a job of SLURM."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `srun` command is available")
+        return Fabric(**options)
 
 
 def keep_memory() -> None:
