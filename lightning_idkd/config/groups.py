@@ -250,8 +250,10 @@ class RunConfig:
     """Run folder or checkpoint from which to start, with another calibration, distillation, callbacks or epochs."""
 
     def __post_init__(self):
-        inside = self.name.strip() and not self.name.startswith("/") and ".." not in self.name.split("/")
-        require(inside, "run.name", f"'{self.name}'", "a name, for a folder in run.dir")
+        folders = self.name.split("/")
+        right = self.name.isprintable() and all(f.strip() and f not in (".", "..", "latest") for f in folders)
+        allowed = "a name, for a folder in run.dir: printable characters, and not '.', '..' or 'latest'"
+        require(right, "run.name", repr(self.name), allowed)
         if self.until is not None:
             require(self.until >= 1, "run.until", self.until, "1 or more, or null")
         require(self.devices >= 1, "run.devices", self.devices, "1 or more")

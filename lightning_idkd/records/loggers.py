@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lightning_idkd.config import Config, LoggerConfig
-from lightning_idkd.errors import UserError
+from lightning_idkd.errors import UserError, require
 from lightning_idkd.records.run_folder import RunFolder
 
 STAGING = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
@@ -25,6 +25,8 @@ STAGING = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
 that they name. Otherwise W&B writes to the user's home."""
 HEADER = 7
 """Bytes before the first record of a .wandb file, and bytes before each piece of a record."""
+ID_WITHOUT = "/\\#?%:*[]"
+"""Characters that W&B refuses in the id of a run, and those that stand for other characters in patterns of files."""
 BLOCK = 32768
 """Bytes of a block of a .wandb file."""
 WHOLE, LAST = 1, 4
@@ -120,6 +122,9 @@ class WandB:
             folder.file("wandb").mkdir(exist_ok=True)
             folder.text("wandb/run_id.txt", read_wandb_id(config) or secrets.token_hex(4))
         self.id = folder.wandb_id()
+        right = 0 < len(self.id) <= 128 and self.id.isprintable() and not set(self.id) & set(ID_WITHOUT)
+        allowed = f"up to 128 printable characters without {ID_WITHOUT}"
+        require(right, f"'{folder.file('wandb/run_id.txt')}'", repr(self.id), allowed)
         in_files = read_logged_steps(folder.file("wandb"), self.id)
         self.staging = {k: folder.file(f"wandb/{name}") for k, name in STAGING.items() if k not in os.environ}
         os.environ.update({k: str(path.resolve()) for k, path in self.staging.items()})

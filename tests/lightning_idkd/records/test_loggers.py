@@ -18,6 +18,7 @@ from wandb_server import WandbServer
 
 from lightning_idkd.cli import main
 from lightning_idkd.config.parse import configure
+from lightning_idkd.errors import UserError
 from lightning_idkd.records import loggers
 from lightning_idkd.records.loggers import is_logged_in
 from lightning_idkd.records.run_folder import RunFolder
@@ -228,6 +229,18 @@ def test_a_run_goes_on_by_the_id_that_an_agent_gives(tmp_path, monkeypatch):
         assert find_start(configure([*arguments, *resume])).checkpoint is None
     monkeypatch.setenv("WANDB_RUN_ID", "first")
     assert find_start(configure([*arguments, "--logger", "null"])).checkpoint is None
+
+
+@pytest.mark.parametrize("id", ["", "../../x", "a*", "a\nb", "x" * 129])
+def test_an_id_that_names_other_files_is_refused(id, tmp_path, monkeypatch):
+    monkeypatch.setattr("wandb.init", None)
+    config = configure(["--data.private", "Digits", "--run.dir", str(tmp_path), "--logger.offline", "true"])
+    folder = RunFolder.create(config.folder(), 0)
+    folder.file("wandb").mkdir()
+    folder.text("wandb/run_id.txt", id)
+    with pytest.raises(UserError) as refused:
+        loggers.make(config, folder)
+    assert str(refused.value).startswith(f"'{folder.path}/wandb/run_id.txt': {id!r} given; allowed: ")
 
 
 def test_wandb_steps_are_those_of_training_and_rise_with_every_line():
