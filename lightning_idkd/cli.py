@@ -9,8 +9,8 @@ import os
 import sys
 from importlib import import_module
 
-from lightning_idkd.checkout import ROOT
-from lightning_idkd.command import COMMANDS
+from lightning_idkd import checkout
+from lightning_idkd.command import COMMANDS, READERS
 from lightning_idkd.errors import UserError, did_you_mean
 
 if "OMP_WAIT_POLICY" not in os.environ:
@@ -31,10 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         hint = did_you_mean(command, COMMANDS)
         print(f"error: there is no command '{command}'.{hint} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if os.getcwd() not in sys.path:  # so that a config can name the user's own classes by their import path
-        # before the checkout, whose callbacks/ would hide the user's
-        place = sys.path.index(str(ROOT)) if str(ROOT) in sys.path else len(sys.path)
-        sys.path.insert(place, os.getcwd())
+    if command not in READERS:
+        checkout.add_working_folder()
     try:
         return import_module(f"lightning_idkd.command.{command}").main(rest)
     except UserError as e:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_idkd import metrics
-from lightning_idkd.analysis.load import Run
+from lightning_idkd.analysis.load import Run, configure_run
 from lightning_idkd.callback import OodScore
-from lightning_idkd.config.parse import configure
 from lightning_idkd.config.resolved import TRAINED, difference
 from lightning_idkd.config.user_classes import explain_errors
 from lightning_idkd.data.identity import collect_notes, describe_change
@@ -48,7 +47,7 @@ def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
     Raises:
         UserError: an option changes what was trained.
     """
-    config = configure(["--config", str(run.folder.file("config.yaml")), *changes])
+    config = configure_run(run.folder, changes, run.trust)
     if change := difference(config.resolved, run.folder.config(), TRAINED):
         key, value, trained = change
         allowed = "idkd evaluate changes only data and calibration"
@@ -121,10 +120,11 @@ def show(result: dict) -> None:
     """Print what :func:`evaluate` returns. Confusion matrices are shown by the consensus model's most frequent
     mistake."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     columns = ("node mean", "sd", "least", "most", "consensus")
-    table = Table("", *columns, title=f"{result['run']}: {result['images']:,} test samples")
+    table = Table("", *columns, title=f"{escape(result['run'])}: {result['images']:,} test samples")
     for key, name in NAMES.items():
         if key in result:
             table.add_row(name, *(f"{value:.4f}" for value in result[key].values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_idkd.config import Config
+from lightning_idkd.config import Config, yaml_file
 from lightning_idkd.config.parse import configure
 from lightning_idkd.config.resolved import difference
+from lightning_idkd.config.trust import read_trusted
 from lightning_idkd.data.identity import abridge, collect_notes, describe_change, renumber
 from lightning_idkd.data.inputs import Inputs, restore
 from lightning_idkd.data.samples import Samples
@@ -61,6 +63,8 @@ class Run:
     """Number of epochs that the nodes have trained."""
     inputs: Inputs
     """Form of the samples, and how nodes take them."""
+    trust: bool = False
+    """Whether the config may name classes that are not part of this project."""
 
     def __repr__(self) -> str:
         count = self.stack.parameters + self.stack.frozen_parameters
@@ -218,16 +222,18 @@ class Run:
         return [folder / f"consensus.{end}" for end in ("safetensors", "pt", "json")]
 
 
-def load(path: str | Path, checkpoint: str | None = None) -> Run:
-    """Load a run from its folder, such as ``runs/X/latest``. This needs none of the run's data.
+def load(path: str | Path, checkpoint: str | None = None, trust: bool = False) -> Run:
+    """Load a run from its folder, such as ``runs/X/latest``. This needs none of the run's data, and runs no code that
+    does not come with this project or with torchvision, unless you trust the run.
 
     Args:
         path: the run folder.
         checkpoint: a file in ``checkpoints/``; None for the parameters after the final gossip, or, of an unfinished
             run, the last ones saved.
+        trust: whether the run's config may name other classes, such as your own; to load them is to run their code.
 
     Raises:
-        UserError: there is no such run or checkpoint, or it is damaged.
+        UserError: there is no such run or checkpoint, it is damaged, or it asks for code that needs ``trust``.
     """
     folder = RunFolder(Path(path).resolve())
     if not folder.file("config.yaml").exists():
@@ -237,8 +243,8 @@ def load(path: str | Path, checkpoint: str | None = None) -> Run:
     if not file.exists():
         names = ", ".join(sorted(f.name for f in file.parent.glob("*.ckpt")))
         raise UserError(f"'{path}' has no checkpoint {file.name}; it has: {names or 'none yet'}")
+    config = configure_run(folder, [], trust)
     state = RunFolder.load(file)
-    config = configure(["--config", str(folder.file("config.yaml"))])
     images, dtype = state["images"], torch.float64 if config.run.precision == 64 else torch.float32
     inputs = restore(images, dtype)
     graph = config.graph.build(config.seed)
@@ -251,4 +257,24 @@ def load(path: str | Path, checkpoint: str | None = None) -> Run:
     stack.restore(state)
     for module in stack.modules:
         module.eval()
-    return Run(folder, config, stack, graph, folder.metrics(), folder.summary(), images, state["epoch"], inputs)
+    return Run(folder, config, stack, graph, folder.metrics(), folder.summary(), images, state["epoch"], inputs, trust)
+
+
+def configure_run(folder: RunFolder, changes: list[str], trust: bool) -> Config:
+    """Parse the config of a run, with ``changes`` as for ``idkd fit``.
+
+    Raises:
+        UserError: a mistake in the changes, or the config is damaged or names classes that need ``trust``.
+    """
+    file = folder.file("config.yaml")
+    if trust:
+        return configure(["--config", str(file), *changes])
+    config = read_trusted(file)
+    # a copy, because the parser works in the folder of the file that it reads, from where Python may import modules
+    with tempfile.TemporaryDirectory() as private:
+        copy = Path(private) / "config.yaml"
+        copy.write_text(yaml_file.write(config), encoding="utf-8")
+        try:
+            return configure(["--config", str(copy), *changes])
+        except UserError as e:
+            raise UserError(str(e).replace(str(copy), str(file))) from e

@@ -12,3 +12,5 @@ COMMANDS = {
     "init": "write a commented config, a score and a callback, to start from",
 }
 """Per command, what it does."""
+READERS = ("evaluate", "report", "compare")
+"""Commands that read run folders, which may be a stranger's: they do not look for modules in the working folder."""

@@ -6,10 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+from lightning_idkd import checkout
 from lightning_idkd.command import options
 from lightning_idkd.errors import UserError, did_you_mean
 
-OWN = ("-h", "--help", "--export", "--per-class", "--json")
+OWN = ("-h", "--help", "--export", "--per-class", "--json", "--trust")
 """The options of this command; it also takes keys of a config."""
 
 
@@ -23,15 +24,20 @@ def main(arguments: list[str]) -> int:
     per_class = "Give the accuracy of every class and the confusion matrix too."
     p.add_argument("--per-class", action="store_true", help=per_class)
     p.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
-    p.usage = "idkd evaluate RUN [--export FOLDER] [--per-class] [--json] [--data.KEY VALUE ...]"
+    trust = "Let the run's config name classes that are not part of this project, such as your own. Their code runs,"
+    p.add_argument("--trust", action="store_true", help=f"{trust} so do not trust a run folder of a stranger.")
+    p.usage = "idkd evaluate RUN [--export FOLDER] [--per-class] [--json] [--trust] [--data.KEY VALUE ...]"
     p.usage += " [--calibration.score CLASS]"
     own, changes = split_arguments(arguments)
     given = p.parse_args(own)
     from lightning_idkd.analysis.evaluate import evaluate, show
     from lightning_idkd.analysis.load import load
+    from lightning_idkd.config.trust import names_own_code
     from lightning_idkd.files import write
 
-    run = load(given.run)
+    if given.trust or names_own_code(changes):
+        checkout.add_working_folder()
+    run = load(given.run, trust=given.trust)
     files = run.export(given.export) if given.export else []
     result = evaluate(run, changes, given.per_class)
     if given.export and given.per_class:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 from torch import nn
 
@@ -33,3 +34,13 @@ def vision_transformer(
     nn.init.trunc_normal_(network.conv_proj.weight, std=(channels * patch**2) ** -0.5)
     nn.init.zeros_(network.conv_proj.bias)
     return network
+
+
+def is_model_builder(made: object) -> bool:
+    """Whether an object is a network class of ``torchvision.models``, or one of the functions that it lists as builders
+    of a network."""
+    from torchvision import models
+
+    if inspect.isclass(made):
+        return issubclass(made, nn.Module) and made.__module__.startswith("torchvision.models.")
+    return inspect.isfunction(made) and any(made is models.get_model_builder(name) for name in models.list_models())

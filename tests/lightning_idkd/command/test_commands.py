@@ -34,7 +34,7 @@ class TestTopology:
 def test_help_of_evaluate_lists_its_options_and_where_the_others_are(arguments, capsys):
     assert main(["evaluate", *arguments]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    for word in ("RUN", "runs/NAME/latest", "--export FOLDER", "--json", "data.*", "calibration.score",
+    for word in ("RUN", "runs/NAME/latest", "--export FOLDER", "--json", "--trust", "data.*", "calibration.score",
                  "as for idkd fit"):  # fmt: skip
         assert word in said
 
