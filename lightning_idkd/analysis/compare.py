@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 import statistics
@@ -98,14 +97,18 @@ def gather(paths: list[str]) -> list[Run]:
         # the newest first, since a run's name begins with its time
         for folder in sorted(folders, key=lambda f: (f.name, str(f)), reverse=True):
             try:
-                config, summary = RunFolder(folder).config(), json.loads((folder / "summary.json").read_text())
+                run = RunFolder(folder)
+                config, summary = run.config(), run.summary()
                 same = any(difference(config, other) is None for other, *_ in runs)
                 _ = summary["seed"]
+            except UserError as e:
+                print(f"left out: {e}", file=sys.stderr)
+                continue
             except (OSError, KeyError, TypeError, ValueError):
                 print(f"left out: '{folder}' is not a run of this version", file=sys.stderr)
                 continue
             if not same:
-                runs.append(Run(config, summary, RunFolder(folder)))
+                runs.append(Run(config, summary, run))
     if not runs:
         raise UserError(f"no finished run (summary.json) at or below {', '.join(paths)}")
     return runs

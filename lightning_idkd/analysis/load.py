@@ -216,9 +216,9 @@ class Run:
         about = self.describe()
         texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
         # save_file of safetensors would write a file that only its owner may read
-        write(folder / "consensus.safetensors", lambda part: part.write_bytes(save(state, texts)))
-        write(folder / "consensus.pt", lambda part: torch.save(state, part))
-        write(folder / "consensus.json", lambda part: part.write_text(json.dumps(about, indent=1) + "\n"))
+        write(folder / "consensus.safetensors", lambda part: part.write_bytes(save(state, texts)), "--export")
+        write(folder / "consensus.pt", lambda part: torch.save(state, part), "--export")
+        write(folder / "consensus.json", lambda part: part.write_text(json.dumps(about, indent=1) + "\n"), "--export")
         return [folder / f"consensus.{end}" for end in ("safetensors", "pt", "json")]
 
 

@@ -30,6 +30,6 @@ def main(arguments: list[str]) -> int:
     if options["out"]:
         out = Path(options["out"])
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(out, lambda part: part.write_text(json.dumps(results, indent=1) + "\n"))
+        write(out, lambda part: part.write_text(json.dumps(results, indent=1) + "\n"), "--out")
     print(benchmark.format_tables(results), end="")
     return 0

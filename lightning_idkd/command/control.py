@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -31,10 +30,11 @@ def find_control(folder: RunFolder, config: Config) -> dict | None:
     """The summary of the finished control of the run in ``folder``; None if there is none yet."""
     name = f"{config.run.name}_control"
     for file in sorted((Path(config.run.dir) / name).glob("*/summary.json"), reverse=True):
-        control = RunFolder(file.parent).config()
+        run = RunFolder(file.parent)
+        control = run.config()
         alike = difference(control, config.resolved, [key for key in RESULT if key != "distillation"]) is None
         if alike and control["run"]["from"] == find_start(folder, config):
-            return json.loads(file.read_text())
+            return run.summary()
     return None
 
 

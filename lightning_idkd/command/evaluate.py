@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     result = evaluate(run, changes, given.per_class)
     if given.export and given.per_class:
         files.append(Path(given.export) / "per_class.json")
-        write(files[-1], lambda part: part.write_text(json.dumps(result["per_class"]) + "\n"))
+        write(files[-1], lambda part: part.write_text(json.dumps(result["per_class"]) + "\n"), "--export")
     print("".join(f"{file}\n" for file in files), end="", file=sys.stderr if given.json else sys.stdout)
     if given.json:
         print(json.dumps(result, indent=1))

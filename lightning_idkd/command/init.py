@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_idkd.command import options
 from lightning_idkd.errors import UserError
+from lightning_idkd.files import write
 
 CONFIG = """\
 # {name}: an experiment to start from.
@@ -66,12 +67,11 @@ def write_skeleton(name: str) -> str:
         raise UserError(f"'{name}' exists already; give a new name")
     try:
         folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(
-            CONFIG.format(name=folder.name, quoted=json.dumps(folder.name), folder=shlex.quote(str(folder)))
-        )
-        (folder / "my_callbacks.py").write_text(CALLBACKS)
     except OSError as e:
         raise UserError(f"cannot write '{name}' ({e.strerror})") from e
+    config = CONFIG.format(name=folder.name, quoted=json.dumps(folder.name), folder=shlex.quote(str(folder)))
+    for file, text in (("config.yaml", config), ("my_callbacks.py", CALLBACKS)):
+        write(folder / file, lambda part, text=text: part.write_text(text), "init")
     made = f"made {folder}/config.yaml and {folder}/my_callbacks.py"
     return f"{made}\nnext: cd {shlex.quote(str(folder))} && idkd fit --config config.yaml"
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import logging
-import os
-import uuid
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+from lightning_idkd.checksum import is_sealed, seal
 from lightning_idkd.data.images import ImageInputs, Images
 from lightning_idkd.data.inputs import restore
 from lightning_idkd.data.samples import Samples
 from lightning_idkd.errors import explain_write_error
+from lightning_idkd.files import remove_parts, replace
 from lightning_idkd.machine import cache_folder
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 4  # raise it when decoding changes: files of another format are not used
 
 
 def load_or_make(name: str, identity: object, make: Callable[[], tuple[Samples, bool]]) -> Samples:
-    """The set from its cache file where that is sound, else as ``make`` returns it, and kept for the next time.
+    """The set from its cache file where that is whole, else as ``make`` returns it, and kept for the next time.
+
+    A warning names a file that is damaged.
 
     Args:
         name: how the file's name begins.
@@ -30,10 +34,16 @@ def load_or_make(name: str, identity: object, make: Callable[[], tuple[Samples, 
     """
     digest = hashlib.sha256(repr((FORMAT, identity)).encode()).hexdigest()[:20]
     file = cache_folder() / f"{name}-{digest}.pt"
+    remove_parts(file.parent)
     try:
-        return _load(file)
-    except Exception:  # torch raises many kinds for a file that is absent, torn or of another kind
-        samples, keep = make()
+        sealed = is_sealed(file)  # the pages it reads are those that `_load` maps
+        if sealed:
+            return _load(file)
+        if sealed is False:
+            logger.warning("the decoded samples in '%s' are damaged; decoding them again", file)
+    except Exception:  # torch raises many kinds for a file of another kind, and the file may be missing
+        pass
+    samples, keep = make()
     if keep:
         _save(samples, file)
     return samples
@@ -52,21 +62,21 @@ def _save(samples: Samples, file: Path) -> None:
     """Write the file whole or not at all; a warning says where it cannot be written."""
     import torch
 
-    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
+    content = {field.name: getattr(samples, field.name) for field in fields(samples)}
+    content |= {"inputs": samples.inputs.facts()} | {k: list(content[k]) for k in ("classes", "notes")}
+
+    def save(part: Path) -> None:
+        torch.save(content, part)
+        seal(part)
+
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream:
-            content = {field.name: getattr(samples, field.name) for field in fields(samples)}
-            content |= {"inputs": samples.inputs.facts()} | {k: list(content[k]) for k in ("classes", "notes")}
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())  # else a power cut could leave the final name on missing contents
-        os.replace(temporary, file)
+        replace(file, save)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        logging.getLogger(__name__).warning(
-            "decoded samples are not kept for the next run: cannot write to %s (%s); set IDKD_CACHE to another folder",
-            file.parent,
-            explain_write_error(error, file.parent),
-        )
+        _warn_unwritable(file.parent, explain_write_error(error, file.parent))
+
+
+@functools.cache  # a process says it once, not for every set
+def _warn_unwritable(folder: Path, cause: str) -> None:
+    kept = "decoded samples are not kept for the next run"
+    logger.warning("%s: cannot write to %s (%s); set IDKD_CACHE to another folder", kept, folder, cause)

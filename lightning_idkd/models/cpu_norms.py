@@ -20,7 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_idkd.checksum import is_sealed, seal
 from lightning_idkd.errors import UserError
+from lightning_idkd.files import replace
 from lightning_idkd.machine import cache_folder, describe_machine
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -50,7 +52,8 @@ def load_library() -> ctypes.CDLL | None:
             with tempfile.TemporaryDirectory() as new:  # only its user may enter it
                 return _build(compiler, openmp, Path(new) / path.name)
         with contextlib.suppress(OSError):
-            return _open(path)
+            if is_sealed(path):  # else it is damaged, or from before checksums
+                return _open(path)
         return _build(compiler, openmp, path)
     return None
 
@@ -84,9 +87,10 @@ def _compile(compiler: list[str], openmp: str | None, path: Path) -> None:
                 for command in ([*FLAGS, *options, "-c", str(SOURCE), "-o", compiled],
                                 ["-shared", compiled, *libraries, "-lm", "-o", linked]):  # fmt: skip
                     subprocess.run([*compiler, *command], check=True, capture_output=True, timeout=60)
+                seal(Path(linked))
                 _open(Path(linked))
                 os.chmod(linked, 0o700)
-                os.replace(linked, path)
+                replace(path, lambda part: os.replace(linked, part))
                 return
     raise OSError(f"{compiler[0]} could not compile {SOURCE.name}")
 

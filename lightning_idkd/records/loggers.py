@@ -69,7 +69,7 @@ class Table:
 
     def __init__(self, config: Config, folder: RunFolder):
         self.folder = folder
-        folder.file("csv").mkdir(exist_ok=True)
+        folder.make_folder("csv")
 
     def write(self, lines: list[dict], pictures: dict[str, Path]) -> None:
         rows = [select_numbers(line) for line in lines]
@@ -119,7 +119,7 @@ class WandB:
 
         self.folder, self.table = folder, None
         if folder.wandb_id() is None:
-            folder.file("wandb").mkdir(exist_ok=True)
+            folder.make_folder("wandb")
             folder.text("wandb/run_id.txt", read_wandb_id(config) or secrets.token_hex(4))
         self.id = folder.wandb_id()
         right = 0 < len(self.id) <= 128 and self.id.isprintable() and not set(self.id) & set(ID_WITHOUT)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightning_idkd.callback import format_probability
 from lightning_idkd.errors import UserError
+from lightning_idkd.files import write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,7 +223,11 @@ def write_report(run: str) -> Path:
     table = "".join(f"| {key} | {value} |\n" for key, value in list_results(summary))
     plots = sorted(folder.file("plots").glob("*.png"), key=lambda p: (p.stem.split("_")[0], p.stat().st_mtime_ns))
     pictures = "\n".join(f"![{p.stem.replace('_', ' ')}](plots/{p.name})\n" for p in plots)
-    config = folder.file("config.yaml").read_text()
+    try:
+        config = folder.file("config.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError) as e:
+        raise UserError(f"'{folder.file('config.yaml')}' is missing or damaged") from e
     head = f"# {format_title(summary)}\n\n| | |\n| --- | --- |\n"
-    folder.text("report.md", f"{head}{table}\n{pictures}\n## Config\n\n```yaml\n{config}```\n")
+    text = f"{head}{table}\n{pictures}\n## Config\n\n```yaml\n{config}```\n"
+    write(folder.file("report.md"), lambda part: part.write_text(text, encoding="utf-8"), "report")
     return folder.file("report.md")

@@ -1,13 +1,14 @@
 """The run folder ``runs/<name>/<id>/`` with config, metrics, summary, partition and checkpoints.
 
-Every file is written whole or not at all.
+Every file is written whole or not at all, but for ``metrics.jsonl``, to which lines are appended. Checkpoints carry a
+checksum. The one before the last is kept as ``previous.ckpt``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 
 import yaml
 
+from lightning_idkd.checksum import is_sealed, seal
 from lightning_idkd.config import class_paths, yaml_file
 from lightning_idkd.config.resolved import add_newer_keys, difference
-from lightning_idkd.errors import UserError
-from lightning_idkd.files import lock_folder, to_json, write
+from lightning_idkd.errors import UserError, explain_write_error
+from lightning_idkd.files import Locked, append, link, lock_folder, remove_parts, to_json, write
 
 
 class RunFolder:
@@ -65,19 +67,22 @@ class RunFolder:
         """The newest run below ``parent`` that can be continued; None if there is none.
 
         Such a run has a checkpoint and no summary, no process works on it, and it has the same ``config`` and
-        ``run.from``. With ``id``, it also has that W&B id.
+        ``run.from``. With ``id``, it also has that W&B id. A sentence names a run that is left out because its config
+        is damaged or its folder cannot be written.
         """
         for path in sorted(parent.glob("*/config.yaml"), reverse=True):
             folder = cls(path.parent)
-            if path.parent.name == "latest" or folder.file("summary.json").exists() or not folder.last.exists():
+            if path.parent.name == "latest" or folder.file("summary.json").exists() or not folder.has_checkpoint():
                 continue
             if id is not None and folder.wandb_id() != id:
                 continue
-            with contextlib.suppress(UserError):  # raised for a damaged config
+            try:
                 other = folder.config()
                 same = difference(config, other) is None and config["run"]["from"] == other["run"]["from"]
                 if same and folder.is_free():
                     return folder
+            except UserError as e:
+                print(f"run.resume: not continued: {e}", file=sys.stderr)
         return None
 
     @classmethod
@@ -85,11 +90,11 @@ class RunFolder:
         """The run folder and the checkpoint that ``text`` names.
 
         Args:
-            text: a run folder, which stands for its last checkpoint, or a file in its ``checkpoints/``.
+            text: a run folder, which stands for its newest whole checkpoint, or a file in its ``checkpoints/``.
             key: the config key that has this value, for messages.
 
         Raises:
-            UserError: ``text`` is neither, or the run has no checkpoint yet.
+            UserError: ``text`` is neither, or the run has no whole checkpoint.
         """
         path = Path(text).resolve()
         is_checkpoint = path.is_file() and path.parent.name == "checkpoints"
@@ -98,9 +103,11 @@ class RunFolder:
             allowed = "auto, null, a run folder" if key == "run.resume" else "null, a run folder"
             allowed += " such as runs/NAME/latest, or a file in its checkpoints/"
             raise UserError(f"{key}: '{text}' is not a run folder; allowed: {allowed}")
-        if not folder.last.exists():
+        if not folder.has_checkpoint():
             raise UserError(f"{key}: '{text}' has no checkpoint yet")
-        return folder, path if is_checkpoint else folder.last
+        # to continue from last.ckpt means to continue; a fork from it is another experiment than one from previous.ckpt
+        given = is_checkpoint and not (key == "run.resume" and path == folder.last)
+        return folder, path if given else folder.newest()
 
     # ------------------------------------------------------------------ one process at a time
 
@@ -115,12 +122,22 @@ class RunFolder:
             yield
 
     def is_free(self) -> bool:
-        """Whether no other process works on this run."""
+        """Whether no other process works on this run.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         try:
-            with self.lock():
+            with lock_folder(self.path, "", warn=False):
                 return True
-        except UserError:
+        except Locked:
             return False
+
+    def clean(self) -> None:
+        """Remove the temporary files that killed processes have left; the caller has the lock of this folder."""
+        for folder in (self.path, *(path for path in self.path.iterdir() if path.is_dir())):
+            remove_parts(folder, locked=True)
+        remove_parts(self.path.parent)
 
     # ------------------------------------------------------------------ files
 
@@ -128,10 +145,18 @@ class RunFolder:
         """The path of a file in this folder; it need not exist."""
         return self.path / name
 
-    @property
-    def last(self) -> Path:
-        """The path of the newest checkpoint; it need not exist."""
-        return self.path / "checkpoints" / "last.ckpt"
+    def make_folder(self, name: str) -> Path:
+        """Make a folder in this folder unless it exists; returns its path.
+
+        Raises:
+            UserError: this folder cannot be written.
+        """
+        path = self.file(name)
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as e:
+            raise UserError(f"run.dir: cannot make '{path}' ({explain_write_error(e, self.path)})") from e
+        return path
 
     def config(self) -> dict:
         """Read the resolved config, with the values that newer keys had in effect.
@@ -159,24 +184,103 @@ class RunFolder:
         """Write a YAML file."""
         self.text(name, yaml_file.write(content))
 
-    def metrics(self) -> list[dict]:
-        """Read all lines of ``metrics.jsonl``."""
-        path = self.file("metrics.jsonl")
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    # ------------------------------------------------------------------ metrics
 
-    def log(self, lines: list[dict]) -> None:
-        """Write all lines of ``metrics.jsonl`` anew, so that a kill never leaves half a line; there are a few hundred
-        at most."""
-        self.text("metrics.jsonl", "".join(json.dumps(to_json(line, "metrics")) + "\n" for line in lines))
+    def metrics(self) -> list[dict]:
+        """Read all lines of ``metrics.jsonl``. A last line that is cut is left out: a process is writing it, or was
+        killed.
+
+        Raises:
+            UserError: the file cannot be read, or another line is damaged.
+        """
+        path = self.file("metrics.jsonl")
+        try:
+            texts = path.read_bytes().splitlines() if path.exists() else []
+        except OSError as e:
+            raise UserError(f"'{path}' cannot be read ({e.strerror})") from e
+        lines = [parse_line(text) for text in texts]
+        if None in lines[:-1]:
+            number = lines.index(None) + 1
+            raise UserError(f"'{path}' is damaged in line {number} of {len(texts)}; delete that line, or restore it")
+        return [line for line in lines if line is not None]
+
+    def log(self, line: dict) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        append(self.file("metrics.jsonl"), format_line(line))
+
+    def start_log(self, lines: list[dict]) -> None:
+        """Let ``metrics.jsonl`` hold these lines, which belong to the checkpoint that the run starts from, and print
+        if it loses a cut line."""
+        path, text = self.file("metrics.jsonl"), "".join(map(format_line, lines))
+        before = path.read_bytes() if path.exists() else b""
+        if before and parse_line(before.splitlines()[-1]) is None:
+            print(f"'{path}': the last line is cut, and dropped", flush=True)
+        if before != text.encode():
+            self.text(path.name, text)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    @property
+    def last(self) -> Path:
+        """The path of the last checkpoint; it need not exist."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def previous(self) -> Path:
+        """The path of the checkpoint before the last; it need not exist."""
+        return self.last.with_name("previous.ckpt")
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to continue from, be it damaged."""
+        return self.last.exists() or self.previous.exists()
+
+    def newest(self) -> Path:
+        """The last checkpoint, or the one before if the last is damaged.
+
+        Raises:
+            UserError: neither is whole.
+        """
+        for path in (self.last, self.previous):
+            if is_whole(path):
+                return path
+        raise UserError(describe_damage(self.last))
+
+    def describe_fallback(self, checkpoint: Path, epoch: int) -> str:
+        """Why the run continues from ``checkpoint``, at ``epoch``, if that is previous.ckpt instead of a damaged
+        last.ckpt; else empty."""
+        if checkpoint != self.previous or is_whole(self.last):
+            return ""
+        state = "damaged" if self.last.exists() else "missing"
+        return f"checkpoint '{self.last}' is {state}; continuing from {checkpoint.name}, epoch {epoch}"
+
+    def continue_from(self, checkpoint: Path) -> None:
+        """Make ``checkpoint`` the last one.
+
+        So a damaged last.ckpt does not become previous.ckpt, and later checkpoints, which a run that goes back leaves
+        behind, are not continued.
+        """
+        if checkpoint == self.last:
+            return
+        if checkpoint != self.previous:
+            self.previous.unlink(missing_ok=True)
+        write(self.last, lambda part: link(checkpoint, part))
 
     def save(self, state: dict, name: str, keep: list[str]) -> None:
-        """Write a checkpoint called ``name``, and keep it under the names in ``keep`` too."""
+        """Write a checkpoint called ``name``, and keep it under the names in ``keep`` too. The last.ckpt before it
+        stays as previous.ckpt."""
         import torch
 
         path = self.last.with_name(name)
-        write(path, lambda part: torch.save(state, part))
+
+        def save(part: Path) -> None:
+            torch.save(state, part)
+            seal(part)
+            if path == self.last and path.exists():
+                write(self.previous, lambda other: link(path, other))
+
+        write(path, save)
         for other in keep:  # a link keeps this checkpoint, because files are replaced, never written over
-            write(path.with_name(other), lambda part: os.link(path, part))
+            write(path.with_name(other), lambda part: link(path, part))
 
     def wandb_id(self) -> str | None:
         """Read the id of the run in W&B; None if it has none yet."""
@@ -184,9 +288,16 @@ class RunFolder:
         return path.read_text() if path.exists() else None
 
     def summary(self) -> dict | None:
-        """Read ``summary.json``; None if the run has not finished."""
+        """Read ``summary.json``; None if the run has not finished.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         path = self.file("summary.json")
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return dict(json.loads(path.read_text())) if path.exists() else None
+        except (OSError, ValueError, TypeError) as e:
+            raise UserError(f"'{path}' is damaged, or not the summary of a run") from e
 
     def partition_hash(self) -> str:
         """Read the hash of the partition, which says which samples each node holds.
@@ -205,15 +316,44 @@ class RunFolder:
         """Read a checkpoint, without running code from it.
 
         Raises:
-            UserError: the file cannot be read.
+            UserError: the file cannot be read, or its checksum shows that it is damaged.
         """
         import torch
 
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as e:
-            size = path.stat().st_size if path.exists() else 0
-            raise UserError(
-                f"checkpoint '{path}' cannot be read ({size} bytes); it is incomplete or damaged: delete it, or name "
-                "another file in checkpoints/"
-            ) from e
+            if is_sealed(path) is not False:
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as e:  # torch raises many kinds, for a file from before checksums or of another program
+            cause = e.strerror if isinstance(e, OSError) and e.strerror else "torch does not understand it"
+            raise UserError(describe_damage(path, f"unreadable: {cause}")) from e
+        raise UserError(describe_damage(path))
+
+
+def format_line(line: dict) -> str:
+    """A line of ``metrics.jsonl``."""
+    return json.dumps(to_json(line, "metrics")) + "\n"
+
+
+def parse_line(text: bytes) -> dict | None:
+    """The content of a line of ``metrics.jsonl``; None if it is damaged."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint exists and is not damaged, as far as its checksum shows."""
+    try:
+        return is_sealed(path) is not False
+    except OSError:
+        return False
+
+
+def describe_damage(path: Path, state: str = "damaged") -> str:
+    """The sentence that a checkpoint is damaged, or missing, and which whole ones lie beside it."""
+    others = [other.name for other in sorted(path.parent.glob("*.ckpt")) if other != path and is_whole(other)]
+    state = f"{state} ({path.stat().st_size} bytes)" if path.exists() else "missing"
+    instead = f"whole ones beside it: {', '.join(others)}" if others else "there is no whole one beside it"
+    return f"checkpoint '{path}' is {state}; {instead}"

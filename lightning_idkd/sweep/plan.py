@@ -98,7 +98,7 @@ def plan_cells(path: Path, runs: str) -> list[Cell]:
             file = cell.folder.path.parent / "cell.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps(cell.parameters, indent=1) + "\n"
-            write(file, lambda part, text=text: part.write_text(text))
+            write(file, lambda part, text=text: part.write_text(text), "--dir")
     except OSError as e:
         raise UserError(f"--dir: cannot write to '{runs}' ({e.strerror})") from e
     return cells

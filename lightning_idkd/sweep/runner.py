@@ -9,12 +9,12 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_idkd.errors import UserError, require
-from lightning_idkd.files import lock_folder
+from lightning_idkd.files import lock_folder, remove_parts
 from lightning_idkd.sweep.file import SERVER, read_sweep
 from lightning_idkd.sweep.plan import Cell, plan_cells, share_initial_trainings, sweep_folder
 
@@ -32,6 +32,8 @@ def run_sweep(path: Path, jobs: int, runs: str) -> bool:
         has = "has" if len(unused) == 1 else "have"
         print(f"{', '.join(unused)} {has} no effect without W&B's server: all cells run on this machine to their end")
     with lock_folder(folder, f"another process runs this sweep in '{folder}'; wait for it, or stop it"):
+        for cell in cells:
+            remove_parts(cell.folder.path.parent)
         # SIGTERM, by which a queue ends a job, acts as Ctrl-C; a shell lets its background jobs ignore SIGINT: set both
         before = {s: signal.signal(s, signal.default_int_handler) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -168,7 +170,9 @@ class Runner:
         title = f"{escape(self.title)}: {', '.join(counts)}"
         table = Table("cell", "state", "epoch", "node mean", "consensus", title=title)
         for cell in self.cells:
-            lines = cell.folder.metrics() if cell.folder.path.exists() and cell.state != "waiting" else []
+            lines = []
+            with suppress(UserError):  # damaged metrics do not end the other cells
+                lines = cell.folder.metrics() if cell.folder.path.exists() and cell.state != "waiting" else []
             numbers = ["", "", ""]
             if lines:
                 numbers = [str(lines[-1]["epoch"])]

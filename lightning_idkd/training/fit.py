@@ -73,6 +73,13 @@ def fit(config: Config) -> dict | None:
             restore(run, start.state, start.source.metrics(), start.keeps_labels, start.fork)
         if not first:
             return train(run, folder, [])
+        folder.clean()
+        if start.state:
+            if fallback := start.source.describe_fallback(start.checkpoint, run.epoch):
+                print(fallback, flush=True)
+            if not start.fork:
+                folder.continue_from(start.checkpoint)
+            folder.start_log(run.lines)
         if start.folder is None:
             folder.yaml("config.yaml", config.resolved)
             folder.json("partition.json", parts.split.to_dict())
@@ -313,5 +320,5 @@ def describe_engine(run: Orchestrator) -> str:
     if stack.engine in BATCHED:
         text += f", {min(stack.nodes_per_call, stack.n)} nodes a call"
     if device.type == "cpu" and cpu_norms.name_backend(device) != "C":
-        text += ", norms by torch (no C compiler)"
+        text += ", norms by torch (no C compiler, or its library cannot be written to IDKD_CACHE)"
     return text

@@ -22,7 +22,7 @@ from lightning_idkd.callback import Asynchronous, Calibration, Callback, Distill
 from lightning_idkd.clock import Clock
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
-from lightning_idkd.files import to_json
+from lightning_idkd.files import to_json, write
 from lightning_idkd.labels import Labels, Outputs, Selection
 from lightning_idkd.network import Network, Traffic
 from lightning_idkd.nodes.stack import NodeStack
@@ -305,7 +305,7 @@ class Orchestrator:
         self.call("on_evaluation_end", metrics=line)
         self.recorder.forget_losses()
         if self.fabric.is_global_zero:
-            self.folder.log(self.lines)
+            self.folder.log(line)
             seconds_left = self.recorder.seconds_left(sum(c.at_the_end for c in self.hooks.callbacks))
             print(report.format_line(line, self.epochs, seconds_left), flush=True)
             loggers.log(self.loggers, self.lines, self.pictures)
@@ -355,9 +355,8 @@ class Orchestrator:
     def draw(self, name: str, figure: Figure) -> None:
         """Write a figure to ``plots/NAME.png`` and log it with the next line of metrics, in the first process only."""
         if self.fabric.is_global_zero:
-            file = self.folder.file(f"plots/{name}.png")
-            file.parent.mkdir(exist_ok=True)
-            figure.savefig(file, dpi=120)
+            file = self.folder.make_folder("plots") / f"{name}.png"
+            write(file, lambda part: figure.savefig(part, dpi=120, format="png"))
             self.add_pictures({name: file})
 
     def add_pictures(self, files: dict[str, Path]) -> None:

@@ -110,7 +110,7 @@ def _find(config: Config) -> Start:
     if run.resume == "auto" or (wandb_id and run.resume is None):
         folder = RunFolder.find_unfinished(config.folder(), config.resolved, wandb_id)
         if folder:
-            return Start(config, folder, folder.last)
+            return Start(config, folder, folder.newest())
     if run.from_:
         folder, checkpoint = RunFolder.find_checkpoint(run.from_, "run.from")
         if differs := difference(config.resolved, folder.config(), SAME):

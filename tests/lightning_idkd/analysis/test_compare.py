@@ -214,6 +214,15 @@ def test_foreign_files_are_left_out_with_a_line(runs, capsys):
     assert "left out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json"])
+def test_a_damaged_run_is_left_out_by_the_name_of_its_file(runs, capsys, name):
+    copy(runs, "torn", seed=1)
+    file = runs / "torn" / "0" / name
+    file.write_text("{")
+    assert len(table(runs, None)[1]) == 4
+    assert capsys.readouterr().err.startswith(f"left out: '{file.resolve()}' is damaged")
+
+
 def test_the_terminal_shows_every_setting_whole(runs, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     assert main(["compare", str(runs), "--metrics", METRIC, "--baseline", "none"]) == 0
@@ -287,6 +296,16 @@ def test_a_target_adds_epochs_bytes_and_seconds_of_the_first_evaluation_that_rea
     assert cells(none, epochs) == [2.5, 2]
     assert cells(none, sent) == [260, 2]
     assert cells(none, seconds) == [(16 + 12) / 2, 2]
+
+
+def test_a_line_that_another_process_is_writing_is_left_out(evaluated, runs, capsys):
+    given = ["compare", *evaluated, "--metrics", METRIC, "--target", "0.39"]
+    assert main(given) == 0
+    before = capsys.readouterr().out
+    for path in runs.rglob("metrics.jsonl"):
+        path.write_text(path.read_text() + '{"epoch": 4, "accur')
+    assert main(given) == 0
+    assert capsys.readouterr().out == before
 
 
 def test_runs_without_a_clock_reach_a_target_without_seconds(evaluated, runs, capsys):

@@ -62,6 +62,24 @@ def test_its_rows_are_those_after_the_final_gossip_and_the_last_checkpoints_thos
     )
 
 
+def test_a_damaged_final_checkpoint_is_named_with_those_that_can_be_loaded_instead(run, tmp_path, capsys):
+    copy = shutil.copytree(run.resolve(), tmp_path / "copy")
+    final = copy / "checkpoints" / "final.ckpt"
+    final.write_bytes(final.read_bytes()[:-1])
+    assert main(["evaluate", str(copy)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: checkpoint '{final}' is damaged (")
+    assert said.endswith("; whole ones beside it: best.ckpt, last.ckpt, previous.ckpt\n")
+    assert lightning_idkd.load(copy, "last.ckpt").epoch == 3
+
+
+def test_a_run_that_is_being_written_is_loaded_without_its_cut_line(run, tmp_path):
+    copy = shutil.copytree(run.resolve(), tmp_path / "copy")
+    with open(copy / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 4, "ste')
+    assert lightning_idkd.load(copy).history == lightning_idkd.load(run).history
+
+
 def test_evaluate_finds_what_the_run_found(run, capsys):
     summary = json.loads((run / "summary.json").read_text())
     assert main(["evaluate", str(run), "--json"]) == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -429,6 +430,56 @@ def test_a_torn_cache_file_is_built_anew(cache, damage):
     assert given.reads == 2
     given.load("train")
     assert given.reads == 2
+
+
+def test_a_damaged_cache_file_is_built_anew_with_one_warning(cache, caplog):
+    """A flipped bit of a pixel is nothing that torch notices."""
+    given = Given(list(pictures(2)), name="two")
+    whole = given.load("train").pixels.clone()
+    (file,) = cache.iterdir()
+    content = bytearray(file.read_bytes())
+    content[content.index(whole.numpy().tobytes())] ^= 1
+    file.unlink()  # the first set still maps it
+    file.write_bytes(content)
+    for _ in range(2):
+        assert torch.equal(given.load("train").pixels, whole)
+    assert given.reads == 2
+    assert [r.message for r in caplog.records] == [f"the decoded samples in '{file}' are damaged; decoding them again"]
+
+
+def test_a_cache_file_from_before_checksums_is_built_anew_without_a_word(cache, caplog):
+    given = Given(list(pictures(2)), name="two")
+    whole = given.load("train").pixels.clone()
+    (file,) = cache.iterdir()
+    torch.save(torch.load(file, weights_only=True), file)
+    for _ in range(2):
+        assert torch.equal(given.load("train").pixels, whole)
+    assert given.reads == 2
+    assert not caplog.records
+
+
+def test_a_full_disk_of_the_cache_is_one_warning_and_the_set_is_used(cache, monkeypatch, caplog):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert len(Given(list(pictures(2)), name="two").load("train")) == 2
+    (record,) = caplog.records
+    said = f"decoded samples are not kept for the next run: cannot write to {cache} (No space left on device); "
+    assert record.message == f"{said}set IDKD_CACHE to another folder"
+    assert not list(cache.iterdir())
+
+
+def test_what_a_killed_process_left_in_the_cache_goes_after_an_hour(cache):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    cache.mkdir()
+    for name, seconds in (("old", 3700), ("young", 3500)):
+        part = cache / f".{name}.pt.{process.pid}-0123abcd.part"
+        part.write_text("half")
+        os.utime(part, (time.time() - seconds,) * 2)
+    Given(list(pictures(2)), name="two").load("train")
+    assert [part.name.split(".")[1] for part in cache.glob(".*.part")] == ["young"]
 
 
 def test_nothing_but_the_finished_file_is_left(cache, monkeypatch):

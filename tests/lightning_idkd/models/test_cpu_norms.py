@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lightning_idkd.checksum import is_sealed
 from lightning_idkd.models import cpu_norms
 from lightning_idkd.models.formulas import evonorm_s0
 from lightning_idkd.models.norms import EvoNormQGM, EvoNormS0, GroupNorm
@@ -284,3 +285,16 @@ def test_a_library_that_cannot_be_loaded_is_made_anew(monkeypatch, tmp_path):
     monkeypatch.setenv("IDKD_CACHE", str(tmp_path))
     assert Path(cpu_norms.load_library.__wrapped__()._name) == file
     assert file.read_bytes() != b"nonsense"
+
+
+def test_a_damaged_library_is_never_called_but_made_anew(monkeypatch, tmp_path):
+    whole = Path(cpu_norms.load_library()._name)
+    content = bytearray(whole.read_bytes())
+    content[len(content) // 2] ^= 1
+    file = tmp_path / "compiled" / whole.name
+    file.parent.mkdir(mode=0o700)
+    file.touch(mode=0o600)
+    file.write_bytes(content)
+    monkeypatch.setenv("IDKD_CACHE", str(tmp_path))
+    assert Path(cpu_norms.load_library.__wrapped__()._name) == file
+    assert is_sealed(file)
