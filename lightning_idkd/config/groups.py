@@ -217,8 +217,10 @@ class RunConfig:
     """Folder of all runs."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that computes; auto: a CUDA device if there is one."""
+    hosts: int = entry(1, older=1)
+    """Machines that share the rows; torchrun, srun or mpirun starts the command on each."""
     devices: int = 1
-    """Processes (and devices) that share the rows."""
+    """Processes (and devices) on each host that share the rows."""
     threads: int | None = None
     """Threads per process. null: 1 or cores / devices, whichever is faster; a machine times this once."""
     engine: Literal["auto", "loop", "parallel", "vmap", "graph", "compile"] = "auto"
@@ -256,6 +258,7 @@ class RunConfig:
         require(right, "run.name", repr(self.name), allowed)
         if self.until is not None:
             require(self.until >= 1, "run.until", self.until, "1 or more, or null")
+        require(self.hosts >= 1, "run.hosts", self.hosts, "1 or more")
         require(self.devices >= 1, "run.devices", self.devices, "1 or more")
         require(self.checkpoint_every >= 1, "run.checkpoint_every", self.checkpoint_every, "1 or more")
         if self.threads is not None:
@@ -303,9 +306,11 @@ class Config:
     def check(self) -> None:
         """Refuse mistakes that can be seen before any work."""
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
-        if self.run.devices > self.graph.nodes:
+        hosts, devices = self.run.hosts, self.run.devices
+        if hosts * devices > self.graph.nodes:
+            key = "run.devices" if hosts == 1 else f"run.hosts x run.devices, {hosts} x {devices}"
             few = f"allowed: 1 to graph.nodes, {self.graph.nodes}"
-            raise UserError(f"run.devices: {self.run.devices} processes have no rows to share; {few}")
+            raise UserError(f"{key}: {hosts * devices} processes have no rows to share; {few}")
         cores = count_cores()
         require(
             (self.run.threads or 1) <= cores, "run.threads", self.run.threads, f"1 to {cores}, the cores here, or null"
@@ -320,7 +325,8 @@ class Config:
             if self.clock is None:
                 example = "'{compute: {class_path: LogNormal, init_args: {median: 1, sigma: 0.5}}}'"
                 raise UserError(f"clock: gossip {name} acts in simulated time and needs one, such as --clock {example}")
-            require(self.run.devices == 1, "run.devices", self.run.devices, f"1 with gossip {name}")
+            require(devices == 1, "run.devices", devices, f"1 with gossip {name}")
+            require(hosts == 1, "run.hosts", hosts, f"1 with gossip {name}")
         self.data.private.check("data.private")
         if self.data.public is not None:
             self.data.public.check("data.public")

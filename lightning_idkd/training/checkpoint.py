@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lightning_idkd.callback import Calibration, Distillation, Fault
@@ -22,6 +23,7 @@ from lightning_idkd.training.gossip_step import GossipStep
 from lightning_idkd.training.hooks import Hooks
 from lightning_idkd.training.progress import Progress
 from lightning_idkd.training.record import Recorder
+from lightning_idkd.training.resume import ROWS
 
 
 class Parts(Protocol):
@@ -115,10 +117,46 @@ def to_storable(value: Any, what: str) -> Any:
     )
 
 
+def share_rows(state: dict | None, network: Network) -> dict:
+    """The checkpoint with the rows of this process only; the first process, which alone has all rows, sends them.
+
+    Args:
+        state: all of the checkpoint in the first process; in the others, without the parts that have rows.
+    """
+    if network.world == 1:
+        return state
+    if network.rank:
+        rows: list = [None]
+        dist.recv_object_list(rows, src=0)
+        return state | rows[0]
+    for q in range(1, network.world):
+        dist.send_object_list([take_rows(state, network, network.blocks[q])], dst=q)
+    return state | take_rows(state, network, network.rows)
+
+
+def take_rows(state: dict, network: Network, rows: range) -> dict:
+    """The parts of a checkpoint that have rows, with those of some nodes only; copies, which are sent whole."""
+    mine = slice(rows.start, rows.stop)
+    edges = torch.from_numpy(network.graph.mixing(0).edges)
+    start_here = (edges[:, 0] >= rows.start) & (edges[:, 0] < rows.stop)
+    take = lambda T: T[mine].clone()  # noqa: E731
+    taken = {"X": take(state["X"]), "loss": take(state["loss"])}
+    taken |= {part: {k: take(T) for k, T in state[part].items()} for part in ("buffers", "rule")}
+    taken["rule_edges"] = {k: T[start_here] for k, T in state["rule_edges"].items()}
+    if "missed" in state:
+        taken["missed"] = take(state["missed"])
+    if state["distilled"] is not None:
+        taken["distilled"] = state["distilled"][mine]
+    if state["answers"] is not None:
+        taken["answers"] = state["answers"][0][mine], state["answers"][1]
+    return {part: taken.get(part) for part in ROWS if part in state}
+
+
 def restore(run: Parts, state: dict, lines: list[dict], distillation: bool = True, fork: bool = False) -> None:
     """Continue from ``state``.
 
     Args:
+        state: a checkpoint with the rows of this process.
         lines: metrics of the run that wrote the checkpoint.
         distillation: whether training continues with the distilled labels of the checkpoint.
         fork: whether this is another run than the one that wrote the checkpoint.
@@ -130,13 +168,11 @@ def restore(run: Parts, state: dict, lines: list[dict], distillation: bool = Tru
     edges = torch.from_numpy(network.graph.mixing(0).edges)
     if not torch.equal(state.get("edges", edges), edges):
         raise UserError("graph.topology: the checkpoint is of a graph with other edges: a file has changed")
-    mine = slice(network.rows.start, network.rows.stop)
-    stack.restore(state, mine)
+    stack.restore(state)
     for k, matrix in run.gossip.buffers.items():
-        matrix.copy_(state["rule"][k][mine])
-    starts_here = [int(edge[0]) in network.rows for edge in network.graph.mixing(0).edges]
+        matrix.copy_(state["rule"][k])
     for k, matrix in run.gossip.edge_buffers.items():
-        matrix.copy_(state["rule_edges"][k][starts_here])
+        matrix.copy_(state["rule_edges"][k])
     progress.restore(state, distillation, fork)
     network.restore(state["counts"])
     if isinstance(run.gossip, AsyncStep):
@@ -146,12 +182,12 @@ def restore(run: Parts, state: dict, lines: list[dict], distillation: bool = Tru
         run.clock.arrivals = state["arrivals"].numpy()
     if run.clock is not None:
         run.clock.time, run.clock.began = state["time"].numpy(), state["step_began"]
-    recorder.loss = state["loss"][mine, 0].to(stack.device)
+    recorder.loss = state["loss"][:, 0].to(stack.device)
     recorder.lines = [line for line in lines if line["step"] <= progress.step and line["phase"] != "final"]
     if distillation:
-        restore_labels(run, state, mine)
+        restore_labels(run, state)
     if "missed" in state:
-        run.store.missed = state["missed"][mine].T.contiguous()
+        run.store.missed = state["missed"].T.contiguous()
     if not fork:
         run.header["from"] = state["from"]
     saved = list(state["callbacks"])
@@ -163,12 +199,12 @@ def restore(run: Parts, state: dict, lines: list[dict], distillation: bool = Tru
             callback.load_state_dict(match[1])
 
 
-def restore_labels(run: Parts, state: dict, mine: slice) -> None:
+def restore_labels(run: Parts, state: dict) -> None:
     """Put the distilled labels of a checkpoint into the store, and the teacher's state into the teacher."""
     labels, soft_targets = state["distilled"], state["answers"]
     run.store.restore(
-        None if labels is None else [Labels(*parts).to(run.stack.device) for parts in labels[mine]],
-        None if soft_targets is None else (soft_targets[0][mine], soft_targets[1]),
+        None if labels is None else [Labels(*parts).to(run.stack.device) for parts in labels],
+        None if soft_targets is None else soft_targets,
         *state["generation"],
     )
     if run.distillation is not None:

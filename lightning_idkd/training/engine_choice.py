@@ -41,7 +41,7 @@ def choose_engine(config: Config, start: Start, fabric: Fabric, store: Store, st
     share = max(1, count_cores() // asked.devices)
     threads = [asked.threads] if asked.threads else sorted({1, share}) if on_cpu else [1]
     norms = cpu_norms.name_backend(fabric.device)
-    same_machine = saved and (saved["devices"], saved.get("device", "cpu")) == (asked.devices, fabric.device.type)
+    same_machine = saved and (saved["devices"], saved.get("device", "cpu")) == (fabric.world_size, fabric.device.type)
     if same_machine and (not start.fork or (asked.engine == "auto" and asked.threads is None)):
         choice = saved["engine"], saved["threads"]
         stack.nodes_per_call = saved.get("abreast") or stack.nodes_per_call
@@ -63,7 +63,7 @@ def try_engines(config: Config, fabric: Fabric, store: Store, stack: NodeStack, 
                 say: Callable[[str], None]) -> tuple[str, int]:  # fmt: skip
     """The fastest engine and number of threads for a step, from an earlier trial on this machine or a new one."""
     x, y, *more = store.batch(store.order(0, 1), 0)
-    shape = [*x.shape], str(x.dtype), store.nodes, config.run.devices, fabric.device.type, engines, threads
+    shape = [*x.shape], str(x.dtype), store.nodes, fabric.world_size, fabric.device.type, engines, threads
     key = digest(config.resolved["node"], *shape, config.run.autocast, cpu_norms.name_backend(fabric.device))
     choice = fabric.broadcast(read_timings().get(key))
     if choice is None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import warnings
-from contextlib import nullcontext
-from pathlib import Path
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,20 +14,27 @@ import numpy as np
 from lightning_idkd.callback import Fault, check_faults
 from lightning_idkd.checkout import find_commit
 from lightning_idkd.config import ClockConfig, Config
+from lightning_idkd.errors import UserError
 from lightning_idkd.graph import WATCHED
 from lightning_idkd.records import loggers, report
 from lightning_idkd.records.run_folder import RunFolder
+from lightning_idkd.training.launchers import check_launcher
 from lightning_idkd.training.resume import Start, find_start
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from lightning_idkd.callback import Loss
+    from lightning_idkd.data.partition import Split
     from lightning_idkd.data.store import Store
     from lightning_idkd.links import Links
     from lightning_idkd.network import Network
     from lightning_idkd.training.build import Parts
     from lightning_idkd.training.orchestrator import Orchestrator
+
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals after which a run saves a checkpoint and ends; SLURM sends the last two before it takes the hosts away."""
 
 
 def fit(config: Config) -> dict | None:
@@ -38,27 +45,36 @@ def fit(config: Config) -> dict | None:
 
     Raises:
         UserError: a mistake in the config. It is raised before any work if it can be seen that early.
-        KeyboardInterrupt: SIGINT or SIGTERM interrupted the run. During training, the first signal stops the run after
-            the step, with a checkpoint; a second one stops it at once, without a new checkpoint.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR1 interrupted the run. During training, the first signal stops the
+            run after the step, with a checkpoint; a second one stops it at once, without a new checkpoint.
     """
     config.check()
     graph = config.graph.build(config.seed)
     config.gossip.check(graph)
     check_faults(config.faults, config.gossip, graph)
-    start = find_start(config)
+    check_launcher(config.run)
+    alone = config.run.hosts * config.run.devices == 1
+    start = find_start(config) if alone else None  # with several processes, the first one finds it for all
+    if not alone:  # torch prints stack traces in C++ when a process dies, which the heartbeats tell in a sentence
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a user cannot act on the warnings that libraries give when imported
         from lightning_idkd.training.build import build_parts
         from lightning_idkd.training.calibrate import try_score
-        from lightning_idkd.training.checkpoint import restore
+        from lightning_idkd.training.checkpoint import restore, share_rows
         from lightning_idkd.training.engine_choice import choose_engine
-        from lightning_idkd.training.launch import launch
+        from lightning_idkd.training.launch import agree, decide, find_heartbeat, launch
 
     fabric = launch(config.run)
     first = fabric.is_global_zero
-    parts = build_parts(config, fabric, start.earlier_run)
-    start.check_split(parts.split.hash)
+    if start is None:
+        found = []
+        shared = decide(fabric, lambda: found.append(find_start(config)) or found[0].share())
+        start = found[0] if first else Start.receive(config, shared)
+    parts = agree(fabric, lambda: build_parts(config, fabric, start.earlier_run))
+    check_same_data(fabric, parts.split)
+    decide(fabric, lambda: start.check_split(parts.split.hash))
     say = functools.partial(print, flush=True) if first else (lambda text: None)
     engine, threads = choose_engine(config, start, fabric, parts.store, parts.stack, say)
     config.resolved["run"] |= {"engine": engine, "threads": threads}
@@ -66,11 +82,13 @@ def fit(config: Config) -> dict | None:
         try_score(config.calibration.score, parts.stack, parts.store)
     run = build_run(config, fabric, parts, start)
     run.call("on_check")
-    path = start.folder.path if start.folder else RunFolder.create(config.folder(), config.seed).path if first else None
-    folder = RunFolder(Path(fabric.broadcast(path)))
-    with folder.lock() if first else nullcontext():
+    folder = start.folder or decide(fabric, lambda: RunFolder.create(config.folder(), config.seed))
+    if heartbeat := find_heartbeat():
+        heartbeat.checkpoint = folder.last
+    with ExitStack() as kept:
+        decide(fabric, lambda: kept.enter_context(folder.lock()))
         if start.state:
-            restore(run, start.state, start.source.metrics(), start.keeps_labels, start.fork)
+            restore(run, share_rows(start.state, parts.network), start.lines, start.keeps_labels, start.fork)
         if not first:
             return train(run, folder, [])
         folder.clean()
@@ -89,6 +107,27 @@ def fit(config: Config) -> dict | None:
         lines["run"] = f"{folder.path}{describe_start(start, run.epoch)}"
         print(report.format_start(lines, simulated=run.clock is not None), flush=True)
         return train(run, folder, run_loggers)
+
+
+def check_same_data(fabric: Fabric, split: Split) -> None:
+    """Refuse hosts that have read other samples than the first one."""
+    import torch.distributed as dist
+
+    from lightning_idkd.data import identity
+    from lightning_idkd.training.launchers import name_host
+
+    if fabric.world_size == 1:
+        return
+    everyone: list = [None] * fabric.world_size
+    dist.all_gather_object(everyone, (name_host(), split.hash, split.data))
+    (first, split_hash, data), *others = everyone
+    for host, other_hash, other in others:
+        for part in ("train", "test", "public"):
+            if change := identity.describe_change(other[part], data[part]):
+                key = "data.public" if part == "public" else "data.private"
+                raise UserError(f"{key}: the {part} samples on host {host} are {change} as on host {first}")
+        if other_hash != split_hash:
+            raise UserError(f"data.partition: host {host} has drawn other samples for its nodes than host {first}")
 
 
 def build_run(config: Config, fabric: Fabric, parts: Parts, start: Start) -> Orchestrator:
@@ -121,6 +160,7 @@ def build_run(config: Config, fabric: Fabric, parts: Parts, start: Start) -> Orc
 
 def train(run: Orchestrator, folder: RunFolder, run_loggers: list) -> dict | None:
     """Train until the end or a signal; at the end, write and print the summary."""
+    from lightning_idkd.training.launch import end_together
 
     def interrupt(*_) -> None:
         if run.interrupted:
@@ -128,10 +168,11 @@ def train(run: Orchestrator, folder: RunFolder, run_loggers: list) -> dict | Non
         run.stop()
         run.say("stopping, with a checkpoint (again to stop at once)")
 
-    handlers = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-    summary = None
+    handlers = {s: signal.signal(s, interrupt) for s in STOP_SIGNALS}
+    summary, whole = None, False
     try:
         summary = run.fit(folder, run_loggers)
+        whole = True
         if summary is None:
             run.say(
                 f"stopped at epoch {run.epoch}, step {run.step}; continue with the same command and --run.resume auto"
@@ -148,6 +189,8 @@ def train(run: Orchestrator, folder: RunFolder, run_loggers: list) -> dict | Non
         for s, handler in handlers.items():
             signal.signal(s, handler)
         loggers.finish(run_loggers, summary)
+        if whole:  # otherwise the others may not come so far
+            end_together()
 
 
 def pictures(config: Config) -> list:

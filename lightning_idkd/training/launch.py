@@ -1,4 +1,5 @@
-"""Starts the processes of a run, sets threads and determinism, and lets one process print a mistake."""
+"""Starts the processes of a run and sets threads and determinism; one process decides for all, and one tells of a
+mistake."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ import ctypes
 import logging
 import os
 import time
-import warnings
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from lightning.fabric import Fabric
@@ -18,7 +20,12 @@ from torch import distributed
 from lightning_idkd.config import RunConfig
 from lightning_idkd.errors import UserError
 from lightning_idkd.machine import count_cores
+from lightning_idkd.training.heartbeat import Heartbeat, connect_to_store
+from lightning_idkd.training.launchers import choose_environment, name_host
 
+T = TypeVar("T")
+
+FOREVER = timedelta(days=7)  # that a collective may take: a process that dies is noticed by its heartbeat
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -27,6 +34,14 @@ class NodeStrategy(DDPStrategy):
 
     def setup_module(self, module):
         return module
+
+
+_heartbeat: Heartbeat | None = None
+
+
+def find_heartbeat() -> Heartbeat | None:
+    """The heartbeat of this process; None if the run has no other process."""
+    return _heartbeat
 
 
 def launch(run: RunConfig) -> Fabric:
@@ -41,9 +56,14 @@ def launch(run: RunConfig) -> Fabric:
         )
     # this logger recommends another precision
     logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)
-    strategy = NodeStrategy(process_group_backend="nccl" if cuda else "gloo") if run.devices > 1 else "auto"
-    fabric = make_fabric(accelerator="cuda" if cuda else "cpu", devices=run.devices, strategy=strategy)
+    several = run.hosts * run.devices > 1
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    strategy = NodeStrategy(process_group_backend=backend, timeout=FOREVER) if several else "auto"
+    fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=run.devices, num_nodes=run.hosts, strategy=strategy,
+                    plugins=[choose_environment(run)])  # fmt: skip
     fabric.launch()
+    if several:
+        watch(fabric)
     keep_memory()
     torch.set_num_threads(run.threads or max(1, count_cores() // run.devices))  # until `choose_engine` decides
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -60,6 +80,63 @@ def make_fabric(**options) -> Fabric:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The `srun` command is available")
         return Fabric(**options)
+
+
+def watch(fabric: Fabric) -> None:
+    """Start the heartbeat of this process, which ends it when another one dies."""
+    global _heartbeat
+    names: list = [None] * fabric.world_size
+    distributed.all_gather_object(names, name_host())
+    started = getattr(fabric.strategy.launcher, "procs", [])
+    _heartbeat = Heartbeat(fabric.global_rank, names, lambda: {rank + 1: p.poll() for rank, p in enumerate(started)})
+    distributed.barrier()
+    _heartbeat.start()
+
+
+def end_together() -> None:
+    """Wait until all processes have done their work, and stop watching over them."""
+    if _heartbeat is not None:
+        distributed.barrier()
+        _heartbeat.stop()
+
+
+def decide(fabric: Fabric, find: Callable[[], T]) -> T:
+    """What the first process finds, in all processes.
+
+    Raises:
+        UserError: a mistake that the first process found, in all processes.
+    """
+    found = None
+    if fabric.is_global_zero:
+        try:
+            found = find(), None
+        except UserError as e:
+            found = None, str(e)
+    value, mistake = fabric.broadcast(found)
+    if mistake is not None:
+        raise UserError(mistake)
+    return value
+
+
+def agree(fabric: Fabric, work: Callable[[], T]) -> T:
+    """The result of ``work``, which every process does for itself, once all have done it.
+
+    Raises:
+        UserError: a mistake that any process found, in all processes. If not all found it, it names the host.
+    """
+    if fabric.world_size == 1:
+        return work()
+    value, mistake = None, None
+    try:
+        value = work()
+    except UserError as e:
+        mistake = str(e)
+    found: list = [None] * fabric.world_size
+    distributed.all_gather_object(found, None if mistake is None else (name_host(), mistake))
+    if mistakes := [f for f in found if f is not None]:
+        host, text = mistakes[0]
+        raise UserError(text if len(mistakes) == len(found) else f"on host {host}: {text}")
+    return value
 
 
 def keep_memory() -> None:
@@ -79,7 +156,7 @@ def is_first_to_report(mistake: str) -> bool:
     if not distributed.is_initialized():
         return True
     try:
-        counters = connect_to_counters()
+        counters = connect_to_store()
         counters.add("mistakes", 1)
         first, end = counters.add(mistake, 1) == 1, time.monotonic() + 2
         world = distributed.get_world_size()
@@ -91,15 +168,14 @@ def is_first_to_report(mistake: str) -> bool:
 
 
 def other_process_failed() -> bool:
-    """Whether another process has reported a mistake and ended, which breaks the connections to it."""
+    """Whether another process has reported a mistake and ended, which breaks the connections to it.
+
+    If a process died without a word, the heartbeat reports it and ends this process, too.
+    """
     try:
-        return distributed.is_initialized() and connect_to_counters().add("mistakes", 0) > 0
+        failed = distributed.is_initialized() and connect_to_store().add("mistakes", 0) > 0
     except distributed.DistError:
-        return False
-
-
-def connect_to_counters() -> distributed.TCPStore:
-    """Counters that all processes of this run share, beside those of the process group."""
-    return distributed.TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)
-    )
+        failed = False
+    if not failed and _heartbeat is not None:
+        _heartbeat.suspect()
+    return failed

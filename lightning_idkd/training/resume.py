@@ -14,6 +14,9 @@ from lightning_idkd.records import loggers
 from lightning_idkd.records.run_folder import RunFolder
 from lightning_idkd.schedule import epoch_of
 
+ROWS = ("X", "buffers", "rule", "rule_edges", "distilled", "answers", "missed", "loss")
+"""The parts of a checkpoint with a row for each node or edge, of which a process needs its own."""
+
 
 class EarlierRun(NamedTuple):
     """A run whose data are read again, and must not have changed."""
@@ -83,6 +86,24 @@ class Start:
                     f"distillation.start: epoch {start} is over in '{source}', which is at epoch {epoch}, step "
                     f"{state['epoch_step']} of it"
                 )
+
+    @cached_property
+    def lines(self) -> list[dict]:
+        """The metrics of the run that wrote the checkpoint."""
+        return self.source.metrics() if self.checkpoint else []
+
+    def share(self) -> dict:
+        """What other processes, which may not see the files, know of this start; rows apart (see :meth:`receive`)."""
+        state = self.state and {k: v for k, v in self.state.items() if k not in ROWS}
+        known = {"state": state, "keeps_labels": self.keeps_labels, "lines": self.lines}
+        return {"folder": self.folder, "checkpoint": self.checkpoint, "known": known}
+
+    @classmethod
+    def receive(cls, config: Config, shared: dict) -> Start:
+        """The start of which the first process has told by :meth:`share`."""
+        start = cls(config, shared["folder"], shared["checkpoint"])
+        vars(start).update(shared["known"])  # the values of properties, which are thus never read from files
+        return start
 
     def check_split(self, split_hash: str) -> None:
         """Refuse a partition that differs from that of the checkpoint's run."""
