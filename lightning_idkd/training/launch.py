@@ -7,6 +7,8 @@ import contextlib
 import ctypes
 import logging
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,6 +17,7 @@ from typing import TypeVar
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import distributed
 
 from lightning_idkd.config import RunConfig
@@ -24,8 +27,9 @@ from lightning_idkd.training.heartbeat import Heartbeat, connect_to_store
 from lightning_idkd.training.launchers import choose_environment, name_host
 
 T = TypeVar("T")
+WAITING = "waiting for the processes of the other hosts, which have to reach this address: MASTER_ADDR, MASTER_PORT"
 
-FOREVER = timedelta(days=7)  # that a collective may take: a process that dies is noticed by its heartbeat
+PATIENCE = timedelta(hours=3)  # of a process that waits for others; that they are alive is seen by their heartbeats
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -34,6 +38,22 @@ class NodeStrategy(DDPStrategy):
 
     def setup_module(self, module):
         return module
+
+    def _configure_launcher(self) -> None:
+        self._launcher = Starter(self.cluster_environment, self.num_processes, self.num_nodes)
+
+
+class Starter(_SubprocessScriptLauncher):
+    """Fabric's launcher of processes on one host, without its observer.
+
+    The observer kills this process when another one ends; the heartbeat reports that first.
+    """
+
+    def launch(self, function, *args, **kwargs):
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not self.cluster_environment.creates_processes_externally:
+            self._call_children_scripts()
+        return function(*args, **kwargs)
 
 
 _heartbeat: Heartbeat | None = None
@@ -54,14 +74,19 @@ def launch(run: RunConfig) -> Fabric:
             "run.engine: graph given, which records what a CUDA device does; "
             "allowed on a CPU: auto, loop, parallel, vmap, compile"
         )
-    # this logger recommends another precision
-    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)
+    for logger in ("lightning.fabric", "lightning.pytorch"):  # they recommend another precision, and count processes
+        logging.getLogger(logger).setLevel(logging.WARNING)
     several = run.hosts * run.devices > 1
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    strategy = NodeStrategy(process_group_backend=backend, timeout=FOREVER) if several else "auto"
+    strategy = NodeStrategy(process_group_backend=backend, timeout=PATIENCE) if several else "auto"
     fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=run.devices, num_nodes=run.hosts, strategy=strategy,
                     plugins=[choose_environment(run)])  # fmt: skip
+    waiting = threading.Timer(20, print, [WAITING], {"file": sys.stderr, "flush": True})
+    waiting.daemon = True
+    if run.hosts > 1:
+        waiting.start()
     fabric.launch()
+    waiting.cancel()
     if several:
         watch(fabric)
     keep_memory()

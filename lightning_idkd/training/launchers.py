@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from lightning_idkd.config import RunConfig
 
+
 class Launcher(NamedTuple):
     """What a launcher says of the processes that it started, by the environment variables that it sets."""
 
@@ -31,7 +32,7 @@ TORCHRUN = Launcher("torchrun", "WORLD_SIZE", "GROUP_WORLD_SIZE", "LOCAL_WORLD_S
 OPEN_MPI = Launcher("mpirun", "OMPI_COMM_WORLD_SIZE", local="OMPI_COMM_WORLD_LOCAL_SIZE")
 SRUN = Launcher("srun", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES")
 MPI = Launcher("mpirun", "PMI_SIZE", local="MPI_LOCALNRANKS")
-BY_HAND = Launcher("the user", "WORLD_SIZE")
+BY_HAND = Launcher("a launcher", "WORLD_SIZE")
 
 
 def find_launcher(env: Mapping[str, str]) -> Launcher | None:
@@ -70,7 +71,9 @@ def check_launcher(run: RunConfig, env: Mapping[str, str] = os.environ) -> None:
             f"{size} in all, or {world} process{'es' * (world != 1)}"
         )
     if launcher.hosts in env and (hosts := read_number(launcher.hosts, env)) != run.hosts:
-        raise UserError(f"{launcher.hosts}: {launcher.name} started processes on {hosts} hosts, but {product}")
+        raise UserError(
+            f"{launcher.hosts}: {launcher.name} started processes on {hosts} host{'s' * (hosts != 1)}, but {product}"
+        )
     if launcher.local in env and (local := read_number(launcher.local, env)) != run.devices:
         raise UserError(f"{launcher.local}: {launcher.name} started {local} processes on this host, but {product}")
     if launcher.name == "mpirun" and world > 1 and find_spec("mpi4py") is None:
