@@ -30,7 +30,8 @@ class Hosts:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = str(s.getsockname()[1])
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
+                  "PYTHONPATH": os.pathsep.join(sys.path)}  # fmt: skip
         self.processes = []
         for rank, place in enumerate(self.folders):
             env = os.environ | common | {"RANK": str(rank), "SLURMD_NODENAME": f"h{rank + 1}", "IDKD_CACHE": str(place)}
