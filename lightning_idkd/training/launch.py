@@ -100,13 +100,6 @@ def launch(run: RunConfig) -> Fabric:
     return fabric
 
 
-def make_fabric(**options) -> Fabric:
-    """Make a Fabric without Lightning's hint that ``srun`` exists but is not used; a run need not be a job of SLURM."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The `srun` command is available")
-        return Fabric(**options)
-
-
 def watch(fabric: Fabric) -> None:
     """Start the heartbeat of this process, which ends it when another one dies."""
     global _heartbeat
@@ -147,7 +140,7 @@ def agree(fabric: Fabric, work: Callable[[], T]) -> T:
     """The result of ``work``, which every process does for itself, once all have done it.
 
     Raises:
-        UserError: a mistake that any process found, in all processes. If not all found it, it names the host.
+        UserError: a mistake that any process found, in all processes. If some hosts did not find it, it names the first that did.
     """
     if fabric.world_size == 1:
         return work()
@@ -157,10 +150,12 @@ def agree(fabric: Fabric, work: Callable[[], T]) -> T:
     except UserError as e:
         mistake = str(e)
     found: list = [None] * fabric.world_size
-    distributed.all_gather_object(found, None if mistake is None else (name_host(), mistake))
-    if mistakes := [f for f in found if f is not None]:
-        host, text = mistakes[0]
-        raise UserError(text if len(mistakes) == len(found) else f"on host {host}: {text}")
+    distributed.all_gather_object(found, (name_host(), mistake))
+    mistakes = {host: text for host, text in reversed(found) if text is not None}
+    if mistakes:
+        host = list(mistakes)[-1]
+        everywhere = len(mistakes) == len({host for host, _ in found})
+        raise UserError(mistakes[host] if everywhere else f"on host {host}: {mistakes[host]}")
     return value
 
 
