@@ -12,6 +12,7 @@ from lightning_idkd.config.resolved import RESULT, difference
 from lightning_idkd.errors import UserError
 from lightning_idkd.records.report import format_bytes, sum_bytes
 from lightning_idkd.records.run_folder import RunFolder
+from lightning_idkd.training.launchers import without_ranks
 
 if TYPE_CHECKING:
     from lightning_idkd.config import Config
@@ -59,7 +60,7 @@ def train_control(folder: RunFolder, config: Config) -> int:
     for key, value in changes.items():
         command += [f"--{key}", value]
     print(f"\ncontrol: the same run without distillation from epoch {config.first_exchange()} on", flush=True)
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=without_ranks())
     # Ctrl-C reaches the control without help; the control saves a checkpoint after either signal
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:

@@ -63,6 +63,12 @@ def finish(loggers: list, summary: dict | None) -> None:
         logger.finish(summary)
 
 
+def give_way(loggers: list) -> None:
+    """Tell the loggers that the machine is taken away and the run goes on later, on another one."""
+    for logger in loggers:
+        logger.give_way()
+
+
 class Table:
     """Writes all lines of metrics to ``csv/metrics.csv``. The file is written anew each time, so a resumed run keeps
     its earlier lines."""
@@ -81,6 +87,9 @@ class Table:
         table.writeheader()
         table.writerows(rows)
         self.folder.text("csv/metrics.csv", text.getvalue())
+
+    def give_way(self) -> None:
+        """Do nothing: a file can wait."""
 
     def finish(self, summary: dict | None) -> None:
         """Do nothing: every line is written already."""
@@ -101,6 +110,9 @@ class TensorBoard:
     def write(self, lines: list[dict], pictures: dict[str, Path]) -> None:
         self.logger.log_metrics(select_numbers(lines[-1]), step=lines[-1]["step"])
         self.logger.save()
+
+    def give_way(self) -> None:
+        """Do nothing: a file can wait."""
 
     def finish(self, summary: dict | None) -> None:
         self.logger.finalize("success" if summary else "aborted")
@@ -197,6 +209,10 @@ class WandB:
             values = [per_node[key][node] if key in per_node else None for key in self.table.columns[2:]]
             self.table.add_data(line["epoch"], node, *values)
         return self.table
+
+    def give_way(self) -> None:
+        """Mark the run as preempting, so that a sweep's server gives it to another agent once it ends."""
+        self.run.mark_preempting()
 
     def finish(self, summary: dict | None) -> None:
         """End the run, and remove staged files unless `wandb sync` will need them."""

@@ -162,10 +162,12 @@ def train(run: Orchestrator, folder: RunFolder, run_loggers: list) -> dict | Non
     """Train until the end or a signal; at the end, write and print the summary."""
     from lightning_idkd.training.launch import end_together
 
-    def interrupt(*_) -> None:
+    def interrupt(number: int, _frame: object) -> None:
         if run.interrupted:
             raise KeyboardInterrupt
         run.stop()
+        if number != signal.SIGINT:
+            loggers.give_way(run_loggers)
         run.say("stopping, with a checkpoint (again to stop at once)")
 
     handlers = {s: signal.signal(s, interrupt) for s in STOP_SIGNALS}

@@ -140,7 +140,8 @@ def agree(fabric: Fabric, work: Callable[[], T]) -> T:
     """The result of ``work``, which every process does for itself, once all have done it.
 
     Raises:
-        UserError: a mistake that any process found, in all processes. If some hosts did not find it, it names the first that did.
+        UserError: a mistake that any process found, in all processes; if only some hosts found it, the first of them
+            is named.
     """
     if fabric.world_size == 1:
         return work()

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from lightning_idkd.config import RunConfig
 
 
+RANKS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""The variables that Fabric sets for the processes that it starts."""
+
+
 class Launcher(NamedTuple):
     """What a launcher says of the processes that it started, by the environment variables that it sets."""
 
@@ -76,6 +80,11 @@ def check_launcher(run: RunConfig, env: Mapping[str, str] = os.environ) -> None:
         )
     if launcher.local in env and (local := read_number(launcher.local, env)) != run.devices:
         raise UserError(f"{launcher.local}: {launcher.name} started {local} processes on this host, but {product}")
+    if run.control and world > 1 and (run.hosts > 1 or launcher is not BY_HAND):
+        raise UserError(
+            f"run.control: {launcher.name} starts the processes of one run only; train the control by a command of its "
+            "own: --distillation null --run.from CHECKPOINT"
+        )
     if launcher.name == "mpirun" and world > 1 and find_spec("mpi4py") is None:
         raise UserError(
             "mpirun: several processes need mpi4py, which is not installed: pip install lightning-idkd[mpi]"
@@ -123,6 +132,11 @@ def find_first_host(env: Mapping[str, str]) -> str:
     except OSError as e:
         raise UserError(f"MASTER_ADDR: '{host}', SLURM's first host, has no address here; set it to one") from e
     return host
+
+
+def without_ranks(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables ``env`` for a new run, without those that number the processes of this one."""
+    return {name: value for name, value in env.items() if name not in RANKS}
 
 
 def name_host(env: Mapping[str, str] = os.environ) -> str:

@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from short_runs import latest
@@ -45,6 +47,19 @@ def test_the_control_forks_at_the_first_exchange_and_both_are_printed(fit, capfd
     assert fit(*ARGUMENTS, "--run.resume", "auto") == 0
     assert sorted(path.name for path in (fit.runs / "ring_digits").iterdir()) == made
     assert summary(fit.runs, "ring_digits_control")["accuracy"] == other["accuracy"]
+
+
+def test_the_control_of_several_processes_does_not_count_itself_among_them(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as Fabric sets them in the process that starts the others
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("KEPT", "1")
+    seen = {}
+    ended = SimpleNamespace(wait=lambda: 3)
+    monkeypatch.setattr(control.subprocess, "Popen", lambda command, env: seen.update(env) or ended)
+    config = configure(["--data.private", "Digits", "--distillation", "IDKD", "--distillation.start", "0"])
+    assert control.train_control(RunFolder(Path("runs/x")), config) == 3
+    assert seen["KEPT"] == "1"
+    assert not {"LOCAL_RANK", "WORLD_SIZE"} & set(seen)
 
 
 def test_a_run_without_distillation_has_no_control_and_says_so(fit, capsys):

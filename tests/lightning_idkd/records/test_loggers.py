@@ -14,8 +14,10 @@ from unittest.mock import MagicMock
 from urllib.parse import urlsplit
 
 import pytest
+from short_runs import extra
 from wandb_server import WandbServer
 
+from lightning_idkd import Callback
 from lightning_idkd.cli import main
 from lightning_idkd.config.parse import configure
 from lightning_idkd.errors import UserError
@@ -203,6 +205,29 @@ def test_wandb_follows_its_environment_where_the_config_says_nothing(given, argu
     for key, value in (expected or {}).items():
         assert asked[key] == (str(folder.path) if value == "RUN" else value)
     assert not {"WANDB_DATA_DIR", "WANDB_CACHE_DIR"} & set(os.environ)
+
+
+class Signalled(Callback):
+    """Sends its own run a signal after the second step."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def on_step_end(self, run, step):
+        if step == 2:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(("number", "marked"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGINT, 0)])
+def test_wandb_is_told_when_a_queue_takes_the_machine(fit, monkeypatch, number, marked):
+    import wandb
+
+    run = MagicMock(offline=True)
+    monkeypatch.setattr(wandb, "init", lambda **arguments: run)
+    stop = extra(Signalled, number=int(number))
+    assert fit("--logger", "{kind: wandb, offline: true}", *stop, "--distillation", "null") == 130
+    assert run.mark_preempting.call_count == marked
+    assert run.finish.call_args.kwargs == {"exit_code": 1}
 
 
 def test_a_run_goes_on_by_the_id_that_an_agent_gives(tmp_path, monkeypatch):

@@ -69,6 +69,15 @@ def test_a_world_that_fits_is_taken(env, hosts, devices):
     check_launcher(RunConfig(hosts=hosts, devices=devices), env)
 
 
+@pytest.mark.parametrize(("env", "hosts"), [(STEP, 2), (ELASTIC, 1)])
+def test_a_control_needs_a_command_of_its_own_under_a_launcher(env, hosts):
+    with pytest.raises(UserError, match=r"run.control: (srun|torchrun) starts the processes of one run only"):
+        check_launcher(RunConfig(hosts=hosts, devices=2 // hosts, control=True), env)
+    check_launcher(
+        RunConfig(devices=2, control=True), {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    )  # started by the run itself
+
+
 def test_mpirun_needs_its_package(monkeypatch):
     env = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
     monkeypatch.setattr(launchers, "find_spec", lambda name: None)
