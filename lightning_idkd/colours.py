@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 CLASSES = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 """Ten colours for adjacent classes (Petroff, 2021, arXiv 2107.02270)."""
-BLUE, ORANGE, GREEN = "#0072b2", "#e69f00", "#009e73"
-"""Three colours for lines (Okabe and Ito, 2008)."""
+BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
+"""Four colours for lines (Okabe and Ito, 2008)."""
 
 
 @functools.cache

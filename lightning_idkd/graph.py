@@ -305,6 +305,7 @@ class Graph:
         labels: "Sequence[str] | None" = None,
         scale: tuple[float, float] | None = None,
         step: int | None = None,
+        outlined: "Sequence[bool] | None" = None,
     ) -> None:
         """Draw the graph on an axes or into an image file; the title of a changing graph says which steps are drawn.
 
@@ -316,8 +317,9 @@ class Graph:
             scale: values of the first and the last colour; None: 0 (or a smaller smallest value) and the largest value.
             step: draw the edges of this step; None: those of all steps of a period together, or of step 0 where the
                 graph never repeats.
+            outlined: [nodes]; the nodes with a thick outline.
         """
-        for key, given in (("values", values), ("labels", labels)):
+        for key, given in (("values", values), ("labels", labels), ("outlined", outlined)):
             if given is not None:
                 allowed = f"one for each of the {self.nodes} nodes"
                 require(len(given) == self.nodes, key, f"{len(given)} of them", allowed)
@@ -325,13 +327,16 @@ class Graph:
             from matplotlib.figure import Figure
 
             figure = Figure(figsize=(6 if values is not None else 5, 5), layout="constrained")
-            self.draw(figure.add_subplot(), values, meaning, labels, scale, step)
+            self.draw(figure.add_subplot(), values, meaning, labels, scale, step, outlined)
             figure.savefig(target, dpi=150)
             return
         union, size = self._union(step), min(420, 9000 / self.nodes)
         positions = self._positions(union)
         nx.draw_networkx_edges(union, positions, ax=target, edge_color="0.6", node_size=size)
-        style = {"ax": target, "node_size": size, "edgecolors": "0.3", "linewidths": 0.8}
+        thick = np.zeros(self.nodes, bool) if outlined is None else np.asarray(outlined)
+        style = {"ax": target, "node_size": size, "nodelist": range(self.nodes),
+                 "edgecolors": np.where(thick, colours.RED, "0.3").tolist(),
+                 "linewidths": np.where(thick, 3.0, 0.8).tolist()}  # fmt: skip
         ink = ["black"] * self.nodes
         if values is None:
             nx.draw_networkx_nodes(union, positions, node_color="#c6dbef", **style)
@@ -339,7 +344,7 @@ class Graph:
             colour = np.asarray(values, dtype=float)
             low, high = scale or (min(0.0, np.nanmin(colour)), np.nanmax(colour))
             drawn = nx.draw_networkx_nodes(
-                union, positions, nodelist=range(self.nodes), node_color=colour, cmap=colours.shades(), vmin=low,
+                union, positions, node_color=colour, cmap=colours.shades(), vmin=low,
                 vmax=high if high > low else low + 1, **style
             )  # fmt: skip
             target.figure.colorbar(drawn, ax=target, shrink=0.8, label=meaning)

@@ -70,7 +70,9 @@ class Pictures(Callback):
             run.draw(name, figure)
         graph = run.folder.file("plots/graph.png")
         nodes = [100 * a for a in metrics["per_node"]["accuracy"]]
-        run.network.graph.draw(graph, nodes, f"test accuracy (%), {min(nodes):.1f} to {max(nodes):.1f}")
+        meaning, links = f"test accuracy (%), {min(nodes):.1f} to {max(nodes):.1f}", run.network.links
+        meaning += "; thick outline: lying nodes" if links.liars else ""
+        run.network.graph.draw(graph, nodes, meaning, outlined=~links.honest)
         run.add_pictures({"graph": graph})
 
 

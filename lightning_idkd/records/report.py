@@ -167,6 +167,10 @@ def list_results(summary: dict) -> list[tuple[str, str]]:
         ("sent", f"{parameters} parameters, {labels} labels, {other} other, {sent['messages']:,} messages"),
         ("beyond training alone", f"{steps} bytes at equal steps, {epochs} at equal epochs"),
     ]
+    if "liars" in summary.get("faults", {}):
+        rows.insert(
+            3, ("lying nodes", f"{summary['faults']['liars']}, of {summary['faults']['liars_mean']:.2%} on average")
+        )
     if ood["threshold"] is not None:
         public, own, noise = (show(ood.get(key), ".1%") for key in ("kept_fraction", "own_kept", "noise_kept"))
         rows += [

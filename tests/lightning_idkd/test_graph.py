@@ -331,6 +331,18 @@ def test_a_drawing_is_the_same_each_time(topology, tmp_path):
     assert first != (tmp_path / "c.png").read_bytes()
 
 
+def test_a_drawing_outlines_the_nodes_that_it_is_told_to():
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    Graph(Ring(), 4).draw(axes, [0.1, 0.2, 0.3, 0.4], outlined=[False, True, False, False])
+    (drawn,) = (c for c in axes.collections if len(c.get_offsets()) == 4)
+    widths = drawn.get_linewidths()
+    assert max(widths) == widths[1] > 2 * max(widths[0], *widths[2:])
+    with pytest.raises(UserError, match="outlined"):
+        Graph(Ring(), 4).draw(axes, outlined=[True])
+
+
 def test_a_drawing_goes_onto_a_given_axes_with_node_numbers():
     from matplotlib.figure import Figure
 

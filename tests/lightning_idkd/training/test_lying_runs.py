@@ -16,6 +16,7 @@ from lightning_idkd.analysis.evaluate import evaluate
 from lightning_idkd.analysis.load import load
 from lightning_idkd.config.parse import configure
 from lightning_idkd.errors import UserError
+from lightning_idkd.records import report
 from lightning_idkd.training.fit import describe_bounds
 
 
@@ -56,6 +57,7 @@ def test_measures_are_those_of_honest_nodes(finished):
     assert before == pytest.approx(nodes[HONEST].mean(), abs=1e-12), "there is no final gossip"
     assert summary["faults"] == {"liars": 1, "liars_mean": pytest.approx(nodes[2], abs=1e-12)}
     assert abs(nodes[2] - nodes[HONEST].mean()) > 1e-3, "otherwise the test cannot tell them apart"
+    assert ("lying nodes", f"1, of {nodes[2]:.2%} on average") in report.list_results(summary)
     for name in ("threshold", "kept_fraction"):
         assert summary["ood"][name] == pytest.approx(np.array(summary["per_node"][name])[HONEST].mean(), abs=1e-6)
     X = torch.load(finished / "checkpoints" / "final.ckpt", weights_only=True)["X"].double().numpy()[HONEST]
