@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -91,10 +91,16 @@ class Lies:
         chosen = edges[lying[edges[:, 0]] & mine]
         return chosen[np.lexsort(chosen.T)]
 
-    def to_neighbours(self, rows: Tensor, W: np.ndarray, edges: np.ndarray, step: int) -> Tensor:
-        """What is sent over ``edges`` [l, 2] in place of the true ``rows`` [n, C] of all nodes, [l, C]."""
+    def to_neighbours(self, T: Tensor, rows: Mapping[int, Tensor], W: np.ndarray, edges: np.ndarray,
+                      step: int) -> Tensor:  # fmt: skip
+        """What is sent over ``edges`` [l, 2] in place of the true ``T`` [l, C].
+
+        Args:
+            rows: the true rows [C] of the receivers and of all nodes from which they receive, by node.
+            W: the weights [n, n] that receivers give to the rows.
+        """
         heard = (W > 0) | np.eye(len(W), dtype=bool)
-        return self._replace(rows[torch.from_numpy(edges[:, 0]).to(rows.device)], rows, W, heard, edges, step)
+        return self._replace(T, rows, W, heard, edges, step)
 
     def to_everyone(self, rows: Tensor, step: int | None, present: np.ndarray) -> Tensor:
         """The ``rows`` [n, C] as they are received if every node that is ``present`` (bool [n]) sends its row to all
@@ -115,12 +121,12 @@ class Lies:
                 raise UserError(explain_swaps(type(group.fault.attack).__name__, "this rule"))
         return self._replace(M, None, None, None, edges, step)
 
-    def _replace(self, T: Tensor, rows: Tensor | None, W: np.ndarray | None, heard: np.ndarray | None,
-                 edges: np.ndarray, step: int | None) -> Tensor:  # fmt: skip
+    def _replace(self, T: Tensor, rows: Mapping[int, Tensor] | Tensor | None, W: np.ndarray | None,
+                 heard: np.ndarray | None, edges: np.ndarray, step: int | None) -> Tensor:  # fmt: skip
         """``T`` [e, C] with the messages of liars replaced.
 
         Args:
-            rows: the true rows [n, C] of all nodes; None: the attacks do not read them.
+            rows: the true rows [C], by node; None: the attacks do not read them.
             W: the weights [n, n] that receivers give to the rows.
             heard: whether receivers get the rows, bool [n, n].
         """
@@ -133,7 +139,7 @@ class Lies:
                 continue
             sight = self._look(group, edges[chosen], step)
             if attack.omniscient:
-                targets = {i: self._aim(i, rows.to(sent), W, heard) for i in np.unique(edges[chosen, 1]).tolist()}
+                targets = {i: self._aim(i, rows, sent, W, heard) for i in np.unique(edges[chosen, 1]).tolist()}
                 sight = Sight(**vars(sight) | {"targets": targets})
             which = torch.from_numpy(chosen).to(T.device)
             lies = attack(sent[which], sight)
@@ -143,19 +149,19 @@ class Lies:
     def _look(self, group: Group, edges: np.ndarray, step: int) -> Sight:
         return Sight(self.links.moment(step, group.place), *edges.T, self.links.honest, self._sent[1])
 
-    def _aim(self, receiver: int, rows: Tensor, W: np.ndarray, heard: np.ndarray) -> Target:
-        """What an omniscient liar knows of the messages of one receiver."""
+    def _aim(self, receiver: int, rows: Mapping[int, Tensor] | Tensor, like: Tensor, W: np.ndarray,
+             heard: np.ndarray) -> Target:  # fmt: skip
+        """What an omniscient liar knows of the messages of one receiver, in the type of ``like``."""
         honest, heard, weights = self.links.honest, heard[receiver], W[receiver]
         known = heard & honest
         if receiver != EVERYONE:
             known = known | (np.arange(len(W)) == receiver)
         if not known.any():  # all that are present lie
             known = heard
-        nodes = torch.from_numpy(np.flatnonzero(known)).to(rows.device)
-        of_known = rows[nodes]
-        own = of_known.mean(0) if receiver == EVERYONE else rows[receiver]
+        of_known = torch.stack([rows[j] for j in np.flatnonzero(known).tolist()]).to(like)
+        own = of_known.mean(0) if receiver == EVERYONE else rows[receiver].to(like)
         lying = heard & ~honest & (np.arange(len(W)) != receiver)
-        return Target(own, of_known, rows.new_tensor(weights[known]), float(weights[lying].sum()))
+        return Target(own, of_known, of_known.new_tensor(weights[known]), float(weights[lying].sum()))
 
     def about(self, labels: Sequence[Labels], nodes: range, step: int) -> list[Labels]:
         """What ``nodes`` send in place of their ``labels``."""

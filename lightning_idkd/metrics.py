@@ -81,11 +81,17 @@ def heterogeneity(mass: Tensor, reference: Tensor) -> dict[str, float]:
     }
 
 
-def consensus_distance(X: Tensor) -> float:
-    """Root mean square over the rows of ``X`` [n, P] of the distance to their mean, divided by the norm of the mean."""
-    mean = X.mean(0)
-    squared = torch.stack([(row - mean).double().square().sum() for row in X])
-    return (squared.mean().sqrt() / mean.double().norm().clamp_min(1e-30)).item()
+def square_distances(X: Tensor, mean: Tensor) -> Tensor:
+    """Squared distance of every row of ``X`` [n, P] to ``mean`` [P], float64 [n]."""
+    return torch.stack([(row - mean).double().square().sum() for row in X])
+
+
+def consensus_distance(squares: Tensor, mean: Tensor) -> float:
+    """Root mean square over nodes of the distance to their mean, divided by the norm of the mean.
+
+    ``squares`` [n] are the nodes' squared distances to ``mean`` [P], see :func:`square_distances`.
+    """
+    return (squares.mean().sqrt() / mean.double().norm().clamp_min(1e-30)).item()
 
 
 def lacks(counts: Tensor) -> Tensor:

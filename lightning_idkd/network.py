@@ -1,9 +1,9 @@
-"""The network carries all messages between nodes, and is the only code that talks to other processes.
+"""The network carries all messages between nodes.
 
 Every process holds a contiguous block of the nodes' rows. A sum over senders runs in ascending order, or every process
 computes the same product with the whole W, so the number of processes does not change a result (of finite rows). Bytes
 are counted by kind for every directed edge, whether or not it leaves the process; a node's message to itself is never
-counted.
+counted. Only :class:`~lightning_idkd.transport.Transport` below it talks to other processes.
 """
 
 from __future__ import annotations
@@ -16,23 +16,29 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from lightning_idkd import metrics
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph, Mixing
 from lightning_idkd.labels import Labels
 from lightning_idkd.lies import Lies
 from lightning_idkd.links import Links, reverse_edges
+from lightning_idkd.transport import Transport, assign_rows
 
 KINDS = ("parameter", "label", "other")
+BLOCK = 2**20  # values of a matrix that are treated at once on a CPU: intermediate results stay in the caches
 
 
-def assign_rows(nodes: int, world: int) -> list[range]:
-    """The contiguous block of nodes that every process holds; their sizes differ by at most 1."""
-    sizes = [len(part) for part in np.array_split(np.arange(nodes), world)]
-    ends = np.cumsum(sizes)
-    return [range(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
+def block_columns(nodes: int, device: torch.device) -> int:
+    """Number of columns in a block.
+
+    It depends on the number of nodes, not on how rows are split over processes. Many nodes get more columns, up to
+    32 MiB a block, which the allocator reuses. A CUDA device has larger caches, and every call costs more there.
+    """
+    if device.type != "cpu":
+        return 64 * BLOCK // nodes
+    return max(BLOCK // nodes, min(8192, 8 * BLOCK // nodes))
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class Network:
         self.lies = Lies(self.links)
         self.blocks = assign_rows(graph.nodes, world)
         self.rows = self.blocks[rank]
+        self.transport = Transport(rank, self.blocks)
         self._routes: list[Routes] = []  # of the last graph and the last links used
         self._weights: tuple[Mixing, Tensor] | None = None  # W as a tensor, of the last step with a whole product
         self._bytes = dict.fromkeys(KINDS, 0)
@@ -163,7 +170,7 @@ class Network:
         row, edges = self._gather_rows(T, routes), len(self.senders(step))
         whole = routes.mixing.dense or T.is_cuda  # on a GPU a call per edge costs more than the products with zeros
         mixed = self._mix_by_product(row, routes.mixing, T) if whole else self._mix_by_sums(row, routes.mixing, T)
-        self._add_lies(mixed, T, routes.mixing, step)
+        self._add_lies(mixed, row, routes.mixing, step)
         nbytes = T.shape[1] * T.element_size() if size is None else size
         self.count(kind, edges * nbytes, edges * messages)
         self._time(step, nbytes, messages)
@@ -197,9 +204,12 @@ class Network:
             if age and i in self.rows:
                 mixed[i - self.rows.start].add_(earlier[age][j] - row[j], alpha=mixing.W[i, j])
 
-    def late_rows(self) -> list[list[Tensor]]:
-        """The rows [n, C] that messages may still bring, per mixing of a step, the latest first; for a checkpoint."""
-        return [[self.report(torch.stack([e[j] for j in self.rows])) for e in earlier] for earlier in self.history]
+    def late_rows(self) -> list[list[Tensor | None]]:
+        """The rows [n, C] that messages may still bring, per mixing of a step, the latest first, in the first process.
+
+        For a checkpoint. The other processes get None in place of each matrix.
+        """
+        return [[self.collect(torch.stack([e[j] for j in self.rows])) for e in earlier] for earlier in self.history]
 
     def restore_late_rows(self, rows: list[list[Tensor]], device: torch.device) -> None:
         """Continue with what :meth:`late_rows` returned."""
@@ -216,29 +226,38 @@ class Network:
         return mixed
 
     def _mix_by_product(self, row: dict[int, Tensor], mixing: Mixing, T: Tensor) -> Tensor:
-        """This process's rows of W times all rows, by one matrix product.
+        """This process's rows of W times all rows, by one matrix product for every block of columns.
 
-        Every process computes the product for all nodes, so that the order of its sums does not depend on their number.
+        Every process computes the product for all nodes, and in the same blocks, so that the order of its sums does not
+        depend on the number of processes.
         """
-        everyone = T.contiguous()
-        if self.world > 1:
-            everyone = T.new_zeros(len(mixing.W), T.shape[1])
-            for j, values in row.items():
-                everyone[j] = values
         if self._weights is None or self._weights[0] is not mixing or self._weights[1].dtype != T.dtype:
             self._weights = mixing, T.new_tensor(mixing.W)
-        return (self._weights[1] @ everyone)[self.rows.start : self.rows.stop]
+        W, blocks, width = self._weights[1], [], block_columns(len(mixing.W), T.device)
+        for start in range(0, T.shape[1], width):
+            columns = slice(start, start + width)
+            everyone = T[:, columns].contiguous()
+            if self.world > 1:
+                everyone = T.new_zeros(len(W), everyone.shape[1])
+                for j, values in row.items():
+                    everyone[j] = values[columns]
+            blocks.append((W @ everyone)[self.rows.start : self.rows.stop])
+        return torch.cat(blocks, 1) if len(blocks) > 1 else blocks[0]
 
-    def _lie(self, T: Tensor, mixing: Mixing, step: int) -> tuple[np.ndarray, Tensor, Tensor]:
-        """The edges [l, 2] over which nodes of this process receive lies, the true rows [l, C] and the lies [l, C]."""
-        everyone, edges = self.report(T), self.lies.edges(mixing.edges, self.rows)
-        true = everyone[torch.from_numpy(edges[:, 0]).to(T.device)]
-        return edges, true, self.lies.to_neighbours(everyone, mixing.W, edges, step)
+    def _lie(self, row: dict[int, Tensor], mixing: Mixing, step: int) -> tuple[np.ndarray, Tensor, Tensor]:
+        """The edges [l, 2] over which nodes of this process receive lies, the true rows [l, C] and the lies [l, C].
 
-    def _add_lies(self, mixed: Tensor, T: Tensor, mixing: Mixing, step: int) -> None:
-        """Put lies in the place of true rows into the product ``mixed`` of W and ``T``."""
+        What liars read are rows that their receiver gets, so that ``row`` has them.
+        """
+        edges = self.lies.edges(mixing.edges, self.rows)
+        some = row[self.rows.start]
+        true = torch.stack([row[j] for j in edges[:, 0].tolist()]) if len(edges) else some.new_empty(0, len(some))
+        return edges, true, self.lies.to_neighbours(true, row, mixing.W, edges, step)
+
+    def _add_lies(self, mixed: Tensor, row: dict[int, Tensor], mixing: Mixing, step: int) -> None:
+        """Put lies in the place of true rows into the product ``mixed`` of W and the rows."""
         if self.lies.in_rows:
-            for (j, i), true, lie in zip(*self._lie(T, mixing, step), strict=True):
+            for (j, i), true, lie in zip(*self._lie(row, mixing, step), strict=True):
                 mixed[i - self.rows.start].add_(lie - true, alpha=mixing.W[i, j])
 
     def receive(self, T: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True
@@ -257,7 +276,7 @@ class Network:
         rows = T if self.world == 1 else torch.stack(list(row.values()))
         V, w = rows[torch.from_numpy(place[senders[mine]]).to(T.device)], T.new_tensor(weights[mine])
         if self.lies.in_rows:
-            lying, _true, lies = self._lie(T, routes.mixing, step)
+            lying, _true, lies = self._lie(row, routes.mixing, step)
             for (j, i), lie in zip(lying, lies, strict=True):
                 V[i - self.rows.start, int(np.flatnonzero(senders[i] == j)[0])] = lie
         edges = len(self.senders(step))
@@ -279,8 +298,9 @@ class Network:
         routes = self.routes(greeting)
         self.count("parameter", len(routes.edges) * T.shape[1] * T.element_size(), len(routes.edges))
         self._time(step, T.shape[1] * T.element_size(), edges=edges)
-        greeted = self._mix_by_sums(self._gather_rows(T, routes), greeting, T)
-        self._add_lies(greeted, T, greeting, step)
+        row = self._gather_rows(T, routes)
+        greeted = self._mix_by_sums(row, greeting, T)
+        self._add_lies(greeted, row, greeting, step)
         return greeted
 
     def edges(self, step: int = 0) -> np.ndarray:
@@ -303,10 +323,11 @@ class Network:
                 f"gossip: messages can be swapped over undirected edges only, and {self.graph.name} is directed"
             )
         sent = self.lies.over_edges(M, routes.edges, step) if self.lies.in_rows else M
-        received = sent[routes.back]
-        for q, out in routes.out.items():
-            if len(out):  # the graph is undirected: as many messages arrive as leave
-                received[out] = self._exchange_rows(sent[np.sort(out)], q, len(out))
+        received, out = sent[routes.back], {q: edges for q, edges in routes.out.items() if len(edges)}
+        incoming = {q: sent.new_empty(len(edges), sent.shape[1]) for q, edges in out.items()}
+        self.transport.exchange({q: sent[np.sort(edges)] for q, edges in out.items()}, incoming)
+        for q, edges in out.items():  # the graph is undirected: as many messages arrive as leave
+            received[edges] = incoming[q]
         if arrived is not None:
             fails = M.new_tensor(~arrived[reverse_edges(routes.mixing.edges)][routes.outgoing], dtype=torch.bool)
             received = torch.where(fails[:, None], M if instead is None else instead, received)
@@ -327,12 +348,10 @@ class Network:
         taking, n = np.flatnonzero(present).tolist(), int(present.sum())
         if n == 0:
             return T
-        everyone = self.report(T)
         if self.lies.in_rows and not true:
-            everyone = self.lies.to_everyone(everyone, step, present)
-        total = everyone[taking[0]].clone()
-        for node in taking[1:]:
-            total.add_(everyone[node])
+            total = sum_rows(self.lies.to_everyone(self.report(T), step, present), taking)
+        else:
+            total = self.transport.reduce(T, lambda everyone: sum_rows(everyone, taking))
         share, before = 2 * (n - 1) * T.shape[1] * T.element_size(), int(present[: self.rows.start].sum())
         mine = int(present[self.rows.start : self.rows.stop].sum())
         self.count(kind, share * (before + mine) // n - share * before // n, 2 * (n - 1) * mine * messages)
@@ -352,10 +371,11 @@ class Network:
         if self.links.liars:
             sent = self.lies.about(labels, self.rows, step)
         message_of = dict(zip(self.rows, sent, strict=True))
-        on_cpu = {i: message.to("cpu") for i, message in message_of.items()}
-        for q, nodes in routes.sent.items():
-            for i, message in self._exchange_objects([(i, on_cpu[i]) for i in nodes], q):
-                message_of[i] = message.to(labels[0].index.device)
+        device = labels[0].index.device
+        leaving = {q: {i: message_of[i].to("cpu") for i in nodes} for q, nodes in routes.sent.items() if nodes}
+        senders = [q for q, nodes in routes.wanted.items() if nodes]
+        for messages in self.transport.exchange_objects(leaving, senders).values():
+            message_of |= {i: message.to(device) for i, message in messages.items()}
         senders = self.senders(step).tolist()
         self.count(kind, sum(message_of[j].nbytes for j in senders), len(senders))
         self._time(step, [message_of[j].nbytes for j in self.rows])
@@ -377,10 +397,8 @@ class Network:
 
     def counts(self) -> dict[str, int]:
         """Bytes by kind and number of messages since the start, summed over all nodes."""
-        mine = torch.tensor([*self._bytes.values(), self._messages])
-        if self.world > 1:
-            dist.all_reduce(mine)
-        return dict(zip([*(f"{kind}_bytes" for kind in KINDS), "messages"], mine.tolist(), strict=True))
+        counted = self.transport.sum(torch.tensor([*self._bytes.values(), self._messages])).tolist()
+        return dict(zip([*(f"{kind}_bytes" for kind in KINDS), "messages"], counted, strict=True))
 
     def restore(self, counts: dict[str, int]) -> None:
         """Continue counting from ``counts``, which process 0 takes over."""
@@ -415,53 +433,53 @@ class Network:
     # ------------------------------------------------------------------ measurements, uncounted
 
     def report(self, T: Tensor) -> Tensor:
-        """Gather the rows of all nodes [n, ...] on every process. For measurements, never for training."""
-        if self.world == 1:
-            return T
-        largest = max(len(block) for block in self.blocks)
-        padded = torch.zeros((largest, *T.shape[1:]), dtype=T.dtype, device=T.device)
-        padded[: len(T)] = T
-        parts = [torch.empty_like(padded) for _ in self.blocks]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[: len(block)] for part, block in zip(parts, self.blocks, strict=True)])
+        """Gather the rows of all nodes [n, ...] on every process. For short rows: measurements, never for training."""
+        return self.transport.gather(T)
 
-    def report_objects(self, objects: list) -> list:
-        """Gather one Python object per node on every process, in the order of the nodes."""
-        if self.world == 1:
-            return objects
-        parts: list = [None] * self.world
-        dist.all_gather_object(parts, objects)
-        return [o for part in parts for o in part]
+    def report_mean(self, T: Tensor, honest: bool = False) -> Tensor:
+        """The mean [C] of all nodes' rows ``T`` [rows, C], or of the honest nodes' rows, on every process.
 
-    # ------------------------------------------------------------------ transport
+        The rows are summed in ascending order, and no process gathers all of them.
+        """
+        nodes = np.flatnonzero(self.links.honest).tolist() if honest else range(self.graph.nodes)
+        return self.transport.reduce(T, lambda everyone: sum_rows(everyone, nodes) / len(nodes))
+
+    def report_distance(self, T: Tensor, mean: Tensor, honest: bool = False) -> float:
+        """Distance of all nodes' rows ``T`` [rows, C], or of the honest nodes' rows, to their ``mean`` [C], see
+        :func:`metrics.consensus_distance`."""
+        squares = self.report(metrics.square_distances(T, mean)[:, None])[:, 0]
+        return metrics.consensus_distance(self.honest(squares) if honest else squares, mean)
+
+    def collect(self, T: Tensor) -> Tensor | None:
+        """Gather the rows of all nodes [n, ...] in the first process; None in the others. For checkpoints."""
+        return self.transport.collect(T)
+
+    def collect_edges(self, T: Tensor) -> Tensor | None:
+        """Gather a matrix with a row for each directed edge [E, ...], in the order of the edges, as :meth:`collect`."""
+        senders = self.graph.mixing(0).edges[:, 0]
+        counts = [int(((senders >= block.start) & (senders < block.stop)).sum()) for block in self.blocks]
+        return self.transport.collect(T, counts)
+
+    def collect_objects(self, objects: list) -> list | None:
+        """Gather one Python object per node, whose tensors are on the CPU, in the first process; None in the others."""
+        return self.transport.collect_objects(objects)
+
+    # ------------------------------------------------------------------ rows of other processes
 
     def _gather_rows(self, T: Tensor, routes: Routes) -> dict[int, Tensor]:
         """Exchange rows with other processes; returns, by node, the rows ``T`` and those that this process receives."""
+        sent = {q: T[[j - self.rows.start for j in nodes]] for q, nodes in routes.sent.items() if nodes}
+        received = {q: T.new_empty(len(nodes), *T.shape[1:]) for q, nodes in routes.wanted.items() if nodes}
+        self.transport.exchange(sent, received)
         rows = dict(zip(self.rows, T, strict=True))
-        for q, theirs in routes.wanted.items():
-            if routes.sent[q] or theirs:
-                mine = T[[j - self.rows.start for j in routes.sent[q]]]
-                rows |= dict(zip(theirs, self._exchange_rows(mine, q, len(theirs)), strict=True))
+        for q, theirs in received.items():
+            rows |= dict(zip(routes.wanted[q], theirs, strict=True))
         return rows
 
-    def _exchange_rows(self, out: Tensor, q: int, incoming: int) -> Tensor:
-        """Send rows ``out`` to process ``q`` and receive ``incoming`` rows from it."""
-        received = torch.empty((incoming, *out.shape[1:]), dtype=out.dtype, device=out.device)
-        requests = []
-        if len(out):
-            requests.append(dist.isend(out.contiguous(), q))
-        if incoming:
-            requests.append(dist.irecv(received, q))
-        for request in filter(None, requests):
-            request.wait()
-        return received
 
-    def _exchange_objects(self, out: list, q: int) -> list:
-        """Send a list of objects to process ``q`` and receive its list; the lower rank sends first."""
-        received: list = [None]
-        for sender in sorted([self.rank, q]):
-            if sender == self.rank:
-                dist.send_object_list([out], dst=q)
-            else:
-                dist.recv_object_list(received, src=q)
-        return received[0]
+def sum_rows(rows: Tensor, nodes: Sequence[int]) -> Tensor:
+    """The sum [C] of the rows of ``nodes``, one after the other: the order fixes its bits for every column alone."""
+    total = rows[nodes[0]].clone()
+    for node in nodes[1:]:
+        total.add_(rows[node])
+    return total

@@ -66,7 +66,8 @@ class MovingAverage(Teacher):
         return run.stack.X if self.mean is None else self.mean
 
     def state_dict(self, run: Run) -> dict:
-        return {"mean": None if self.mean is None else run.network.report(self.mean).clone()}
+        mean = None if self.mean is None else run.network.collect(self.mean)
+        return {"mean": None if mean is None else mean.clone()}
 
     def load_state_dict(self, state: dict, run: Run) -> None:
         rows = slice(run.network.rows.start, run.network.rows.stop)

@@ -85,22 +85,21 @@ class SkewProbe(Callback):
         """The distance of every parameter tensor, and the accuracy with the mean over nodes in its place."""
         import torch
 
-        from lightning_idkd import metrics
-
         batches, labels = run.store.evaluation_set("validation", self.samples)
         tried = {}
         for name in [slot.name for slot in run.stack.layout]:  # without frozen ones, which all nodes share
             tensors = [module.get_parameter(name) for module in run.stack.modules]
             kept = torch.stack([tensor.detach() for tensor in tensors])
-            every = run.network.report(kept.flatten(1))
+            mean, rows = run.network.report_mean(kept.flatten(1)), kept.flatten(1).double()
             with torch.no_grad():
                 for tensor in tensors:
-                    tensor.copy_(every.mean(0).view_as(tensor))
+                    tensor.copy_(mean.view_as(tensor))
                 right = run.stack.answers(batches, lambda given: (given.logits.argmax(1) == labels).double().mean())
                 for tensor, own in zip(tensors, kept, strict=True):
                     tensor.copy_(own)
             accuracy = run.network.report(torch.stack(right)[:, None]).mean().item()
-            tried[name] = {"distance": metrics.consensus_distance(every.double()), "accuracy": accuracy}
+            distance = run.network.report_distance(rows, run.network.report_mean(rows))
+            tried[name] = {"distance": distance, "accuracy": accuracy}
         return tried
 
     def measure(self, run: Run, outputs: list[Outputs], labels: Tensor) -> dict[str, float | None]:
@@ -128,7 +127,8 @@ class SkewProbe(Callback):
                 values[f"{name}_{suffix}"] = value if value == value else None
         features = [given.features for given in outputs if given.features is not None]
         for name, rows_of in (("head", weight), ("features", torch.stack(features))):
-            values[f"distance_{name}"] = metrics.consensus_distance(run.network.report(rows_of.flatten(1).double()))
+            each = rows_of.flatten(1).double()
+            values[f"distance_{name}"] = run.network.report_distance(each, run.network.report_mean(each))
         return {name: values[name] for name in MEASURES}
 
 

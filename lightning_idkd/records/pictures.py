@@ -43,7 +43,7 @@ class Pictures(Callback):
 
     def on_calibration_end(self, run, selections) -> None:
         scores = [(s.private.cpu(), s.public.cpu(), s.noise.cpu(), s.threshold) for s in selections]
-        self.scores = run.network.report_objects(scores)
+        self.scores = run.network.collect_objects(scores) or []  # the first process draws them
 
     def on_evaluation_end(self, run, metrics) -> None:
         if metrics["phase"] != "final":

@@ -143,7 +143,9 @@ class Detectors:
             remarks: for each node of this process, its remarks (keys from :data:`REMARKS`), each with a detail that may
                 be empty.
         """
-        all_remarks = self.network.report_objects(remarks)
+        all_remarks = self.network.collect_objects(remarks)
+        if all_remarks is None:  # the first process prints them
+            return
         for remark in REMARKS:
             nodes = [i for i, given in enumerate(all_remarks) if remark in given and (i, remark) not in self.printed]
             self.printed |= {(i, remark) for i in nodes}

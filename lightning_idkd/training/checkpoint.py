@@ -41,8 +41,8 @@ class Parts(Protocol):
     header: dict
 
 
-def gather(run: Parts) -> dict:
-    """Gather everything that a resumed run needs from all processes."""
+def gather(run: Parts) -> dict | None:
+    """Gather everything that a resumed run needs in the first process; None in the others."""
     network, store, stack, gossip = run.network, run.store, run.stack, run.gossip
     distilled = soft_targets = None
     if store.distilled is not None:
@@ -50,15 +50,15 @@ def gather(run: Parts) -> dict:
         for labels in (labels.to("cpu") for labels in store.distilled):
             weights = () if labels.weights is None else (labels.weights,)
             distilled.append((labels.index, labels.probabilities, *weights))
-        distilled = network.report_objects(distilled)
+        distilled = network.collect_objects(distilled)
     if store.soft_targets is not None:
         targets, weight = store.soft_targets
-        soft_targets = network.report_objects([soft.cpu() for soft in targets]), weight
+        soft_targets = network.collect_objects([soft.cpu() for soft in targets]), weight
     callbacks = []
     for callback in run.hooks.callbacks:
         name = type(callback).__name__
         callbacks.append((name, to_storable(callback.state_dict(), f"callbacks: {name}: state_dict()")))
-    return run.progress.state() | {
+    state = run.progress.state() | {
         "version": 1,
         "layout": stack.describe(),
         "images": store.describe(),
@@ -70,30 +70,25 @@ def gather(run: Parts) -> dict:
         "norms": cpu_norms.name_backend(stack.device),
         "devices": network.world,
         "from": run.header.get("from"),
-        "X": network.report(stack.X),
+        "X": network.collect(stack.X),
         "frozen": stack.frozen,
-        "buffers": {k: network.report(b) for k, b in stack.buffers.items()},
-        "rule": {k: network.report(b) for k, b in gossip.buffers.items()},
-        "rule_edges": {k: gather_edges(network, v) for k, v in gossip.edge_buffers.items()},
+        "buffers": {k: network.collect(b) for k, b in stack.buffers.items()},
+        "rule": {k: network.collect(b) for k, b in gossip.buffers.items()},
+        "rule_edges": {k: network.collect_edges(v) for k, v in gossip.edge_buffers.items()},
         "distilled": distilled,
         "answers": soft_targets,
         "teacher": None if run.distillation is None else run.distillation.teacher.state_dict(run),
         "generation": (store.generation, store.generation_start),
-        "missed": network.report(store.missed.T.contiguous()),
+        "missed": network.collect(store.missed.T.contiguous()),
         "counts": network.counts(),
-        "loss": network.report(run.recorder.loss[:, None]),
+        "loss": network.collect(run.recorder.loss[:, None]),
         "seconds": run.recorder.elapsed(),
         "callbacks": callbacks,
         **({"events": gossip.state_dict()} if isinstance(gossip, AsyncStep) else {}),
         **({"late": network.late_rows(), "arrivals": torch.from_numpy(run.clock.arrivals)} if network.history else {}),
         **({} if run.clock is None else {"time": torch.from_numpy(run.clock.time), "step_began": run.clock.began}),
     }
-
-
-def gather_edges(network: Network, T: Tensor) -> Tensor:
-    """A matrix with a row for each directed edge, from the rows of all processes."""
-    senders = torch.as_tensor(network.edges(0)[:, 0] if len(T) else [])
-    return torch.cat(network.report_objects([T[senders == node].cpu() for node in network.rows]))
+    return state if network.rank == 0 else None
 
 
 def to_storable(value: Any, what: str) -> Any:

@@ -59,10 +59,10 @@ def summarise_nodes(values: Tensor) -> dict[str, float]:
     }
 
 
-def build_consensus(stack: NodeStack, network: Network) -> NodeModule:
-    """The consensus model: the mean of all honest nodes, with averaged norm buffers."""
+def build_consensus(stack: NodeStack, network: Network, mean: Tensor) -> NodeModule:
+    """The consensus model: the ``mean`` [P] of all honest nodes, with their averaged norm buffers."""
     buffers = {k: network.honest(network.report(b)) for k, b in stack.buffers.items()}
-    return stack.model(network.honest(network.report(stack.X)).mean(0), mean_buffers(buffers))
+    return stack.model(mean, mean_buffers(buffers))
 
 
 def measure_model(module: NodeModule, store: Store, split: str, samples: int | None) -> float:

@@ -13,21 +13,8 @@ from torch import Tensor
 from lightning_idkd import randomness
 from lightning_idkd.callback import Context, Gossip
 from lightning_idkd.errors import UserError, require_shape
-from lightning_idkd.network import Network
+from lightning_idkd.network import Network, block_columns
 from lightning_idkd.nodes.stack import NodeStack
-
-BLOCK = 2**20  # values of a matrix that a rule treats at once on a CPU: its intermediate results stay in the caches
-
-
-def block_columns(nodes: int, device: torch.device) -> int:
-    """Number of columns in a block.
-
-    It depends on the number of nodes, not on how rows are split over processes. Many nodes get more columns, up to
-    32 MiB a block, which the allocator reuses. A CUDA device has larger caches, and every call costs more there.
-    """
-    if device.type != "cpu":
-        return 64 * BLOCK // nodes
-    return max(BLOCK // nodes, min(8192, 8 * BLOCK // nodes))
 
 
 def overwrite(matrix: Tensor, new: Tensor, rows: np.ndarray | None = None) -> None:
@@ -67,7 +54,8 @@ class GossipStep:
     def update(self, step: int, lr: float, batch: tuple[Tensor, ...]) -> None:
         """Replace the rows by the rule's update, given the gradients of ``batch`` in ``stack.G``."""
         P = self.stack.parameters
-        in_blocks = self.rule.in_blocks and not self.network.lies.in_rows  # a lie is about a whole row
+        # a lie is about a whole row, and every block would be a message of its own between processes
+        in_blocks = self.rule.in_blocks and not self.network.lies.in_rows and self.network.world == 1
         size = block_columns(self.network.graph.nodes, self.stack.X.device) if in_blocks else P
         for start in range(0, P, size):
             if start in (0, size):  # only the first block counts messages: the others are parts of the same messages

@@ -12,11 +12,11 @@ from lightning_idkd.config import Config
 from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Graph
+from lightning_idkd.network import block_columns
 from lightning_idkd.nodes.engines import BATCHED
 from lightning_idkd.nodes.layout import trained_parameters
 from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.records.report import format_bytes
-from lightning_idkd.training.gossip_step import block_columns
 
 PICTURE_LIBRARIES = 120 * 2**20  # bytes of the libraries that are imported for pictures
 CACHE_BYTES = 16 * 2**20  # of activations per thread; with more nodes in a call of vmap, threads wait for memory
@@ -45,7 +45,7 @@ def choose_nodes_per_call(activations: int, rows: int, device: torch.device) -> 
 
 def predict(config: Config, node: NodeModule, store: Store, graph: Graph, activations: int,
             processes: int = 1) -> dict[str, int]:  # fmt: skip
-    """Bytes of every part at the peak, in the process with the most rows.
+    """Bytes of every part at the peak, in the first process: it has the most rows, and alone gathers checkpoints.
 
     Args:
         activations: bytes of one node's activations, see :func:`measure_activations`.
@@ -62,19 +62,16 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, activa
     at_once = 1 if on_device else config.run.threads or torch.get_num_threads()
     if config.run.engine in (*BATCHED, "auto"):
         at_once = max(at_once, choose_nodes_per_call(activations, rows, store.device))
-    # the product with a dense W needs the rows of all nodes in every process
-    mixed_rows = graph.nodes if graph.mixing(0).dense or on_device else rows
+    # attacks take whole rows, and several processes exchange whole rows
     lies = any(fault.attack is not None for fault in config.faults)
-    if lies:  # attacks take whole rows, and read those of all nodes
-        mixed_rows = graph.nodes
-    block = parameters if lies or not rule.in_blocks else block_columns(graph.nodes, store.device)
-    if rule.in_blocks:
-        algebra = mixed_rows * block
-    else:
-        algebra = mixed_rows * parameters + (edges * parameters if rule.edge_buffers else 0)
-    received = 0
+    in_blocks = rule.in_blocks and not lies and processes == 1
+    block = block_columns(graph.nodes, store.device) if in_blocks else parameters
+    algebra = rows * block + (edges * parameters if rule.edge_buffers and not rule.in_blocks else 0)
+    # the product with a dense W needs the rows of all nodes in every process, and so do some attacks
+    needs_all = graph.mixing(0).dense or on_device or lies
+    received = (graph.nodes - rows) * block if needs_all else 0
     if "receive" in rule.sends:
-        received = rows * graph.mixing(0).received[0].shape[1] * block
+        received += rows * graph.mixing(0).received[0].shape[1] * block
     exchanges = config.distillation is not None and store.public
     outputs = rows * store.public * 2 * (store.k + count_features(node)) * 4
     objects = sum(1 for _ in node.modules()) + sum(1 for _ in node.parameters())
@@ -84,7 +81,7 @@ def predict(config: Config, node: NodeModule, store: Store, graph: Graph, activa
         "state of the rule": state * item,
         "algebra of the rule": (TEMPORARY * algebra + received) * item,
         "activations": at_once * activations,
-        "evaluation and pictures": matrix + (0 if on_device else PICTURE_LIBRARIES),
+        "evaluation and pictures": matrix * min(processes, 2) + (0 if on_device else PICTURE_LIBRARIES),
         "answers on the public set": outputs if exchanges else 0,
         "checkpoint": (graph.nodes * parameters * item + state * item * processes) if processes > 1 else 0,
     }
@@ -158,11 +155,12 @@ def require_memory(parts: dict[str, int], free: int | None, nodes: int, processe
     Args:
         parts: bytes of a process, as :func:`predict` returns them.
     """
-    needed = processes * (sum(parts.values()) - parts["program and data"])
+    of_all = {part: size * (1 if part == "checkpoint" else processes) for part, size in parts.items()}
+    needed = sum(of_all.values()) - of_all["program and data"]
     if free is not None and needed > free:
-        largest = max(ADVICE, key=lambda part: parts[part])
+        largest = max(ADVICE, key=lambda part: of_all[part])
         raise UserError(
             f"graph.nodes: {nodes} nodes need about {format_bytes(needed)} of memory, "
             f"and {format_bytes(free)} are free; "
-            f"{format_bytes(processes * parts[largest])} of it are {largest}: {ADVICE[largest]} would help"
+            f"{format_bytes(of_all[largest])} of it are {largest}: {ADVICE[largest]} would help"
         )

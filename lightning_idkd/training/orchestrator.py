@@ -40,6 +40,8 @@ from lightning_idkd.training.record import Recorder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+QUESTION_EVERY = 0.5  # seconds after which several processes ask each other whether one was asked to stop
+
 
 @dataclass
 class Plan:
@@ -138,7 +140,7 @@ class Orchestrator:
             loggers: the loggers that get the metrics too; none except in the first process.
         """
         self.folder, self.loggers = folder, loggers or []
-        self.recorder.start_session()
+        self.start_session()
         end = min(self.epochs, self.plan.until or self.epochs)
         self.call("on_fit_start")
         while self.epoch < end:
@@ -159,6 +161,11 @@ class Orchestrator:
         except Stopped:
             # last.ckpt is from the end of training: a resumed run repeats only the final gossip and the evaluations
             return None
+
+    def start_session(self) -> None:
+        """Start the clocks of this session."""
+        self.recorder.start_session()
+        self._last_question, self._next_question = (self.step, time.perf_counter()), self.step
 
     def train_epoch(self) -> bool:
         """Train the rest of this epoch; False where it was interrupted."""
@@ -198,17 +205,28 @@ class Orchestrator:
         return losses
 
     def stop_requested(self) -> bool:
-        """Whether any process was asked to stop; all of them must stop at the same step."""
+        """Whether any process was asked to stop; all of them must stop at the same step.
+
+        Several processes ask each other about twice a second: the first one says after how many steps they ask again.
+        """
         if self.network.world == 1:
             return self.interrupted
-        return bool(self.network.report(torch.full((self.stack.n, 1), float(self.interrupted))).any())
+        if self.step < self._next_question:
+            return False
+        step, began = self._last_question
+        self._last_question = self.step, time.perf_counter()
+        pace = (self._last_question[1] - began) / max(1, self.step - step)
+        mine = torch.tensor([[self.interrupted, max(1, int(QUESTION_EVERY / pace))]])
+        asked = self.network.report(mine.expand(self.stack.n, -1))
+        self._next_question = self.step + int(asked[0, 1])
+        return bool(asked[:, 0].any())
 
     def save(self, keep: list[str] | None = None, name: str = "last.ckpt") -> None:
         """Write a checkpoint (process 0), and keep copies under other names and where the plan asks for one."""
         state, keep = gather(self), keep or []
         if self.epoch in self.plan.keep and self.progress.epoch_step == 0 and name == "last.ckpt":
             keep = [*keep, f"epoch_{self.epoch}.ckpt"]
-        if self.fabric.is_global_zero:
+        if state is not None:
             self.folder.save(state, name, keep)
 
     def call(self, hook: str, **payload) -> None:
@@ -349,7 +367,8 @@ class Orchestrator:
         return self.interrupted
 
     def stop(self) -> None:
-        """Ask the run to stop after the current step, with a checkpoint."""
+        """Ask the run to stop with a checkpoint: after the current step, or within a second where there are several
+        processes."""
         self.interrupted = True
 
     def draw(self, name: str, figure: Figure) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_idkd import metrics
 from lightning_idkd.clock import Clock
 from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.store import Store
@@ -256,7 +255,8 @@ def measure_nodes(stack: NodeStack, network: Network, store: Store, samples: int
     Raises:
         Stopped: in all processes, if ``stop`` returned True in one of them.
     """
-    consensus = build_consensus(stack, network)
+    mean = network.report_mean(stack.X, honest=True)
+    consensus = build_consensus(stack, network, mean)
     nodes = measure_accuracies(stack, network, store, "test", samples, stop)
     measured: dict[str, float] = {f"accuracy/{k}": v for k, v in summarise_nodes(network.honest(nodes)).items()}
     measured["accuracy/consensus"] = measure_model(consensus, store, "test", samples)
@@ -264,7 +264,7 @@ def measure_nodes(stack: NodeStack, network: Network, store: Store, samples: int
         held_out = measure_accuracies(stack, network, store, "validation", validation, stop)
         measured["validation/node_mean"] = network.honest(held_out).mean().item()
         measured["validation/consensus"] = measure_model(consensus, store, "validation", validation)
-    measured["consensus_distance"] = metrics.consensus_distance(network.honest(network.report(stack.X)))
+    measured["consensus_distance"] = network.report_distance(stack.X, mean, honest=True)
     if network.links.liars:
         lying = torch.from_numpy(~network.links.honest)
         measured |= {"faults/liars": int(lying.sum()), "faults/liars_mean": nodes[lying].mean().item()}

@@ -9,7 +9,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from lightning_idkd.metrics import auroc, consensus_distance, heterogeneity, quantile, roc, youden
+from lightning_idkd.metrics import auroc, consensus_distance, heterogeneity, quantile, roc, square_distances, youden
 
 
 def scores(ties, seed=0):
@@ -147,10 +147,14 @@ def test_heterogeneity_counts_mass_and_not_samples():
     assert heterogeneity(torch.stack([soft, soft]), torch.tensor([3, 1]))["tv"] == pytest.approx(0, abs=1e-7)
 
 
+def distance(rows):
+    return consensus_distance(square_distances(rows, rows.mean(0)), rows.mean(0))
+
+
 def test_consensus_distance_is_the_rms_distance_over_the_norm_of_the_mean():
-    assert consensus_distance(torch.tensor([[4.0, 4.0], [2.0, 4.0]])) == pytest.approx(1 / 5)
+    assert distance(torch.tensor([[4.0, 4.0], [2.0, 4.0]])) == pytest.approx(1 / 5)
     rows = torch.tensor([[3.0, 4.0], [3.0, 4.0], [3.0, 4.0], [3.0, 4.0]])
-    assert consensus_distance(rows) == 0
+    assert distance(rows) == 0
     offsets = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    assert consensus_distance(rows + offsets) == pytest.approx(math.sqrt((9 + 9 + 1 + 1) / 4) / 5)
-    assert consensus_distance(1000 * (rows + offsets)) == pytest.approx(math.sqrt(5) / 5)
+    assert distance(rows + offsets) == pytest.approx(math.sqrt((9 + 9 + 1 + 1) / 4) / 5)
+    assert distance(1000 * (rows + offsets)) == pytest.approx(math.sqrt(5) / 5)

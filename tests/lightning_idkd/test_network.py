@@ -302,7 +302,10 @@ def test_new_labels_lie_over_old_ones_of_other_samples(new, old, both):
 def test_reports_are_not_counted():
     net, T = chain(), rows(3, 7)
     assert torch.equal(net.report(T), T)
-    assert net.report_objects(["a", "b", "c"]) == ["a", "b", "c"]
+    assert torch.equal(net.collect(T), T)
+    assert torch.equal(net.collect_edges(rows(4, 7)), rows(4, 7))
+    assert net.collect_objects(["a", "b", "c"]) == ["a", "b", "c"]
+    net.report_distance(T, net.report_mean(T))
     assert net.counts() == KINDS
 
 
@@ -348,7 +351,13 @@ def everything(net):
         done["swap"] = net.swap(rows(len(of_mine), 11, torch.float32)[of_mine])
     done["exchange"] = [{j: (m.index, m.probabilities) for j, m in r.items()} for r in net.exchange(labels(n)[here])]
     done["share"] = {i: row.clone() for i, row in net.share(T, kind="other").items() if i in reach(net)}
-    done["objects"] = net.report_objects([f"node {i}" for i in net.rows])
+    done["collect"] = net.collect(T)
+    of_mine = [int(j) in net.rows for j, _ in net.graph.mixing(0).edges]
+    done["edges"] = net.collect_edges(rows(len(of_mine), 3, torch.float32)[of_mine])
+    done["objects"] = net.collect_objects([f"node {i}" for i in net.rows])
+    for honest in (False, True):
+        mean = net.report_mean(T, honest)
+        done[f"mean row, {honest}"], done[f"distance, {honest}"] = mean, net.report_distance(T, mean, honest)
     done["counts"] = net.counts()
     net.restore(done["counts"])  # as on resume: process 0 carries the sum
     done["restored"] = net.counts()
@@ -392,8 +401,14 @@ def test_two_and_three_processes_give_the_bits_and_counts_of_one(tmp_path):
                 for i, row in p[name]["share"].items():
                     assert torch.equal(row, alone["share"][i])
                 assert torch.equal(p[name]["report"], alone["report"])
-                assert p[name]["objects"] == alone["objects"]
+                for honest in (False, True):
+                    assert torch.equal(p[name][f"mean row, {honest}"], alone[f"mean row, {honest}"])
+                    assert p[name][f"distance, {honest}"] == alone[f"distance, {honest}"]
                 assert p[name]["counts"] == p[name]["restored"] == alone["counts"], (world, name)
+            for what in ("collect", "edges", "objects"):
+                first, *others = [p[name][what] for p in parts]
+                assert others == [None] * (world - 1)
+                assert first == alone[what] if what == "objects" else torch.equal(first, alone[what])
 
 
 @pytest.mark.parametrize("name", GRAPHS)

@@ -9,8 +9,8 @@ import torch
 from short_runs import SHORT, command_of, latest, run_of
 
 from lightning_idkd.errors import UserError
+from lightning_idkd.network import block_columns
 from lightning_idkd.training import memory
-from lightning_idkd.training.gossip_step import block_columns
 
 
 def test_what_does_not_fit_is_refused_with_what_would_help():
