@@ -8,7 +8,7 @@ counted. Only :class:`~lightning_idkd.transport.Transport` below it talks to oth
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,6 +112,7 @@ class Network:
         self._bytes = dict.fromkeys(KINDS, 0)
         self._messages = 0
         self._late: tuple[np.ndarray, int] | None = None  # ages of this step, and the largest possible one
+        self._early: tuple[Tensor, Mixing, Callable[[], None], dict[int, Tensor]] | None = None
         self.history: list[list[dict[int, Tensor]]] = []  # per mixing of a step: rows by node, the latest first
         self.timed = False  # whether a clock takes the traffic
         self._traffic: dict[int | None, tuple[np.ndarray, np.ndarray]] = {}  # by step: edges; rounds, bytes [rows, 2]
@@ -466,11 +467,26 @@ class Network:
 
     # ------------------------------------------------------------------ rows of other processes
 
-    def _gather_rows(self, T: Tensor, routes: Routes) -> dict[int, Tensor]:
-        """Exchange rows with other processes; returns, by node, the rows ``T`` and those that this process receives."""
+    def send_early(self, T: Tensor, step: int) -> None:
+        """Send the rows ``T`` to other processes, without waiting for what they send: the next mixing is of these."""
+        routes = self.routes(self.mixing(step))
+        self._early = T, routes.mixing, *self._post_rows(T, routes)
+
+    def _post_rows(self, T: Tensor, routes: Routes) -> tuple[Callable[[], None], dict[int, Tensor]]:
+        """Begin to exchange rows with other processes; returns what waits for it, and the rows to come by process."""
         sent = {q: T[[j - self.rows.start for j in nodes]] for q, nodes in routes.sent.items() if nodes}
         received = {q: T.new_empty(len(nodes), *T.shape[1:]) for q, nodes in routes.wanted.items() if nodes}
-        self.transport.exchange(sent, received)
+        return self.transport.post(sent, received), received
+
+    def _gather_rows(self, T: Tensor, routes: Routes) -> dict[int, Tensor]:
+        """Exchange rows with other processes; returns, by node, the rows ``T`` and those that this process receives."""
+        if self._early is None:
+            wait, received = self._post_rows(T, routes)
+        else:
+            (early, mixing, wait, received), self._early = self._early, None
+            if T.data_ptr() != early.data_ptr() or T.shape != early.shape or mixing is not routes.mixing:
+                raise UserError("gossip: a rule with mixes_first = True must mix X before anything else")
+        wait()
         rows = dict(zip(self.rows, T, strict=True))
         for q, theirs in received.items():
             rows |= dict(zip(routes.wanted[q], theirs, strict=True))

@@ -34,16 +34,28 @@ class Transport:
         self.rank, self.blocks, self.world = rank, blocks, len(blocks)
         self.others = [q for q in range(self.world) if q != rank]
 
-    def exchange(self, sent: dict[int, Tensor], received: dict[int, Tensor]) -> None:
-        """Send the tensors ``sent`` to other processes and fill the tensors ``received``, both by process.
+    def post(self, sent: dict[int, Tensor], received: dict[int, Tensor]) -> Callable[[], None]:
+        """Begin to send the tensors ``sent`` to other processes and to fill the tensors ``received``, both by process.
 
         Tensors are contiguous. Both ends know the shapes, and none of them posts an empty message.
+
+        Returns:
+            a function that waits until the tensors have been sent and filled.
         """
         posts = [dist.P2POp(dist.irecv, T, q) for q, T in received.items() if T.numel()]
         posts += [dist.P2POp(dist.isend, T, q) for q, T in sent.items() if T.numel()]
-        if posts:
-            for request in dist.batch_isend_irecv(posts):
+        requests = dist.batch_isend_irecv(posts) if posts else []
+
+        def wait() -> None:
+            for request in requests:
                 request.wait()
+            posts.clear()  # until here, the tensors that are sent must live
+
+        return wait
+
+    def exchange(self, sent: dict[int, Tensor], received: dict[int, Tensor]) -> None:
+        """Send the tensors ``sent`` and fill the tensors ``received``, see :meth:`post`."""
+        self.post(sent, received)()
 
     def exchange_objects(self, sent: dict[int, Any], senders: Collection[int]) -> dict[int, Any]:
         """Send objects to other processes, by process, and return one object of each process in ``senders``.

@@ -67,6 +67,8 @@ class CombineThenAdapt(DSGD):
         weight_decay: L2 coefficient added to the gradient.
     """
 
+    mixes_first = True
+
     def update(self, X: Tensor, G: Tensor, state: SimpleNamespace, ctx: Context) -> Tensor:
         return self.combine(X, state, ctx) - ctx.lr * self.direction(X, G, state)
 

@@ -78,6 +78,9 @@ class Gossip(Callback, ABC):
     a given width, which belongs to all columns."""
     every_step: bool = False
     """Whether the rule must mix in every step, so that LocalSteps cannot skip some."""
+    mixes_first: bool = False
+    """Whether ``update`` first of all mixes ``X`` itself. Then rows travel to other processes while the gradients are
+    computed."""
     needs_features: bool = False
     """Whether the rule uses features, so that a network without them is refused before the start."""
     shares: str = ""

@@ -51,6 +51,14 @@ class GossipStep:
         self.buffers = {k: stack.X.new_zeros(len(stack.X), width or P) for k, width in rule.widths().items()}
         self.edge_buffers = {k: stack.X.new_zeros(edges, width or P) for k, width in rule.edge_buffers.items()}
 
+    def begin(self, step: int) -> None:
+        """Send rows to other processes before the gradients are computed, if the rule mixes them as they are.
+
+        Where rows may be late, the clock first has to say which are.
+        """
+        if self.rule.mixes_first and self.network.world > 1 and self.network.links.max_age is None:
+            self.network.send_early(self.stack.X, step)
+
     def update(self, step: int, lr: float, batch: tuple[Tensor, ...]) -> None:
         """Replace the rows by the rule's update, given the gradients of ``batch`` in ``stack.G``."""
         P = self.stack.parameters

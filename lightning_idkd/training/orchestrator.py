@@ -192,6 +192,7 @@ class Orchestrator:
         self.gossip.welcome(progress.step)
         greetings = self.network.take_traffic()
         batch = self.store.batch(self.store.positions(order, progress.epoch_step), progress.step)
+        self.gossip.begin(progress.step)
         with self.stack.keep_buffers(present):
             losses = self.stack.step(*batch[:2], progress.step, *batch[2:])
         with self.lag():

@@ -27,6 +27,7 @@ from lightning_idkd.network import Network
 from lightning_idkd.nodes.stack import NodeStack
 from lightning_idkd.training import memory
 from lightning_idkd.training.checkpoint import gather
+from lightning_idkd.training.launch import keep_memory
 from lightning_idkd.training.orchestrator import Orchestrator
 from lightning_idkd.training.record import measure_nodes, read_peak_memory
 
@@ -65,7 +66,7 @@ def make_case(*arguments: str) -> Case:
 
 
 def join(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
+    keep_memory(whole_rows=True)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
 
 

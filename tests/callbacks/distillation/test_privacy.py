@@ -111,7 +111,7 @@ def test_the_double_covers_everything_that_sends():
     }
     assert senders == {"mix", "receive", "welcome", "swap", "all_reduce", "exchange", "share"}
     assert senders <= set(vars(Guarded))
-    carriers = {"_gather_rows", "swap", "all_reduce", "exchange", "counts", "report", "report_mean",
+    carriers = {"_post_rows", "swap", "all_reduce", "exchange", "counts", "report", "report_mean",
                 "collect", "collect_edges", "collect_objects"}  # fmt: skip
     for name, f in vars(Network).items():
         if inspect.isfunction(f) and "self.transport." in inspect.getsource(f):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from short_runs import SHORT, checkpoint, command_of, latest, lines, same
+from short_runs import SHORT, checkpoint, latest, lines
 
 from lightning_idkd import topologies
 from lightning_idkd.callback import Gossip
@@ -83,18 +82,3 @@ def test_every_graph_trains(name, configs, tmp_path):
     assert summary["nodes"] == nodes
     assert summary["communication"]["parameter_bytes"] > 0
     assert np.isfinite(checkpoint(latest(tmp_path))["X"].numpy()).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("topology", ["OnePeerExponential", "EpidemicLocal", "RandomMatchings"])
-def test_graphs_that_change_are_the_same_in_any_number_of_processes(topology, configs, tmp_path):
-    given = ["--graph.nodes", "5", "--graph.topology", topology, "--gossip", "DSGD", "--train.epochs", "1", "--run.dir"]
-    command = [*command_of(configs / "ring_digits.yaml"), *TINY, *given]
-    assert main([*command[3:], str(tmp_path / "1")]) == 0
-    done = subprocess.run(
-        [*command, str(tmp_path / "2"), "--run.devices", "2"], capture_output=True, text=True, timeout=170
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    one, two = latest(tmp_path / "1"), latest(tmp_path / "2")
-    assert same(checkpoint(one), checkpoint(two)) is None
-    assert lines(one) == lines(two)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from interrupts import InterruptAt
-from short_runs import SHORT, build, checkpoint, command_of, extra, latest, lines, run_of, same, train
+from short_runs import SHORT, build, checkpoint, extra, latest, lines, run_of, same, train
 
 from lightning_idkd.analysis.evaluate import evaluate
 from lightning_idkd.analysis.load import load
@@ -136,18 +135,6 @@ def test_a_resumed_run_equals_one_in_one_go(fit):
     cut, whole = latest(fit.runs), latest(fit.runs.parent / "whole")
     assert same(checkpoint(cut) | {"callbacks": 0}, checkpoint(whole) | {"callbacks": 0}) is None
     assert lines(cut) == lines(whole)
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_bits_of_one(fit, configs, tmp_path):
-    given = [*liars(attack="Dissensus", labels=WRONG, flip="true"), "--train.final_merge", "true"]
-    short = [*given, "--train.epochs", "2", "--distillation.start", "1"]
-    assert fit(*short, folder="1") == 0
-    command = [*command_of(configs / "ring_digits.yaml"), *SHORT, *short, "--run.dir", str(tmp_path / "2")]
-    assert subprocess.run([*command, "--run.devices", "2"], check=False, timeout=200).returncode == 0
-    one, other = (latest(tmp_path / name) for name in ("1", "2"))
-    assert same(checkpoint(one), checkpoint(other)) is None
-    assert lines(one) == lines(other)
 
 
 def test_engines_agree(configs):

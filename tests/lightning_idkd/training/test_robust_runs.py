@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import pytest
 import torch
-from short_runs import SHORT, checkpoint, command_of, latest, lines, same
+from short_runs import checkpoint, latest, lines, same
 
 
 def robust(aggregator, rule="{class_path: QGDSGDm}", **arguments):
@@ -27,18 +26,6 @@ def test_a_resumed_run_is_the_same_bit_for_bit(fit, aggregator):
     whole, halves = latest(fit.runs), latest(fit.runs.parent / "halves")
     assert same(checkpoint(whole), checkpoint(halves)) is None
     assert lines(whole) == lines(halves)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("aggregator", ["UBAR", "RFA"])
-def test_two_processes_are_bit_equal_to_one(fit, configs, aggregator):
-    options = [*robust(aggregator), *SHORTER, "--graph.nodes", "5"]
-    assert fit(*options) == 0
-    folder = fit.runs.parent / "two"
-    command = [*command_of(configs / "ring_digits.yaml"), *SHORT, *options]
-    subprocess.run([*command, "--run.devices", "2", "--run.dir", str(folder)], check=True, capture_output=True,
-                   timeout=120)  # fmt: skip
-    assert same(checkpoint(latest(folder)), checkpoint(latest(fit.runs))) is None
 
 
 def test_engines_agree(fit):

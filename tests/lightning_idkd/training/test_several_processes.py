@@ -15,6 +15,7 @@ from lightning_idkd.config import TrainConfig
 from lightning_idkd.data.images import Images
 from lightning_idkd.data.partition import Split
 from lightning_idkd.data.store import Store
+from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Graph, Ring
 from lightning_idkd.labels import Labels
 from lightning_idkd.links import Links
@@ -22,7 +23,7 @@ from lightning_idkd.models import CNN
 from lightning_idkd.network import Network
 from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.nodes.stack import NodeStack
-from lightning_idkd.topologies import ErdosRenyi, OnePeerExponential
+from lightning_idkd.topologies import EpidemicLocal, ErdosRenyi, OnePeerExponential, RandomMatchings
 from lightning_idkd.training.checkpoint import gather
 from lightning_idkd.training.gossip_step import GossipStep
 from lightning_idkd.training.orchestrator import Orchestrator
@@ -38,10 +39,15 @@ CASES = {
     "NGC": (c.NGC, Ring, ()),
     "ChocoSGD": (lambda: c.ChocoSGD(c.TopK(0.1), gamma=0.3), Ring, ()),
     "median": (lambda: c.Robust(c.DSGD(), c.CoordinateMedian()), Ring, ()),
+    "RFA": (lambda: c.Robust(c.DSGD(), c.RFA()), Ring, ()),
+    "UBAR": (lambda: c.Robust(c.DSGD(), c.UBAR()), Ring, ()),
     "a graph that changes": (c.DSGD, OnePeerExponential, ()),
+    "epidemic learning": (c.DSGD, EpidemicLocal, ()),
+    "random matchings": (c.DSGD, RandomMatchings, ()),
     "a dense graph": (c.DSGD, lambda: ErdosRenyi(0.9), ()),
     "lost messages": (c.DSGD, Ring, (c.MessageLoss(0.3), c.Churn(0.2, 0.5))),
     "liars": (c.DSGD, Ring, (c.Liars([1], c.ALIE(0.5), c.WrongLabels()),)),
+    "liars who know the others": (c.DSGD, Ring, (c.Liars([1], c.Dissensus()),)),
     "lying about a mean": (lambda: c.GossipPGA(2), Ring, (c.Liars([3], c.SignFlip()),)),
 }
 """Rule, topology and faults."""
@@ -134,13 +140,40 @@ def test_a_mix_is_one_message_per_pair_of_processes(world, block, monkeypatch):
     assert sum(nbytes for *_, nbytes in threads.posted) == 2 * world * 4 * columns
 
 
+@pytest.mark.parametrize(("name", "early"), [("CombineThenAdapt", 2), ("QGDSGDm", 0)])
+def test_rows_leave_before_the_gradients_where_the_rule_mixes_them_as_they_are(name, early, monkeypatch):
+    threads, before = in_threads(monkeypatch), []
+
+    def step(make_run):
+        run = make_run()
+        count, gradients = lambda: sum(q == run.network.rank for q, *_ in threads.posted), run.stack.step
+        start = count()
+        run.stack.step = lambda *batch: (before.append(count() - start), gradients(*batch))[1]
+        run.train_step(run.store.order(0, 2))
+        return count() - start
+
+    assert threads.run([partial(step, build(name, rank, 3)) for rank in range(3)]) == [2] * 3
+    assert before == [early] * 3
+
+
+def test_a_rule_that_mixes_something_else_first_is_refused(monkeypatch):
+    nets = [Network(Graph(Ring(), 4), rank, 2) for rank in range(2)]
+
+    def mix(net):
+        X = torch.ones(2, 3)
+        net.send_early(X, 0)
+        with pytest.raises(UserError, match="a rule with mixes_first = True must mix X before anything else"):
+            net.mix(2 * X)
+
+    in_threads(monkeypatch).run([partial(mix, net) for net in nets])
+
+
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_a_mean_takes_two_messages_per_pair_of_processes(world, monkeypatch):
     """A share of the columns of the rows, and its mean: of 12 nodes, together those of 12 rows and the mean."""
     threads, columns = in_threads(monkeypatch), 1200
-    threads.run(
-        world, lambda rank: Network(Graph(Ring(), 12), rank, world).all_reduce(torch.ones(12 // world, columns))
-    )
+    rows = torch.ones(12 // world, columns)
+    threads.run([partial(Network(Graph(Ring(), 12), rank, world).all_reduce, rows) for rank in range(world)])
     assert len(threads.posted) == 2 * world * (world - 1)
     assert sum(nbytes for *_, nbytes in threads.posted) == (world - 1) * (12 + world) * columns * 4 // world
 
