@@ -3,7 +3,7 @@
 Every process holds a contiguous block of the nodes' rows. A sum over senders runs in ascending order, or every process
 computes the same product with the whole W, so the number of processes does not change a result (of finite rows). Bytes
 are counted by kind for every directed edge, whether or not it leaves the process; a node's message to itself is never
-counted. Only :class:`~lightning_idkd.transport.Transport` below it talks to other processes.
+counted. What leaves the process goes through :class:`~lightning_idkd.transport.Transport`.
 """
 
 from __future__ import annotations
