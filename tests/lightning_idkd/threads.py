@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from itertools import product
 from queue import SimpleQueue
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ class Threads:
     isend, irecv = "isend", "irecv"
 
     def __init__(self):
-        self.messages, self.posted, self.thread = defaultdict(SimpleQueue), [], threading.local()
+        self.messages, self.posted, self.thread = {}, [], threading.local()
 
     def P2POp(self, op, tensor, peer):
         assert tensor.is_contiguous()
@@ -53,6 +53,7 @@ class Threads:
     def run(self, works):
         """What each of the functions returns; the one in place r is process r."""
         results, errors = [None] * len(works), []
+        self.messages = {pair: SimpleQueue() for pair in product(range(len(works)), repeat=2)}
 
         def call(rank, work):
             self.thread.rank, self.thread.world = rank, len(works)
