@@ -1,0 +1,157 @@
+"""Kills short runs at random moments until they end all the same, and compares each with a run that nobody killed.
+
+    python tests/benchmarks/soak.py FOLDER [--minutes 60] [--kills 200]
+
+Runs of six rules, with an exchange of labels and lost messages, in one process, in two that the command starts itself,
+and in two that torchrun starts. A kill (SIGKILL) hits one process of a run, or all of them. The same command continues
+the soak; FOLDER/soak.json holds what has been done. The status is 1 if any run ended unlike its reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "lightning_idkd"))
+from short_runs import SHORT, checkpoint, latest, lines, same  # noqa: E402
+
+FAULTS = ["--faults", "[{class_path: MessageLoss, init_args: {p: 0.2, told: false}}]"]
+RULES = {
+    "QG-DSGDm-N": ["--gossip", "QGDSGDm", *FAULTS],
+    "DSGDm-N": ["--gossip", "DSGD", "--gossip.momentum", "0.9", *FAULTS],
+    "gradient tracking": ["--gossip", "GradientTracking"],
+    "RelaySGD": ["--gossip", "RelaySGD", "--graph.topology", "Chain"],
+    "SGP": ["--gossip", "SGP", "--graph.topology", "OnePeerExponential"],
+    "NGC": ["--gossip", "NGC"],
+}
+LAUNCHERS = ("one process", "two processes", "torchrun")
+LONG = [
+    "--train.epochs",
+    "60",
+    "--train.evaluate_every",
+    "5",
+    "--distillation.start",
+    "20",
+    "--distillation.every",
+    "10",
+]
+
+
+def build_command(launcher: str, rule: str, folder: Path) -> list[str]:
+    """The command of a run in ``folder``; it continues what is there."""
+    program = [sys.executable, "-m", "lightning_idkd"]
+    options = ["--run.resume", "auto", "--run.dir", str(folder)]
+    if launcher == "torchrun":
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+                   "--master-port", str(port), "-m", "lightning_idkd"]  # fmt: skip
+    if launcher != "one process":
+        options += ["--run.devices", "2"]
+    config = ["--config", str(ROOT / "configs" / "ring_digits.yaml")]
+    return [*program, "fit", *config, *SHORT, *LONG, *RULES[rule], *options]
+
+
+def find_processes(group: int) -> list[int]:
+    """The processes of a session that run this project, oldest first; its launchers are not among them."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            command = (folder / "cmdline").read_text()
+        except OSError:
+            continue
+        if int(fields[3]) == group and "lightning_idkd" in command and "distributed.run" not in command:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def run_until_killed(
+    command: list[str], after: float | None, one: bool, draw: random.Random
+) -> tuple[int | None, bool]:
+    """Start a command and kill it ``after`` seconds (None: never); its exit status and whether it was killed."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        process.communicate(timeout=after)
+        return process.returncode, False
+    except subprocess.TimeoutExpired:
+        pass
+    alive = find_processes(process.pid)
+    for pid in [draw.choice(alive)] if one and alive else [process.pid, *alive]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    try:
+        process.communicate(timeout=90)  # the processes that are left report the death, and end
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return None, True
+    for _ in range(100):
+        if not find_processes(process.pid):
+            return process.returncode, True
+        time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGKILL)
+    return None, True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--kills", type=int, default=200)
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    file, end = given.folder / "soak.json", time.monotonic() + 60 * given.minutes
+    done = json.loads(file.read_text()) if file.exists() else {"runs": [], "kills": 0, "orphans": 0, "seconds": {}}
+    while done["kills"] < given.kills and time.monotonic() < end:
+        number = len(done["runs"])
+        rule, launcher = list(RULES)[number % len(RULES)], LAUNCHERS[number // len(RULES) % len(LAUNCHERS)]
+        draw, reference = random.Random(number), given.folder / f"reference {rule}"
+        if not (latest(reference) / "summary.json").exists():
+            start = time.monotonic()
+            status, _ = run_until_killed(build_command("one process", rule, reference), None, False, draw)
+            assert status == 0, rule
+            done["seconds"][rule] = time.monotonic() - start
+        run, kills = given.folder / f"run {number}", 0
+        while not list(run.glob("*/*/summary.json")):
+            after = draw.uniform(0.1, 1.5) * done["seconds"][rule] if kills < 12 else None
+            status, killed = run_until_killed(build_command(launcher, rule, run), after, draw.random() < 0.5, draw)
+            kills += killed
+            done["orphans"] += status is None
+            assert killed or status == 0, (number, status)
+        differs = same(checkpoint(latest(reference)), checkpoint(latest(run)))
+        summaries = [json.loads((latest(place) / "summary.json").read_text()) for place in (reference, run)]
+        for key in ("accuracy", "consensus_distance", "homogeneity", "per_node", "exchanges"):
+            if summaries[0][key] != summaries[1][key]:
+                differs = differs or f"summary: {key}"
+        if lines(latest(reference)) != lines(latest(run)):
+            differs = differs or "metrics.jsonl"
+        done["runs"].append({"rule": rule, "launcher": launcher, "kills": kills, "differs": differs})
+        done["kills"] += kills
+        file.write_text(json.dumps(done, indent=1))
+        print(f"{number}: {rule}, {launcher}: {kills} kills, {differs or 'equal'}; {done['kills']} in all", flush=True)
+    wrong = [run for run in done["runs"] if run["differs"]]
+    print(f"{len(done['runs'])} runs, {done['kills']} kills, {len(wrong)} differ, {done['orphans']} orphans")
+    return 1 if wrong or done["orphans"] else 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main())
