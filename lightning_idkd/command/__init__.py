@@ -5,7 +5,7 @@ COMMANDS = {
     "bench": "time a step of one or several experiments, and other ways to do the same work, on samples of noise",
     "topology": "print a graph's properties and draw it",
     "partition": "show how a partition divides the private set",
-    "sweep": "run all cells of a W&B sweep file on this machine, without a server",
+    "sweep": "run all cells of a W&B sweep file without a server, on this machine or a SLURM cluster",
     "compare": "tabulate finished runs: mean and spread over seeds, difference from a baseline",
     "evaluate": "evaluate the nodes of a run on any test set, and export their mean",
     "report": "write a run's report.md: its table, pictures and config",

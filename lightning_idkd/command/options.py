@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def describe(command: str) -> str:
     """A sentence that says what a command does."""
-    return f"{COMMANDS[command].capitalize()}."
+    text = COMMANDS[command]
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def build_parser(command: str) -> Parser:

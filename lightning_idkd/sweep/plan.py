@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,6 +53,11 @@ class Cell:
     def folder(self) -> RunFolder:
         return RunFolder(self.config.folder() / "latest")
 
+    @property
+    def log(self) -> Path:
+        """The file with the output of all processes that have trained this cell."""
+        return self.config.folder() / "log.txt"
+
     def is_done(self) -> bool:
         """Whether the newest run of this cell is complete and has the config that the sweep asks for now."""
         if self.until is None:
@@ -59,6 +65,17 @@ class Cell:
         else:
             complete, keys = all(self.checkpoint_file(epoch).exists() for epoch in self.keep), SHARED
         return complete and difference(self.config.resolved, self.folder.config(), keys) is None
+
+    def build_command(self) -> list[str]:
+        """The command that trains this cell, or continues it."""
+        command = [sys.executable, "-m", "lightning_idkd", "fit", *self.arguments, "--run.resume", "auto"]
+        if self.keep:
+            command += ["--run.keep", str(sorted(self.keep))]
+        if self.until is not None:
+            command += ["--run.until", str(self.until)]
+        if self.source is not None:
+            command += ["--run.from", str(self.source.checkpoint_file(self.start))]
+        return command
 
     def learning_rates(self, epochs: float) -> list[float]:
         """The learning rates of the first ``epochs``, four an epoch."""
@@ -74,6 +91,16 @@ class Cell:
     def checkpoint_file(self, epoch: int | None) -> Path:
         """The checkpoint of an initial training after ``epoch`` epochs; None: at its end."""
         return self.folder.file(f"checkpoints/epoch_{epoch or self.until}.ckpt")
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log, which says why a process has failed; empty if there is none.
+
+    Lines of SLURM's programs do not count: they only say that the process has ended.
+    """
+    lines = log.read_text().splitlines() if log.exists() else []
+    lines = [line for line in lines if line.strip() and not line.startswith(("srun: ", "slurmstepd"))]
+    return lines[-1].removeprefix("error: ") if lines else ""
 
 
 # ------------------------------------------------------------------ cells

@@ -25,25 +25,6 @@ from lightning_idkd.sweep import command_line, plan, runner
 from lightning_idkd.sweep import file as sweep_file
 
 SWEEPS = sorted((Path(__file__).parents[3] / "configs" / "sweeps").glob("*.yaml"))
-QUICK = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "4", "--data.public.samples", "200",
-         "--run.engine", "loop", "--run.pictures", "false"]  # fmt: skip
-
-
-@pytest.fixture
-def file(tmp_path, configs):
-    """Writes a sweep file over ring_digits."""
-
-    def write(parameters, file_name="some", **others):
-        command = ["${env}", "python", "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"),
-                   *QUICK, "--config", "${args_json_file}"]  # fmt: skip
-        content = {"program": "lightning_idkd", "method": "grid", "parameters": parameters, "command": command} | others
-        path = tmp_path / f"{file_name}.yaml"
-        path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}, sort_keys=False))
-        return path
-
-    return write
-
-
 METHODS = {
     "values": [
         None,
@@ -471,9 +452,7 @@ def test_keys_for_the_server_are_named_in_one_line_and_the_folder_at_the_end(fil
                 description="d", metric={"name": "accuracy/node_mean"})  # fmt: skip
     assert main(["sweep", str(path), "--dir", str(tmp_path / "runs")]) == 0
     first, title, last = capsys.readouterr().out.splitlines()
-    assert first == (
-        "project, early_terminate have no effect without W&B's server: all cells run on this machine to their end"
-    )
+    assert first == ("project, early_terminate have no effect without W&B's server: all cells run to their end")
     assert title == "A sweep"
     assert last == f"runs: {tmp_path}/runs/A_sweep (a table: idkd compare {tmp_path}/runs/A_sweep)"
 
