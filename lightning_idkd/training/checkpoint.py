@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lightning_idkd.callback import Calibration, Distillation, Fault
@@ -121,11 +120,9 @@ def share_rows(state: dict | None, network: Network) -> dict:
     if network.world == 1:
         return state
     if network.rank:
-        rows: list = [None]
-        dist.recv_object_list(rows, src=0)
-        return state | rows[0]
-    for q in range(1, network.world):
-        dist.send_object_list([take_rows(state, network, network.blocks[q])], dst=q)
+        return state | network.transport.exchange_objects({}, [0])[0]
+    for q in network.transport.others:  # one after the other, so that one copy of rows is held at a time
+        network.transport.exchange_objects({q: take_rows(state, network, network.blocks[q])}, [])
     return state | take_rows(state, network, network.rows)
 
 
