@@ -59,6 +59,7 @@ def test_the_table_of_groups_says_which_keys_matter_for_what():
         "data.channels": None,
         "node.loss": {"class_path": "lightning_idkd.losses.CrossEntropy", "init_args": {}},
         "run.autocast": False,
+        "run.hosts": 1,
         "faults": [],
     }
     assert {action.dest.split(".")[0] for action in parser()._actions} >= set(resolved.GROUPS)
