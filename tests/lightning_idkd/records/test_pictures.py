@@ -226,7 +226,9 @@ def test_a_run_marks_its_exchanges_and_shades_its_graph_from_zero(tmp_path, conf
     monkeypatch.setattr(
         pictures, "draw_accuracy", lambda lines, epochs: drawn.update(epochs=epochs) or accuracy(lines, epochs)
     )
-    monkeypatch.setattr(Graph, "draw", lambda graph, *given: drawn.setdefault("graph", given) and draw(graph, *given))
+    monkeypatch.setattr(
+        Graph, "draw", lambda graph, *given, **marks: drawn.setdefault("graph", given) and draw(graph, *given, **marks)
+    )
     arguments = [*SHORT[:-2], "--run.dir", str(tmp_path)]  # with pictures
     assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *arguments]) == 0
     assert drawn["epochs"] == [3, 5]  # from epoch 3 on every 2 of 6

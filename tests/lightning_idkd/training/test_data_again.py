@@ -153,7 +153,7 @@ def forget(run):
     """Make a run older than the identity of its data."""
     for file in (run / "checkpoints").glob("*.ckpt"):
         saved = torch.load(file, weights_only=True)
-        del saved["images"]["data"]
+        saved["images"].pop("data", None)
         torch.save(saved, file)
     held = json.loads((run / "partition.json").read_text())
     held.pop("data", None)
