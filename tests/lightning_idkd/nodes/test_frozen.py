@@ -236,7 +236,7 @@ def test_a_run_says_how_many_there_are_and_neither_moves_nor_sends_them(fit, cap
     for module in (loaded.stack.modules[3], loaded.consensus()):
         assert all(torch.equal(module.get_parameter(k), t) for k, t in start.items())
     assert f"{COUNT} parameters" in repr(loaded)
-    assert main(["evaluate", str(run)]) == 0
+    assert main(["evaluate", str(run), "--trust"]) == 0
 
 
 def test_all_of_them_frozen_is_refused(fit, capsys):
