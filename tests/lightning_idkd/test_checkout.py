@@ -39,7 +39,7 @@ PLACES = {
 """Where a user's own ``callbacks`` may lie, the last without an ``__init__.py``, and the path of a class there."""
 RESOLVE = (
     "import json, sys; from lightning_idkd.config.parse import configure; "
-    "print(json.dumps(configure(sys.argv[1:]).resolved))"
+    "print(json.dumps([configure(arguments).resolved for arguments in json.loads(sys.argv[1])]))"
 )
 
 
@@ -141,23 +141,23 @@ def test_help_and_classes_beside_a_callbacks_of_the_users_own(idkd, own):
     help = idkd("-m", "lightning_idkd", "fit", "--help")
     assert (help.returncode, help.stderr) == (0, "")
     module = own.rpartition(".")[0]
-    for gossip, expected in (
-        ("callbacks.DSGD", "lightning_idkd.callbacks.DSGD"),
-        ("callbacks.gossip.DSGD", "lightning_idkd.callbacks.gossip.DSGD"),
-        (f"{module}.ChocoSGD", f"{module}.ChocoSGD"),
-        ("lightning_idkd.callbacks.ChocoSGD", "lightning_idkd.callbacks.ChocoSGD"),
-        ("QGDSGDm", "lightning_idkd.callbacks.QGDSGDm"),
-    ):
-        done = idkd(
-            "-c", RESOLVE, "--config", "ring_digits", "--gossip", gossip, "--callbacks", f"[{{class_path: {own}}}]"
-        )
-        assert done.returncode == 0, done.stderr
-        config = json.loads(done.stdout)
-        assert config["gossip"]["class_path"] == expected
-        assert config["callbacks"] == [{"class_path": own}]
+    expected = {
+        "callbacks.DSGD": "lightning_idkd.callbacks.DSGD",
+        "callbacks.gossip.DSGD": "lightning_idkd.callbacks.gossip.DSGD",
+        f"{module}.ChocoSGD": f"{module}.ChocoSGD",
+        "lightning_idkd.callbacks.ChocoSGD": "lightning_idkd.callbacks.ChocoSGD",
+        "QGDSGDm": "lightning_idkd.callbacks.QGDSGDm",
+    }
+    mine = ["--config", "ring_digits", "--callbacks", f"[{{class_path: {own}}}]"]
+    done = idkd("-c", RESOLVE, json.dumps([[*mine, "--gossip", gossip] for gossip in expected]))
+    assert done.returncode == 0, done.stderr
+    configs = json.loads(done.stdout)
+    assert [config["gossip"]["class_path"] for config in configs] == list(expected.values())
+    assert all(config["callbacks"] == [{"class_path": own}] for config in configs)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("own", ["callbacks/__init__.py"], indirect=True)
 def test_a_run_beside_a_callbacks_of_the_users_own(idkd, own, tmp_path):
     (tmp_path / "mine.yaml").write_text(f"gossip: callbacks.DSGD\ncallbacks: [{{class_path: {own}}}]\n")
     command = ["-m", "lightning_idkd", "fit", "--config", "ring_digits", "--config", "mine.yaml", *SHORT]

@@ -48,14 +48,7 @@ def test_options_that_the_suite_does_not_take_are_refused(capsys):
     assert "--graph.nodes: bench takes it beside a --config" in capsys.readouterr().err
 
 
-def test_an_engine_asked_for_is_the_only_one(configs, tmp_path):
-    config = ["--config", str(configs / "ring_digits.yaml"), "--graph.nodes", "17", "--train.batch_size", "2"]
-    assert main(["bench", *config, "--rounds", "1", "--run.engine", "vmap", "--out", str(tmp_path / "bench.json")]) == 0
-    [case] = json.loads((tmp_path / "bench.json").read_text())["cases"].values()
-    assert {form.split(",")[0] for form in case["samples_per_second"]} == {"vmap", "bare loop", "one model"}
-
-
-def test_faults_are_timed_beside_the_same_steps_without_them(configs, tmp_path):
+def test_an_engine_asked_for_is_the_only_one_and_is_timed_without_faults_too(configs, tmp_path):
     config = ["--config", str(configs / "ring_digits.yaml"), "--graph.nodes", "17", "--train.batch_size", "2"]
     faults = ["--faults", "[{class_path: MessageLoss, init_args: {p: 0.5}}]", "--run.engine", "vmap"]
     assert main(["bench", *config, *faults, "--rounds", "1", "--out", str(tmp_path / "bench.json")]) == 0
