@@ -12,6 +12,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the files that have slow tests, so that at the end no worker waits for the others."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One worker more than there are cores, since some tests wait for processes that they start."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
