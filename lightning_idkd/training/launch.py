@@ -105,8 +105,8 @@ def watch(fabric: Fabric) -> None:
     global _heartbeat
     names: list = [None] * fabric.world_size
     distributed.all_gather_object(names, name_host())
-    started = getattr(fabric.strategy.launcher, "procs", [])
-    _heartbeat = Heartbeat(fabric.global_rank, names, lambda: {rank + 1: p.poll() for rank, p in enumerate(started)})
+    rank, started = fabric.global_rank, getattr(fabric.strategy.launcher, "procs", [])
+    _heartbeat = Heartbeat(rank, names, lambda: {child: p.poll() for child, p in enumerate(started, rank + 1)})
     distributed.barrier()
     _heartbeat.start()
 
