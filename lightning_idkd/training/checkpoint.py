@@ -196,7 +196,7 @@ def restore_labels(run: Parts, state: dict) -> None:
     labels, soft_targets = state["distilled"], state["answers"]
     run.store.restore(
         None if labels is None else [Labels(*parts).to(run.stack.device) for parts in labels],
-        None if soft_targets is None else soft_targets,
+        soft_targets,
         *state["generation"],
     )
     if run.distillation is not None:

@@ -69,9 +69,7 @@ def fit(config: Config) -> dict | None:
     fabric = launch(config.run)
     first = fabric.is_global_zero
     if start is None:
-        found = []
-        shared = decide(fabric, lambda: found.append(find_start(config)) or found[0].share())
-        start = found[0] if first else Start.receive(config, shared)
+        start = share_start(config, fabric)
     parts = agree(fabric, lambda: build_parts(config, fabric, start.earlier_run))
     check_same_data(fabric, parts.split)
     decide(fabric, lambda: start.check_split(parts.split.hash))
@@ -107,6 +105,20 @@ def fit(config: Config) -> dict | None:
         lines["run"] = f"{folder.path}{describe_start(start, run.epoch)}"
         print(report.format_start(lines, simulated=run.clock is not None), flush=True)
         return train(run, folder, run_loggers)
+
+
+def share_start(config: Config, fabric: Fabric) -> Start:
+    """The start that the first process finds, in all processes."""
+    from lightning_idkd.training.launch import decide
+
+    found: list[Start] = []
+
+    def find() -> dict:
+        found.append(find_start(config))
+        return found[0].share()
+
+    shared = decide(fabric, find)
+    return found[0] if found else Start.receive(config, shared)
 
 
 def check_same_data(fabric: Fabric, split: Split) -> None:
