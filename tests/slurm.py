@@ -11,6 +11,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from ports import free_ports
+
 HOSTS = ("h1", "h2")
 
 
@@ -20,15 +22,6 @@ def find_obstacle() -> str | None:
         if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") is None:
             return f"{program} is not installed (Debian: slurm-wlm, munge)"
     return None if os.geteuid() == 0 else "SLURM's daemons need root"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses."""
-    with contextlib.ExitStack() as kept:
-        sockets = [kept.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
 
 
 class Cluster:

@@ -14,7 +14,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "lightning_idkd"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "lightning_idkd")]
+from ports import free_ports  # noqa: E402
 from short_runs import SHORT, checkpoint, latest, lines, same  # noqa: E402
 
 FAULTS = ["--faults", "[{class_path: MessageLoss, init_args: {p: 0.2, told: false}}]"]
@@ -53,9 +53,7 @@ def build_command(launcher: str, rule: str, folder: Path) -> list[str]:
     program = [sys.executable, "-m", "lightning_idkd"]
     options = ["--run.resume", "auto", "--run.dir", str(folder)]
     if launcher == "torchrun":
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        [port] = free_ports(1)
         program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
                    "--master-port", str(port), "-m", "lightning_idkd"]  # fmt: skip
     if launcher != "one process":

@@ -2,13 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 from interrupts import InterruptAt
+from ports import free_ports
 from short_runs import SHORT, checkpoint, extra, latest, lines, same
 
 from lightning_idkd.cli import main
@@ -25,17 +25,23 @@ class Hosts:
         for place in self.folders:
             place.mkdir()
 
-    def start(self, *arguments, own=((), ())):
-        """Start it; ``own`` are arguments of each host."""
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = str(s.getsockname()[1])
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-                  "PYTHONPATH": os.pathsep.join(sys.path)}  # fmt: skip
+    def start(self, *arguments, own=((), ()), torchrun=False):
+        """Start it, by hand or by an agent of torchrun on every host; ``own`` are arguments of each host."""
+        [port] = map(str, free_ports(1))
+        common = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        if torchrun:
+            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+            agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting]
+            program = [*agent, "-m", "lightning_idkd"]
+        else:
+            program = [sys.executable, "-m", "lightning_idkd"]
+            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
         self.processes = []
         for rank, place in enumerate(self.folders):
-            env = os.environ | common | {"RANK": str(rank), "SLURMD_NODENAME": f"h{rank + 1}", "IDKD_CACHE": str(place)}
-            command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(self.config), *SHORT,
+            env = os.environ | common | {"SLURMD_NODENAME": f"h{rank + 1}", "IDKD_CACHE": str(place)}
+            if not torchrun:
+                env["RANK"] = str(rank)
+            command = [*program, "fit", "--config", str(self.config), *SHORT,
                        "--run.dir", "runs", "--run.hosts", "2", *arguments, *own[rank]]  # fmt: skip
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             self.processes.append(subprocess.Popen(command, cwd=place, env=env, **pipes))
@@ -51,26 +57,46 @@ def hosts(tmp_path, configs):
     hosts = Hosts(tmp_path, configs / "ring_digits.yaml")
     yield hosts
     for process in hosts.processes:
-        process.kill()
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM if "torch.distributed.run" in process.args else signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def one_process(request, tmp_path_factory):
+    """The folder of a run of one process."""
+    folder = tmp_path_factory.mktemp("one process")
+    config = str(request.config.rootpath / "configs" / "ring_digits.yaml")
+    given = [*SHORT, "--faults", FAULTS, *extra(InterruptAt, steps=[]), "--run.dir", str(folder)]
+    assert main(["fit", "--config", config, *given]) == 0
+    return latest(folder)
 
 
 @pytest.mark.slow
-def test_two_hosts_continue_a_run_of_one_process_without_a_folder_in_common(hosts, configs, tmp_path):
+def test_two_hosts_continue_a_run_of_one_process_without_a_folder_in_common(hosts, configs, one_process):
     """The first host has the run, which stopped inside an epoch after an exchange; the second one never sees a file."""
-    one = ["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, "--faults", FAULTS]
-    stop = extra(InterruptAt, steps=[80])
-    assert main([*one, "--run.dir", str(hosts.folders[0] / "runs"), *stop]) == 130
-    assert main([*one, "--run.dir", str(tmp_path / "runs"), *stop]) == 130
-    assert main([*one, "--run.dir", str(tmp_path / "runs"), *stop, "--run.resume", "auto"]) == 0
-    hosts.start("--faults", FAULTS, "--run.resume", "auto", *stop)
+    stop = ["--faults", FAULTS, *extra(InterruptAt, steps=[80])]
+    runs = hosts.folders[0] / "runs"
+    assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, *stop, "--run.dir", str(runs)]) == 130
+    hosts.start("--run.resume", "auto", *stop)
     status, out, err = hosts.wait()
     assert status == [0, 0], err
     assert "continued at epoch" in out[0]
     assert (out[1], err) == ("", ["", ""])
     assert not (hosts.folders[1] / "runs").exists()
-    whole, parts = latest(tmp_path / "runs"), latest(hosts.folders[0] / "runs")
-    assert same(checkpoint(whole), checkpoint(parts)) is None
-    assert lines(whole) == lines(parts)
+    assert same(checkpoint(one_process), checkpoint(latest(runs))) is None
+    assert lines(one_process) == lines(latest(runs))
+
+
+@pytest.mark.slow
+def test_two_agents_of_torchrun_give_the_bits_of_one_process(hosts, one_process):
+    """The agents agree which of them has process 0, and only its host writes a run."""
+    hosts.start("--faults", FAULTS, *extra(InterruptAt, steps=[]), torchrun=True)
+    status, out, err = hosts.wait()
+    assert status == [0, 0], err
+    assert sum("accuracy" in text for text in out) == 1, out
+    [run] = [latest(place / "runs") for place in hosts.folders if (place / "runs").exists()]
+    assert same(checkpoint(one_process), checkpoint(run)) is None
+    assert lines(one_process) == lines(run)
 
 
 @pytest.mark.slow
