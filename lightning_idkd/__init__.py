@@ -1,6 +1,7 @@
 """In-Distribution Knowledge Distillation for decentralised learning.
 
-Light names are imported at once, those that need torch only when used, so that the command line answers at once.
+Light names are imported at once, those that need torch or much else only when used, so that the command line answers
+at once.
 """
 
 from importlib import import_module
@@ -42,12 +43,13 @@ from lightning_idkd.training.fit import fit
 
 checkout.install()
 
-_WITH_TORCH = {
+_LATER = {
     "Network": "network",
     "NodeModule": "nodes.node",
     "NodeStack": "nodes.stack",
     "Orchestrator": "training.orchestrator",
     "Store": "data.store",
+    "compare": "analysis.compare",
     "load": "analysis.load",
 }
 
@@ -87,11 +89,11 @@ __all__ = [
     "UserError",
     "VectorSource",
     "fit",
-    *_WITH_TORCH,
+    *_LATER,
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WITH_TORCH:
-        return getattr(import_module(f"lightning_idkd.{_WITH_TORCH[name]}"), name)
+    if name in _LATER:
+        return getattr(import_module(f"lightning_idkd.{_LATER[name]}"), name)
     raise AttributeError(f"module 'lightning_idkd' has no attribute '{name}'")

@@ -6,7 +6,7 @@ COMMANDS = {
     "topology": "print a graph's properties and draw it",
     "partition": "show how a partition divides the private set",
     "sweep": "run all cells of a W&B sweep file without a server, on this machine or a SLURM cluster",
-    "compare": "tabulate finished runs: mean and spread over seeds, difference from a baseline",
+    "compare": "tabulate finished runs, with mean and spread over seeds, and draw their curves",
     "evaluate": "evaluate the nodes of a run on any test set, and export their mean",
     "report": "write a run's report.md: its table, pictures and config",
     "init": "write a commented config, a score and a callback, to start from",

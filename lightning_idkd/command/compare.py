@@ -1,4 +1,4 @@
-"""``idkd compare``: tabulates finished runs."""
+"""``idkd compare``: tabulates finished runs, and draws them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from lightning_idkd.command import options
 
 
 def main(arguments: list[str]) -> int:
-    """Print a table of finished runs, and draw it if ``--plot`` asks for it."""
-    from lightning_idkd.analysis.compare import METRICS, show
+    """Print a table of finished runs, and draw it or their curves where ``--plot`` or ``--curves`` asks for it."""
+    from lightning_idkd.analysis.compare import show
+    from lightning_idkd.analysis.table import METRICS
 
     p = options.build_parser("compare")
     p.add_argument("runs", nargs="+", help="Run folders, or folders with runs below them.")
@@ -19,10 +20,20 @@ def main(arguments: list[str]) -> int:
     p.add_argument("--format", type=Literal["table", "markdown", "csv", "latex"], default="table",
                    help="Format of the table: table (aligned text), markdown, csv or latex.")  # fmt: skip
     p.add_argument("--plot", type=str | None, default=None, help="Image file to draw the table into.")
-    over = "Draw the first metric over this axis, a curve for every row, in place of the table; time is simulated."
-    p.add_argument("--x", type=Literal["epoch", "bytes", "time"] | None, default=None, help=over)
     reach = "An accuracy, as a fraction: adds epochs, bytes and simulated seconds to the first evaluation that has it."
-    p.add_argument("--target", type=float | None, default=None, help=f"{reach} A run that never does is left out.")
+    p.add_argument("--target", type=float | None, default=None, help=f"{reach} Runs that never do are counted.")
+    curves = "File (.pdf, .svg or .png) to draw curves into: a line for every method, a panel for every setting."
+    p.add_argument("--curves", type=str | None, default=None, help=curves)
+    over = "Axis of the curves (default: epoch); time is simulated."
+    p.add_argument("--x", type=Literal["epoch", "step", "bytes", "time"] | None, default=None, help=over)
+    metric = "node_mean, worst, consensus, consensus_distance, heterogeneity, or a key of metrics.jsonl"
+    p.add_argument("--y", type=str | None, default=None,
+                   help=f"What the curves show: {metric} (default: the first of --metrics).")  # fmt: skip
+    p.add_argument("--band", type=Literal["minmax", "sd"] | None, default=None,
+                   help="Band around the mean over seeds: minmax (default), or sd (standard deviation).")  # fmt: skip
+    width = "Width of the curves in inches (default: 3.25, a column; with several settings 6.75, a page)."
+    p.add_argument("--width", type=float | None, default=None, help=width)
     given = p.parse_args(arguments)
-    show(given.runs, given.metrics, given.baseline, given.format, given.plot, given.x, given.target)
+    drawing = {key: given[key] for key in ("plot", "target", "curves", "x", "y", "band", "width")}
+    show(given.runs, given.metrics, given.baseline, given.format, **drawing)
     return 0

@@ -213,7 +213,7 @@ class TestOlderRuns:
         assert fit("--run.from", str(run / "checkpoints/epoch_2.ckpt"), "--run.name", "fork") == 0
 
     def test_compare_takes_both_spellings_for_one_config(self, fit, tmp_path):
-        from lightning_idkd.analysis.compare import gather
+        from lightning_idkd.analysis.rows import gather
 
         assert fit() == 0
         (run,) = (tmp_path / "runs/ring_digits").glob("2*")

@@ -10,7 +10,9 @@ import math
 import pytest
 import yaml
 
-from lightning_idkd.analysis import compare
+from lightning_idkd.analysis.row_labels import build_sort_key, shorten
+from lightning_idkd.analysis.rows import gather
+from lightning_idkd.analysis.table import build_table, format_number, format_table
 from lightning_idkd.cli import main
 
 METRIC = "accuracy/node_mean"
@@ -44,10 +46,9 @@ def runs(tmp_path):
 
 
 def table(runs, baseline="none"):
-    head, lines = compare.build_table(compare.gather([str(runs)]), [METRIC], baseline)
+    head, lines = build_table(gather([str(runs)]), [METRIC], baseline)
     cells = [
-        [*map(str, line[:3]), *("-" if c is None else compare.format_number(METRIC, *c) for c in line[3:])]
-        for line in lines
+        [*map(str, line[:3]), *("-" if c is None else format_number(METRIC, *c) for c in line[3:])] for line in lines
     ]
     return head, cells
 
@@ -103,7 +104,7 @@ def test_latex_headings_are_words_and_all_special_characters_are_escaped(runs, c
     )
     text = r"a_b 5% {x} #1 & $y ~z ^w \v <u>"
     escaped = r"a\_b 5\% \{x\} \#1 \& \$y \textasciitilde{}z \textasciicircum{}w \textbackslash{}v $<$u$>$"
-    assert escaped in compare.format_table(["setting", "method", "seeds"], [["-", text, 1]], "latex")
+    assert escaped in format_table(["setting", "method", "seeds"], [["-", text, 1]], "latex")
 
 
 def test_of_one_seed_there_is_no_spread_and_beside_every_spread_is_its_number_of_seeds(runs):
@@ -117,10 +118,10 @@ def test_of_one_seed_there_is_no_spread_and_beside_every_spread_is_its_number_of
 
 
 def test_a_plot_has_a_panel_a_metric_and_a_dot_a_row(runs, monkeypatch):
-    from lightning_idkd.records import pictures
+    from lightning_idkd.analysis import figures
 
-    drawn, dots = [], pictures.draw_dots
-    monkeypatch.setattr(pictures, "draw_dots", lambda *given: drawn.append(dots(*given)) or drawn[0])
+    drawn, dots = [], figures.draw_dots
+    monkeypatch.setattr(figures, "draw_dots", lambda *given: drawn.append(dots(*given)) or drawn[0])
     metrics = ["accuracy/node_mean", "communication/label_bytes"]
     file = runs / "plot.png"
     assert main(["compare", str(runs), "--metrics", *metrics, "--plot", str(file)]) == 0
@@ -136,9 +137,7 @@ def test_a_plot_has_a_panel_a_metric_and_a_dot_a_row(runs, monkeypatch):
 
 
 def test_csv_has_all_digits_and_names_its_spreads(runs):
-    head, idkd, _, _, last = compare.format_table(
-        *compare.build_table(compare.gather([str(runs)]), [METRIC], "none"), "csv"
-    ).splitlines()
+    head, idkd, _, _, last = format_table(*build_table(gather([str(runs)]), [METRIC], "none"), "csv").splitlines()
     columns = [f"{name}{end}" for name, sd in ((METRIC, " sd"), ("against none", " se")) for end in ("", sd, " seeds")]
     assert head == f"setting,method,seeds,{','.join(columns)}"
     assert float(idkd.split(",")[3]) == pytest.approx(1.81 / 3, rel=1e-12)
@@ -160,7 +159,7 @@ def test_values_are_in_the_order_of_their_numbers(runs):
         copy(runs, f"more-{alpha}", data={"partition": {"class_path": "x.Dirichlet", "init_args": {"alpha": alpha}}})
     settings = list(dict.fromkeys(line[0] for line in table(runs, None)[1]))
     assert settings == [f"alpha={v}" for v in ("1e-05", "0.1", "1.0", "2.5", "10", "100", "none")]
-    assert sorted(["x-10", "x-2", "y=-10", "y=-2", "y=3", "D2", "D10"], key=compare.build_sort_key) == [
+    assert sorted(["x-10", "x-2", "y=-10", "y=-2", "y=3", "D2", "D10"], key=build_sort_key) == [
         "D2", "D10", "x-2", "x-10", "y=-10", "y=-2", "y=3"
     ]  # fmt: skip
 
@@ -233,7 +232,7 @@ def test_the_terminal_shows_every_setting_whole(runs, capsys, monkeypatch):
 
 def test_settings_are_named_by_the_shortest_distinct_ends_of_their_keys():
     keys = {"data.partition.alpha", "train.lr", "gossip.alpha", "graph.nodes"}
-    assert [compare.shorten(key, keys) for key in sorted(keys)] == ["partition.alpha", "gossip.alpha", "nodes", "lr"]
+    assert [shorten(key, keys) for key in sorted(keys)] == ["partition.alpha", "gossip.alpha", "nodes", "lr"]
 
 
 @pytest.mark.parametrize(
@@ -287,15 +286,44 @@ def test_a_target_adds_epochs_bytes_and_seconds_of_the_first_evaluation_that_rea
     epochs, sent, seconds = "epochs to 0.39", "bytes sent to 0.39", "simulated seconds to 0.39"
 
     def cells(line, name):
-        return [float(line[columns[name] + i]) for i in (0, 2)]  # mean and number of seeds
+        assert head[columns[name] + 3] == f"{name} never"
+        return [float(line[columns[name] + i]) for i in (0, 2, 3)]  # mean, number of seeds in it, number of others
 
     # IDKD: seed 0 at epoch 3, seed 1 at 2, seed 2 at 1; without distillation seed 0 never, seed 1 at 3, seed 2 at 2
-    assert cells(idkd, epochs) == [2, 3]
-    assert cells(idkd, sent) == [210, 3]
-    assert cells(idkd, seconds) == [(21 + 15 + 9) / 3, 3]
-    assert cells(none, epochs) == [2.5, 2]
-    assert cells(none, sent) == [260, 2]
-    assert cells(none, seconds) == [(16 + 12) / 2, 2]
+    assert cells(idkd, epochs) == [2, 3, 0]
+    assert cells(idkd, sent) == [210, 3, 0]
+    assert cells(idkd, seconds) == [(21 + 15 + 9) / 3, 3, 0]
+    assert cells(none, epochs) == [2.5, 2, 1]
+    assert cells(none, sent) == [260, 2, 1]
+    assert cells(none, seconds) == [(16 + 12) / 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("form", "some", "none"),
+    [
+        ("table", "3 ± 0 (1 of 3; 2 never)", "never (3)"),
+        ("markdown", "| 3 (1 of 3; 2 never) |", "| never (3) |"),
+        ("latex", "& 3 (1 of 3; 2 never) &", "& never (3) &"),
+    ],
+)
+def test_seeds_that_never_reach_a_target_are_counted_beside_the_mean_of_the_others(evaluated, capsys, form, some, none):
+    """With IDKD seed 2 alone reaches 0.6, at epoch 3; without distillation the best is 0.5."""
+    assert main(["compare", *evaluated, "--metrics", METRIC, "--target", "0.6", "--format", form]) == 0
+    said = capsys.readouterr().out
+    assert some.replace(" ± 0", "") in said
+    assert none in said
+    assert "never: seeds that do not reach the target, which are not in the mean" in said
+
+
+def test_a_plot_of_a_target_says_which_seeds_never_reach_it(evaluated, tmp_path, monkeypatch):
+    from lightning_idkd.analysis import figures
+
+    drawn, save = [], figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, *given: drawn.append(figure) or save(figure, *given))
+    given = ["--metrics", METRIC, "--target", "0.5", "--plot", str(tmp_path / "x.svg")]
+    assert main(["compare", *evaluated, *given]) == 0
+    epochs = drawn[0].axes[1]
+    assert [text.get_text() for text in epochs.texts] == ["2 seeds, 1 never", "2 never"]
 
 
 def test_a_line_that_another_process_is_writing_is_left_out(evaluated, runs, capsys):
@@ -318,35 +346,10 @@ def test_runs_without_a_clock_reach_a_target_without_seconds(evaluated, runs, ca
 
 
 @pytest.mark.parametrize(
-    ("axis", "label", "idkd"),
-    [
-        ("epoch", "epochs", [1, 2, 3]),
-        ("bytes", "bytes sent", [110, 210, 310]),
-        ("time", "simulated seconds", [8, 15, 22]),
-    ],
-)
-def test_a_plot_over_an_axis_has_a_curve_a_row_averaged_over_seeds(evaluated, tmp_path, monkeypatch, axis, label, idkd):
-    from lightning_idkd.records import pictures
-
-    drawn, draw = [], pictures.draw_curves
-    monkeypatch.setattr(pictures, "draw_curves", lambda *given: drawn.append(draw(*given)) or drawn[0])
-    file = tmp_path / "curves.png"
-    assert main(["compare", *evaluated, "--metrics", METRIC, "--x", axis, "--plot", str(file)]) == 0
-    assert file.stat().st_size > 1000
-    (axes,) = drawn[0].axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == (label, "node mean (%)")
-    first, second = axes.lines
-    assert [first.get_label(), second.get_label()] == ["IDKD", "none"]
-    assert first.get_xdata().tolist() == pytest.approx(idkd)
-    assert first.get_ydata().tolist() == pytest.approx([30, 40, 50])
-    assert second.get_ydata().tolist() == pytest.approx([20, 30, 40])
-
-
-@pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--x", "time"], "--x: time given without --plot; allowed: with --plot FILE"),
-        (["--x", "tme", "--plot", "x.png"], "x: 'tme' given. Did you mean 'time'? Allowed: epoch, bytes, time or null"),
+        (["--x", "time"], "--x: time given; allowed: with --curves FILE, the picture to draw"),
+        (["--x", "tme", "--plot", "x.png"], "x: 'tme' given. Did you mean 'time'? Allowed: epoch, step, bytes, time"),
         (["--target", "60"], "--target: 60.0 given; allowed: a fraction above 0, at most 1"),
         (["--target", "0.8"], "--target: no run has accuracy/node_mean 0.8 in an evaluation; the best has 0.6"),
         (["--target", "0.3", "--metrics", "communication/label_bytes"],
@@ -360,12 +363,3 @@ def test_wrong_axes_and_targets_are_refused(evaluated, tmp_path, monkeypatch, ca
     assert main(["compare", *evaluated, *metrics, *arguments]) == 2
     assert f"error: {said}" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
-
-
-def test_time_of_a_run_without_a_clock_is_refused_with_what_it_has(evaluated, runs, capsys):
-    path = runs / "None-0.1" / "1" / "metrics.jsonl"
-    path.write_text(path.read_text().replace("time/simulated", "other"))
-    given = ["--metrics", METRIC, "--x", "time", "--plot", str(runs / "x.png")]
-    assert main(["compare", *evaluated, *given]) == 2
-    said = f"--x: '{path.parent}' has no simulated time (its clock is null); allowed for it: epoch, bytes"
-    assert said in capsys.readouterr().err

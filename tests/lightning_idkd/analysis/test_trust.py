@@ -13,7 +13,7 @@ import yaml
 from short_runs import SHORT
 
 import lightning_idkd
-from lightning_idkd.analysis.compare import gather
+from lightning_idkd.analysis.rows import gather
 from lightning_idkd.callback import OodScore
 from lightning_idkd.cli import main
 from lightning_idkd.config.parse import configure

@@ -1,0 +1,122 @@
+"""Reads finished runs, and sorts them into the rows of a comparison: one for each method in each setting."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning_idkd.analysis.row_labels import (
+    ALIKE,
+    build_label,
+    build_sort_key,
+    find_varied_keys,
+    format_value,
+    list_leaves,
+    shorten,
+)
+from lightning_idkd.config.resolved import METHOD, SETTING, difference, look_up
+from lightning_idkd.errors import UserError
+from lightning_idkd.records.run_folder import RunFolder
+
+
+class Run(NamedTuple):
+    """A finished run."""
+
+    config: dict
+    summary: dict
+    folder: RunFolder
+
+    def evaluations(self, metric: str) -> list[dict]:
+        """The lines of ``metrics.jsonl`` that have a number for ``metric``."""
+        return [line for line in self.folder.metrics() if isinstance(line.get(metric), (int, float))]
+
+
+@dataclass
+class Row:
+    """The values of one method in one setting, for all seeds."""
+
+    setting: str
+    method: str
+    values: dict[str, dict[int, float]] = field(default_factory=dict)
+    """By metric, then by seed."""
+    runs: list[Run] = field(default_factory=list)
+    """One for each seed."""
+
+
+def gather(paths: list[str]) -> list[Run]:
+    """Read config and summary of every finished run at or below ``paths``; of runs with the same config and seed, the
+    newest.
+
+    Raises:
+        UserError: a path does not exist, or there is no finished run.
+    """
+    runs: list[Run] = []
+    for text in paths:
+        path = Path(text)
+        if not path.exists():
+            raise UserError(f"'{text}' does not exist; give run folders, or folders with runs below them")
+        summaries = [path / "summary.json"] if (path / "summary.json").exists() else path.rglob("summary.json")
+        folders = {s.resolve().parent for s in summaries}
+        # the newest first, since a run's name begins with its time
+        for folder in sorted(folders, key=lambda f: (f.name, str(f)), reverse=True):
+            try:
+                run = RunFolder(folder)
+                config, summary = run.config(), run.summary()
+                same = any(difference(config, other) is None for other, *_ in runs)
+                _ = summary["seed"]
+            except UserError as e:
+                print(f"left out: {e}", file=sys.stderr)
+                continue
+            except (OSError, KeyError, TypeError, ValueError):
+                print(f"left out: '{folder}' is not a run of this version", file=sys.stderr)
+                continue
+            if not same:
+                runs.append(Run(config, summary, run))
+    if not runs:
+        raise UserError(f"no finished run (summary.json) at or below {', '.join(paths)}")
+    return runs
+
+
+def build_rows(runs: list[Run], metrics: list[str]) -> list[Row]:
+    """Build a row for each method in each setting, sorted by setting and method, and in it by seed."""
+    varied = find_varied_keys([run.config for run in runs])
+    rows: list[tuple[dict, Row]] = []  # with the config of the row's first run
+    for run in sorted(runs, key=lambda run: run.summary["seed"]):
+        config, summary, _ = run
+        row = next((row for other, row in rows if difference(config, other, ALIKE) is None), None)
+        if row is None:
+            row = Row(build_label(config, SETTING, varied), build_label(config, METHOD, varied))
+            rows.append((config, row))
+        row.runs.append(run)
+        for metric in metrics:
+            value: object = summary
+            for part in metric.split("/"):
+                value = value.get(part) if isinstance(value, dict) else None
+            if isinstance(value, (int, float)):
+                row.values.setdefault(metric, {})[summary["seed"]] = value
+    by_label: dict[tuple[str, str], list[tuple[dict, Row]]] = {}
+    for config, row in rows:
+        by_label.setdefault((row.setting, row.method), []).append((config, row))
+    for alike in by_label.values():
+        if len(alike) > 1:
+            distinguish(alike)
+    return sorted((row for _, row in rows), key=lambda row: (build_sort_key(row.setting), build_sort_key(row.method)))
+
+
+def distinguish(alike: list[tuple[dict, Row]]) -> None:
+    """Add values of further keys to the methods of rows with the same label, until all of them differ."""
+    leaves = [list_leaves({key: look_up(config, key) for key in ALIKE}) for config, _ in alike]
+    keys = sorted(set().union(*leaves))
+    differing = [key for key in keys if len({repr(of_row.get(key)) for of_row in leaves}) > 1]
+    for key in differing:
+        for (_, row), of_row in zip(alike, leaves, strict=True):
+            row.method += f" {shorten(key, set(differing))}={format_value(of_row.get(key))}"
+        if len({row.method for _, row in alike}) == len(alike):
+            break
+
+
+def join_label(setting: str, method: str) -> str:
+    """The label of a row in a picture or a sentence."""
+    return " ".join(part for part in (setting, method) if part != "-") or "-"
