@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_idkd import metrics
 from lightning_idkd.analysis.load import Run, configure_run
+from lightning_idkd.analysis.model_card import NAMES
 from lightning_idkd.callback import OodScore
 from lightning_idkd.config.resolved import TRAINED, difference
 from lightning_idkd.config.user_classes import explain_errors
@@ -21,13 +22,6 @@ from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.training.calibrate import compute_scores
 from lightning_idkd.training.evaluation import summarise_nodes
 
-NAMES = {
-    "accuracy": "accuracy",
-    "calibration_error": "calibration error",
-    "auroc_test_against_public": "AUROC, test against public samples",
-}
-"""The measures of :func:`evaluate`, in words. The run's own ``ood.auroc`` compares held-out private with public
-samples."""
 BINS = 15
 """Bins of confidence in the calibration error."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_idkd.config import Config, yaml_file
 from lightning_idkd.config.parse import configure
@@ -192,34 +191,48 @@ class Run:
             "config": self.config.resolved,
         }
 
-    def export(self, folder: str | Path) -> list[Path]:
+    def export(self, folder: str | Path, evaluation: dict | None = None, licence: str = "unknown") -> list[Path]:
         """Write the consensus model for other programs.
 
-        ``consensus.safetensors`` and the plain state dict ``consensus.pt`` hold its parameters and buffers under the
-        network's own names. ``consensus.json`` and the metadata of ``consensus.safetensors`` hold what :meth:`describe`
-        returns.
+        ``model.safetensors`` holds its parameters and buffers under the network's own names, ``config.json`` (and the
+        metadata of ``model.safetensors``) what :meth:`describe` returns, and ``model.pt2`` a program of torch.export
+        that takes samples as they are stored. ``network.py`` is the network in plain torch, for built-in networks, and
+        ``README.md`` a model card. ``consensus.safetensors`` and ``consensus.json`` are former names of the first two.
+
+        Args:
+            evaluation: what :func:`~lightning_idkd.analysis.evaluate.evaluate` returns for the run's own test set, for
+                the card; without one, the card has the accuracies of ``summary.json``.
+            licence: the licence of the parameters, by its name on the Hugging Face hub.
 
         Returns:
-            The files.
+            The files, without the former names.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        from safetensors.torch import save
+        from lightning_idkd.analysis import export, model_card
 
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise UserError(f"--export: cannot write '{folder}' ({e.strerror})") from e
-        state = {k: v.detach().clone().contiguous() for k, v in self.consensus().network.state_dict().items()}
-        about = self.describe()
-        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
-        # save_file of safetensors would write a file that only its owner may read
-        write(folder / "consensus.safetensors", lambda part: part.write_bytes(save(state, texts)), "--export")
-        write(folder / "consensus.pt", lambda part: torch.save(state, part), "--export")
-        write(folder / "consensus.json", lambda part: part.write_text(json.dumps(about, indent=1) + "\n"), "--export")
-        return [folder / f"consensus.{end}" for end in ("safetensors", "pt", "json")]
+        folder, module, about = export.make_folder(folder), self.consensus(), self.describe()
+        network: nn.Module = module.network
+        about |= {
+            "architectures": [type(network).__name__],
+            "id2label": dict(enumerate(about["classes"])),
+            "config": export.shorten_paths(about["config"]),
+        }
+        files = export.write_parameters(folder, network, about)
+        files += export.write_program(folder, module, self.inputs)
+        card = model_card.write_card(
+            about,
+            self.images.get("data"),
+            self.summary,
+            evaluation,
+            licence,
+            parameters=sum(p.numel() for p in network.parameters()),
+            has_program=files[-1].name == export.PROGRAM,
+            depends_on_batch=export.depends_on_batch(network),
+        )
+        write(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"), "--export")
+        return [*files, folder / "README.md"]
 
 
 def load(path: str | Path, checkpoint: str | None = None, trust: bool = False) -> Run:

@@ -90,7 +90,9 @@ class GroupNorm(nn.GroupNorm):
 
     def _run(self, nodes: int, x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor | None) -> Tensor:
         groups = nodes * self.num_groups
-        if self.affine and x.numel() >= SMALL and cpu_norms.supports(x, groups, gamma, beta, shortcut=shortcut):
+        # torch.export must not look at the size, which would limit the batches that its program takes
+        large = not cpu_norms.is_traced() and x.numel() >= SMALL
+        if self.affine and large and cpu_norms.supports(x, groups, gamma, beta, shortcut=shortcut):
             return _GroupNorm.apply(x, gamma, beta, shortcut, groups, self.relu, self.eps)
         return group_norm(x, gamma, beta, shortcut, groups, self.relu, self.eps)
 
