@@ -19,7 +19,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Run a command; returns the exit status: 0, 1 if ``doctor`` finds a fault, 2 for a user's mistake, 130 when
+    interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: idkd COMMAND [--config FILE] [--key value ...]\n\ncommands:")

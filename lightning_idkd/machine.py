@@ -20,17 +20,20 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lightning_idkd"
 
 
-def describe_machine() -> list:
-    """List everything outside the experiment that a timing depends on."""
-    processor = platform.processor()
+def describe_processor(*names: str) -> str:
+    """What the system says of the processor in fields of these names, such as ``model name``."""
     with contextlib.suppress(OSError):
-        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
         fields = {}
-        for line in first:
+        for line in Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines():
             key, _, value = line.partition(":")
             fields[key.strip()] = value.strip()
-        names = ("model name", "cpu family", "model", "stepping")
-        processor = " ".join(fields[name] for name in names if name in fields) or processor
+        return " ".join(fields[name] for name in names if name in fields) or platform.processor()
+    return platform.processor()
+
+
+def describe_machine() -> list:
+    """List everything outside the experiment that a timing depends on."""
+    processor = describe_processor("model name", "cpu family", "model", "stepping")
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None

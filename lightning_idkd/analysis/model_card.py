@@ -99,8 +99,8 @@ def describe_model(about: dict, summary: dict | None, nodes: int) -> str:
     """What the model is, in a few sentences."""
     graph = short_name(about["config"]["graph"]["topology"])
     text = (
-        f"A classifier of {len(about['classes'])} classes, trained by decentralised learning: {count(nodes, 'node')} on "
-        f"a graph ({graph}), each with private samples of its own, trained together without a server. The model is "
+        f"A classifier of {len(about['classes'])} classes, trained by decentralised learning: {count(nodes, 'node')} "
+        f"on a graph ({graph}), each with private samples of its own, trained together without a server. The model is "
         f"their consensus, the mean of the parameters of all honest nodes after {count(about['epochs'], 'epoch')}."
     )
     if summary is None:

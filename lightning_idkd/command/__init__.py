@@ -9,6 +9,7 @@ COMMANDS = {
     "compare": "tabulate finished runs, with mean and spread over seeds, and draw their curves",
     "evaluate": "evaluate the nodes of a run on any test set, and export their mean",
     "report": "write a run's report.md: its table, pictures and config",
+    "doctor": "check what runs need of this machine, and print it for a bug report",
     "init": "write a commented config, a score and a callback, to start from",
 }
 """Per command, what it does."""
