@@ -4,6 +4,7 @@ them to the Hugging Face hub."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -38,6 +39,19 @@ class Classifier(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         return self.network(self.inputs.scale(self.inputs.arrange(samples)))
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse a folder that cannot be written or made, without making it.
+
+    Raises:
+        UserError: its message names the folder.
+    """
+    path = Path(folder).absolute()
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        cause = "cannot be written" if existing.is_dir() else "is not a folder"
+        raise UserError(f"--export: cannot write '{folder}', because '{existing}' {cause}")
 
 
 def make_folder(folder: str | Path) -> Path:

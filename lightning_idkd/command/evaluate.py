@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 from lightning_idkd import checkout
 from lightning_idkd.command import options
@@ -47,17 +48,18 @@ def main(arguments: list[str]) -> int:
     # what stops an upload or export is reported before the evaluation, which may take minutes
     hub = export.open_hub(given.push) if given.push else None
     run, files = load(given.run, trust=given.trust), []
-    folder = export.make_folder(given.export) if given.export else None
+    if given.export:
+        export.check_folder(given.export)
     result = evaluate(run, changes, given.per_class)
-    if folder:
+    if given.export:
         # the card has the numbers of the run's own test set and score
-        files = run.export(folder, None if changes else result, given.license)
-    if folder and given.per_class:
-        files.append(folder / "per_class.json")
+        files = run.export(given.export, None if changes else result, given.license)
+    if given.export and given.per_class:
+        files.append(Path(given.export) / "per_class.json")
         write(files[-1], lambda part: part.write_text(json.dumps(result["per_class"]) + "\n"), "--export")
     lines = [str(file) for file in files]
     if hub:
-        lines.append(f"uploaded to {export.push(hub, given.push, folder, files)}")
+        lines.append(f"uploaded to {export.push(hub, given.push, Path(given.export), files)}")
     print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr if given.json else sys.stdout)
     if given.json:
         print(json.dumps(result, indent=1))

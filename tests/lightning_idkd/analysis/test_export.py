@@ -265,6 +265,14 @@ def test_a_push_that_cannot_work_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_export_that_cannot_be_written_is_refused_before_the_evaluation(exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lightning_idkd.analysis.evaluate.evaluate", None)
+    (tmp_path / "file").touch()
+    assert main(["evaluate", str(exported["cnn"][0].folder.path), "--export", str(tmp_path / "file" / "below")]) == 2
+    file, said = tmp_path / "file", capsys.readouterr().err
+    assert said == f"error: --export: cannot write '{file / 'below'}', because '{file}' is not a folder\n"
+
+
 def test_a_push_without_the_package_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="huggingface_hub is not installed; pip install"):
