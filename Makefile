@@ -9,7 +9,7 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test bench report sweep agent lint clean
+.PHONY: help setup train test bench report sweep agent lint docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -46,6 +46,10 @@ agent: $(VENV)/.ready  ## run an agent of a W&B sweep: make agent ID=entity/proj
 lint: $(VENV)/.ready  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ty check --python $(VENV)
+
+docs: $(VENV)/.ready  ## build the documentation in build/docs; a warning is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet configs/docs build/docs
+	@echo 'built: build/docs/index.html'
 
 clean:  ## remove caches and builds; runs/ and .venv stay
 	rm -rf build *.egg-info .pytest_cache .ruff_cache

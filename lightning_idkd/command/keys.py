@@ -71,26 +71,37 @@ def describe_class(name: str, cls: type) -> list[str]:
     return [f"- **{name}**: {' '.join(paragraph.split())}", *describe_arguments(cls, "  - `")]
 
 
-def build_page() -> str:
-    """The page, with the classes of this project; under ``callbacks`` it lists only those of the callbacks package."""
+def gather_classes() -> dict[type, tuple[list[str], dict[str, type]]]:
+    """For every base class: the keys that take its classes, and this project's classes by name, in alphabetical order;
+    under ``callbacks`` only those of the callbacks package, since the core's own are in every run."""
     for plugin in PLUGINS:
         import_module(plugin)
-    lines, kinds = [HEAD], {}
+    kinds: dict[type, list[str]] = {}
+    for key, base in dict(class_keys(ours=True)).items():
+        if not is_group(base):
+            kinds.setdefault(base, []).append(key)
+    gathered = {}
+    for base, keys in kinds.items():
+        package = CALLBACKS if keys == ["callbacks"] else "lightning_idkd"
+        ours = {name: c for name, c in sorted(choices(base).items()) if c.__module__.startswith(f"{package}.")}
+        if ours:
+            gathered[base] = keys, ours
+    return gathered
+
+
+def build_page() -> str:
+    """The page, with the classes of this project."""
+    classes, lines = gather_classes(), [HEAD]
     for key, cls in dict(class_keys(ours=True)).items():
         if is_group(cls):
             lines += [f"## {key}", "", (inspect.getdoc(cls) or "").splitlines()[0], ""]
             lines += [*describe_arguments(cls, f"- `{key}."), ""]
-        else:
-            kinds.setdefault(cls, []).append(key)
     lines += ["## Classes", ""]
-    for base, keys in kinds.items():
-        package = CALLBACKS if keys == ["callbacks"] else "lightning_idkd"  # the core's own callbacks are in every run
-        ours = {name: c for name, c in choices(base).items() if c.__module__.startswith(f"{package}.")}
-        if ours:
-            lines += [f"### {', '.join(keys)}", ""]
-            for name in sorted(ours):
-                lines += describe_class(name, ours[name])
-            lines.append("")
+    for keys, ours in classes.values():
+        lines += [f"### {', '.join(keys)}", ""]
+        for name, cls in ours.items():
+            lines += describe_class(name, cls)
+        lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
