@@ -14,6 +14,7 @@ import inspect
 import os
 import re
 import textwrap
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -57,7 +58,7 @@ EXAMPLES = {
         "LSUN": " --data.private.path my/lsun --data.image_size 32",
         "Noise": "idkd fit --config ring_digits --data.public Noise --data.public.samples 300",
         "ScikitLearn": "idkd fit --config ring_breast_cancer --data.private ScikitLearn --data.private.name wine",
-        "Torchvision": " --data.private.name MNIST",
+        "Torchvision": " --data.private.name mnist",
         "Vectors": "idkd fit --config ring_breast_cancer --data.private Vectors --data.private.path my/patients.csv "
                    "--data.private.label diagnosis",
     }),
@@ -207,9 +208,18 @@ def write_formula(cls: type, base: type) -> str:
             if method.__qualname__.startswith(owner.__name__):  # else a dataclass has made it
                 above = methods.setdefault(name, [])
                 if not above or f"super().{name}" in above[-1]:
-                    above.append(textwrap.dedent(inspect.getsource(method)))
+                    above.append(write_code(method))
     entered = sorted(methods, key=lambda name: not hasattr(base, name))  # what the core calls comes first
     return "\n".join(code for name in entered for code in methods[name]).rstrip()
+
+
+def write_code(method: Callable) -> str:
+    """The code of a method without type hints, which a narrow page has no room for."""
+    signature = inspect.signature(method)
+    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    header = f"def {method.__name__}{signature.replace(parameters=plain, return_annotation=signature.empty)}:\n"
+    code = textwrap.dedent(inspect.getsource(method))
+    return re.sub(r"^def .*?:\n", lambda _: header, code, count=1, flags=re.DOTALL | re.MULTILINE)
 
 
 @cache
@@ -255,11 +265,13 @@ def write_file(path: str, page: str) -> str:
             return f"![{label}]({os.path.relpath(place, here)})"
         if not file:
             return match[0]
-        if inside in PAGES:
-            return f"[{label}]({os.path.relpath(DOCS / PAGES[inside], here)}.md{'#' + section if section else ''})"
+        if inside in PAGES or place.is_relative_to(DOCS):
+            page_file = DOCS / f"{PAGES[inside]}.md" if inside in PAGES else place
+            return f"[{label}]({os.path.relpath(page_file, here)}{'#' + section if section else ''})"
         return label if f"`{inside}`" in label or inside in label else f"{label} (`{inside}`)"
 
-    parts = re.split(r"(^```.*?^```$)", (ROOT / path).read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = (ROOT / path).read_text().partition("\n## Classes\n")[0]  # the pages of classes have more on them
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
     parts[::2] = [re.sub(r"(!?)\[([^\]]*)\]\((?!https?:)([^)\s]+)\)", link, part) for part in parts[::2]]
     title, *others = "\0".join(parts[::2]).partition("\n")  # a page has one title
     parts[::2] = (title + re.sub(r"^# ", "## ", "".join(others), flags=re.MULTILINE)).split("\0")
