@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 
-import lightning_idkd
 from lightning_idkd.cli import main
 from lightning_idkd.command import COMMANDS
 from lightning_idkd.config.mistakes import Parser
@@ -118,26 +117,6 @@ def test_the_way_back_into_python_runs_as_it_stands(tmp_path, configs, monkeypat
     found: dict = {}
     exec(block, found)
     assert found["run"].stack.n == 4
-
-
-def test_an_export_is_used_without_this_project(tmp_path, configs):
-    """Its six lines as they stand, in a process that cannot import the project, answer as the run does."""
-    network = ["--node.network", "TorchModule", "--node.network.path", "torchvision.models.resnet18",
-               "--data.channels", "3"]  # fmt: skip
-    short = [*ALONE, "--graph.nodes", "2", "--train.epochs", "1", "--run.until", "1", "--data.private.limit", "64"]
-    arguments = [*short, *network, "--run.dir", str(tmp_path / "runs")]
-    assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *arguments]) == 0
-    run = lightning_idkd.load(tmp_path / "runs" / "readme" / "latest")
-    run.export(tmp_path / "exported")
-    images = run.test()[:50]
-    torch.save(images.pixels, tmp_path / "images.pt")
-    (block,) = (block for block in blocks(FINISHED_RUNS, "python") if "exported" in block)
-    assert len([line for line in block.splitlines() if line]) == 6
-    code = f"import sys, torch\npixels = torch.load('images.pt')\n{block}\nprint(answers.tolist())\n"
-    code += "assert not any(m.startswith(('lightning', 'callbacks')) for m in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout) == run.outputs(run.consensus(), images).logits.argmax(1).tolist()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
