@@ -68,7 +68,8 @@ class ClassCount(Aggregation):
     """The label of the node that has most private samples of the class that it predicts, as in the authors' code.
 
     In that code a neighbour that did not keep the sample takes part with a label of zeros, which may win and leave the
-    sample without a label; here only nodes that kept the sample take part. Of equals the first wins.
+    sample without a label; here only nodes that kept the sample take part. Of equals the first wins. A node that lies
+    about its histogram reads the false one, too, when it combines labels for itself.
     """
 
     shares = "class histograms of private data"

@@ -13,9 +13,8 @@ from lightning_idkd.links import Moment
 class Liars(Fault):
     """Makes nodes lie. A liar's own row, buffers and training stay honest, unless its private labels are flipped.
 
-    A lie has the size of the true message, can be lost like it, and counts as many bytes. Accuracy, consensus and the
-    other measures of a run are those of honest nodes; ``faults/liars_mean`` is the mean accuracy of the liars. Only
-    ``train/loss``, ``SkewProbe`` and the accuracies by class of ``idkd evaluate`` cover all nodes.
+    A lie has the size of the true message, can be lost like it, and counts as many bytes. Accuracy, loss, consensus and
+    the other measures of a run are those of honest nodes; ``faults/liars_mean`` is the mean accuracy of the liars.
 
     Args:
         nodes: Numbers of the nodes that lie; or how many nodes lie, which are then drawn from the seed.

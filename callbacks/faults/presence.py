@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lightning_idkd.callback import Fault
+from lightning_idkd.callback import Fault, Run
 from lightning_idkd.errors import UserError, did_you_mean, require
 from lightning_idkd.graph import Graph
 from lightning_idkd.links import Moment
@@ -37,7 +37,8 @@ class Presence(Fault, ABC):
 
 
 class Churn(Presence):
-    """Lets every node leave and return at random. At the start, nodes are absent as often as later.
+    """Lets every node leave and return at random. At the start, nodes are absent as often as later. Steps in which all
+    nodes are absent, by chance, pass without training.
 
     Args:
         leave: Probability that a present node is absent in the next step.
@@ -100,17 +101,27 @@ class Trace(Presence):
             place = f"faults.file: '{self.file}', line {absence.line}"
             if absence.node >= graph.nodes:
                 raise UserError(f"{place}: node {absence.node} given; allowed: 0 to {graph.nodes - 1}")
-        times = sorted({absence.start for absence in self.absences})
-        for time in times:  # the number of absent nodes grows at these times only
-            if sum(a.start <= time < a.end for a in self.absences) == graph.nodes:
-                raise UserError(
-                    f"faults.file: '{self.file}' has all {graph.nodes} nodes absent at {time:g} {self.unit}"
-                )
+        require_someone([self], graph.nodes)
+
+    def on_check(self, run: Run) -> None:
+        faults = run.network.links.faults
+        traces = [fault for fault in faults if isinstance(fault, Trace) and fault.unit == self.unit]
+        require_someone(traces, run.network.graph.nodes)
 
     def absent(self, moment: Moment) -> np.ndarray:
         now, away = moment.epoch if self.unit == "epochs" else moment.seconds, np.zeros(moment.nodes, bool)
         away[[absence.node for absence in self.absences if absence.start <= now < absence.end]] = True
         return away
+
+
+def require_someone(traces: list[Trace], nodes: int) -> None:
+    """Raise a UserError if traces of one unit have all nodes absent at once."""
+    absences = [absence for trace in traces for absence in trace.absences]
+    for time in sorted({absence.start for absence in absences}):  # the number of absent nodes grows at these times only
+        if len({a.node for a in absences if a.start <= time < a.end}) == nodes:
+            files = " and ".join(f"'{trace.file}'" for trace in traces)
+            have = "has" if len(traces) == 1 else "together have"
+            raise UserError(f"faults.file: {files} {have} all {nodes} nodes absent at {time:g} {traces[0].unit}")
 
 
 def read_trace(file: str) -> list[Absence]:

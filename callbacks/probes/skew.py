@@ -29,7 +29,7 @@ class SkewProbe(Callback):
     """Measures at every evaluation where label skew acts, and draws it as ``plots/skew.png``. Nodes send nothing more.
 
     A node lacks a class if less than 1/k of its private samples have it. Values are means over a node's classes or
-    samples, then over nodes.
+    samples, then over the honest nodes.
     Metrics (below ``skew/``): ``accuracy_own`` and ``accuracy_lacking`` on held-out samples of all nodes;
     ``distance_head`` and ``distance_features``, root mean square distance of the nodes' last layers, and of their
     features of the same samples, to the mean over nodes, divided by the norm of the mean; ``norm_own``,
@@ -90,15 +90,15 @@ class SkewProbe(Callback):
         for name in [slot.name for slot in run.stack.layout]:  # without frozen ones, which all nodes share
             tensors = [module.get_parameter(name) for module in run.stack.modules]
             kept = torch.stack([tensor.detach() for tensor in tensors])
-            mean, rows = run.network.report_mean(kept.flatten(1)), kept.flatten(1).double()
+            mean, rows = run.network.report_mean(kept.flatten(1), honest=True), kept.flatten(1).double()
             with torch.no_grad():
                 for tensor in tensors:
                     tensor.copy_(mean.view_as(tensor))
                 right = run.stack.answers(batches, lambda given: (given.logits.argmax(1) == labels).double().mean())
                 for tensor, own in zip(tensors, kept, strict=True):
                     tensor.copy_(own)
-            accuracy = run.network.report(torch.stack(right)[:, None]).mean().item()
-            distance = run.network.report_distance(rows, run.network.report_mean(rows))
+            accuracy = run.network.honest(run.network.report(torch.stack(right)[:, None])).mean().item()
+            distance = measure_distance(run, rows)
             tried[name] = {"distance": distance, "accuracy": accuracy}
         return tried
 
@@ -117,19 +117,28 @@ class SkewProbe(Callback):
             "norm": masked_means(weight.double().norm(dim=2), own),
         }
         values: dict[str, float | None] = {}
-        means = {name: run.network.report(torch.stack(pair, 1)).nanmean(0) for name, pair in rows.items()}
+        means = {name: mean_over_nodes(run, run.network.report(torch.stack(pair, 1))) for name, pair in rows.items()}
         means["gradient"] = torch.full((2,), torch.nan)
         if self.gradients is not None:
             pair = masked_means(self.gradients.to(own.device), run.network.report(own.double()) > 0)
-            means["gradient"] = torch.stack(pair, 1).nanmean(0)
+            means["gradient"] = mean_over_nodes(run, torch.stack(pair, 1))
         for name, mean in means.items():
             for suffix, value in zip(("own", "lacking"), mean.tolist(), strict=True):
                 values[f"{name}_{suffix}"] = value if value == value else None
         features = [given.features for given in outputs if given.features is not None]
         for name, rows_of in (("head", weight), ("features", torch.stack(features))):
-            each = rows_of.flatten(1).double()
-            values[f"distance_{name}"] = run.network.report_distance(each, run.network.report_mean(each))
+            values[f"distance_{name}"] = measure_distance(run, rows_of.flatten(1).double())
         return {name: values[name] for name in MEASURES}
+
+
+def mean_over_nodes(run: Run, values: Tensor) -> Tensor:
+    """The mean over the honest nodes of ``values`` [n, C] that are not nan."""
+    return run.network.honest(values).nanmean(0)
+
+
+def measure_distance(run: Run, rows: Tensor) -> float:
+    """The distance of the honest nodes' ``rows`` [rows, C] to their mean, divided by the norm of the mean."""
+    return run.network.report_distance(rows, run.network.report_mean(rows, honest=True), honest=True)
 
 
 def masked_means(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,14 +29,14 @@ BINS = 15
 
 def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
     """Measure the nodes and the consensus model on a test set: accuracy, calibration error, and the AUROC of the score,
-    which compares the test samples with the public ones. Means are those of honest nodes; ``per_class`` has all nodes.
+    which compares the test samples with the public ones. Means are those of honest nodes.
 
     Args:
         run: what :func:`~lightning_idkd.analysis.load.load` returns.
         changes: options as for ``idkd fit``, for other data than the run's and another ``calibration.score``.
         per_class: whether to add ``per_class``. It has the ``classes`` with the number of their ``images``;
             ``accuracy`` [class] as node mean, worst node and so on (None where the set has no image of the class), and
-            of the ``nodes`` [node, class]; and ``confusion``, the counts of samples of the ``nodes`` [node, true class,
+            of all ``nodes`` [node, class]; and ``confusion``, the counts of samples of the ``nodes`` [node, true class,
             predicted class] and of the ``consensus`` model [true class, predicted class].
 
     Raises:
@@ -71,7 +72,7 @@ def evaluate(run: Run, changes: list[str], per_class: bool = False) -> dict:
         of_nodes = torch.tensor([node[key] for node in nodes], dtype=torch.float64)
         result[key] = summarise_nodes(of_nodes[torch.from_numpy(run.honest)]) | {"consensus": value}
     if per_class:
-        result["per_class"] = to_json(measure_classes(confusion, run.describe()["classes"]), "evaluate")
+        result["per_class"] = to_json(measure_classes(confusion, run.honest, run.describe()["classes"]), "evaluate")
     return result
 
 
@@ -95,14 +96,14 @@ def measure_model(run: Run, module: NodeModule, test: Samples, public: Samples |
     return measures
 
 
-def measure_classes(confusion: Tensor, classes: list[str]) -> dict:
+def measure_classes(confusion: Tensor, honest: np.ndarray, classes: list[str]) -> dict:
     """Build ``per_class`` of :func:`evaluate` from the counts of all nodes and, as the last, the consensus model
-    [n + 1, true class, predicted class]."""
+    [n + 1, true class, predicted class]; ``honest`` is bool [n]."""
     images = confusion[0].sum(1)
     accuracies = confusion.diagonal(dim1=1, dim2=2).double() / images  # [n + 1, class], nan where there is no sample
     *nodes, consensus = accuracies.unbind()
     accuracy: dict[str, list] = {}
-    for of_class in torch.stack(nodes).unbind(1):
+    for of_class in torch.stack(nodes)[torch.from_numpy(honest)].unbind(1):
         for key, value in summarise_nodes(of_class).items():
             accuracy.setdefault(key, []).append(value)
     accuracy |= {"consensus": consensus.tolist(), "nodes": [of_node.tolist() for of_node in nodes]}

@@ -128,6 +128,8 @@ class Orchestrator:
         progress, seconds = self.progress, math.nan
         if self.clock is not None:
             seconds = self.clock.began if step < progress.step else self.clock.seconds
+        if step < progress.step and progress.began is not None:  # an exchange since then may have changed the epoch
+            return progress.began, seconds
         return progress.epoch + (step - progress.step + progress.epoch_step) / progress.steps, seconds
 
     # ------------------------------------------------------------------ the loop
@@ -202,6 +204,7 @@ class Orchestrator:
         if present is not None:
             self.store.missed[1] += torch.from_numpy(~present)
         self.pass_time(greetings)  # from here on, faults see a later time
+        progress.began = self.when(progress.step)[0]
         progress.step, progress.epoch_step = progress.step + 1, progress.epoch_step + 1
         return losses
 

@@ -27,6 +27,8 @@ class Progress:
     """Finished steps, over all epochs."""
     epoch_step: int = 0
     """Finished steps of this epoch."""
+    began: float | None = None
+    """Finished epochs, with their fraction, at the beginning of the last step; None before the first."""
     phase: str = "train"
     """``train``, ``distil`` after the first exchange, or ``final`` after the last step."""
     best: float = -1.0
@@ -40,7 +42,7 @@ class Progress:
     loss_steps: int = 0
     """Steps since the last evaluation."""
     loss_missed: int = 0
-    """Batches since the last evaluation that absent nodes did not take."""
+    """Batches since the last evaluation that absent honest nodes did not take."""
     due: int = 0
     """Messages of training steps of this run that faults might lose: edges, over all steps."""
     lost: int = 0

@@ -89,10 +89,11 @@ class Recorder:
         nodes = self.store.nodes
         if present is not None:
             losses = losses.where(torch.from_numpy(present).to(losses.device), 0)
-            nodes = int(self.network.links.at(self.progress.step).present.sum())
+            all_present, honest = self.network.links.at(self.progress.step).present, self.network.links.honest
+            nodes = int(all_present.sum())
+            self.progress.loss_missed += int((honest & ~all_present).sum())
         self.loss = self.loss.to(losses.device) + losses
         self.progress.loss_steps += 1
-        self.progress.loss_missed += self.store.nodes - nodes
         self.progress.samples += self.store.batch_size * nodes
         bad = ~torch.isfinite(losses) & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(bad, self.progress.step, self._first_bad_step)
@@ -175,9 +176,10 @@ class Recorder:
         progress, started = self.progress, time.perf_counter()
         line: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "phase": progress.phase}
         if progress.loss_steps:
-            taken, steps = self.store.nodes * progress.loss_steps - progress.loss_missed, progress.loss_steps
-            mean = self.network.report(self.loss[:, None] / steps).mean().item()
-            line["train/loss"] = mean * self.store.nodes * steps / taken if progress.loss_missed and taken else mean
+            means = self.network.honest(self.network.report(self.loss[:, None] / progress.loss_steps))
+            due, mean = len(means) * progress.loss_steps, means.mean().item()
+            taken = due - progress.loss_missed
+            line["train/loss"] = mean * due / taken if progress.loss_missed and taken else mean
             line["train/lr"] = progress.last_lr
         validation = self.train.evaluate_samples
         measured, progress.per_node["accuracy"] = measure_nodes(

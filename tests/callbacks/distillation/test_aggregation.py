@@ -5,8 +5,17 @@ import pytest
 import torch
 from four_nodes import K, as_dict, chain_of_four, labels, softmax
 
-from lightning_idkd.callbacks import ERA, ClassCount, ConfidenceMean, LogitMean, Mean, Vote
+from lightning_idkd.callbacks import ERA, ClassCount, ConfidenceMean, Liars, LogitMean, Mean, SignFlip, Vote
+from lightning_idkd.graph import Graph
 from lightning_idkd.labels import Labels
+from lightning_idkd.links import Links
+from lightning_idkd.network import Network
+from lightning_idkd.topologies import Chain
+
+
+def three(rows):
+    """Labels of three classes from {index: probabilities}."""
+    return Labels(torch.tensor(list(rows)), torch.tensor(list(rows.values())))
 
 
 class TestClassCount:
@@ -38,6 +47,17 @@ class TestClassCount:
         rule.prepare(run, run.step)
         assert rule.histograms[2].tolist() == [6, 7, 8]
         assert run.network.counts() == {"parameter_bytes": 0, "label_bytes": 0, "other_bytes": 6 * 3 * 4, "messages": 6}
+
+    def test_a_liar_combines_labels_by_the_histogram_that_it_sends(self):
+        """Nodes 0 and 1 have 5 and 9 samples of the classes they predict, but node 1 says that it has -9."""
+        run, graph = chain_of_four(), Graph(Chain(), 4)
+        run.network = Network(graph, links=Links(graph, [Liars([1], SignFlip(1.0))]))
+        rule = ClassCount()
+        rule.prepare(run, run.step)
+        assert rule.histograms[0].tolist() == [5, 0, 1]
+        assert rule.histograms[1].tolist() == [0, -9, -2]
+        received = {0: three({4: [0.6, 0.3, 0.1]}), 1: three({4: [0.1, 0.8, 0.1]})}  # of node 0 and of node 1 alike
+        assert as_dict(rule(received)) == {4: pytest.approx([0.6, 0.3, 0.1])}
 
 
 def test_a_label_is_the_mean_over_those_that_kept_the_sample():

@@ -22,10 +22,10 @@ CHURN = "{class_path: Churn, init_args: {leave: 0.05, rejoin: 0.15, forget: true
 FAULTS = ["--faults", f"[{MESSAGES}, {CHURN}, {{class_path: LinkOutage, init_args: {{p: 0.2, steps: 7}}}}]"]
 
 
-def trace(tmp_path, text):
+def trace(tmp_path, text, forget="false"):
     file = tmp_path / "trace.csv"
     file.write_text(f"node,from,to\n{text}")
-    return ["--faults", f"[{{class_path: Trace, init_args: {{file: {file}}}}}]"]
+    return ["--faults", f"[{{class_path: Trace, init_args: {{file: {file}, forget: {forget}}}}}]"]
 
 
 def test_the_batches_of_an_absent_node_stand_still(configs, tmp_path):
@@ -42,6 +42,41 @@ def test_the_batches_of_an_absent_node_stand_still(configs, tmp_path):
     later = run.store.order(steps, 5)
     assert torch.equal(later[1], plain.store.order(steps - 5, 5)[1]), "in the next epoch it is five steps behind"
     assert torch.equal(later[0], plain.store.order(steps, 5)[0])
+
+
+def test_a_trace_keeps_its_place_where_an_exchange_makes_epochs_longer(configs, tmp_path):
+    """Node 1 is absent in the last step of epoch 0 and returns after the exchange; node 3 would be absent between that
+    step and the exchange, and is not. In epoch 1, which is longer, node 2 is absent in the second half."""
+    given = ["--distillation.start", "1", "--distillation.steps", "grow", "--train.epochs", "2"]
+    steps = run_of(configs).progress.steps
+    last = 1 - 1 / steps
+    rows = f"1,{last - 0.1 / steps},{last + 0.1 / steps}\n3,{last + 0.1 / steps},1\n2,1.5,2\n"
+    run = run_of(configs, *given, *trace(tmp_path, rows, forget="true"))
+    train(run, steps)
+    assert run.progress.absent == 1
+    run.progress.epoch, run.progress.epoch_step = 1, 0
+    run.store.end_epoch()
+    run.call("on_epoch_start", epoch=1)
+    longer = run.progress.steps
+    assert longer > 1.2 * steps, "a moment that is counted in new steps lies in the row of node 3"
+    assert run.network.returning(steps).tolist() == [False, True, False, False]
+    X = run.stack.X.clone()
+    run.gossip.welcome(steps)
+    torch.testing.assert_close(run.stack.X[1], X[[0, 2]].mean(0))
+    assert torch.equal(run.stack.X[[0, 2, 3]], X[[0, 2, 3]])
+    order = run.store.order(steps, longer)
+    for _ in range(longer):
+        run.train_step(order)
+    assert run.progress.absent == 1 + longer // 2
+
+
+def test_a_resumed_run_knows_when_its_last_step_began(configs):
+    run = run_of(configs)
+    train(run, 3)
+    again = run_of(configs)
+    again.progress.restore(run.progress.state())
+    again.progress.steps *= 2  # as after an exchange
+    assert again.when(2)[0] == 2 / run.progress.steps
 
 
 def test_shares_of_lost_messages_and_absent_nodes_are_reported(configs, tmp_path):
@@ -170,6 +205,32 @@ def test_faults_in_simulated_time_need_a_clock(fit, tmp_path, capsys, fault):
     given = given if given.startswith("{") else f"{{class_path: {given}}}"
     assert fit("--faults", f"[{given}]") == 2
     assert "in faults acts in simulated time and needs one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("until", "refused"), [(3, True), (1, False)])
+def test_traces_that_have_all_nodes_absent_at_once_are_refused(fit, tmp_path, capsys, until, refused):
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    one.write_text(f"node,from,to\n0,0,{until}\n1,0,9\n")
+    other.write_text("node,from,to\n1,1,2\n2,0,9\n3,2,3\n")
+    given = ", ".join(f"{{class_path: Trace, init_args: {{file: {file}}}}}" for file in (one, other))
+    assert fit("--faults", f"[{given}]", "--run.until", "1") == (2 if refused else 0)
+    said = f"faults.file: '{one}' and '{other}' together have all 4 nodes absent at 2 epochs"
+    assert (said in capsys.readouterr().err) == refused
+    assert fit.runs.exists() != refused
+
+
+def test_steps_without_any_node_pass(configs):
+    """Four nodes, each absent with probability 0.8, are all absent in some of the steps."""
+    run = run_of(configs, "--faults", "[{class_path: Churn, init_args: {leave: 0.4, rejoin: 0.1}}]")
+    away, order, steps = [], run.store.order(0, run.progress.steps), run.progress.steps
+    for step in range(steps):
+        present = run.network.links.at(step).present
+        away.append(present is not None and not present.any())
+        X = run.stack.X.clone()
+        run.train_step(order)
+        assert torch.equal(run.stack.X, X) == away[-1]
+    assert 0 < sum(away) < steps
+    assert np.isfinite(run.recorder.add_line(16, lambda: False)["train/loss"])
 
 
 def test_the_final_merge_is_the_mean_of_the_nodes_that_are_present(configs, tmp_path):

@@ -92,6 +92,29 @@ def test_validation_is_that_of_honest_nodes(configs):
     assert nodes == pytest.approx([0.1, 0.2, 0.9, 0.3])
 
 
+def test_the_loss_is_the_mean_over_the_batches_of_honest_nodes(configs, tmp_path):
+    """Of honest nodes 0, 1 and 3, node 3 misses two of four steps; so does liar 2, which does not count."""
+    (tmp_path / "trace.csv").write_text("node,from,to\n3,0,{0}\n2,0,{0}\n".format(1.5 / run_of(configs).progress.steps))
+    absent = f"{{class_path: Trace, init_args: {{file: {tmp_path / 'trace.csv'}}}}}"
+    lies = liars(attack=NOISE, flip="true")[1]
+    run = run_of(configs, "--faults", f"{lies[:-1]}, {absent}]")
+    order, losses = run.store.order(0, run.progress.steps), []
+    for step in range(4):
+        of_step = run.train_step(order)
+        losses += [of_step[i].item() for i in HONEST if i != 3 or step >= 2]
+    assert len(losses) == 4 * 3 - 2
+    assert run.recorder.add_line(16, lambda: False)["train/loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_accuracies_by_class_are_those_of_honest_nodes(finished):
+    found = evaluate(load(finished), [], per_class=True)["per_class"]["accuracy"]
+    nodes = np.array(found["nodes"])
+    assert nodes.shape == (4, 10)
+    for name, values in (("node_mean", nodes[HONEST].mean(0)), ("node_min", nodes[HONEST].min(0))):
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-12)
+    assert not np.allclose(found["node_mean"], nodes.mean(0))
+
+
 def test_heterogeneity_counts_the_labels_that_honest_nodes_train_on(configs):
     run = run_of(configs, *liars("[0, 2]", flip="true"))
     counts = np.stack([run.store.labels[run.store.split.train[i]].bincount(minlength=10).numpy() for i in range(4)])

@@ -13,10 +13,13 @@ from lightning_idkd.callbacks import SkewProbe
 from lightning_idkd.callbacks.probes.skew import MEASURES, masked_means
 from lightning_idkd.config.parse import configure
 
+LIAR = ["--faults", "[{class_path: Liars, init_args: {nodes: [2], flip: true}}]"]
 
-@pytest.mark.parametrize("engine", ["loop", "vmap"])
-def test_measures_are_those_of_the_nodes(configs, engine):
+
+@pytest.mark.parametrize(("engine", "honest"), [("loop", [0, 1, 2, 3]), ("vmap", [0, 1, 3])])
+def test_measures_are_those_of_the_honest_nodes(configs, engine, honest):
     more = ["--run.precision", "64", "--distillation", "null", "--run.engine", engine, "--data.partition.alpha", "0.3"]
+    more += [] if len(honest) == 4 else LIAR
     run = build(configure(["--config", str(configs / "ring_digits.yaml"), *SHORT, *more]))
     for _ in range(2):
         run.train_step(run.store.order(0, 2))
@@ -26,10 +29,11 @@ def test_measures_are_those_of_the_nodes(configs, engine):
     found = probe.measure(run, run.stack.answers(batches, lambda outputs: outputs), labels)
     assert list(found) == list(MEASURES)
 
-    y, n, k = labels.numpy(), run.stack.n, run.store.k
+    y, n, k = labels.numpy(), len(honest), run.store.k
     expected = {name: [] for name in MEASURES}
     heads, features = [], []
-    for i, module in enumerate(run.stack.modules):
+    for i in honest:
+        module = run.stack.modules[i]
         own_labels = run.store.labels[run.store.own[i]].numpy()
         has = np.array([(own_labels == c).mean() >= 1 / k for c in range(k)])
         assert 0 < has.sum() < k
@@ -56,8 +60,9 @@ def test_measures_are_those_of_the_nodes(configs, engine):
         np.testing.assert_allclose(found[name], np.mean(values), rtol=1e-8, err_msg=name)
 
 
-def test_a_tensor_that_is_the_mean_of_all_nodes_is_tried_and_put_back(configs):
-    more = ["--run.precision", "64", "--distillation", "null", "--data.partition.alpha", "0.3"]
+def test_a_tensor_that_is_the_mean_of_all_honest_nodes_is_tried_and_put_back(configs):
+    more = ["--run.precision", "64", "--distillation", "null", "--data.partition.alpha", "0.3", *LIAR]
+    honest = [0, 1, 3]
     run = build(configure(["--config", str(configs / "ring_digits.yaml"), *SHORT, *more]))
     run.train_step(run.store.order(0, 1))
     run.stack.X.add_(
@@ -68,12 +73,12 @@ def test_a_tensor_that_is_the_mean_of_all_nodes_is_tried_and_put_back(configs):
     assert torch.equal(run.stack.X, before)
     batches, labels = run.store.evaluation_set("validation", 100)
     for name, (start, size) in places(run.stack.modules[0]).items():
-        rows = before[:, start : start + size].numpy()
+        rows = before[honest, start : start + size].numpy()
         mean = rows.mean(0)
         distance = np.sqrt(((rows - mean) ** 2).sum(1).mean()) / np.linalg.norm(mean)
         assert tried[name]["distance"] == pytest.approx(distance, rel=1e-9)
         accuracies = []
-        for i in range(run.stack.n):
+        for i in honest:
             row = before[i].clone()
             row[start : start + size] = torch.from_numpy(mean)
             logits = torch.cat(
