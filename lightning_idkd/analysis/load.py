@@ -223,6 +223,7 @@ class Run:
         files += export.write_program(folder, module, self.inputs)
         card = model_card.write_card(
             about,
+            self.inputs,
             self.images.get("data"),
             self.summary,
             evaluation,

@@ -12,7 +12,7 @@ import yaml
 from lightning_idkd.analysis.export import PROGRAM, has_plain_code
 from lightning_idkd.config.resolved import look_up
 from lightning_idkd.data.identity import abridge
-from lightning_idkd.data.inputs import restore
+from lightning_idkd.data.inputs import Inputs
 from lightning_idkd.records.report import format_bytes
 
 NAMES = {
@@ -22,6 +22,11 @@ NAMES = {
 }
 """The measures of an evaluation, in words. The run's own ``ood.auroc`` compares held-out private with public samples.
 """
+STORED = {
+    "images": ("pixels", "uint8", ""),
+    "vectors": ("features", "float64", ", in the order of the `columns` in `config.json`"),
+}
+"""Per kind of data, the name of stored values, their type, and the order of features."""
 BIBTEX = """```bibtex
 @article{ravikumar2024idkd,
   title   = {Homogenizing Non-{IID} Datasets via In-Distribution Knowledge Distillation for Decentralized Learning},
@@ -35,6 +40,7 @@ BIBTEX = """```bibtex
 
 def write_card(
     about: dict[str, Any],
+    inputs: Inputs,
     data: dict[str, Any] | None,
     summary: dict[str, Any] | None,
     evaluation: dict[str, Any] | None,
@@ -47,6 +53,7 @@ def write_card(
 
     Args:
         about: the content of ``config.json``.
+        inputs: the form of the samples.
         data: the identity of the run's sets (:func:`lightning_idkd.data.identity.record`), if it is known.
         summary: the run's ``summary.json``; None where the run has not finished.
         evaluation: what :func:`~lightning_idkd.analysis.evaluate.evaluate` returns for the run's own test set; without
@@ -63,10 +70,10 @@ def write_card(
     parts = [
         f"---\n{head}---\n\n{title}\n\n{describe_model(about, summary, nodes)}",
         f"## Results\n\n{describe_results(about, data, summary, results)}",
-        f"## Data\n\n{describe_data(about, data, summary)}",
+        f"## Data\n\n{describe_data(about, inputs, data, summary)}",
         f"## Method\n\n{describe_method(about, summary, parameters)}",
-        f"## How to load it\n\n{describe_loading(about, has_program)}",
-        f"## Limits\n\n{describe_limits(about, nodes, depends_on_batch)}",
+        f"## How to load it\n\n{describe_loading(about, inputs, has_program)}",
+        f"## Limits\n\n{describe_limits(inputs, nodes, depends_on_batch)}",
         f"## Licence\n\n{describe_licence(licence)}",
         f"## Citation\n\nlightning-idkd, which trained the model, implements this paper:\n\n{BIBTEX}",
     ]
@@ -139,18 +146,17 @@ def describe_results(about: dict, data: dict | None, summary: dict | None, resul
     return "\n".join(rows) + f"\n\n{protocol}"
 
 
-def describe_data(about: dict, data: dict | None, summary: dict | None) -> str:
+def describe_data(about: dict, inputs: Inputs, data: dict | None, summary: dict | None) -> str:
     """The private and the public set, and how the former is divided."""
     config = about["config"]["data"]
-    form = restore({key: value for key, value in about.items() if key in ("kind", "channels", "size", "columns")})
     counts = {key: f"{data[key]['images']:,} " if data and data.get(key) else "" for key in ("train", "public")}
     text = (
-        f"- Private set: {counts['train']}{form.plural} of {name_set(config['private'])}, {form.form}, divided over "
-        f"the nodes by {describe_class(config['partition'])}; each node holds out {config['validation']:.0%} of its "
-        f"samples for calibration.\n- Classes: {abridge(about['classes'])}."
+        f"- Private set: {counts['train']}{inputs.plural} of {name_set(config['private'])}, {inputs.form}, divided "
+        f"over the nodes by {describe_class(config['partition'])}; each node holds out {config['validation']:.0%} of "
+        f"its samples for calibration.\n- Classes: {abridge(about['classes'])}."
     )
     if config["public"] is not None:
-        text += f"\n- Public set, without labels: {counts['public']}{form.plural} of {name_set(config['public'])}."
+        text += f"\n- Public set, without labels: {counts['public']}{inputs.plural} of {name_set(config['public'])}."
     if summary:
         before, after = summary["homogeneity"]["before"], summary["homogeneity"]["after"]
         text += (
@@ -182,47 +188,74 @@ def describe_method(about: dict, summary: dict | None, parameters: int) -> str:
     return "\n".join(lines) + "\n\n`config.json` has all keys, with which the run can be repeated."
 
 
-def describe_loading(about: dict, has_program: bool) -> str:
+def describe_loading(about: dict, inputs: Inputs, has_program: bool) -> str:
     """Code that loads the model, first with torch alone."""
-    images, k = "channels" in about, len(about["classes"])
-    network = about["config"]["node"]["network"]
-    if images:
-        shape = f"[N, {about['channels']}, {about['size']}, {about['size']}]"
-        takes = f"pixels, uint8 {shape}"
-        samples = f"pixels = torch.zeros({shape.replace('[N, ', '1, ')[:-1]}, dtype=torch.uint8)  # your images"
-    else:
-        takes = f"features, float64 [N, {len(about['mean'])}], not scaled, in the order of `columns` in `config.json`"
-        samples = f"features = torch.zeros(1, {len(about['mean'])}, dtype=torch.float64)  # your vectors"
-    value = "pixels" if images else "features"
-    text = f"The model takes {takes}, and returns logits [N, {k}] of the `classes` in `config.json`."
+    name, dtype, order = STORED.get(inputs.plural, ("samples", "", ""))
+    shape = ", ".join(map(str, inputs.shape))
+    text = (
+        f"The model takes {name}, {dtype} [N, {shape}]{order}, and returns logits [N, {len(about['classes'])}] of the "
+    )
+    text += "`classes` in `config.json`. It scales its input itself."
     if has_program:
+        value = f"torch.zeros(1, {shape}, dtype=torch.{dtype})" if dtype else "..."
         text += f" `{PROGRAM}` needs torch alone (it was written by torch {version('torch')}). It takes batches of any "
-        text += "size, runs on the CPU and cannot be trained further:\n\n"
-        text += f'```python\nimport torch\n\nmodel = torch.export.load("{PROGRAM}").module()\n{samples}\n'
-        text += f"classes = model({value}).argmax(1)\n```"
-    text += "\n\nThe parameters are in `model.safetensors`. "
-    each = "channel, for pixels from 0 to 255" if images else "feature"
-    scaled = f"scaled with `mean` and `std` of `config.json` (one number a {each})"
-    path = network["init_args"].get("path", "")
+        text += f"""size, runs on the CPU and cannot be trained further:
+
+```python
+import torch
+
+model = torch.export.load("{PROGRAM}").module()
+{name} = {value}  # your {inputs.plural}
+classes = model({name}).argmax(1)
+```"""
+    return f"{text}\n\nThe parameters are in `model.safetensors`. {describe_network(about, name)}"
+
+
+def describe_network(about: dict, name: str) -> str:
+    """Code that loads the parameters into their network; ``name`` is the variable that holds samples."""
     if has_plain_code(about):
-        text += "`network.py` has the network in plain torch, and loads them (it needs safetensors):\n\n"
-        text += f'```python\nimport network\n\nmodel = network.load(".")\nlogits = model({value})\n```'
-    elif path.startswith("torchvision.models."):
-        text += f"They belong to `{path}`, whose input is {scaled}:\n\n```python\nimport torchvision\n"
-        arguments = "".join(f", {key}={value!r}" for key, value in network["init_args"].get("arguments", {}).items())
-        text += f"from safetensors.torch import load_file\n\nnetwork = {path}(num_classes={k}{arguments}).eval()\n"
-        text += 'network.load_state_dict(load_file("model.safetensors"))\n```'
+        return f"""`network.py` has the network in plain torch, and loads them (it needs safetensors):
+
+```python
+import network
+
+model = network.load(".")
+logits = model({name})
+```"""
+    chosen, k = about["config"]["node"]["network"], len(about["classes"])
+    path, own = chosen["init_args"].get("path", ""), short_name(chosen)
+    text = f"They belong to {path or describe_class(chosen)}, whose input is scaled: subtract `mean` and divide by "
+    text += "`std` of `config.json`, one number a channel (for pixels from 0 to 255) or feature."
+    if path.startswith("torchvision.models."):
+        imported, arguments = "import torchvision", chosen["init_args"].get("arguments") or {}
+        call = f"{path}({', '.join([f'num_classes={k}', *list_arguments(arguments)])})"
+    elif own in ("MobileNetV2", "ViT") and not chosen["init_args"].get("feature_norm"):
+        imported = f"from lightning_idkd.models import {own}"
+        arguments = {key: value for key, value in chosen["init_args"].items() if key != "feature_norm"}
+        call = f"{own}({', '.join(list_arguments(arguments))}).build({about['channels']}, {about['size']}, {k})"
     else:
-        text += f"They belong to {describe_class(network)}, whose input is {scaled}."
-    return text
+        return text
+    return f"""{text}
+
+```python
+{imported}
+from safetensors.torch import load_file
+
+network = {call}.eval()
+network.load_state_dict(load_file("model.safetensors"))
+```"""
 
 
-def describe_limits(about: dict, nodes: int, depends_on_batch: bool) -> str:
+def list_arguments(arguments: dict) -> list[str]:
+    """Keyword arguments in Python."""
+    return [f"{key}={value!r}" for key, value in arguments.items()]
+
+
+def describe_limits(inputs: Inputs, nodes: int, depends_on_batch: bool) -> str:
     """What a user of the model should know before trusting it."""
-    form = "images" if "channels" in about else "vectors"
     lines = [
-        f"It gives each input one of the classes above, also an input that belongs to none of them. It expects {form} "
-        "like those of the private set.",
+        "It gives each input one of the classes above, also an input that belongs to none of them. It expects "
+        f"{inputs.plural} like those of the private set.",
         "It comes from a research experiment and is not tested for any use in practice.",
         "Training sent no private sample, but what the nodes sent reveals something about their samples, and so may "
         "this model. `config.json` has the mean and the standard deviation of the private training samples.",

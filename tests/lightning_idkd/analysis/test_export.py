@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +17,11 @@ import yaml
 
 import lightning_idkd
 from lightning_idkd.analysis import export
+from lightning_idkd.analysis.model_card import describe_network
 from lightning_idkd.cli import main
 from lightning_idkd.data.images import ImageInputs
 from lightning_idkd.errors import UserError
-from lightning_idkd.models import CNN
+from lightning_idkd.models import CNN, MobileNetV2, TorchModule
 from lightning_idkd.nodes.node import NodeModule
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -151,6 +153,24 @@ def test_a_card_of_an_unfinished_run_says_so_and_has_no_results(exported, tmp_pa
     card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
     assert "The run has not finished." in card.text
     assert card.data.eval_results is None
+
+
+@pytest.mark.parametrize(
+    "architecture", [MobileNetV2("group"), TorchModule("torchvision.models.resnet18", {"zero_init_residual": True})]
+)
+def test_the_code_of_a_card_loads_networks_of_torchvision(architecture, tmp_path, monkeypatch):
+    network = architecture.build(3, 16, 4).eval()
+    name = type(architecture).__name__
+    chosen = {"class_path": f"lightning_idkd.models.{name}", "init_args": asdict(architecture)}
+    about = {"channels": 3, "size": 16, "classes": list("abcd"), "config": {"node": {"network": chosen}}}
+    export.write_parameters(tmp_path, network, about)
+    (block,) = re.findall(r"```python\n(.*?)```", describe_network(about, "pixels"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(block, names)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(names["network"](x), network(x))
+    assert not (tmp_path / "network.py").exists()
 
 
 def test_a_card_names_sets_of_the_hub(exported, tmp_path, monkeypatch):
