@@ -64,6 +64,8 @@ class Run:
     """Form of the samples, and how nodes take them."""
     trust: bool = False
     """Whether the config may name classes that are not part of this project."""
+    final: bool = False
+    """Whether the parameters are those after the final gossip, which ``summary`` describes."""
 
     def __repr__(self) -> str:
         count = self.stack.parameters + self.stack.frozen_parameters
@@ -225,7 +227,7 @@ class Run:
             about,
             self.inputs,
             self.images.get("data"),
-            self.summary,
+            self.summary if self.final else None,
             evaluation,
             licence,
             parameters=sum(p.numel() for p in network.parameters()),
@@ -271,7 +273,8 @@ def load(path: str | Path, checkpoint: str | None = None, trust: bool = False) -
     stack.restore(state)
     for module in stack.modules:
         module.eval()
-    return Run(folder, config, stack, graph, folder.metrics(), folder.summary(), images, state["epoch"], inputs, trust)
+    history, summary = folder.metrics(), folder.summary()
+    return Run(folder, config, stack, graph, history, summary, images, state["epoch"], inputs, trust, file == final)
 
 
 def configure_run(folder: RunFolder, changes: list[str], trust: bool) -> Config:

@@ -55,7 +55,7 @@ def write_card(
         about: the content of ``config.json``.
         inputs: the form of the samples.
         data: the identity of the run's sets (:func:`lightning_idkd.data.identity.record`), if it is known.
-        summary: the run's ``summary.json``; None where the run has not finished.
+        summary: the run's ``summary.json``; None for parameters from before the end of the run.
         evaluation: what :func:`~lightning_idkd.analysis.evaluate.evaluate` returns for the run's own test set; without
             one, the results are those of the summary.
         licence: the licence of the weights, by its name on the hub.
@@ -111,7 +111,7 @@ def describe_model(about: dict, summary: dict | None, nodes: int) -> str:
         f"their consensus, the mean of the parameters of all honest nodes after {count(about['epochs'], 'epoch')}."
     )
     if summary is None:
-        return f"{text} The run has not finished."
+        return f"{text} The parameters are from before the end of the run."
     kinds = ("parameter", "label", "other")
     sent = [format_bytes(summary["communication"][f"{kind}_bytes"]) for kind in kinds]
     return (
@@ -123,7 +123,7 @@ def describe_model(about: dict, summary: dict | None, nodes: int) -> str:
 def describe_results(about: dict, data: dict | None, summary: dict | None, results: dict) -> str:
     """A table of the results, and the protocol that they follow."""
     if not results:
-        return "The run has not finished and was not evaluated, so there are no results."
+        return "These parameters were not evaluated."
     rows = ["| | this model | nodes: mean | sd | least | most |", "| --- | --- | --- | --- | --- | --- |"]
     for key in NAMES:
         if key in results:
@@ -133,10 +133,12 @@ def describe_results(about: dict, data: dict | None, summary: dict | None, resul
     images = results.get("images") or (data and data["test"]["images"])
     samples = f"all {images:,} test samples" if images else "all test samples"
     merged = " and an exact mean" if config["train"]["final_merge"] else ""
-    private, steps = name_set(config["data"]["private"]), config["train"]["final_gossip"]
+    private, after = name_set(config["data"]["private"]), ", before the final gossip"
+    if summary:
+        after = f", after {count(config['train']['final_gossip'], 'step')} of final gossip{merged}"
     protocol = (
         f"Protocol: one run with the seed {config['seed']}, evaluated on {samples} of {private}, which training does "
-        f"not use, after {count(steps, 'step')} of final gossip{merged}. Accuracies are fractions. "
+        f"not use{after}. Accuracies are fractions. "
         "*This model* is the consensus; the other columns are the honest nodes, each with its own parameters, and *sd* "
         "is the standard deviation over them, not over seeds. A comparison with other methods needs several seeds and "
         "the same number of steps of final gossip."

@@ -146,12 +146,11 @@ def test_a_card_has_the_results_of_the_run_for_the_hub(exported, tmp_path):
     assert "all 7 test samples" in card.text
 
 
-def test_a_card_of_an_unfinished_run_says_so_and_has_no_results(exported, tmp_path, monkeypatch):
-    run, _ = exported["cnn"]
-    monkeypatch.setattr(run, "summary", None)
+def test_a_card_of_an_earlier_checkpoint_has_no_results_of_the_run(exported, tmp_path):
+    run = lightning_idkd.load(exported["cnn"][0].folder.path, "last.ckpt")
     run.export(tmp_path)
     card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
-    assert "The run has not finished." in card.text
+    assert "The parameters are from before the end of the run." in card.text
     assert card.data.eval_results is None
 
 
