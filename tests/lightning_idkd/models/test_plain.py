@@ -50,5 +50,5 @@ def test_a_classifier_scales_each_channel_or_feature():
     scaled = plain.Classifier(identity, [10.0, 20.0, 30.0], [1.0, 2.0, 4.0])(images).view(2, 3, 4, 4)
     for c, (mean, std) in enumerate([(10, 1), (20, 2), (30, 4)]):
         torch.testing.assert_close(scaled[:, c], (images[:, c].float() - mean) / std)
-    vectors = torch.tensor([[1e9 + 1, 5.0]], dtype=torch.float64)  # float32 would lose the 1
-    assert plain.Classifier(identity, [1e9, 1.0], [2.0, 4.0])(vectors).tolist() == [[0.5, 1.0]]
+    vectors = torch.tensor([[1e9 + 2, 5.0]], dtype=torch.float64)  # float32 has neither this nor the mean
+    assert plain.Classifier(identity, [1e9 + 1, 1.0], [2.0, 4.0])(vectors).tolist() == [[0.5, 1.0]]
