@@ -61,6 +61,30 @@ def test_a_formula_has_inherited_methods_but_none_of_the_core():
     assert re.findall(r"def (\w+)", pages.write_formula(QGDSGDm, base)) == ["update"]
 
 
+def test_a_class_is_described_by_its_documented_attributes_and_methods():
+    class Example:
+        """Shows members."""
+
+        plain = 0
+        sizes: dict[str, int] = {}  # noqa: RUF012
+        """Sizes
+        by name."""
+        undocumented: int = 1
+
+        def grow(self, name: str, by: int = 1) -> int:
+            """Returns the new size.
+
+            Further lines."""
+
+        def _hidden(self):
+            """Is private."""
+
+    assert pages.describe_members(Example) == [
+        "- `sizes: dict[str, int] = {}`: Sizes by name.",
+        "- `grow(self, name: str, by: int = 1) -> int`: Returns the new size.",
+    ]
+
+
 def test_docstrings_become_markdown():
     assert pages.escape("x*y < z of ``a*b``, ``_c``") == r"x\*y \< z of ``a*b``, ``_c``"
     assert pages.escape("see :class:`VanillaKD`") == "see [VanillaKD](#distillation-vanillakd)"

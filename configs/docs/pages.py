@@ -4,27 +4,33 @@ Such a page has one of these comments on a line of its own:
 
 - ``<!-- classes: KEY -->``: a section for every class that a config key takes, and one for their base class.
 - ``<!-- kinds -->``: the table of all keys that take classes.
+- ``<!-- class: PATH -->``: a section for a class that is no part of a config, by its import path.
+- ``<!-- hooks -->``: the table of all hooks.
 - ``<!-- file: PATH -->``: the text of a Markdown file of the repository, whose links lead to pages of the site.
 - ``<!-- more: FOLDER -->``: the pages of a folder that the list of pages around it does not name.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
 import textwrap
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
 
+from lightning_idkd.callback import HOOKS
 from lightning_idkd.command.keys import describe_arguments, gather_classes
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parents[1]
-MARKER = re.compile(r"^<!-- (classes|kinds|file|more)(?:: (\S+))? -->$", re.MULTILINE)
+MARKER = re.compile(r"^<!-- (classes|kinds|class|hooks|file|more)(?:: (\S+))? -->$", re.MULTILINE)
 PAGES = {
     "README.md": "index",
     "callbacks/README.md": "how_to/own_classes",
@@ -75,11 +81,12 @@ EXAMPLES = {
         "Fixed": " --clock.compute.seconds 0.1",
         "LogNormal": " --clock.compute.median 0.1 --clock.compute.sigma 0.3",
         "PerNode": " --graph.nodes 3 --clock.compute.seconds '[0.1, 0.1, 1.0]'",
-        "TraceTimes": " --clock.compute.file times.npy",
+        "TraceTimes": " --clock.compute.file times.csv",
     }),
     "gossip.compression": ("idkd fit --config ring_digits --gossip ChocoSGD --gossip.compression {name}{args}", {}),
     "gossip.aggregator": (
-        "idkd fit --config ring_digits --gossip Robust --gossip.rule DSGD --gossip.aggregator {name}{args}", {}
+        "idkd fit --config ring_digits --gossip Robust --gossip.rule DSGD --gossip.aggregator {name}{args}",
+        dict.fromkeys(("Krum", "MultiKrum"), " --graph.topology Complete"),
     ),
     "calibration": ("idkd fit --config ring_digits --calibration {name}{args}", {
         "Fixed": " --calibration.probability 0.9",
@@ -125,6 +132,11 @@ def fill(text: str, page: str) -> str:
             return write_kind(argument)
         if kind == "kinds":
             return write_table()
+        if kind == "class":
+            return write_class(argument)
+        if kind == "hooks":
+            rows = [f"| `{hook}` | `{'`, `'.join(payload)}` |" for hook, payload in HOOKS.items()]
+            return "\n".join(["| hook | arguments |", "| --- | --- |", *rows])
         if kind == "file":
             return write_file(argument, page)
         found = sorted(f"{argument}/{path.stem}" for path in (DOCS / argument).glob("*.md"))
@@ -162,13 +174,34 @@ def write_kind(key: str) -> str:
 def write_base(key: str, base: type) -> list[str]:
     """The section of a base class: what a class of the user's own defines."""
     lines = [f"({anchor(key, 'base-' + base.__name__)})=", f"### The base class {base.__name__}", ""]
-    lines += [write_docstring(base), ""]
-    for name, method in vars(base).items():
+    return [*lines, write_docstring(base), "", *describe_members(base), ""]
+
+
+def write_class(path: str) -> str:
+    """A section on a class with what it offers."""
+    module, _, name = path.rpartition(".")
+    cls = getattr(import_module(module), name)
+    return "\n".join(
+        [f"({anchor('python', name)})=", f"## {name}", "", write_docstring(cls), "", *describe_members(cls)]
+    )
+
+
+def describe_members(cls: type) -> list[str]:
+    """A line for each documented attribute and method of a class."""
+    lines = []
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    for node, after in pairwise([*body, ast.Pass()]):
+        if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):  # an attribute and its docstring
+            kind = re.sub(r"^ClassVar\[(.*)\]$", r"\1", ast.unparse(node.annotation).strip("'"))
+            default = f" = {ast.unparse(node.value)}" if node.value and "field(" not in ast.unparse(node.value) else ""
+            text = " ".join(inspect.cleandoc(after.value.value).split())
+            lines.append(f"- `{node.target.id}: {kind}{default}`: {escape(text)}")
+    for name, method in vars(cls).items():
         if inspect.isfunction(method) and (name == "__call__" or name[0] != "_") and method.__doc__:
             needed = " (required)" if getattr(method, "__isabstractmethod__", False) else ""
-            signature = re.sub(r"'([^']*)'", r"\1", str(inspect.signature(method)))
-            lines += [f"- `{name}{signature}`{needed}: {escape(summary(method))}"]
-    return [*lines, ""]
+            signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(method)))
+            lines.append(f"- `{name}{signature}`{needed}: {escape(summary(method))}")
+    return lines
 
 
 def summary(thing: object) -> str:
