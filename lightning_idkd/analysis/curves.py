@@ -168,7 +168,7 @@ def find_stems(curves: list[Curve], shared: int = 0, start: int = 0) -> list[Cur
     stems, alike = [], {}
     for curve in curves:
         next_lines = [lines[shared][1] if shared < len(lines) else None for lines in curve.lines]
-        alike.setdefault((*curve.seeds, *next_lines), []).append(curve)
+        alike.setdefault(tuple(next_lines), []).append(curve)
     for group in alike.values():
         shortest = min(len(lines) for curve in group for lines in curve.lines)
         count = shared

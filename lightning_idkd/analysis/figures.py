@@ -24,7 +24,7 @@ ENDINGS = (".pdf", ".svg", ".png")
 COLUMN, PAGE = 3.25, 6.75
 """Widths in inches of a column and of a page with two columns."""
 COLUMNS = 3
-"""Panels side by side."""
+"""Panels side by side, at most."""
 LETTER = 0.055
 """Mean width in inches of a letter of the legend."""
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
@@ -101,8 +101,8 @@ def draw_curves(curves: list[Curve], x: str, y: str, band: str, width: float | N
     panels = group_curves(curves)
     stems = {setting: find_stems(of_panel) for setting, of_panel in panels.items()}
     names = list(dict.fromkeys(name_curve(curve, curves) for curve in curves))
-    across = min(COLUMNS, len(panels))
-    down = -(-len(panels) // across)
+    down = -(-len(panels) // COLUMNS)
+    across = -(-len(panels) // down)
     width = width or (COLUMN if len(panels) == 1 else PAGE)
     scale = find_scale(name_metric(y))
     with rc_context(STYLE):
@@ -117,7 +117,8 @@ def draw_curves(curves: list[Curve], x: str, y: str, band: str, width: float | N
             for stem in stems[setting]:
                 draw_curve(axes, stem, scale, STEM)
             for curve in of_panel:
-                draw_curve(axes, curve, scale, choose_style(names.index(name_curve(curve, curves))))
+                line = names.index(name_curve(curve, curves))
+                draw_curve(axes, curve, scale, choose_style(line), line)
             axes.set_title("" if setting == "-" else wrap(setting, width / across))
             axes.set_xlabel(X[x] if i + across >= len(panels) else "")
             axes.set_ylabel(name_heading(y) if i % across == 0 else "")
@@ -148,10 +149,11 @@ def choose_style(i: int) -> dict:
     }
 
 
-def draw_curve(axes: Axes, curve: Curve, scale: float, style: dict) -> None:
-    """Draw mean and band of a curve from its fork on."""
+def draw_curve(axes: Axes, curve: Curve, scale: float, style: dict, line: int = 0) -> None:
+    """Draw mean and band of a curve from its fork on. Each ``line`` has its markers at other points."""
     x, mean, low, high = (values[curve.fork :] for values in (curve.x, curve.mean, curve.low, curve.high))
-    axes.plot(x, scale * mean, **style, markevery=-(-len(x) // MARKED))
+    every = -(-len(x) // MARKED)
+    axes.plot(x, scale * mean, **style, markevery=(line % every, every))
     if len(curve.seeds) > 1:
         axes.fill_between(x, scale * low, scale * high, color=style["color"], alpha=BAND, linewidth=0)
     if curve.ends_with_gossip:
@@ -181,7 +183,7 @@ def make_handles(names: list[str], curves: list[Curve], forked: bool, band: str,
     if any(curve.ends_with_gossip for curve in curves):
         handles.append(Line2D([], [], **OPEN, color="0.35", marker="o", label="after final gossip"))
     for handle in handles:
-        handle.set_label(wrap(handle.get_label(), width - 0.5))
+        handle.set_label(wrap(handle.get_label(), width - 0.8))
     return handles
 
 
