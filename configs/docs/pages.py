@@ -98,6 +98,10 @@ EXAMPLES = {
     "distillation.teacher.head": (
         "idkd fit --config ring_digits --distillation.teacher Refitted --distillation.teacher.head {name}{args}", {}
     ),
+    "distillation.encoding": ("idkd fit --config ring_digits --distillation.encoding {name}{args}", {
+        "LaplaceLabels": " --distillation.encoding.epsilon 4",
+        "RandomizedResponse": " --distillation.encoding.epsilon 4",
+    }),
     "faults": ("idkd fit --config ring_digits --faults '[{{class_path: {name}{args}}}]'", {
         "Liars": ", init_args: {nodes: [3, 8], attack: ALIE}",
         "Stragglers": "idkd fit --config ring_digits --faults '[{class_path: Stragglers}]' "
