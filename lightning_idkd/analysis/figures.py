@@ -105,6 +105,8 @@ def draw_curves(curves: list[Curve], x: str, y: str, band: str, width: float | N
     across = -(-len(panels) // down)
     width = width or (COLUMN if len(panels) == 1 else PAGE)
     scale = find_scale(name_metric(y))
+    unit, by = choose_byte_unit(curves) if x == "bytes" else ("", 1)
+    heading = f"{X[x]} ({unit})" if unit else X[x]
     with rc_context(STYLE):
         handles = make_handles(names, curves, any(stems.values()), band, width)
         longest = max(len(line) for handle in handles for line in handle.get_label().splitlines())
@@ -120,11 +122,11 @@ def draw_curves(curves: list[Curve], x: str, y: str, band: str, width: float | N
                 line = names.index(name_curve(curve, curves))
                 draw_curve(axes, curve, scale, choose_style(line), line)
             axes.set_title("" if setting == "-" else wrap(setting, width / across))
-            axes.set_xlabel(X[x] if i + across >= len(panels) else "")
+            axes.set_xlabel(heading if i + across >= len(panels) else "")
             axes.set_ylabel(name_heading(y) if i % across == 0 else "")
             axes.grid(alpha=0.3, linewidth=0.5)
             if x == "bytes":
-                use_byte_unit(axes)
+                axes.xaxis.set_major_formatter(lambda value, _: f"{value / by:.4g}")
             elif x == "epoch":
                 axes.xaxis.get_major_locator().set_params(integer=True)
         for axes in grid.flat[len(panels) :]:
@@ -160,14 +162,10 @@ def draw_curve(axes: Axes, curve: Curve, scale: float, style: dict, line: int = 
         axes.plot(x[-1:], scale * mean[-1:], **style | OPEN)
 
 
-def use_byte_unit(axes: Axes) -> None:
-    """Write the ticks of a byte axis in the unit of its end."""
-    from matplotlib.ticker import FuncFormatter
-
-    unit = format_bytes(axes.get_xlim()[1]).split()[1]
-    by = 1000 ** ("B", "kB", "MB", "GB", "TB").index(unit)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / by:.4g}"))
-    axes.set_xlabel(axes.get_xlabel() and f"{axes.get_xlabel()} ({unit})")
+def choose_byte_unit(curves: list[Curve]) -> tuple[str, int]:
+    """The unit of a byte axis that all panels have, and its bytes."""
+    unit = format_bytes(max(curve.x[-1] for curve in curves)).split()[1]
+    return unit, 1000 ** ("B", "kB", "MB", "GB", "TB").index(unit)
 
 
 def make_handles(names: list[str], curves: list[Curve], forked: bool, band: str, width: float) -> list[Artist]:

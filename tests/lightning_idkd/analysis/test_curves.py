@@ -257,12 +257,13 @@ def test_pdf_and_svg_have_fonts_that_publishers_take(seeds, tmp_path):
     assert re.search(r"<text [^>]*>consensus distance</text>", (tmp_path / "c.svg").read_text())
 
 
-def test_ticks_of_bytes_are_in_the_unit_of_the_axis(tmp_path, drawn):
+def test_ticks_of_bytes_are_in_the_unit_of_the_largest_panel(tmp_path, drawn):
     write_run(tmp_path, None, 0, [line(1, 0.3, 0, 2 * 10**6 - 5), line(2, 0.4, 0, 8 * 10**6 - 5)])
+    write_run(tmp_path, "IDKD", 0, [line(1, 0.3, 1, 2000), line(2, 0.4, 1, 3000)], alpha=1.0)
     assert main(["compare", str(tmp_path), "--x", "bytes", "--curves", str(tmp_path / "c.svg")]) == 0
-    (axes,) = drawn[0].axes
-    assert axes.get_xlabel() == "bytes sent (MB)"
-    assert axes.xaxis.get_major_formatter()(4e6) == "4"
+    for axes in drawn[0].axes:
+        assert axes.get_xlabel() == "bytes sent (MB)"
+        assert axes.xaxis.get_major_formatter()(4e6) == "4"
 
 
 def test_28_lines_differ_without_colour():
