@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 import pytest
+from docstring_parser import attrdoc
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
@@ -28,6 +30,16 @@ def _cache(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # one for all workers
     os.environ.setdefault("IDKD_CACHE", str(folder / "cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _docstrings_are_read_once():
+    """A parser of the command line compiles the source of every class of keys, which takes a third of its time."""
+    reader = attrdoc.AttributeDocstrings
+    read = functools.cache(functools.partial(reader.get_attr_docs, reader()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "get_attr_docs", lambda self, component: read(component))
+        yield
 
 
 @pytest.fixture(scope="session")

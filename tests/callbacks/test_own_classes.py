@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "callbacks" / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n# (\w+)\.py\n(.*?)```\n\n```yaml\n(.*?)```", README, re.DOTALL)
-SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "3",
+SHORT = ["--logger", "null", "--graph.nodes", "4", "--train.epochs", "2", "--data.private.limit", "300",
          "--data.public.samples", "200", "--run.engine", "loop", "--run.threads", "1",
          "--run.pictures", "false", "--distillation.start", "1"]  # fmt: skip
 

@@ -73,10 +73,11 @@ def wheel(tmp_path_factory) -> Path:
     return folder / "installed"
 
 
-@pytest.fixture(params=["checkout", pytest.param("wheel", marks=pytest.mark.slow)])
+@pytest.fixture
 def idkd(request, tmp_path):
-    """Runs Python in a folder of the user's, with the package in a checkout or as a wheel leaves it."""
-    package = ROOT if request.param == "checkout" else request.getfixturevalue("wheel")
+    """Runs Python in a folder of the user's, with the package in a checkout or, if so parametrised, as a wheel leaves
+    it."""
+    package = request.getfixturevalue("wheel") if getattr(request, "param", "") == "wheel" else ROOT
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         env = os.environ | {"PYTHONPATH": str(package)}
@@ -87,7 +88,7 @@ def idkd(request, tmp_path):
     return run
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture
 def own(request, tmp_path) -> str:
     """The path of a class in a ``callbacks`` of the user's own."""
     file = tmp_path / request.param
@@ -136,6 +137,11 @@ def test_configs_lie_where_the_package_says():
     assert import_module("lightning_idkd.callbacks").__file__ == str(ROOT / "callbacks" / "__init__.py")
 
 
+@pytest.mark.parametrize(
+    ("idkd", "own"),
+    [*(("checkout", place) for place in PLACES), pytest.param("wheel", "callbacks.py", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_help_and_classes_beside_a_callbacks_of_the_users_own(idkd, own):
     """The user's class counts where it exists, else the project's; full and short names always mean the project's."""
     help = idkd("-m", "lightning_idkd", "fit", "--help")
@@ -157,10 +163,11 @@ def test_help_and_classes_beside_a_callbacks_of_the_users_own(idkd, own):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("own", ["callbacks/__init__.py"], indirect=True)
+@pytest.mark.parametrize(("idkd", "own"), [("wheel", "callbacks/__init__.py")], indirect=True)
 def test_a_run_beside_a_callbacks_of_the_users_own(idkd, own, tmp_path):
     (tmp_path / "mine.yaml").write_text(f"gossip: callbacks.DSGD\ncallbacks: [{{class_path: {own}}}]\n")
-    command = ["-m", "lightning_idkd", "fit", "--config", "ring_digits", "--config", "mine.yaml", *SHORT]
+    short = [*SHORT, "--run.until", "2"]
+    command = ["-m", "lightning_idkd", "fit", "--config", "ring_digits", "--config", "mine.yaml", *short]
     done = idkd(*command)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs/ring_digits/latest"

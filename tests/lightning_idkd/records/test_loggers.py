@@ -10,6 +10,8 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from unittest.mock import MagicMock
 from urllib.parse import urlsplit
 
@@ -71,34 +73,85 @@ def history(path):
     return lines
 
 
+@dataclass
+class Resumed:
+    """A run that was killed, with W&B's process, and went on."""
+
+    run: Path
+    home: Path
+    said: str
+    ends: list[int]
+    """Where the records of evaluations end that the first session has written; the last one is cut."""
+
+    def __post_init__(self):
+        self.files = sorted(self.run.glob("wandb/offline-run-*/run-*.wandb"))
+        self.written = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """It has no login. W&B's file ends within a record, as when a machine goes down; after that, nothing can be written
+    to the user's home. The run is in processes of its own, since wandb leaves threads and sockets behind."""
+    folder = tmp_path_factory.mktemp("wandb")
+    (folder / "home").mkdir()
+    (folder / "file").touch()  # as a home it cannot be written to, by root neither
+    config = Path(__file__).resolve().parents[3] / "configs" / "ring_digits.yaml"
+    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(config), *SHORT,
+               "--train.evaluate_every", "1", "--run.dir", str(folder), "--run.resume", "auto"]  # fmt: skip
+    alone = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    alone |= {"MPLCONFIGDIR": str(folder / "matplotlib")}
+    run = folder / "ring_digits" / "latest"
+    with (folder / "said").open("w") as said:
+        first = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True,
+                                 env=alone | {"HOME": str(folder / "home")})  # fmt: skip
+        while len(RunFolder(run).metrics()) < 3:
+            assert first.poll() is None
+            time.sleep(0.01)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+        (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+        wait_until_still(file)  # in a session of its own, W&B's process has written what it had
+        ends = [at for at, record in positions(file) if record.WhichOneof("record_type") == "history"]
+        os.truncate(file, ends[-1] - 20 if ends else file.stat().st_size)
+        second = subprocess.run(command, stdout=said, stderr=said, env=alone | {"HOME": str(folder / "file")})
+    output = (folder / "said").read_text()
+    assert second.returncode == 0, output[-2000:]
+    return Resumed(run, folder / "home", output, ends)
+
+
 @pytest.mark.slow
-def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
-    """Without a login nothing is asked. In processes of their own: wandb leaves threads and sockets behind."""
-    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT]
-    command += ["--run.dir", str(tmp_path), "--run.resume", "auto"]
-    (tmp_path / "home").mkdir()
-    (tmp_path / "file").touch()  # as a home it cannot be written to, by root neither
-    alone = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}  # no login
-    alone |= {"MPLCONFIGDIR": str(tmp_path / "matplotlib")}
-    for home, more in (("home", ["--run.until", "3"]), ("file", [])):
-        done = subprocess.run(
-            [*command, *more], capture_output=True, text=True, env=alone | {"HOME": str(tmp_path / home)}
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        for word in ("deprecated", "anonymous", "wandb:", "ERROR"):
-            assert word not in done.stderr + done.stdout
-    assert list((tmp_path / "home").iterdir()) == []
-    run = tmp_path / "ring_digits" / "latest"
-    assert len(list((tmp_path / "ring_digits").glob("2*"))) == 1
-    files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
+def test_wandb_offline_asks_nothing_and_leaves_the_home_alone(resumed):
+    for word in ("deprecated", "anonymous", "wandb:", "ERROR"):
+        assert word not in resumed.said
+    assert list(resumed.home.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_wandb_offline_has_every_evaluation_once_after_a_kill(resumed):
+    first, second = map(history, resumed.files)
+    written = resumed.written
+    assert [line["epoch"] for line in written] == [1, 2, 3, 4]
+    assert [line["_step"] for line in first + second] == [line["step"] for line in written]
+    assert len(first) == max(0, len(resumed.ends) - 1)
+    tables = [json.loads(f.read_text()) for f in resumed.files[1].parent.glob("files/media/table/*.json")]
+    assert {epoch for t in tables for epoch, *_ in t["data"]} == {line["epoch"] for line in second}
+    with WandbServer() as server:
+        sync = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(file.parent) for file in resumed.files)]
+        env = os.environ | server.environment()
+        done = subprocess.run(sync, capture_output=True, text=True, env=env, cwd=resumed.home.parent)
+        assert done.returncode == 0, done.stderr
+        (synced,) = server.runs.values()
+    assert [synced.history[i]["_step"] for i in range(len(synced.history))] == [line["step"] for line in written]
+
+
+@pytest.mark.slow
+def test_wandb_offline_a_resumed_run_continues_its_curve(resumed):
+    run, files, written = resumed.run, resumed.files, resumed.written
+    assert len(list(run.parent.glob("2*"))) == 1
     assert len(files) == 2
     # one curve when synced
     assert files[0].name == files[1].name == f"run-{(run / 'wandb' / 'run_id.txt').read_text()}.wandb"
-
     first, second = map(history, files)
-    assert [line["epoch"] for line in first + second] == [2, 4]  # one log an evaluation
-    assert [line["_step"] for line in first + second] == [line["step"] for line in first + second]
-    written = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line, logged in zip(written, first + second, strict=True):
         for key, value in line.items():
             if isinstance(value, (int, float)):
@@ -129,51 +182,10 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(configs, tmp_path):
         for t in tables
         for epoch, node, *rest in t["data"]
     }
-    assert sorted(rows) == [(epoch, node) for epoch in (2, 4) for node in range(4)]
+    assert sorted(rows) == [(epoch, node) for epoch in (1, 2, 3, 4) for node in range(4)]
     for line in written:
         for name, values in line["per_node"].items():
-            assert [rows[line["epoch"], node][name] for node in range(4)] == pytest.approx(values), name
-
-    listed = subprocess.run([sys.executable, "-m", "wandb", "sync", "--dry-run", *(str(f.parent) for f in files)],
-                            capture_output=True, text=True, env=alone, cwd=tmp_path)  # fmt: skip
-    assert "Would sync" in listed.stdout + listed.stderr
-
-
-@pytest.mark.slow
-def test_wandb_offline_has_every_evaluation_once_after_a_kill(configs, tmp_path):
-    """W&B's process is killed too and its file ends within a record, as when a machine goes down."""
-    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT]
-    command += ["--train.evaluate_every", "1", "--run.pictures", "false",
-                "--run.dir", str(tmp_path), "--run.resume", "auto"]  # fmt: skip
-    run = tmp_path / "ring_digits" / "latest"
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    while len(RunFolder(run).metrics()) < 3:
-        assert first.poll() is None
-        time.sleep(0.01)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    wait_until_still(file)  # in a session of its own, W&B's process has written what it had
-    ends = [at for at, record in positions(file) if record.WhichOneof("record_type") == "history"]
-    os.truncate(file, ends[-1] - 20 if ends else file.stat().st_size)
-
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    written = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
-    first, second = map(history, files)
-    assert [line["_step"] for line in first + second] == [line["step"] for line in written]
-    assert len(first) == max(0, len(ends) - 1)
-    for line, logged in zip(written, first + second, strict=True):
-        assert logged["accuracy/node_mean"] == pytest.approx(line["accuracy/node_mean"])
-    tables = [json.loads(f.read_text()) for f in files[1].parent.glob("files/media/table/*.json")]
-    assert {epoch for t in tables for epoch, *_ in t["data"]} == {line["epoch"] for line in second}
-
-    with WandbServer() as server:
-        sync = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(file.parent) for file in files)]
-        done = subprocess.run(sync, capture_output=True, text=True, env=os.environ | server.environment(), cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        (synced,) = server.runs.values()
-    assert [synced.history[i]["_step"] for i in range(len(synced.history))] == [line["step"] for line in written]
+            assert [rows[line["epoch"], node][name] for node in range(4)] == pytest.approx(values, nan_ok=True), name
 
 
 @pytest.mark.parametrize(
@@ -335,8 +347,10 @@ def test_an_unreachable_server_is_reported_in_one_line_and_the_run_continues_off
         "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40,
         "WANDB_INIT_TIMEOUT": "2", "HOME": str(tmp_path),
     }  # fmt: skip
-    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"), *SHORT]
-    done = subprocess.run([*command, "--run.dir", str(tmp_path)], capture_output=True, text=True, env=alone)
+    command = [sys.executable, "-m", "lightning_idkd", "fit", "--config", str(configs / "ring_digits.yaml"),
+               "--graph.nodes", "2", "--train.epochs", "1", "--distillation", "null", "--run.engine", "loop",
+               "--run.threads", "1", "--run.pictures", "false", "--run.dir", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=alone)
     assert done.returncode == 0, done.stderr[-2000:]
     (said,) = (line for line in done.stdout.splitlines() if "W&B" in line)
     assert "logged offline" in said

@@ -93,6 +93,8 @@ def test_every_config_trains_on_stand_in_data(names, configs, stand_in, tmp_path
               "run.control": "false"}  # fmt: skip
     if config.distillation is not None:
         shrink |= {"distillation.start": 1}
+    if len(names) == 2 and names[0] == "ring_digits":  # the presets beside it are those of methods, not of graphs
+        shrink |= {"graph.nodes": 4}
     if type(config.node.network).__name__ == "ResNet":
         shrink |= {"node.network.depth": 8, "node.network.width": 4, "data.partition": "IID"}
         shrink |= {"data.private.limit": 16 * config.graph.nodes, "train.batch_size": 8, "data.image_size": 16}
