@@ -612,6 +612,16 @@ def test_prediction_keeps_the_order_and_the_mode():
     np.testing.assert_allclose(outputs.logits, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_single_sample_has_the_same_outputs_in_every_row():
+    """Rows of 650 values begin at addresses that are 0 or 8 modulo 16."""
+    network = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, K * 10))  # noqa: E731
+    stack = NodeStack(lambda: NodeModule(network()), range(2), 0)
+    assert stack.parameters % 4 == 2
+    samples = torch.randn(20, 1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    first, second = (run_network(module, samples).logits for module in stack.modules)
+    assert torch.equal(first, second)
+
+
 # ---------------------------------------------------------------------- what CUDA devices use
 
 
