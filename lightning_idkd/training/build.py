@@ -19,6 +19,8 @@ from lightning_idkd.network import Network
 from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.nodes.stack import NodeStack
 from lightning_idkd.training import memory
+from lightning_idkd.training.launch import gather_from_all
+from lightning_idkd.training.launchers import name_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +81,24 @@ def build_parts(config: Config, fabric: Fabric, earlier: EarlierRun | None = Non
     engine_options = {"nodes_per_call": nodes_per_call, "autocast": config.run.autocast}
     stack = NodeStack(make, network.rows, config.seed, fabric.device, dtype, **engine_options)
     return Parts(split, network, store, stack, sum(needs.values()))
+
+
+def check_same_data(fabric: Fabric, split: Split) -> None:
+    """Refuse hosts that have read other samples than the first one.
+
+    Raises:
+        UserError: in all processes; the message names the first such host.
+    """
+    if fabric.world_size == 1:
+        return
+    (first, split_hash, data), *others = gather_from_all((name_host(), split.hash, split.data))
+    for host, other_hash, other in others:
+        for part in ("train", "test", "public"):
+            if change := identity.describe_change(other[part], data[part]):
+                key = "data.public" if part == "public" else "data.private"
+                raise UserError(f"{key}: the {part} samples on host {host} are {change} as on host {first}")
+        if other_hash != split_hash:
+            raise UserError(f"data.partition: host {host} has drawn other samples for its nodes than host {first}")
 
 
 def load_samples(config: Config, earlier: EarlierRun | None = None) -> tuple:

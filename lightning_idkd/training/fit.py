@@ -14,7 +14,6 @@ import numpy as np
 from lightning_idkd.callback import Fault, check_faults
 from lightning_idkd.checkout import find_commit
 from lightning_idkd.config import ClockConfig, Config
-from lightning_idkd.errors import UserError
 from lightning_idkd.graph import WATCHED
 from lightning_idkd.records import loggers, report
 from lightning_idkd.records.run_folder import RunFolder
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from lightning_idkd.callback import Loss
-    from lightning_idkd.data.partition import Split
     from lightning_idkd.data.store import Store
     from lightning_idkd.links import Links
     from lightning_idkd.network import Network
@@ -60,7 +58,7 @@ def fit(config: Config) -> dict | None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a user cannot act on the warnings that libraries give when imported
-        from lightning_idkd.training.build import build_parts
+        from lightning_idkd.training.build import build_parts, check_same_data
         from lightning_idkd.training.calibrate import try_score
         from lightning_idkd.training.checkpoint import restore, share_rows
         from lightning_idkd.training.engine_choice import choose_engine
@@ -119,27 +117,6 @@ def share_start(config: Config, fabric: Fabric) -> Start:
 
     shared = decide(fabric, find)
     return found[0] if found else Start.receive(config, shared)
-
-
-def check_same_data(fabric: Fabric, split: Split) -> None:
-    """Refuse hosts that have read other samples than the first one."""
-    import torch.distributed as dist
-
-    from lightning_idkd.data import identity
-    from lightning_idkd.training.launchers import name_host
-
-    if fabric.world_size == 1:
-        return
-    everyone: list = [None] * fabric.world_size
-    dist.all_gather_object(everyone, (name_host(), split.hash, split.data))
-    (first, split_hash, data), *others = everyone
-    for host, other_hash, other in others:
-        for part in ("train", "test", "public"):
-            if change := identity.describe_change(other[part], data[part]):
-                key = "data.public" if part == "public" else "data.private"
-                raise UserError(f"{key}: the {part} samples on host {host} are {change} as on host {first}")
-        if other_hash != split_hash:
-            raise UserError(f"data.partition: host {host} has drawn other samples for its nodes than host {first}")
 
 
 def build_run(config: Config, fabric: Fabric, parts: Parts, start: Start) -> Orchestrator:

@@ -103,8 +103,7 @@ def launch(run: RunConfig) -> Fabric:
 def watch(fabric: Fabric) -> None:
     """Start the heartbeat of this process, which ends it when another one dies."""
     global _heartbeat
-    names: list = [None] * fabric.world_size
-    distributed.all_gather_object(names, name_host())
+    names = gather_from_all(name_host())
     rank, started = fabric.global_rank, getattr(fabric.strategy.launcher, "procs", [])
     _heartbeat = Heartbeat(rank, names, lambda: {child: p.poll() for child, p in enumerate(started, rank + 1)})
     distributed.barrier()
@@ -116,6 +115,13 @@ def end_together() -> None:
     if _heartbeat is not None:
         distributed.barrier()
         _heartbeat.stop()
+
+
+def gather_from_all(content: T) -> list[T]:
+    """The ``content`` of every process, by rank, in all processes."""
+    contents: list = [None] * distributed.get_world_size()
+    distributed.all_gather_object(contents, content)
+    return contents
 
 
 def decide(fabric: Fabric, find: Callable[[], T]) -> T:
@@ -150,8 +156,7 @@ def agree(fabric: Fabric, work: Callable[[], T]) -> T:
         value = work()
     except UserError as e:
         mistake = str(e)
-    found: list = [None] * fabric.world_size
-    distributed.all_gather_object(found, (name_host(), mistake))
+    found = gather_from_all((name_host(), mistake))
     mistakes = {host: text for host, text in reversed(found) if text is not None}
     if mistakes:
         host = list(mistakes)[-1]
