@@ -89,6 +89,8 @@ def launch(run: RunConfig) -> Fabric:
     waiting.cancel()
     if several:
         watch(fabric)
+    if fabric.local_rank:  # the processes of a host share a cache, and the first of them warns of it
+        logging.getLogger("lightning_idkd.data.cache").setLevel(logging.ERROR)
     keep_memory(whole_rows=several)
     torch.set_num_threads(run.threads or max(1, count_cores() // run.devices))  # until `choose_engine` decides
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from forked import Hosts
 from interrupts import InterruptAt
 from ports import free_ports
 from short_runs import SHORT, checkpoint, extra, latest, lines, same
@@ -16,49 +17,16 @@ from lightning_idkd.cli import main
 FAULTS = "[{class_path: MessageLoss, init_args: {p: 0.2, told: false}}]"
 
 
-class Hosts:
-    """Starts a command on two hosts, each with a folder and a cache of its own."""
-
-    def __init__(self, folder, config):
-        self.folders = [folder / "h1", folder / "h2"]
-        self.config, self.processes = config, []
-        for place in self.folders:
-            place.mkdir()
-
-    def start(self, *arguments, own=((), ()), torchrun=False):
-        """Start it, by hand or by an agent of torchrun on every host; ``own`` are arguments of each host."""
-        [port] = map(str, free_ports(1))
-        common = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        if torchrun:
-            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
-            agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting]
-            program = [*agent, "-m", "lightning_idkd"]
-        else:
-            program = [sys.executable, "-m", "lightning_idkd"]
-            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-        self.processes = []
-        for rank, place in enumerate(self.folders):
-            env = os.environ | common | {"SLURMD_NODENAME": f"h{rank + 1}", "IDKD_CACHE": str(place)}
-            if not torchrun:
-                env["RANK"] = str(rank)
-            command = [*program, "fit", "--config", str(self.config), *SHORT,
-                       "--run.dir", "runs", "--run.hosts", "2", *arguments, *own[rank]]  # fmt: skip
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            self.processes.append(subprocess.Popen(command, cwd=place, env=env, **pipes))
-
-    def wait(self):
-        """The exit status of each, what each printed, and its errors."""
-        said = [process.communicate(timeout=150) for process in self.processes]
-        return [p.returncode for p in self.processes], [out for out, _ in said], [err for _, err in said]
+@pytest.fixture
+def hosts(tmp_path, request):
+    hosts = Hosts(tmp_path, 2, cache=getattr(request, "param", None))
+    yield hosts
+    hosts.end()
 
 
 @pytest.fixture
-def hosts(tmp_path, configs):
-    hosts = Hosts(tmp_path, configs / "ring_digits.yaml")
-    yield hosts
-    for process in hosts.processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM if "torch.distributed.run" in process.args else signal.SIGKILL)
+def command(configs):
+    return ["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, "--run.dir", "runs"]
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +40,13 @@ def one_process(request, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_hosts_continue_a_run_of_one_process_without_a_folder_in_common(hosts, configs, one_process):
+@pytest.mark.parametrize("hosts", ["cache"], indirect=True)
+def test_two_hosts_continue_a_run_of_one_process_without_a_folder_in_common(hosts, command, one_process):
     """The first host has the run, which stopped inside an epoch after an exchange; the second one never sees a file."""
     stop = ["--faults", FAULTS, *extra(InterruptAt, steps=[80])]
     runs = hosts.folders[0] / "runs"
-    assert main(["fit", "--config", str(configs / "ring_digits.yaml"), *SHORT, *stop, "--run.dir", str(runs)]) == 130
-    hosts.start("--run.resume", "auto", *stop)
+    assert main([*command, *stop, "--run.dir", str(runs)]) == 130
+    hosts.start([*command, *stop, "--run.resume", "auto"])
     status, out, err = hosts.wait()
     assert status == [0, 0], err
     assert "continued at epoch" in out[0]
@@ -88,20 +57,30 @@ def test_two_hosts_continue_a_run_of_one_process_without_a_folder_in_common(host
 
 
 @pytest.mark.slow
-def test_two_agents_of_torchrun_give_the_bits_of_one_process(hosts, one_process):
+def test_two_agents_of_torchrun_give_the_bits_of_one_process(hosts, command, one_process):
     """The agents agree which of them has process 0, and only its host writes a run."""
-    hosts.start("--faults", FAULTS, *extra(InterruptAt, steps=[]), torchrun=True)
-    status, out, err = hosts.wait()
-    assert status == [0, 0], err
-    assert sum("accuracy" in text for text in out) == 1, out
+    [port] = free_ports(1)
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+             "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "-m", "lightning_idkd"]  # fmt: skip
+    given = [*agent, *command, "--run.hosts", "2", "--faults", FAULTS, *extra(InterruptAt, steps=[])]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    agents = [subprocess.Popen(given, cwd=place, env=env, **pipes) for place in hosts.folders]
+    try:
+        said = [process.communicate(timeout=300) for process in agents]
+    finally:
+        for process in agents:
+            process.terminate()  # it ends the process that it started
+    assert [process.returncode for process in agents] == [0, 0], said
+    assert sum("accuracy" in out for out, _ in said) == 1, said
     [run] = [latest(place / "runs") for place in hosts.folders if (place / "runs").exists()]
     assert same(checkpoint(one_process), checkpoint(run)) is None
     assert lines(one_process) == lines(run)
 
 
 @pytest.mark.slow
-def test_a_mistake_on_one_host_names_it_and_ends_both(hosts):
-    hosts.start(own=((), ("--data.public.samples", "200")))
+def test_a_mistake_on_one_host_names_it_and_ends_both(hosts, command):
+    hosts.start(command, own=((), ("--data.public.samples", "200")))
     status, _, err = hosts.wait()
     assert status == [2, 2]
     told = [text for text in err if text]
@@ -113,14 +92,23 @@ def test_a_mistake_on_one_host_names_it_and_ends_both(hosts):
 
 
 @pytest.mark.slow
-def test_a_host_that_dies_is_named_by_the_other(hosts):
-    hosts.start("--train.epochs", "4000", "--distillation", "null", "--train.evaluate_every", "1000")
+@pytest.mark.parametrize("hosts", ["/dev/null/cache"], indirect=True)
+def test_processes_of_one_host_warn_once_of_a_cache_that_cannot_be_written(hosts, command):
+    hosts.start([*command, "--run.until", "1"], own=(("--run.hosts", "1", "--run.devices", "2"),) * 2)
+    status, _, err = hosts.wait()
+    assert status == [0, 0], err
+    assert [text.count("decoded samples are not kept for the next run") for text in err] == [1, 0]
+
+
+@pytest.mark.slow
+def test_a_host_that_dies_is_named_by_the_other(hosts, command):
+    hosts.start([*command, "--train.epochs", "4000", "--distillation", "null", "--train.evaluate_every", "1000"])
     first, second = hosts.processes
     end = time.monotonic() + 100
     while not list(hosts.folders[0].glob("runs/*/*/checkpoints/last.ckpt")):
-        assert time.monotonic() < end, first.poll()
+        assert time.monotonic() < end, first.exitcode
         time.sleep(0.1)
-    second.send_signal(signal.SIGKILL)
+    second.kill()
     killed = time.monotonic()
     status, _, err = hosts.wait()
     assert time.monotonic() - killed < 60
