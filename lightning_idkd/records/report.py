@@ -212,7 +212,7 @@ def write_report(run: str) -> Path:
     """Write ``report.md`` into a finished run's folder: its final table, pictures and config.
 
     Raises:
-        UserError: ``run`` is not a run folder, or the run has not finished.
+        UserError: ``run`` is not a run folder, the run has not finished, or a file of it is damaged.
     """
     from pathlib import Path
 
@@ -224,14 +224,17 @@ def write_report(run: str) -> Path:
         if folder.file("config.yaml").exists():
             raise UserError(f"'{run}' has not finished; continue it with --run.resume auto")
         raise UserError(f"'{run}' is not a run folder; give one such as runs/NAME/latest")
-    table = "".join(f"| {key} | {value} |\n" for key, value in list_results(summary))
+    try:
+        table = "".join(f"| {key} | {value} |\n" for key, value in list_results(summary))
+        head = f"# {format_title(summary)}\n\n| | |\n| --- | --- |\n"
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise UserError(f"'{folder.file('summary.json')}' is damaged, or not the summary of a run") from e
     plots = sorted(folder.file("plots").glob("*.png"), key=lambda p: (p.stem.split("_")[0], p.stat().st_mtime_ns))
     pictures = "\n".join(f"![{p.stem.replace('_', ' ')}](plots/{p.name})\n" for p in plots)
     try:
         config = folder.file("config.yaml").read_text(encoding="utf-8")
     except (OSError, ValueError) as e:
         raise UserError(f"'{folder.file('config.yaml')}' is missing or damaged") from e
-    head = f"# {format_title(summary)}\n\n| | |\n| --- | --- |\n"
     text = f"{head}{table}\n{pictures}\n## Config\n\n```yaml\n{config}```\n"
     write(folder.file("report.md"), lambda part: part.write_text(text, encoding="utf-8"), "report")
     return folder.file("report.md")

@@ -7,18 +7,15 @@ import os
 
 import pytest
 from interrupts import InterruptAt
-from short_runs import checkpoint, extra, latest, lines, same
+from short_runs import SHORT, checkpoint, extra, latest, lines, same
 
 from lightning_idkd import files
+from lightning_idkd.cli import main
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, request):
     """The folder of an uninterrupted run."""
-    from short_runs import SHORT
-
-    from lightning_idkd.cli import main
-
     folder = tmp_path_factory.mktemp("whole")
     config = str(request.config.rootpath / "configs" / "ring_digits.yaml")
     assert main(["fit", "--config", config, *SHORT, *extra(InterruptAt, steps=[]), "--run.dir", str(folder)]) == 0
@@ -124,6 +121,15 @@ def test_auto_says_which_damaged_run_it_does_not_continue(fit, capsys):
     said = f"run.resume: not continued: '{run / 'config.yaml'}' is damaged, or not the config of a run\n"
     assert said in capsys.readouterr().err
     assert latest(fit.runs).resolve() != run
+
+
+@pytest.mark.parametrize("key", ["node_mean", "homogeneity", "seconds", "steps"])
+def test_a_summary_with_a_damaged_key_is_one_sentence_of_the_report(whole, tmp_path, capsys, key):
+    text = (whole / "summary.json").read_text()
+    damaged = tmp_path / "summary.json"
+    damaged.write_text(text.replace(f'"{key}"', f'"{key[:-1]}?"'))
+    assert main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: '{damaged}' is damaged, or not the summary of a run\n"
 
 
 def test_a_run_goes_on_where_there_are_no_locks(fit, capsys, monkeypatch):
