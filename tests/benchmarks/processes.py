@@ -1,8 +1,7 @@
 """Times steps of several processes beside one process with as many threads, and measures memory.
 
 python tests/benchmarks/processes.py speed [ROUNDS]
-python tests/benchmarks/processes.py messages
-python tests/benchmarks/processes.py memory
+python tests/benchmarks/processes.py memory [NODES]
 """
 
 from __future__ import annotations
@@ -142,10 +141,10 @@ def measure_speed(rounds: int) -> None:
 # ---------------------------------------------------------------------- memory
 
 
-def measure_memory_of(rank: int, world: int, folder: str) -> None:
+def measure_memory_of(rank: int, world: int, folder: str, nodes: int) -> None:
     """Print how much memory of this process a step, an evaluation and a checkpoint take at most."""
     join(rank, world, folder)
-    case = make_case(*CASES["ring_digits"], "--graph.nodes", "256", "--node.network.width", "64")
+    case = make_case(*CASES["ring_digits"], "--graph.nodes", str(nodes), "--node.network.width", "64")
     torch.set_num_threads(1)
     run = build_run(case, rank, world, "loop")
     step, device = build_step(run), run.stack.device
@@ -165,15 +164,19 @@ def measure_memory_of(rank: int, world: int, folder: str) -> None:
             if process == rank:
                 sizes = (size // 2**20 for size in (run.stack.X.nbytes, peak - before, peak))
                 print(f"| {part} | {rank} |", " | ".join(map(str, sizes)), "|", flush=True)
+    if rank == 0:
+        predicted = memory.predict(case.config, case.make(), run.store, case.graph, 0, world)
+        for part in ("state of the rule", "algebra of the rule", "evaluation and pictures", "checkpoint"):
+            print(f"predicted, {part}: {predicted[part] // 2**20} MiB")
 
 
-def measure_memory() -> None:
+def measure_memory(nodes: int) -> None:
     print("| part | process | its rows, MiB | growth of the peak, MiB | peak, MiB |\n| --- | --- | --- | --- | --- |")
-    for process in start(measure_memory_of, 4):
+    for process in start(measure_memory_of, 4, nodes):
         process.join()
 
 
 if __name__ == "__main__":
     print(*describe_machine(), sep=", ")
     what, *more = sys.argv[1:]
-    {"speed": lambda: measure_speed(int((*more, 7)[0])), "memory": measure_memory}[what]()
+    {"speed": lambda: measure_speed(int((*more, 7)[0])), "memory": lambda: measure_memory(int((*more, 256)[0]))}[what]()
