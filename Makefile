@@ -31,7 +31,7 @@ test: $(VENV)/.ready  ## run the tests
 bench: $(VENV)/.ready  ## time steps of small and large networks in every form (2 minutes: ARGS="--quick true")
 	$(BIN)/idkd bench --out runs/bench.json $(ARGS)
 
-report: $(VENV)/.ready  ## write report.md of a run: make report RUN=runs/ring_digits/latest
+report: $(VENV)/.ready  ## write report.md and report.html of a run: make report RUN=runs/ring_digits/latest
 	$(BIN)/idkd report $(RUN)
 
 sweep: $(VENV)/.ready  ## create a W&B sweep: make sweep SWEEP=ood_scores, or SWEEP=mine.yaml (without a server: idkd sweep FILE)

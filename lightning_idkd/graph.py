@@ -184,6 +184,7 @@ class Graph:
         if self.period is not None and self.period < 1:
             raise UserError(f"graph.topology: period {self.period} given; allowed: 1 or more, or None")
         self._cache: dict[int, Mixing] = {}
+        self._layouts: dict[int | None, tuple[nx.Graph, dict[int, np.ndarray]]] = {}
         self.mixing(0)  # refuses weights that do not suit the graph; the diameter needs the other steps of a period
         if self.period is not None and self.diameter is None:
             steps = "" if self.period == 1 else f", even over all {self.period} steps of its period"
@@ -330,8 +331,8 @@ class Graph:
             self.draw(figure.add_subplot(), values, meaning, labels, scale, step, outlined)
             figure.savefig(target, dpi=150)
             return
-        union, size = self._union(step), min(420, 9000 / self.nodes)
-        positions = self._positions(union)
+        union, positions = self.layout(step)
+        size = min(420, 9000 / self.nodes)
         nx.draw_networkx_edges(union, positions, ax=target, edge_color="0.6", node_size=size)
         thick = np.zeros(self.nodes, bool) if outlined is None else np.asarray(outlined)
         style = {"ax": target, "node_size": size, "nodelist": range(self.nodes),
@@ -361,10 +362,23 @@ class Graph:
             )
         target.set_aspect("equal")
         target.set_axis_off()
-        if self.period != 1:
-            repeats = "never repeats" if self.period is None else f"repeats after {self.period} steps"
-            which = f"step {step or 0}" if self.period is None or step is not None else f"all {self.period} steps"
-            target.set_title(f"{which} of a graph that {repeats}", fontsize="medium")
+        if steps := self.describe_steps(step):
+            target.set_title(steps, fontsize="medium")
+
+    def describe_steps(self, step: int | None = None) -> str:
+        """Which steps :meth:`draw` draws of a graph that changes; empty for a static graph."""
+        if self.period == 1:
+            return ""
+        repeats = "never repeats" if self.period is None else f"repeats after {self.period} steps"
+        which = f"step {step or 0}" if self.period is None or step is not None else f"all {self.period} steps"
+        return f"{which} of a graph that {repeats}"
+
+    def layout(self, step: int | None = None) -> tuple[nx.Graph, dict[int, np.ndarray]]:
+        """The edges that :meth:`draw` draws, as a graph, and the place of every node, [2]."""
+        if step not in self._layouts:
+            union = self._union(step)
+            self._layouts[step] = union, self._positions(union)
+        return self._layouts[step]
 
     def _positions(self, union: nx.Graph) -> dict[int, np.ndarray]:
         """Where to draw each node, [2]: as the topology says, else by a layout of networkx."""

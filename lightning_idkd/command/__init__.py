@@ -8,7 +8,7 @@ COMMANDS = {
     "sweep": "run all cells of a W&B sweep file without a server, on this machine or a SLURM cluster",
     "compare": "tabulate finished runs, with mean and spread over seeds, and draw their curves",
     "evaluate": "evaluate the nodes of a run on any test set, and export their mean",
-    "report": "write a run's report.md: its table, pictures and config",
+    "report": "write report.md and report.html of a run, or of a sweep's runs",
     "doctor": "check what runs need of this machine, and print it for a bug report",
     "init": "write a commented config, a score and a callback, to start from",
 }

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from lightning_idkd.config import Config, LoggerConfig
 from lightning_idkd.errors import UserError, require
+from lightning_idkd.files import to_json
 from lightning_idkd.records.run_folder import RunFolder
 
 STAGING = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
@@ -129,7 +130,7 @@ class WandB:
     def __init__(self, config: Config, folder: RunFolder):
         import wandb
 
-        self.folder, self.table = folder, None
+        self.folder, self.table, self.open_step = folder, None, None
         if folder.wandb_id() is None:
             folder.make_folder("wandb")
             folder.text("wandb/run_id.txt", read_wandb_id(config) or secrets.token_hex(4))
@@ -192,7 +193,9 @@ class WandB:
                 values[f"pictures/{name}"] = wandb.Image(str(path))
             values["per_node"] = self.add_rows(line)
             self.run.log({}, step=step, commit=False)  # W&B names files by the step that the run is at
-            self.run.log(values, step=step, commit=True)
+            last = line["phase"] == "final"
+            self.run.log(values, step=step, commit=not last)  # `finish` adds the report
+            self.open_step = step if last else None
             self.logged.add(step)
 
     def add_rows(self, line: dict):
@@ -210,12 +213,29 @@ class WandB:
             self.table.add_data(line["epoch"], node, *values)
         return self.table
 
+    def add_report(self, summary: dict) -> None:
+        """Log the HTML report of the run with its last line, without the confusion matrix and the control, which is
+        trained later."""
+        import wandb
+
+        from lightning_idkd.records.run_page import build_run_page
+        from lightning_idkd.records.run_result import Result
+
+        try:
+            page = build_run_page(Result.read(self.folder, to_json(summary, "summary")))
+        except Exception as e:  # a report that fails must not cost W&B the run's end
+            print(f"W&B gets no report of this run ({type(e).__name__}: {e})", flush=True)
+            return
+        self.run.log({"report": wandb.Html(io.StringIO(page), inject=False)}, step=self.open_step, commit=True)
+
     def give_way(self) -> None:
         """Mark the run as preempting, so that a sweep's server gives it to another agent once it ends."""
         self.run.mark_preempting()
 
     def finish(self, summary: dict | None) -> None:
-        """End the run, and remove staged files unless `wandb sync` will need them."""
+        """Log the report, end the run, and remove staged files unless `wandb sync` will need them."""
+        if summary is not None:
+            self.add_report(summary)
         self.run.summary.update(summary or {})
         self.run.finish(exit_code=int(summary is None))
         for variable, path in self.staging.items():

@@ -1,14 +1,17 @@
-"""Draws the pictures of a run, for ``plots/`` and W&B: accuracy, graph, label mass, scores and ROC."""
+"""Draws the pictures of a run, for ``plots/`` and W&B: accuracy, graph, label mass, scores and ROC. The numbers behind
+them go to ``plots/report.json``, for the report."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lightning_idkd import colours
 from lightning_idkd.callback import Callback, OodScore, format_probability
-from lightning_idkd.records import report
+from lightning_idkd.files import to_json
+from lightning_idkd.records import report, report_data
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,12 +63,13 @@ class Pictures(Callback):
         }
         if "time/simulated" in metrics:
             figures["accuracy_over_time"] = draw_accuracy(run.lines, [], "time")
+        scores, aurocs, title = [], [], ""
         if self.scores:
-            scores = []
             for private, public, noise, threshold in self.scores:
                 scores.append((private.numpy(), public.numpy(), noise.numpy(), threshold))
             aurocs, score = run.progress.per_node["auroc"], run.calibration.score
             figures |= {"scores": draw_score_histograms(scores, aurocs, score), "roc": draw_roc_curves(scores, aurocs)}
+            title = score.title
         for name, figure in figures.items():
             run.draw(name, figure)
         graph = run.folder.file("plots/graph.png")
@@ -74,6 +78,10 @@ class Pictures(Callback):
         meaning += "; thick outline: lying nodes" if links.liars else ""
         run.network.graph.draw(graph, nodes, meaning, outlined=~links.honest)
         run.add_pictures({"graph": graph})
+        device = report_data.name_device(run.fabric.device)
+        data = report_data.collect(run.store.classes, before, after, run.network.graph, scores, aurocs, title, device)
+        data["liars"] = np.flatnonzero(~links.honest).tolist()
+        run.folder.text("plots/report.json", json.dumps(to_json(data, "report.json")) + "\n")
 
 
 def make_figure(width: float, height: float) -> Figure:

@@ -1,4 +1,4 @@
-"""Text for people: a run's progress with one aligned line per evaluation, its final table, and ``report.md``."""
+"""Text for people: a run's progress with one aligned line per evaluation, and its final table."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import time
 from typing import TYPE_CHECKING
 
 from lightning_idkd.callback import format_probability
-from lightning_idkd.errors import UserError
-from lightning_idkd.files import write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -206,35 +204,3 @@ def format_title(summary: dict) -> str:
     """Format the line that says which run it is: name, seed, nodes, epochs and steps."""
     run = f"{summary['name']}, seed {summary['seed']}"
     return f"{run}: {summary['nodes']} nodes, {summary['epochs']} epochs, {summary['steps']} steps"
-
-
-def write_report(run: str) -> Path:
-    """Write ``report.md`` into a finished run's folder: its final table, pictures and config.
-
-    Raises:
-        UserError: ``run`` is not a run folder, the run has not finished, or a file of it is damaged.
-    """
-    from pathlib import Path
-
-    from lightning_idkd.records.run_folder import RunFolder
-
-    folder = RunFolder(Path(run).resolve())
-    summary = folder.summary()
-    if summary is None:
-        if folder.file("config.yaml").exists():
-            raise UserError(f"'{run}' has not finished; continue it with --run.resume auto")
-        raise UserError(f"'{run}' is not a run folder; give one such as runs/NAME/latest")
-    try:
-        table = "".join(f"| {key} | {value} |\n" for key, value in list_results(summary))
-        head = f"# {format_title(summary)}\n\n| | |\n| --- | --- |\n"
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise UserError(f"'{folder.file('summary.json')}' is damaged, or not the summary of a run") from e
-    plots = sorted(folder.file("plots").glob("*.png"), key=lambda p: (p.stem.split("_")[0], p.stat().st_mtime_ns))
-    pictures = "\n".join(f"![{p.stem.replace('_', ' ')}](plots/{p.name})\n" for p in plots)
-    try:
-        config = folder.file("config.yaml").read_text(encoding="utf-8")
-    except (OSError, ValueError) as e:
-        raise UserError(f"'{folder.file('config.yaml')}' is missing or damaged") from e
-    text = f"{head}{table}\n{pictures}\n## Config\n\n```yaml\n{config}```\n"
-    write(folder.file("report.md"), lambda part: part.write_text(text, encoding="utf-8"), "report")
-    return folder.file("report.md")

@@ -17,6 +17,7 @@ from sklearn.metrics import confusion_matrix
 
 import lightning_idkd
 from lightning_idkd.analysis.evaluate import NAMES
+from lightning_idkd.analysis.report import measure_confusion
 from lightning_idkd.cli import main
 from lightning_idkd.data import Digits
 from lightning_idkd.errors import UserError
@@ -332,6 +333,18 @@ def test_a_report_holds_numbers_pictures_and_config(run, capsys):
             assert (run / line.split("(")[1].rstrip(")")).exists()
     assert text.count("![") == 5
     assert "class_path: lightning_idkd.callbacks.IDKD" in text
+    page, stored = (run / "report.html").read_text(), json.loads((run / "plots" / "report.json").read_text())
+    assert f"<dd>{summary['accuracy']['node_mean']:.1%}</dd>" in page
+    assert page.count('class="small"') == 4  # histograms of the nodes' scores
+    loaded = lightning_idkd.load(run)
+    for node in range(4):
+        assert stored["label_mass"]["before"][node] == loaded.train(node).labels.bincount(minlength=10).tolist()
+    after = np.array(stored["label_mass"]["after"])
+    sizes = [len(loaded.train(node)) + summary["exchanges"][-1]["distilled"][node] for node in range(4)]
+    assert after.sum(1) == pytest.approx(sizes, abs=0.01)
+    test = loaded.test()
+    said = loaded.outputs(loaded.consensus(), test).logits.argmax(1)
+    assert np.array_equal(measure_confusion(loaded.folder, False).counts, confusion_matrix(test.labels, said))
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["report"]])

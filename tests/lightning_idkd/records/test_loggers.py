@@ -162,6 +162,9 @@ def test_wandb_offline_a_resumed_run_continues_its_curve(resumed):
     }
     pictures = {key for key, value in second[-1].items() if value == "image-file"}
     assert pictures == {f"pictures/{name}/_type" for name in ("accuracy", "graph", "labels", "scores", "roc")}
+    assert second[-1]["report/_type"] == "html-file"
+    (report,) = run.glob("wandb/offline-run-*/files/media/html/*.html")
+    assert f"<dd>{written[-1]['accuracy/node_mean']:.1%}</dd>" in report.read_text()
 
     axes = {
         m.metric.name or m.metric.glob_name: m.metric.step_metric
