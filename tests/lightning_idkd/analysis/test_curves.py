@@ -206,6 +206,7 @@ def test_a_figure_draws_every_stem_once_and_every_method_from_its_fork_on(forks,
         ([1, 2], [11, 21]), ([2, 3], [21, 31]), ([3, 4], [31, 61]), ([3, 4], [31, 51]), ([2, 3, 4], [21, 26, 41])
     ]  # fmt: skip
     assert [(x, pytest.approx(y)) for x, y in lines if len(x) == 1] == [([4], [61]), ([4], [51]), ([4], [41])]
+    assert len({one.get_color() for one in axes.lines}) == 4
     assert len(axes.collections) == 5
     (legend,) = drawn[0].legends
     assert [text.get_text() for text in legend.get_texts()] == [
@@ -218,7 +219,7 @@ def test_a_figure_draws_every_stem_once_and_every_method_from_its_fork_on(forks,
 
 
 def test_settings_are_panels_with_one_legend(forks, drawn, tmp_path):
-    write_run(forks, "IDKD", 0, [line(1, 0.3, 0.1), line(2, 0.4, 0.1)], alpha=1.0)
+    write_run(forks, None, 0, [line(1, 0.3, 0.1), line(2, 0.4, 0.1)], alpha=1.0)
     assert main(["compare", str(forks), "--curves", str(tmp_path / "c.svg"), "--x", "bytes", "--y", "worst"]) == 0
     (figure,) = drawn
     assert figure.get_figwidth() == 6.75
@@ -226,8 +227,10 @@ def test_settings_are_panels_with_one_legend(forks, drawn, tmp_path):
     assert len(figure.legends) == 1
     assert [axes.get_legend() for axes in figure.axes] == [None, None]
     assert [axes.get_ylabel() for axes in figure.axes] == ["worst node accuracy (%)", ""]
-    same = [next(one for one in axes.lines if one.get_marker() == "o") for axes in figure.axes]
-    assert len({one.get_color() for one in same}) == 1
+    third = figures.choose_style(2)
+    for axes in figure.axes:
+        assert next(one.get_color() for one in axes.lines if one.get_marker() == third["marker"]) == third["color"]
+    assert len(figure.axes[1].collections) == 0  # no band of one seed
 
 
 def test_settings_of_one_method_are_lines_of_one_panel(tmp_path, drawn):
