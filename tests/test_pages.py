@@ -100,3 +100,11 @@ def test_links_and_titles_of_a_file_suit_its_page(tmp_path, monkeypatch):
         "# One\n[own](../how_to/own_classes.md#a-rule) ![p](../../a.png)\n```sh\n# [a](b.md)\n```\n"
         "c (`configs/x.yaml`)\n## Two\n"
     )
+
+
+def test_the_readme_counts_the_classes():
+    counted = re.search(
+        r"(\d+) optimisers, (\d+) families\s+of graphs, (\d+)\s+scores", (ROOT / "README.md").read_text()
+    )
+    keys = ("gossip", "graph.topology", "calibration.score")
+    assert [int(number) for number in counted.groups()] == [len(pages.kinds()[key][2]) for key in keys]
