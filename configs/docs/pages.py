@@ -260,20 +260,16 @@ def write_code(method: Callable) -> str:
 
 
 @cache
-def presets() -> dict[str, list[str]]:
-    """For every gossip rule, the presets that use it; first the one of the shortest name."""
-    found: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "configs/presets/rules").glob("*.yaml"), key=lambda path: (len(path.stem), path.stem)):
-        found.setdefault(yaml.safe_load(path.read_text())["gossip"]["class_path"], []).append(
-            f"presets/rules/{path.stem}"
-        )
-    return found
+def presets() -> dict[str, str]:
+    """For every gossip rule, the preset of the shortest name that uses it."""
+    files = sorted((ROOT / "configs/presets/rules").glob("*.yaml"), key=lambda path: (-len(path.stem), path.stem))
+    return {yaml.safe_load(file.read_text())["gossip"]["class_path"]: f"presets/rules/{file.stem}" for file in files}
 
 
 def example(key: str, name: str) -> str:
     """A command that runs a class."""
     if key == "gossip":
-        return f"idkd fit --config ring_digits --config {presets()[name][0]}"
+        return f"idkd fit --config ring_digits --config {presets()[name]}"
     command, arguments = EXAMPLES.get(key, (f"idkd fit --config ring_digits --{key} {{name}}{{args}}", {}))
     given = arguments.get(name, "")
     return given if given.startswith("idkd") else command.format(name=name, args=given)
