@@ -19,6 +19,10 @@ from lightning_idkd.errors import UserError, explain_write_error
 
 PART = re.compile(r"\..+\.(\d+)(-[0-9a-f]+)?\.part", re.DOTALL)
 """Names of temporary files, with the number of the process that writes it."""
+HELD = (BlockingIOError, PermissionError)
+"""Errors for a file that another process has locked; PermissionError where NFS turns it into a lock of the server."""
+LOCK_TRIES = 5
+"""Times that a process tries to lock a folder, 20 ms apart, since :func:`is_locked` holds the lock for a moment."""
 ABANDONED = 3600
 """Seconds after the last write to a temporary file before it counts as abandoned."""
 
@@ -46,15 +50,32 @@ def lock_folder(folder: Path, message: str, warn: bool = True) -> Iterator[None]
     except OSError as e:
         raise UserError(f"cannot write in '{folder}' ({explain_write_error(e, folder)})") from e
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as e:  # PermissionError where NFS turns it into a lock of the server
-            raise Locked(message) from e
-        except OSError as e:
-            if warn:
-                reason = f"cannot be locked ({e.strerror}), so nothing stops a second process from working on it"
-                print(f"'{folder}' {reason}; start only one", file=sys.stderr)
+        for attempt in range(LOCK_TRIES):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except HELD as e:
+                if attempt == LOCK_TRIES - 1:
+                    raise Locked(message) from e
+                time.sleep(0.02)
+            except OSError as e:
+                if warn:
+                    reason = f"cannot be locked ({e.strerror}), so nothing stops a second process from working on it"
+                    print(f"'{folder}' {reason}; start only one", file=sys.stderr)
+                break
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of ``folder``, as far as this process may see; writes nothing."""
+    try:
+        with open(folder / ".lock") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except HELD as e:
+        return e.filename is None  # else the file itself cannot be opened
+    except OSError:
+        return False
+    return False
 
 
 def write(path: Path, save: Callable[[Path], Any], key: str = "run.dir") -> None:

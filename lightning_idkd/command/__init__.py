@@ -6,6 +6,7 @@ COMMANDS = {
     "topology": "print a graph's properties and draw it",
     "partition": "show how a partition divides the private set",
     "sweep": "run all cells of a W&B sweep file without a server, on this machine or a SLURM cluster",
+    "watch": "show how the runs and sweep cells below a folder are doing, live",
     "compare": "tabulate finished runs, with mean and spread over seeds, and draw their curves",
     "evaluate": "evaluate the nodes of a run on any test set, and export their mean",
     "report": "write report.md and report.html of a run, or of a sweep's runs",
@@ -13,5 +14,5 @@ COMMANDS = {
     "init": "write a commented config, a score and a callback, to start from",
 }
 """Per command, what it does."""
-READERS = ("evaluate", "report", "compare")
+READERS = ("evaluate", "report", "compare", "watch")
 """Commands that read run folders, which may be a stranger's: they do not look for modules in the working folder."""

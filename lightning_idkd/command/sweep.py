@@ -12,7 +12,7 @@ from lightning_idkd.errors import UserError
 def main(arguments: list[str]) -> int:
     """Run all cells of a sweep file; the exit status is 0 if all of them are done, else 1."""
     from lightning_idkd.config.arguments import find_config
-    from lightning_idkd.sweep.runner import run_sweep
+    from lightning_idkd.sweep.run import run_sweep
 
     p = options.build_parser("sweep")
     p.add_argument("file", help="Sweep file, such as configs/sweeps/ood_scores.yaml.")

@@ -20,13 +20,21 @@ from lightning_idkd.config import yaml_file
 from lightning_idkd.errors import UserError, did_you_mean, require
 from lightning_idkd.sweep.command_line import ARGUMENTS, MACROS
 
-KEYS = ("program", "method", "name", "metric", "parameters", "command", "run_cap", "description", "kind", "apiVersion")
-"""The keys of a sweep file that are read here, and those that only describe it."""
-SERVER = (
-    "project", "entity", "early_terminate", "controller", "scheduler", "metrics", "job", "image_uri", "launch",
-    "settings",
+KEYS = (
+    "program", "method", "name", "metric", "parameters", "command", "run_cap", "early_terminate", "description", "kind",
+    "apiVersion",
 )  # fmt: skip
+"""The keys of a sweep file that are read here, and those that only describe it."""
+SERVER = ("project", "entity", "controller", "scheduler", "metrics", "job", "image_uri", "launch", "settings")
 """Keys that only W&B's server or its other programs read."""
+
+METHODS = ("grid", "random", "bayes")
+METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
+"""The keys of a metric; the last three have no effect without W&B's server."""
+METRIC_EXAMPLE = "{name: validation/node_mean, goal: maximize}"
+GOALS = ("maximize", "minimize")
+HYPERBAND = ("type", "min_iter", "max_iter", "eta", "s", "strict")
+"""The keys of early_terminate."""
 
 BOUNDS = ("min", "max")
 DISTRIBUTIONS = {
@@ -50,6 +58,8 @@ DISTRIBUTIONS = {
     "q_beta": ("a", "b", "q"),
 }
 """Per distribution of a parameter, the keys that it takes."""
+SEARCHED = ("constant", "categorical", *(kind for kind in DISTRIBUTIONS if "uniform" in kind))
+"""The distributions of method bayes; Optuna has no others."""
 DEFAULTS = {"q": 1.0, "mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0}
 """The values of keys that may be missing."""
 ENTRY_KEYS = tuple(dict.fromkeys(["distribution", *itertools.chain(*DISTRIBUTIONS.values()), "parameters"]))
@@ -88,15 +98,69 @@ def read_sweep(path: Path) -> dict:
         if key not in sweep:
             raise UserError(f"{path.name}: the key '{key}' is missing")
     method, cap, name = sweep["method"], sweep.get("run_cap"), sweep.get("name", path.stem)
-    allowed = "grid, random (bayes and custom need W&B's server)"
-    require(method in ("grid", "random"), f"{path.name}: method", method, allowed)
+    allowed = f"grid, random, bayes (custom needs W&B's server).{did_you_mean(str(method), METHODS)}"
+    require(method in METHODS, f"{path.name}: method", method, allowed)
     right = cap is None or (type(cap) is int and cap >= 1)
     require(right, f"{path.name}: run_cap", cap, "a number of cells, 1 or more")
     right = isinstance(name, str) and make_file_name(name).strip("._")
     require(right, f"{path.name}: name", repr(name), "a text")
     check_command(sweep["command"], path.name)
     check_parameters(sweep["parameters"], f"{path.name}: parameters")
+    if is_search(sweep):
+        check_search(sweep, path.name)
     return sweep
+
+
+def is_search(sweep: dict) -> bool:
+    """Whether results decide which cells run, or how long: Optuna then runs the sweep."""
+    return sweep["method"] == "bayes" or "early_terminate" in sweep
+
+
+def check_search(sweep: dict, file: str) -> None:
+    """Refuse a search without a metric or a number of cells, and what Optuna cannot do."""
+    metric, keys = sweep.get("metric"), ", ".join(METRIC_KEYS)
+    if metric is None:
+        raise UserError(f"{file}: metric is missing, by which a search judges; such as {METRIC_EXAMPLE}")
+    require(isinstance(metric, dict), f"{file}: metric", metric, f"the keys {keys}")
+    for key in metric:
+        require(key in METRIC_KEYS, f"{file}: metric: key", f"'{key}'", f"{keys}.{did_you_mean(str(key), METRIC_KEYS)}")
+    right = isinstance(metric.get("name"), str) and metric["name"]
+    require(right, f"{file}: metric.name", metric.get("name"), "the name of a metric, such as validation/node_mean")
+    goal = metric.get("goal")
+    if goal is None:
+        raise UserError(f"{file}: metric.goal is missing; allowed: maximize, minimize (W&B's server takes minimize)")
+    require(goal in GOALS, f"{file}: metric.goal", goal, f"{', '.join(GOALS)}.{did_you_mean(str(goal), GOALS)}")
+    if "early_terminate" in sweep:
+        check_early_terminate(sweep["early_terminate"], f"{file}: early_terminate")
+    if sweep["method"] != "bayes":
+        return
+    if sweep.get("run_cap") is None:
+        raise UserError(f"{file}: run_cap is missing: how many trials does the search have?")
+    for path, entry in walk_parameters(sweep["parameters"]):
+        place = f"{file}: parameters.{'.'.join(path)}"
+        kind = find_distribution(entry, place)
+        allowed = f"for method bayes, by Optuna: {', '.join(SEARCHED)}"
+        require(kind in SEARCHED, f"{place}.distribution", kind, allowed)
+
+
+def check_early_terminate(given: Any, where: str) -> None:
+    """Refuse early stopping that is not W&B's hyperband with keys and values that Optuna's pruner has too."""
+    require(isinstance(given, dict), where, given, f"the keys {', '.join(HYPERBAND)}")
+    require(given.get("type") == "hyperband", f"{where}.type", given.get("type"), "hyperband")
+    for key in given:
+        hint = did_you_mean(str(key), HYPERBAND)
+        require(key in HYPERBAND, f"{where}: key", f"'{key}'", f"{', '.join(HYPERBAND)}.{hint}")
+    for key in ("min_iter", "max_iter", "eta", "s"):
+        least, value = 2 if key == "eta" else 1, given.get(key)
+        right = value is None or (type(value) is int and value >= least)
+        require(right, f"{where}.{key}", value, f"a whole number from {least}")
+    if (given.get("min_iter") is None) == (given.get("max_iter") is None):
+        raise UserError(f"{where}: give either min_iter, or max_iter and s")
+    for one, other in (("max_iter", "s"), ("s", "max_iter")):
+        if given.get(one) is not None and given.get(other) is None:
+            raise UserError(f"{where}.{other} is missing, which {one} needs")
+    strict = given.get("strict", False)
+    require(strict is False, f"{where}.strict", strict, "false, since Optuna has no such mode")
 
 
 def check_command(command: Any, file: str) -> None:
@@ -266,9 +330,13 @@ def draw(entry: dict, rng: random.Random) -> Any:
         value = math.exp(rng.normalvariate(mu, sigma))
     else:
         value = rng.betavariate(keys["a"], keys["b"])
-    if kind == base:
-        return value
-    return add_multiple(0, round(value / keys["q"]), keys["q"])
+    return quantise(value, entry)
+
+
+def quantise(value: float, entry: dict) -> float:
+    """Round ``value`` to a multiple of q if the distribution of a parameter has one."""
+    q = (DEFAULTS | entry)["q"]
+    return add_multiple(0, round(value / q), q) if find_distribution(entry).startswith("q_") else value
 
 
 def add_multiple(start: float, times: int, q: float) -> float:

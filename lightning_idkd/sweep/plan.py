@@ -120,27 +120,53 @@ def plan_cells(path: Path, runs: str) -> list[Cell]:
     with TemporaryDirectory() as drafts:
         for name, point in zip(name_cells(sweep, points), points, strict=True):
             cells.append(plan_cell(sweep, path, runs, name, point, Path(drafts) / f"{len(cells)}.json"))
-    try:
-        for cell in cells:
-            file = cell.folder.path.parent / "cell.json"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(cell.parameters, indent=1) + "\n"
-            write(file, lambda part, text=text: part.write_text(text), "--dir")
-    except OSError as e:
-        raise UserError(f"--dir: cannot write to '{runs}' ({e.strerror})") from e
+    for cell in cells:
+        write_parameters(cell)
     return cells
 
 
-def plan_cell(sweep: dict, path: Path, runs: str, name: str, point: dict, draft: Path) -> Cell:
-    """Plan one cell; ``draft`` takes the place of its ``cell.json``, which is not written yet."""
+def write_parameters(cell: Cell, file: Path | None = None) -> None:
+    """Write the parameters of a cell into a file; None: ``cell.json`` in its folder.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    file = file or cell.folder.path.parent / "cell.json"
+    make_folder(file.parent)
+    text = json.dumps(cell.parameters, indent=1) + "\n"
+    write(file, lambda part: part.write_text(text), "--dir")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of a sweep unless it exists.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--dir: cannot write to '{folder}' ({e.strerror})") from e
+
+
+def plan_cell(
+    sweep: dict, path: Path, runs: str, name: str, point: dict, draft: Path, file: Path | None = None
+) -> Cell:
+    """Plan one cell.
+
+    Args:
+        draft: takes the place of ``file``, which is not written yet.
+        file: the file that its parameters will have; None: ``cell.json`` in its folder.
+    """
     from lightning_idkd.config.parse import configure
 
     draft.write_text(json.dumps(point))
-    file = sweep_folder(sweep, path, runs) / name / "cell.json"
+    folder = sweep_folder(sweep, path, runs)
+    file = file or folder / name / "cell.json"
     command = sweep["command"][sweep["command"].index("fit") + 1 :]
     # a config comes first, so that the other parameters change it
     parameters = dict(sorted(point.items(), key=lambda item: item[0] != "config"))
-    place = ["--run.dir", str(file.parent.parent), "--run.name", name]
+    place = ["--run.dir", str(folder), "--run.name", name]
     try:
         config = configure(expand_command(command, parameters, draft) + place)
         config.check()

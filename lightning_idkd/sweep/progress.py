@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from lightning_idkd.errors import UserError
+from lightning_idkd.records.report import format_duration
+from lightning_idkd.records.status import read_status
 from lightning_idkd.sweep.plan import Cell
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Progress:
             over = is_over()
             if live:
                 live.update(self.build_table(), refresh=True)
-            for cell in self.cells:
+            for cell in list(self.cells):
                 if not live and cell.state not in ("waiting", printed.get(cell.name)):
                     print(f"{cell.name}: {cell.state}", flush=True)
                 printed[cell.name] = cell.state
@@ -56,26 +57,28 @@ class Progress:
         return all(cell.state == "done" for cell in self.cells)
 
     def build_table(self) -> Table:
-        """A table of all cells: their states and latest accuracies."""
+        """A table of all cells: their states, epochs, latest accuracies and time left."""
         from rich.markup import escape
         from rich.table import Table
 
-        cells = [cell for cell in self.cells if cell.until is None]
-        trainings = [cell for cell in self.cells if cell.until is not None]
-        counts = []
-        for kind, some in (("cells", cells), ("initial trainings", trainings)):
-            if some:
-                done = sum(cell.state == "done" for cell in some)
-                counts.append(f"{done} of {len(some)} {kind} done")
-        title = f"{escape(self.title)}: {', '.join(counts)}"
-        table = Table("cell", "state", "epoch", "node mean", "consensus", title=title)
-        for cell in self.cells:
-            lines = []
-            with suppress(UserError):  # damaged metrics do not end the other cells
-                lines = cell.folder.metrics() if cell.folder.path.exists() and cell.state != "waiting" else []
-            numbers = ["", "", ""]
-            if lines:
-                numbers = [str(lines[-1]["epoch"])]
-                numbers += [f"{lines[-1][f'accuracy/{key}']:.1%}" for key in ("node_mean", "consensus")]
+        table = Table("cell", "state", title=f"{escape(self.title)}: {escape(', '.join(self.count_cells()))}")
+        for heading in ("epoch", "node mean", "consensus", "left"):
+            table.add_column(heading, justify="right")
+        for cell in list(self.cells):
+            numbers = [""] * 4
+            if cell.state != "waiting" and cell.folder.path.exists():
+                status = read_status(cell.folder.path, epochs=cell.until or cell.config.train.epochs)
+                accuracies = [status.line.get(f"accuracy/{key}") for key in ("node_mean", "consensus")]
+                numbers = [status.progress, *("" if share is None else f"{share:.1%}" for share in accuracies)]
+                numbers += [format_duration(status.seconds_left) if cell.state.startswith("running") else ""]
             table.add_row(escape(cell.name), escape(cell.state), *numbers)
         return table
+
+    def count_cells(self) -> list[str]:
+        """How many cells and initial trainings are done, in words."""
+        counts = []
+        for kind, trains_until_the_end in (("cells", True), ("initial trainings", False)):
+            states = [cell.state for cell in self.cells if (cell.until is None) == trains_until_the_end]
+            if states:
+                counts.append(f"{states.count('done')} of {len(states)} {kind} done")
+        return counts

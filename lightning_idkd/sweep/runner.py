@@ -6,47 +6,18 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
-from lightning_idkd.errors import UserError, require
-from lightning_idkd.files import lock_folder, remove_parts
-from lightning_idkd.sweep.file import SERVER, read_sweep
-from lightning_idkd.sweep.plan import Cell, last_line, plan_cells, share_initial_trainings, sweep_folder
+from lightning_idkd.errors import UserError
+from lightning_idkd.files import is_locked
+from lightning_idkd.sweep.plan import Cell, last_line
 from lightning_idkd.sweep.progress import Progress
 
-
-def run_sweep(path: Path, jobs: int, runs: str, slurm: dict[str, Any] | None = None) -> bool:
-    """Run a sweep file, ``jobs`` cells at a time, with folders below ``runs``; returns whether every cell is done.
-
-    Args:
-        slurm: options of SLURM, where the cells then run as jobs; None: they run on this machine.
-    """
-    require(jobs >= 1, "jobs", jobs, "1 or more")
-    if slurm is not None:
-        from lightning_idkd.sweep import slurm as cluster
-
-        slurm = cluster.check_options(slurm)
-    sweep, cells = read_sweep(path), plan_cells(path, runs)
-    folder, title = sweep_folder(sweep, path, runs), str(sweep.get("name", path.stem))
-    if unused := [key for key in SERVER if key in sweep]:
-        has = "has" if len(unused) == 1 else "have"
-        print(f"{', '.join(unused)} {has} no effect without W&B's server: all cells run to their end")
-    with lock_folder(folder, f"another process runs this sweep in '{folder}'; wait for it, or stop it"):
-        for cell in cells:
-            remove_parts(cell.folder.path.parent)
-        # SIGTERM, by which a queue ends a job, acts as Ctrl-C; a shell lets its background jobs ignore SIGINT: set both
-        before = {s: signal.signal(s, signal.default_int_handler) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            cells = share_initial_trainings(cells, runs)
-            if slurm is not None:
-                return cluster.SlurmRunner(cells, jobs, title, folder, slurm).run()
-            return Runner(cells, jobs, title).run()
-        finally:
-            for s, handler in before.items():
-                signal.signal(s, handler)
-            print(f"runs: {folder} (a table: idkd compare {folder})", flush=True)
+INTERRUPTED = 130
+"""Exit status of ``idkd fit`` after a signal."""
+EARLIER_INTERVAL = 0.5
+"""Seconds between two looks at a run that another sweep has started."""
 
 
 class Runner(Progress):
@@ -80,6 +51,9 @@ class Runner(Progress):
         try:
             if cell.source is not None:
                 self.finished[id(cell.source)].wait()
+            while is_locked(cell.folder.path) and not self.stopping:
+                cell.state = "running, started by another sweep"  # or by this one, if it was killed then
+                time.sleep(EARLIER_INTERVAL)
             if self.stopping:
                 cell.state = "stopped"
             elif cell.is_done():
@@ -94,23 +68,29 @@ class Runner(Progress):
             self.finished[id(cell)].set()
 
     def run_process(self, cell: Cell) -> str:
-        """Train a cell in a new process, whose output goes to ``log.txt``; returns the cell's state after it."""
+        """Train a cell in a new process; returns the cell's state after it."""
+        process = self.start_process(cell)
+        return "stopped" if process is None else self.judge(cell, process.wait())
+
+    def start_process(self, cell: Cell) -> subprocess.Popen | None:
+        """Start the process that trains a cell, whose output goes to ``log.txt``; None if the sweep is stopping."""
         cell.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(cell.log, "a") as out:
-            with self.starting:
-                if self.stopping:
-                    return "stopped"
-                cell.state = "running"
-                # in a new session, so that only `stop` interrupts it: a second Ctrl-C would cost it its checkpoint
-                process = subprocess.Popen(
-                    self.build_command(cell), stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
-                )
-                self.processes.add(process)
-            status = process.wait()
-            self.processes.discard(process)
+        with open(cell.log, "a") as out, self.starting:
+            if self.stopping:
+                return None
+            cell.state = "running"
+            # in a new session, so that only `stop` interrupts it: a second Ctrl-C would cost it its checkpoint
+            process = subprocess.Popen(
+                self.build_command(cell), stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+            self.processes.add(process)
+            return process
+
+    def judge(self, cell: Cell, status: int) -> str:
+        """The state of a cell whose process has ended with a ``status``."""
         if status == 0 and cell.is_done():
             return "done"
-        if self.stopping or status == 130:
+        if self.stopping or status == INTERRUPTED:
             return "stopped"
         return f"failed: {last_line(cell.log) or f'status {status}'} ({cell.log})"
 
@@ -126,5 +106,5 @@ class Runner(Progress):
         """Interrupt every process; each ends with a checkpoint."""
         with self.starting:
             self.stopping = True
-            for process in list(self.processes):
-                process.send_signal(signal.SIGINT)
+            for process in self.processes:
+                process.send_signal(signal.SIGINT)  # does nothing to one that has ended

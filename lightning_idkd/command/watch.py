@@ -1,0 +1,100 @@
+"""``idkd watch``: shows how the runs and sweep cells below folders are doing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_idkd.command import options
+from lightning_idkd.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lightning_idkd.records.status import Status
+
+INTERVAL = 1.0
+"""Seconds between two looks at the files."""
+WIDTH = 160
+"""Columns of a table that does not go to a terminal."""
+COLUMNS = 7
+"""Columns of a table in which no run has a note."""
+FRAME = 6
+"""Lines of a table besides its rows, and of the prompt below it."""
+
+
+def main(arguments: list[str]) -> int:
+    """Show a table of all runs until Ctrl-C; once if asked to, or if the output is not a terminal."""
+    p = options.build_parser("watch")
+    p.add_argument("folders", nargs="*", default=["runs"], help="Run folders, or folders with runs or sweeps below.")
+    p.add_argument("--once", action="store_true", help="Print the table once and end, as without a terminal.")
+    given = p.parse_args(arguments)
+    folders = [Path(text) for text in given.folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"'{folder}' is not a folder; give run folders, or folders with runs below, such as runs")
+
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    if given.once or not console.is_terminal:
+        console = console if console.is_terminal else Console(width=WIDTH)
+        console.print(build_table(read(folders)))
+        return 0
+    with Live(console=console, auto_refresh=False) as live:
+        try:
+            while True:
+                live.update(build_table(read(folders), console.height - FRAME), refresh=True)
+                time.sleep(INTERVAL)
+        except KeyboardInterrupt:
+            return 0
+
+
+def read(folders: list[Path]) -> list[tuple[str, Status]]:
+    """Name and status of every run, those that need attention first."""
+    from lightning_idkd.records.status import STATES, find_runs, read_status
+
+    statuses = []
+    for root in folders:
+        top = root.resolve()
+        found = list(find_runs(top))
+        of_name = Counter(place for place, _ in found)
+        for place, run in found:
+            name = place.name if place in (top, top.parent) else str(place.relative_to(top))
+            name = f"{name}/{run.name}" if of_name[place] > 1 else name
+            statuses.append((name, read_status(run or place / "latest", place / "log.txt")))
+    return sorted(statuses, key=lambda item: STATES.index(item[1].state))
+
+
+def build_table(statuses: list[tuple[str, Status]], rows: int | None = None) -> Table:
+    """A table of runs; at most ``rows`` of them, with a line that counts the others."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    from lightning_idkd.records.report import format_duration
+    from lightning_idkd.records.status import STATES
+
+    states = [status.state for _, status in statuses]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
+    table = Table(title=counts or "no runs yet", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("run", no_wrap=True, ratio=3)
+    table.add_column("state", no_wrap=True, min_width=8)
+    for heading, width in (("epoch", 7), ("node mean", 9), ("consensus", 9), ("worst", 6), ("left", 7)):
+        table.add_column(heading, no_wrap=True, min_width=width, justify="right")
+    if any(status.note for _, status in statuses):
+        table.add_column("note", no_wrap=True, ratio=2)
+    shown = statuses if rows is None or len(statuses) <= rows else statuses[: max(rows - 1, 1)]
+    for name, status in shown:
+        progress = "" if status.state == "waiting" else status.progress
+        left = format_duration(status.seconds_left) if status.state == "running" else ""
+        values = (status.line.get(f"accuracy/{key}") for key in ("node_mean", "consensus", "node_min"))
+        accuracies = ["" if value is None else f"{value:.1%}" for value in values]
+        note = [escape(status.note)] if len(table.columns) > COLUMNS else []
+        table.add_row(escape(name), status.state, progress, *accuracies, left, *note)
+    if len(shown) < len(statuses):
+        table.add_row(f"and {len(statuses) - len(shown)} more")
+    return table
