@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
+import dataclasses
 import functools
 import json
 import math
@@ -25,13 +27,14 @@ from optuna.trial import TrialState
 
 from lightning_idkd.cli import main
 from lightning_idkd.records.run_folder import RunFolder
-from lightning_idkd.sweep import run, search, search_pictures
+from lightning_idkd.sweep import plan, run, search, search_pictures
 from lightning_idkd.sweep.file import read_sweep
 from lightning_idkd.sweep.plan import share_initial_trainings
 
 METRIC = {"name": "validation/node_mean", "goal": "maximize"}
 LR = {"train.lr": {"distribution": "log_uniform_values", "min": 0.001, "max": 1.0}}
 EPOCHS = 8
+FIXED = {"train.epochs": EPOCHS, "train.evaluate_every": 1, "distillation": None}
 
 
 class Training:
@@ -120,7 +123,27 @@ def begun(monkeypatch, fast):
         return process
 
     monkeypatch.setattr(search.Search, "start_process", start)
+    for module in (plan, search):
+        monkeypatch.setattr(module, "plan_cell", plan_quickly)
     return Training.begun
+
+
+PLAN_CELL = plan.plan_cell
+PARSED: list = []
+
+
+def plan_quickly(sweep, path, runs, name, point, draft, file=None):
+    """Plans a cell whose learning rate alone varies without parsing its config, which takes a quarter of a second."""
+    lr = point.get("train.lr", 0)
+    if lr <= 0 or FIXED | {"train.lr": lr} != point:
+        return PLAN_CELL(sweep, path, runs, name, point, draft, file)
+    if not PARSED:
+        PARSED.append(PLAN_CELL(sweep, path, runs, name, point, draft, file).config)
+    config, folder = copy.copy(PARSED[0]), plan.sweep_folder(sweep, path, runs)
+    config.train = dataclasses.replace(config.train, lr=lr)
+    config.run = dataclasses.replace(config.run, dir=str(folder), name=name)
+    config.resolved = config.resolved | {"train": config.resolved["train"] | {"lr": lr}}
+    return plan.Cell(name, point, [], config, None)
 
 
 @pytest.fixture
@@ -245,7 +268,7 @@ class TestSearch:
 
     def test_goes_on_after_kill_9_with_its_open_trials(self, file, tmp_path, begun):
         """The process of one trial has died with it; that of the other one is still training."""
-        fixed = {"train.epochs": {"value": EPOCHS}, "train.evaluate_every": {"value": 1}}
+        fixed = {key: {"value": value} for key, value in FIXED.items()}
         path = file(LR | fixed, method="bayes", run_cap=2, metric=METRIC)
         killed = prepare(path, str(tmp_path / "runs"), jobs=2)
         for _ in range(3):
@@ -321,8 +344,9 @@ class TestSearch:
         }
         assert sweep(parameters, run_cap=8) == 1
         assert "refused: some.yaml, cell trial=" in capsys.readouterr().out
-        assert begun
-        assert all(p.cell.start < p.cell.config.train.epochs for p in begun)
+        starts = [(p.cell.start, p.cell.config.train.epochs) for p in begun if p.cell.until is None]
+        assert starts
+        assert all(start < epochs for start, epochs in starts)
 
     def test_trials_that_begin_alike_fork_from_one_initial_training(self, sweep, begun):
         methods = [{"class_path": "IDKD", "init_args": {"start": s}} for s in (2, 4)]
