@@ -11,14 +11,16 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from lightning_idkd.files import is_locked
 from lightning_idkd.records.run_folder import parse_line
 
+T = TypeVar("T")
 STATES = ("running", "failed", "stopped", "pruned", "waiting", "finished")
 """The states of a run, in the order in which they need attention."""
 TAIL = 2**17
@@ -62,15 +64,11 @@ def read_status(folder: Path, log: Path | None = None, epochs: int | None = None
         log: a file with the output of the run.
         epochs: the epoch at which the run ends; None: the one in its config.
     """
-    tail = read_lines(log, LOG_TAIL)[0] if log is not None else []
-    texts = [text.decode(errors="replace").strip() for text in tail]
-    texts = [text for text in texts if text and not text.startswith(("srun: ", "slurmstepd"))]
-    note = next((text for text in reversed(texts) if WARNING.match(text)), "")
-    status = Status(note=note.removeprefix("error: "))
-    status.epochs = read_epochs(folder) if epochs is None else epochs
-    lines, written = read_metrics(folder / "metrics.jsonl")
+    last, note = ("", "") if log is None else read_changed(scan_log, log) or ("", "")
+    status = Status(note=note)
+    status.epochs = read_changed(scan_epochs, folder / "config.yaml") if epochs is None else epochs
+    lines, written = read_changed(scan_metrics, folder / "metrics.jsonl") or ([], math.nan)
     status.line = lines[-1] if lines else {}
-    last = texts[-1] if texts else ""
     if (folder / "summary.json").exists():
         status.state, status.note = "finished", ""
     elif is_locked(folder):
@@ -109,46 +107,59 @@ def predict_seconds_left(lines: list[dict], epochs: int | None, since: float) ->
 # ------------------------------------------------------------------ files
 
 
-def read_lines(path: Path, size: int) -> tuple[list[bytes], bool]:
-    """The whole or cut lines in the last ``size`` bytes of a file, and whether these are all of it; none if it is
-    missing or cannot be read."""
+def read_changed(scan: Callable[[Path, int, int], T], path: Path) -> T | None:
+    """What ``scan`` reads from a file, which it remembers until the file changes; None if the file is missing or cannot
+    be read."""
     try:
-        with open(path, "rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - size))
-            text = file.read()
-    except OSError:
-        return [], True
-    return text.split(b"\n")[0 if end <= size else 1 :], end <= size
-
-
-def read_metrics(path: Path) -> tuple[list[dict], float]:
-    """The last lines of metrics that are whole, at least one if there is one, and when the file was last written."""
-    try:
-        written = path.stat().st_mtime
-    except OSError:
-        return [], math.nan
-    size, complete = TAIL, False
-    lines: list[dict] = []
-    while not lines and not complete:
-        texts, complete = read_lines(path, size)
-        lines = [line for line in map(parse_line, texts) if line is not None and "epoch" in line]
-        size *= 2
-    return lines, written
-
-
-def read_epochs(folder: Path) -> int | None:
-    """The epoch at which a run ends, from its config: ``run.until`` or ``train.epochs``."""
-    try:
-        path = (folder / "config.yaml").resolve()
-        return scan_epochs(path, path.stat().st_mtime_ns)
+        path = path.resolve()
+        stat = path.stat()
+        return scan(path, stat.st_mtime_ns, stat.st_size)
     except OSError:
         return None
 
 
+def read_end(path: Path, end: int, size: int) -> list[bytes]:
+    """The lines in the last ``size`` of ``end`` bytes of a file, without a first one that is cut."""
+    with open(path, "rb") as file:
+        file.seek(max(0, end - size))
+        lines = file.read().split(b"\n")
+    return lines if end <= size else lines[1:]
+
+
 @functools.lru_cache(4096)
-def scan_epochs(path: Path, _written: int) -> int | None:
-    """What :func:`read_epochs` reads. To parse the YAML of hundreds of runs would take seconds."""
+def scan_log(path: Path, _written: int, end: int) -> tuple[str, str]:
+    """The last line of a log, and the last that reports a warning or a failure. Lines of SLURM's programs do not count:
+    they only say that the process has ended."""
+    texts = [text.decode(errors="replace").strip() for text in read_end(path, end, LOG_TAIL)]
+    texts = [text for text in texts if text and not text.startswith(("srun: ", "slurmstepd"))]
+    note = next((text for text in reversed(texts) if WARNING.match(text)), "")
+    return texts[-1] if texts else "", note.removeprefix("error: ")
+
+
+@functools.lru_cache(4096)
+def scan_metrics(path: Path, written: int, end: int) -> tuple[list[dict], float]:
+    """The last lines of metrics that are whole, at least one if there is one, and when the file was last written."""
+    lines: list[dict] = []
+    size = TAIL
+    while not lines:
+        for text in reversed(read_end(path, end, size)):
+            line = parse_line(text)
+            if line is not None and "epoch" in line:
+                lines.insert(0, line)
+            if len(lines) > PACES:
+                break
+        if size >= end:
+            break
+        size *= 2
+    return lines, written / 1e9
+
+
+@functools.lru_cache(4096)
+def scan_epochs(path: Path, _written: int, _end: int) -> int | None:
+    """The epoch at which a run ends, from its config: ``run.until`` or ``train.epochs``.
+
+    The text is searched, since to parse the YAML of hundreds of runs takes seconds.
+    """
     text = path.read_text(encoding="utf-8", errors="replace")
     for group, key in (("run", "until"), ("train", "epochs")):
         match = re.search(rf"^{group}:\n(?:[ -].*\n)*?  {key}: (\d+)$", text, re.MULTILINE)

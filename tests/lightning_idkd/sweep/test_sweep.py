@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -21,6 +22,7 @@ from scipy import stats
 
 from lightning_idkd.cli import main
 from lightning_idkd.config.parse import configure
+from lightning_idkd.records.run_folder import RunFolder
 from lightning_idkd.sweep import command_line, plan, runner
 from lightning_idkd.sweep import file as sweep_file
 
@@ -303,7 +305,8 @@ def test_every_sweep_is_expanded_as_the_agent_does_and_parses(path, tmp_path, co
     """W&B replaces ${args_json_file} by a file with the cell's parameters, as a flat object, and ${args} by options."""
     monkeypatch.chdir(configs.parent)
     content = sweep_file.read_sweep(path)
-    points = sweep_file.list_points(content)
+    drawn = {"method": "random"} if content["method"] == "bayes" else {}
+    points = sweep_file.list_points(content | drawn)
     for i, point in enumerate(points[:: max(1, len(points) // 8)]):
         (tmp_path / f"{i}.json").write_text(json.dumps(point))
         env, python, flag, module, command, *arguments = content["command"]
@@ -334,7 +337,7 @@ class TestMistakes:
         ("change", "words"),
         [
             ({"parametres": {}}, ["parametres", "'parameters'"]),
-            ({"method": "bayes"}, ["method", "bayes", "grid, random"]),
+            ({"method": "custom"}, ["method", "custom", "grid, random, bayes"]),
             ({"parameters": None}, ["parameters", "missing"]),
             ({"command": ["python"]}, ["command", "${args_json_file}"]),
             ({"parameters": {"train.lr": {"vals": [1]}}}, ["parameters.train.lr", "vals", "values"]),
@@ -446,13 +449,49 @@ def test_what_a_cell_says_is_shown_as_it_is(tmp_path):
     assert "[/data/x]" in shown
 
 
+def test_the_table_shows_epochs_of_all_and_the_time_left(file, tmp_path):
+    """The run has evaluated epoch 3 of 4 after 30 seconds, just now."""
+    (cell,) = plan.plan_cells(file({"seed": {"value": 0}}), str(tmp_path / "runs"))
+    run = RunFolder.create(cell.config.folder(), 0)
+    line = {"epoch": 3, "accuracy/node_mean": 0.5, "accuracy/consensus": 0.625, "throughput/seconds": 30.0}
+    run.log(line)
+    cell.state = "running"
+    with run.lock():
+        table = runner.Runner([cell], 1).build_table()
+        shown = [next(iter(column.cells)) for column in table.columns]
+    assert shown[:-1] == ["cell", "running", "3/4", "50.0%", "62.5%"]
+    assert shown[-1] in ("0:10", "0:09", "0:08")
+
+
+def test_a_run_that_a_killed_sweep_has_left_is_waited_for(file, tmp_path, monkeypatch):
+    """It comes to its end, so that no second process trains the cell."""
+    (cell,) = plan.plan_cells(file({"seed": {"value": 0}}), str(tmp_path / "runs"))
+    run = RunFolder.create(cell.config.folder(), 0)
+    run.yaml("config.yaml", cell.config.resolved)
+    left = contextlib.ExitStack()
+    left.enter_context(run.lock())
+    states = []
+
+    def sleep(_):
+        states.append(cell.state)
+        if len(states) == 2:
+            run.json("summary.json", {})
+            left.close()
+
+    monkeypatch.setattr(runner.time, "sleep", sleep)
+    monkeypatch.setattr(runner.subprocess, "Popen", None)
+    runner.Runner([cell], 1).run_cell(cell)
+    assert states == ["running, started by another sweep"] * 2
+    assert cell.state == "done"
+
+
 def test_keys_for_the_server_are_named_in_one_line_and_the_folder_at_the_end(file, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runner.Runner, "run", lambda self: bool(print(self.title)) or True)
-    path = file({"seed": {"value": 0}}, name="A sweep", project="p", early_terminate={"type": "hyperband"},
+    path = file({"seed": {"value": 0}}, name="A sweep", project="p", entity="e",
                 description="d", metric={"name": "accuracy/node_mean"})  # fmt: skip
     assert main(["sweep", str(path), "--dir", str(tmp_path / "runs")]) == 0
     first, title, last = capsys.readouterr().out.splitlines()
-    assert first == ("project, early_terminate have no effect without W&B's server: all cells run to their end")
+    assert first == ("project, entity have no effect without W&B's server: all cells run to their end")
     assert title == "A sweep"
     assert last == f"runs: {tmp_path}/runs/A_sweep (a table: idkd compare {tmp_path}/runs/A_sweep)"
 
