@@ -21,26 +21,21 @@ def run_sweep(path: Path, jobs: int, runs: str, slurm: dict[str, Any] | None = N
         slurm: options of SLURM, where the cells then run as jobs; None: they run on this machine.
     """
     require(jobs >= 1, "jobs", jobs, "1 or more")
+    sweep = read_sweep(path)
+    searches = is_search(sweep)
     if slurm is not None:
+        require(not searches, "--on", "slurm", "here, for method bayes and for early_terminate")
         from lightning_idkd.sweep import slurm as cluster
 
         slurm = cluster.check_options(slurm)
-    sweep = read_sweep(path)
-    folder, title = sweep_folder(sweep, path, runs), str(sweep.get("name", path.stem))
-    searches, search = is_search(sweep), None
     if searches:
-        require(slurm is None, "--on", "slurm", "here, for method bayes and for early_terminate")
         from lightning_idkd.sweep import search
 
         search.find_optuna(path.name)
+    folder, title = sweep_folder(sweep, path, runs), str(sweep.get("name", path.stem))
     cells = search.plan_probes(sweep, path, runs) if sweep["method"] == "bayes" else plan_cells(path, runs)
     make_folder(folder)
-    unused = [key for key in SERVER if key in sweep]
-    unused += [f"metric.{key}" for key in sweep.get("metric", {}) if key not in ("name", "goal")] if searches else []
-    if unused:
-        has = "has" if len(unused) == 1 else "have"
-        rest = "" if searches else ": all cells run to their end"
-        print(f"{', '.join(unused)} {has} no effect without W&B's server{rest}")
+    print_notes(sweep)
     with lock_folder(folder, f"another process runs this sweep in '{folder}'; wait for it, or stop it"):
         for cell in cells:
             remove_parts(cell.folder.path.parent)
@@ -61,3 +56,16 @@ def run_sweep(path: Path, jobs: int, runs: str, slurm: dict[str, Any] | None = N
             for s, handler in before.items():
                 signal.signal(s, handler)
             print(f"runs: {folder} (a table: idkd compare {folder})", flush=True)
+
+
+def print_notes(sweep: dict) -> None:
+    """Print which keys have no effect, and that a search by test accuracy flatters its best trial."""
+    searches, unused = is_search(sweep), [key for key in SERVER if key in sweep]
+    if searches:
+        unused += [f"metric.{key}" for key in sweep["metric"] if key not in ("name", "goal")]
+    if unused:
+        has, rest = "has" if len(unused) == 1 else "have", "" if searches else ": all cells run to their end"
+        print(f"{', '.join(unused)} {has} no effect without W&B's server{rest}")
+    if searches and sweep["metric"]["name"].startswith("accuracy/"):
+        what = f"metric.name: {sweep['metric']['name']} is measured on test samples"
+        print(f"{what}, so that the best of many trials looks better than it is; validation/node_mean is not")

@@ -11,7 +11,6 @@ import json
 import math
 import signal
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +22,7 @@ from lightning_idkd.files import is_locked
 from lightning_idkd.sweep.file import find_distribution, nest, quantise, walk_parameters
 from lightning_idkd.sweep.plan import Cell, describe_parameters, plan_cell, sweep_folder, write_parameters
 from lightning_idkd.sweep.runner import Runner
-from lightning_idkd.sweep.search_pictures import STORAGE, STUDY
+from lightning_idkd.sweep.search_pictures import STORAGE, STUDY, explain
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -177,8 +176,7 @@ def open_study(folder: Path, sweep: dict, pruner: BasePruner) -> Study:
             study.set_user_attr("sweep", identity)
             before = identity
     except (RuntimeError, optuna.exceptions.OptunaError, SQLAlchemyError) as e:
-        reason = str(getattr(e, "orig", None) or e).splitlines()[0]
-        raise UserError(f"'{file}' cannot be used as the storage of this search ({reason}); {anew}") from e
+        raise UserError(f"'{file}' cannot be used as the storage of this search ({explain(e)}); {anew}") from e
     if before != identity:
         differs = next((key for key in IDENTITY if (before or {}).get(key) != identity[key]), "")
         if differs == "parameters":
@@ -233,27 +231,48 @@ class Search(Runner):
         super().__init__([*self.listed, *trainings], jobs, title)
         self.distributions = dict(zip(map(".".join, self.entries), distributions, strict=True))
         self.pruner = build_pruner(sweep.get("early_terminate"), evaluations, path.name)
-        self.study = open_study(sweep_folder(sweep, path, runs), sweep, self.pruner)
+        self.folder = sweep_folder(sweep, path, runs)
+        self.study = open_study(self.folder, sweep, self.pruner)
         self.trainings, self.active = [Work(cell) for cell in trainings], []
         self.open = self.find_open_trials()
-        self.failures, self.succeeded, self.explained = 0, False, False
+        self.failures, self.succeeded, self.explained, self.interrupted = 0, False, False, False
 
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> bool:
-        """Run all trials; returns whether each of them is done or pruned."""
-        with self.show_table() as live:
-            try:
+        """Run all trials; returns whether each of them is done or pruned.
+
+        Raises:
+            UserError: the storage cannot be written.
+        """
+        from optuna.exceptions import OptunaError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        # an exception in the middle of a transaction would harm the storage; the first signal only sets a flag
+        before = {s: signal.signal(s, self.interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with self.show_table() as live:
                 self.follow(live, self.advance, INTERVAL)
-            except KeyboardInterrupt:
-                self.stop()
-                print("stopping; the same command continues the sweep", flush=True)
-            while not self.advance():
-                time.sleep(INTERVAL)
+        except (OptunaError, SQLAlchemyError) as e:
+            self.stop()
+            what = f"'{self.folder / STORAGE}' cannot be written ({explain(e)})"
+            raise UserError(f"{what}; the same command continues the sweep") from e
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
         return self.are_done()
+
+    def interrupt(self, _number: int, _frame: object) -> None:
+        """Ask the search to stop; a second signal ends it at once."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
 
     def advance(self) -> bool:
         """Look at the running cells and start further ones; returns whether the search is over."""
+        if self.interrupted and not self.stopping:
+            self.stop()
+            print("stopping; the same command continues the sweep", flush=True)
         for work in list(self.active):
             if work.process is None:
                 if self.stopping or not is_locked(work.cell.folder.path):

@@ -80,10 +80,15 @@ def read_study(file: Path) -> Study | None:
         storage = optuna.storages.RDBStorage(f"sqlite:///file:{file.resolve()}?mode=ro&uri=true")
         return optuna.load_study(study_name=STUDY, storage=storage)
     except (KeyError, RuntimeError, optuna.exceptions.OptunaError, SQLAlchemyError) as e:
-        print(f"'{file}' is not drawn: {str(getattr(e, 'orig', None) or e).splitlines()[0]}", file=sys.stderr)
+        print(f"'{file}' is not drawn: {explain(e)}", file=sys.stderr)
         return None
     finally:
         optuna.logging.set_verbosity(verbosity)
+
+
+def explain(error: Exception) -> str:
+    """The reason for an error of Optuna or of its database, in a line."""
+    return (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0]
 
 
 def rank_parameters(study: Study, keys: list[str]) -> dict[str, float]:

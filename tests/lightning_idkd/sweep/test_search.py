@@ -71,7 +71,7 @@ class Training:
             return self.returncode
         Training.looks += 1
         if Training.looks == self.stop_at:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
         if self.signals:
             return self.end(130)
         if self.fails(self.cell):
@@ -259,7 +259,7 @@ class TestSearch:
         assert sweep(run_cap=7) == 1
         assert "stopping; the same command continues the sweep" in capsys.readouterr().out
         assert [p.returncode for p in begun] == [0, 0, 0, 130]
-        assert len(begun[-1].folder.metrics()) == 2
+        assert len(begun[-1].folder.metrics()) == 3
         monkeypatch.setattr(Training, "stop_at", None)
         assert sweep(run_cap=7) == 0
         assert [t.params for t in trials(sweep.folder)] == whole
@@ -475,8 +475,7 @@ class TestMistakes:
         assert said.count("\n") == 1
         assert not begun
 
-    def test_a_search_on_slurm(self, sweep, monkeypatch, capsys):
-        monkeypatch.setattr("lightning_idkd.sweep.slurm.check_options", dict)
+    def test_a_search_on_slurm(self, sweep, capsys):
         assert sweep(LR, "--on", "slurm") == 2
         assert "--on: slurm given; allowed: here, for method bayes and for early_terminate" in capsys.readouterr().err
 
@@ -510,6 +509,19 @@ class TestMistakes:
     def test_keys_without_an_effect_are_named(self, sweep, begun, capsys):
         assert sweep(run_cap=1, project="p", metric=METRIC | {"target": 0.9}) == 0
         assert capsys.readouterr().out.startswith("project, metric.target have no effect without W&B's server\n")
+
+    def test_a_search_by_test_accuracy_is_pointed_out(self, sweep, begun, capsys):
+        for name, pointed_out in (("accuracy/node_mean", True), (METRIC["name"], False)):
+            assert sweep(run_cap=1, name=name, metric=METRIC | {"name": name}) == 0
+            assert ("accuracy/node_mean is measured on test samples" in capsys.readouterr().out) == pointed_out
+
+    def test_a_storage_that_cannot_be_written_any_more(self, sweep, begun, monkeypatch, capsys):
+        def fail(*_, **__):
+            raise optuna.exceptions.StorageInternalError("database or disk is full")
+
+        monkeypatch.setattr(optuna.Study, "tell", fail)
+        assert sweep(run_cap=1) == 2
+        assert "search.db' cannot be written (database or disk is full)" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
