@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lightning_idkd.errors import UserError, explain_write_error
 
@@ -32,8 +32,10 @@ class Locked(UserError):
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, message: str, warn: bool = True) -> Iterator[None]:
-    """Keep other processes out of ``folder``; the lock ends with the process at the latest.
+def lock_folder(folder: Path, message: str, warn: bool = True) -> Iterator[IO]:
+    """Keep other processes out of ``folder``; yields the open file that holds the lock.
+
+    The lock ends with the process at the latest, or with the last process that has inherited the file.
 
     On a file system without locks the caller goes on without one, since refusing would make such a file system useless.
 
@@ -63,7 +65,7 @@ def lock_folder(folder: Path, message: str, warn: bool = True) -> Iterator[None]
                     reason = f"cannot be locked ({e.strerror}), so nothing stops a second process from working on it"
                     print(f"'{folder}' {reason}; start only one", file=sys.stderr)
                 break
-        yield
+        yield handle
 
 
 def is_locked(folder: Path) -> bool:

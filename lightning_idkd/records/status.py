@@ -71,7 +71,7 @@ def read_status(folder: Path, log: Path | None = None, epochs: int | None = None
     status.line = lines[-1] if lines else {}
     if (folder / "summary.json").exists():
         status.state, status.note = "finished", ""
-    elif is_locked(folder):
+    elif is_locked(folder) or (log is not None and is_locked(log.parent)):  # the latter while the process starts
         status.state = "running"
         status.seconds_left = predict_seconds_left(lines, status.epochs, time.time() - written)
     elif status.epochs is not None and (folder / f"checkpoints/epoch_{status.epochs}.ckpt").exists():

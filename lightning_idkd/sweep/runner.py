@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from lightning_idkd.errors import UserError
-from lightning_idkd.files import is_locked
+from lightning_idkd.files import is_locked, lock_folder
 from lightning_idkd.sweep.plan import Cell, last_line
 from lightning_idkd.sweep.progress import Progress
 
@@ -51,7 +51,7 @@ class Runner(Progress):
         try:
             if cell.source is not None:
                 self.finished[id(cell.source)].wait()
-            while is_locked(cell.folder.path) and not self.stopping:
+            while is_busy(cell) and not self.stopping:
                 cell.state = "running, started by another sweep"  # or by this one, if it was killed then
                 time.sleep(EARLIER_INTERVAL)
             if self.stopping:
@@ -75,14 +75,15 @@ class Runner(Progress):
     def start_process(self, cell: Cell) -> subprocess.Popen | None:
         """Start the process that trains a cell, whose output goes to ``log.txt``; None if the sweep is stopping."""
         cell.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(cell.log, "a") as out, self.starting:
+        busy = lock_folder(cell.log.parent, f"another sweep trains '{cell.log.parent}'", warn=False)
+        with open(cell.log, "a") as out, busy as lock, self.starting:
             if self.stopping:
                 return None
             cell.state = "running"
-            # in a new session, so that only `stop` interrupts it: a second Ctrl-C would cost it its checkpoint
-            process = subprocess.Popen(
-                self.build_command(cell), stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+            # in a new session, so that only `stop` interrupts it: a second Ctrl-C would cost it its checkpoint; with the
+            # lock, so that no sweep trains the cell a second time if this one is killed
+            process = subprocess.Popen(self.build_command(cell), stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                                       start_new_session=True, pass_fds=[lock.fileno()])  # fmt: skip
             self.processes.add(process)
             return process
 
@@ -108,3 +109,8 @@ class Runner(Progress):
             self.stopping = True
             for process in self.processes:
                 process.send_signal(signal.SIGINT)  # does nothing to one that has ended
+
+
+def is_busy(cell: Cell) -> bool:
+    """Whether a process trains a cell: it holds the lock of the cell's folder, or of the run if no sweep started it."""
+    return is_locked(cell.log.parent) or is_locked(cell.folder.path)

@@ -21,7 +21,7 @@ from lightning_idkd.errors import UserError, did_you_mean, require
 from lightning_idkd.files import is_locked
 from lightning_idkd.sweep.file import find_distribution, nest, quantise, walk_parameters
 from lightning_idkd.sweep.plan import Cell, describe_parameters, plan_cell, sweep_folder, write_parameters
-from lightning_idkd.sweep.runner import Runner
+from lightning_idkd.sweep.runner import Runner, is_busy
 from lightning_idkd.sweep.search_pictures import STORAGE, STUDY, explain
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ class Search(Runner):
             print("stopping; the same command continues the sweep", flush=True)
         for work in list(self.active):
             if work.process is None:
-                if self.stopping or not is_locked(work.cell.folder.path):
+                if self.stopping or not is_busy(work.cell):
                     self.active.remove(work)
                     self.begin(work)
             elif (status := work.process.poll()) is None:
@@ -320,7 +320,7 @@ class Search(Runner):
                 self.settle(work, "pruned")
             elif self.stopping:
                 cell.state = "stopped"
-            elif is_locked(cell.folder.path):
+            elif is_busy(cell):
                 cell.state, work.process = "running, started by another sweep", None
                 self.active.append(work)
             elif cell.is_done():

@@ -70,9 +70,11 @@ class TestState:
         assert status.note.startswith(note)
         assert bool(status.note) == bool(note)
 
-    def test_a_cell_without_a_run_waits_or_has_failed(self, tmp_path):
+    def test_a_cell_without_a_run_waits_starts_or_has_failed(self, tmp_path):
         log = tmp_path / "log.txt"
         assert read_status(tmp_path / "latest", log).state == "waiting"
+        with lock_folder(tmp_path, ""):
+            assert read_status(tmp_path / "latest", log).state == "running"
         log.write_text("error: data.private: no such file\n")
         status = read_status(tmp_path / "latest", log)
         assert (status.state, status.note) == ("failed", "data.private: no such file")
