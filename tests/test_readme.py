@@ -87,22 +87,8 @@ def test_commands_exist_with_these_arguments(command, monkeypatch):
                 assert (ROOT / "configs" / f"{config}.yaml").exists()
             assert variable != "SWEEP" or (ROOT / "configs" / "sweeps" / f"{value}.yaml").exists()
         return
-<<<<<<< HEAD
     assert name in COMMANDS
     for word in words:
-=======
-    assert words[0] in ("idkd", ".venv/bin/idkd")
-    assert words[1] in COMMANDS
-    if words[1] == "fit" and "--help" not in words and "mine." not in command:
-        configure(words[2:])
-    if words[1] != "fit":
-        replaced = ("sweep.run.run_sweep", "analysis.compare.show", "analysis.load.load",
-                    "analysis.evaluate.evaluate", "analysis.evaluate.show", "command.init.write_skeleton")  # fmt: skip
-        for place in replaced:
-            monkeypatch.setattr(f"lightning_idkd.{place}", MagicMock())
-        assert main(words[1:]) == 0
-    for word in words[2:]:
->>>>>>> 4a6e4ae (Run method bayes and early_terminate of sweep files through Optuna, and show runs live: idkd watch)
         assert not word.startswith("configs/") or (ROOT / word).exists()
     if name in ("fit", "topology", "partition", "bench") and "--help" not in words and "mine." not in command:
         theirs = [

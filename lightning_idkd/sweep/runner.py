@@ -80,8 +80,8 @@ class Runner(Progress):
             if self.stopping:
                 return None
             cell.state = "running"
-            # in a new session, so that only `stop` interrupts it: a second Ctrl-C would cost it its checkpoint; with the
-            # lock, so that no sweep trains the cell a second time if this one is killed
+            # in a new session, so that only `stop` interrupts it: a second Ctrl-C would cost it its checkpoint; with
+            # the lock, so that no sweep trains the cell a second time if this one is killed
             process = subprocess.Popen(self.build_command(cell), stdout=out, stderr=out, stdin=subprocess.DEVNULL,
                                        start_new_session=True, pass_fds=[lock.fileno()])  # fmt: skip
             self.processes.add(process)
