@@ -45,7 +45,7 @@ class Progress:
             over = is_over()
             if live:
                 live.update(self.build_table(), refresh=True)
-            for cell in list(self.cells):
+            for cell in self.cells:
                 if not live and cell.state not in ("waiting", printed.get(cell.name)):
                     print(f"{cell.name}: {cell.state}", flush=True)
                 printed[cell.name] = cell.state
@@ -64,7 +64,7 @@ class Progress:
         table = Table("cell", "state", title=f"{escape(self.title)}: {escape(', '.join(self.count_cells()))}")
         for heading in ("epoch", "node mean", "consensus", "left"):
             table.add_column(heading, justify="right")
-        for cell in list(self.cells):
+        for cell in self.cells:
             numbers = [""] * 4
             if cell.state != "waiting" and cell.folder.path.exists():
                 status = read_status(cell.folder.path, epochs=cell.until or cell.config.train.epochs)

@@ -76,13 +76,13 @@ def build_distribution(entry: dict) -> BaseDistribution:
     return FloatDistribution(low, high, log=base != "uniform")
 
 
-def cover(values: list) -> BaseDistribution:
-    """A distribution of Optuna that holds these values: an interval if all are numbers that differ, else categories."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
+def cover(entry: dict, values: list) -> BaseDistribution:
+    """A distribution of Optuna that holds the values which a grid or random draws take from a parameter."""
+    from optuna.distributions import FloatDistribution
 
-    if len(set(map(repr, values))) > 1 and all(type(value) in (int, float) for value in values):
-        return FloatDistribution(min(values), max(values))
-    return CategoricalDistribution(list_texts(values))
+    if "value" in entry or "values" in entry:
+        return build_distribution({key: entry[key] for key in ("value", "values") if key in entry})
+    return FloatDistribution(min(values), max(values))
 
 
 def list_texts(values: list) -> list[str]:
@@ -227,12 +227,14 @@ class Search(Runner):
             trainings = trainings if len({id(probe.source) for probe in planned}) == 1 else []
         else:
             self.listed, self.probes, self.cap = planned, [], len(planned)
-            distributions = [cover([look_up(cell, keys) for cell in planned]) for keys in self.entries]
+            distributions = []
+            for keys, entry in self.entries.items():
+                distributions.append(cover(entry, [look_up(cell, keys) for cell in planned]))
         super().__init__([*self.listed, *trainings], jobs, title)
         self.distributions = dict(zip(map(".".join, self.entries), distributions, strict=True))
-        self.pruner = build_pruner(sweep.get("early_terminate"), evaluations, path.name)
+        pruner = build_pruner(sweep.get("early_terminate"), evaluations, path.name)
         self.folder = sweep_folder(sweep, path, runs)
-        self.study = open_study(self.folder, sweep, self.pruner)
+        self.study = open_study(self.folder, sweep, pruner)
         self.trainings, self.active = [Work(cell) for cell in trainings], []
         self.open = self.find_open_trials()
         self.failures, self.succeeded, self.explained, self.interrupted = 0, False, False, False
@@ -328,6 +330,8 @@ class Search(Runner):
             elif cell.source is not None and not cell.source.checkpoint_file(cell.start).exists():
                 self.settle(work, "failed: its initial training failed")
             else:
+                if self.probes and work.trial is not None:
+                    write_parameters(cell)
                 work.process = self.start_process(cell)
                 self.active.append(work)
         except (OSError, UserError) as e:
@@ -339,11 +343,14 @@ class Search(Runner):
 
         cell, trial = work.cell, work.trial
         if trial is not None and state == "done":
-            values = self.report(work, prune=False)
+            try:
+                values = self.report(work, prune=False)
+            except UserError as e:
+                values, state = [], f"failed: {e}"
             if values and math.isfinite(values[-1]):
                 self.study.tell(trial.number, values[-1])
                 self.succeeded = True
-            else:
+            elif state == "done":
                 state = f"failed: it ends without a value of '{self.metric}' ({cell.folder.path}/metrics.jsonl)"
         elif trial is not None and state == "pruned":
             self.study.tell(trial.number, state=TrialState.PRUNED)
@@ -354,7 +361,10 @@ class Search(Runner):
             # the trial stays open, so that the next call tries it again, and counts as bad until then
             self.failures += 1
             if not self.succeeded and self.failures == FIRST_FAILURES and not self.stopping:
-                print(f"the first {FIRST_FAILURES} trials failed, so the search stops; the same command tries again")
+                print(
+                    f"the first {FIRST_FAILURES} trials failed, so the search stops; the same command tries again",
+                    flush=True,
+                )
                 self.stop()
 
     # ------------------------------------------------------------------ trials
@@ -398,7 +408,7 @@ class Search(Runner):
         """The cell of a trial.
 
         Raises:
-            UserError: its config is wrong, or its folder cannot be written.
+            UserError: its config is wrong.
         """
         if self.listed:
             return self.listed[trial.user_attrs["cell"]]
@@ -410,7 +420,6 @@ class Search(Runner):
         name = ",".join(filter(None, [name_trial(trial.number), describe_parameters(varied)]))
         with TemporaryDirectory() as drafts:
             cell = plan_cell(self.sweep, self.path, self.runs, name, nest(values), Path(drafts) / "cell.json")
-        write_parameters(cell)
         source = next((cell for cell in self.cells if cell.until is not None), None)
         latest = max((probe.start for probe in self.probes if probe.start), default=math.inf)
         alike = source is not None and all(cell.begins_like(probe, latest) for probe in self.probes)

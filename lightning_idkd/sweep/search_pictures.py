@@ -47,7 +47,8 @@ def write_search_pictures(folder: Path | str) -> list[Path]:
 
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-    keys = [key for key, of in done[0].distributions.items() if not of.single()] if done else []
+    names = done[0].distributions if done else ()
+    keys = [key for key in names if not all(trial.distributions[key].single() for trial in done)]
     if len(done) < FEWEST or not keys:
         return []
     metric, goal = study.user_attrs["sweep"]["metric"]["name"], study.user_attrs["sweep"]["metric"]["goal"]
@@ -125,7 +126,7 @@ def draw_trials(done: list[FrozenTrial], pruned: list[FrozenTrial], keys: list[s
 
     sign = 1 if goal == "maximize" else -1
     ordered = sorted(done, key=lambda trial: sign * trial.value)
-    places = {key: Scale(done[0].distributions[key]) for key in keys}
+    places = {key: Scale([trial.distributions[key] for trial in (*done, *pruned)]) for key in keys}
     values = [trial.value for trial in done]
     low, high = min(values), max(values)
     pad = 0.05 * (high - low) or 0.5
@@ -163,13 +164,16 @@ def draw_axis(axes: Axes, x: int, ticks: list[tuple[float, str]], heading: str) 
 
 
 class Scale:
-    """Places the values of a parameter between 0 and 1."""
+    """Places the values of a parameter between 0 and 1, given its distribution in every trial."""
 
-    def __init__(self, distribution: Any):
-        self.choices = list(getattr(distribution, "choices", ()))
+    def __init__(self, distributions: list[Any]):
+        self.choices = list(getattr(distributions[0], "choices", ()))
         if not self.choices:
-            self.log = distribution.log
-            self.low, self.high = (self.stretch(v) for v in (distribution.low, distribution.high))
+            self.log = distributions[0].log
+            self.low, self.high = (
+                self.stretch(min(d.low for d in distributions)),
+                self.stretch(max(d.high for d in distributions)),
+            )
 
     def stretch(self, value: float) -> float:
         return math.log10(value) if self.log else value

@@ -32,6 +32,8 @@ from lightning_idkd.sweep.file import read_sweep
 from lightning_idkd.sweep.plan import share_initial_trainings
 
 METRIC = {"name": "validation/node_mean", "goal": "maximize"}
+EARLY = {"type": "hyperband", "min_iter": 5, "eta": 2}
+"""One check below 8 evaluations."""
 LR = {"train.lr": {"distribution": "log_uniform_values", "min": 0.001, "max": 1.0}}
 EPOCHS = 8
 FIXED = {"train.epochs": EPOCHS, "train.evaluate_every": 1, "distillation": None}
@@ -310,7 +312,7 @@ class TestSearch:
 
     def test_minimizes_where_the_goal_says_so(self, sweep, begun):
         metric = METRIC | {"goal": "minimize"}
-        assert sweep(run_cap=3, metric=metric, early_terminate={"type": "hyperband", "min_iter": 5, "eta": 2}) == 0
+        assert sweep(run_cap=3, metric=metric, early_terminate=EARLY) == 0
         values = [p.accuracy(5) for p in begun]
         expected = [i > 0 and values[i] > min(values[:i]) for i in range(3)]
         assert [t.state == TrialState.PRUNED for t in trials(sweep.folder)] == expected
@@ -377,7 +379,7 @@ def halve(values, eta):
 class TestPruning:
     def test_keeps_the_best_half_at_the_only_check(self, sweep, begun, capsys):
         """One check lies below 8 evaluations, since the next would be after 10."""
-        assert sweep(run_cap=10, early_terminate={"type": "hyperband", "min_iter": 5, "eta": 2}) == 0
+        assert sweep(run_cap=10, early_terminate=EARLY) == 0
         kept = halve([p.accuracy(5) for p in begun], eta=2)
         assert [t.state == TrialState.COMPLETE for t in trials(sweep.folder)] == kept
         assert 1 < sum(kept) < 10
@@ -400,8 +402,7 @@ class TestPruning:
         ],
     )
     def test_checks_after_the_evaluations_that_the_file_gives(self, sweep, begun, keys, checks):
-        early = {"type": "hyperband"} | keys
-        assert sweep(run_cap=9, method="random", early_terminate=early) == 0
+        assert sweep(run_cap=9, method="random", early_terminate={"type": "hyperband"} | keys) == 0
         pruned = {len(p.folder.metrics()) for p in begun if p.cell.state == "pruned"}
         assert pruned <= checks
         assert min(checks) in pruned
@@ -409,29 +410,33 @@ class TestPruning:
     def test_a_grid_keeps_its_cells_and_their_names(self, sweep, begun):
         """The first two checks are in an order where each trial is worse than those before."""
         rates = [0.1, 0.05, 0.03, 0.01]
-        early = {"type": "hyperband", "min_iter": 5, "eta": 2}
-        assert sweep({"train.lr": {"values": rates}}, method="grid", run_cap=None, early_terminate=early) == 0
+        assert sweep({"train.lr": {"values": rates}}, method="grid", run_cap=None, early_terminate=EARLY) == 0
         assert [p.cell.name for p in begun] == [f"lr={rate}" for rate in rates]
         assert [p.cell.state for p in begun] == ["done", "pruned", "pruned", "pruned"]
-        assert [t.params["train.lr"] for t in trials(sweep.folder)] == rates
+        assert [json.loads(t.params["train.lr"]) for t in trials(sweep.folder)] == rates
+
+    def test_more_random_draws_may_have_further_values(self, sweep, begun):
+        parameters = {"train.lr": {"values": [0.1, 0.05, 0.03]}, "seed": {"distribution": "q_normal", "mu": 9, "q": 1}}
+        for cap in (1, 8):
+            assert sweep(parameters, method="random", run_cap=cap, early_terminate=EARLY) == 0
+        assert len({p.cell.config.train.lr for p in begun}) == 3
+        assert [t.params["seed"] for t in trials(sweep.folder)] == [p.cell.config.seed for p in begun]
 
     def test_a_pruned_trial_stays_pruned_and_is_not_repeated(self, sweep, begun):
-        early = {"type": "hyperband", "min_iter": 5, "eta": 2}
         rates = {"train.lr": {"values": [0.1, 0.05]}}
         for _ in range(2):
-            assert sweep(rates, method="grid", run_cap=None, early_terminate=early) == 0
+            assert sweep(rates, method="grid", run_cap=None, early_terminate=EARLY) == 0
         assert len(begun) == 2
 
     def test_a_trial_whose_sweep_was_killed_while_it_ended_is_pruned(self, sweep, begun, monkeypatch):
-        early = {"type": "hyperband", "min_iter": 5, "eta": 2}
         rates = {"train.lr": {"values": [0.1, 0.05]}}
         monkeypatch.setattr(Training, "stop_at", EPOCHS + 6)  # the look in which the signal is answered
         tell = optuna.Study.tell
         monkeypatch.setattr(optuna.Study, "tell", lambda self, n, v=None, state=None: v is None or tell(self, n, v))
-        sweep(rates, method="grid", run_cap=None, early_terminate=early)
+        sweep(rates, method="grid", run_cap=None, early_terminate=EARLY)
         monkeypatch.setattr(optuna.Study, "tell", tell)
         monkeypatch.setattr(Training, "stop_at", None)
-        assert sweep(rates, method="grid", run_cap=None, early_terminate=early) == 0
+        assert sweep(rates, method="grid", run_cap=None, early_terminate=EARLY) == 0
         assert len(begun) == 2
         assert [t.state for t in trials(sweep.folder)] == [TrialState.COMPLETE, TrialState.PRUNED]
 
