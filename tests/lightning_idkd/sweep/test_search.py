@@ -420,7 +420,7 @@ class TestPruning:
         for cap in (1, 8):
             assert sweep(parameters, method="random", run_cap=cap, early_terminate=EARLY) == 0
         assert len({p.cell.config.train.lr for p in begun}) == 3
-        assert [t.params["seed"] for t in trials(sweep.folder)] == [p.cell.config.seed for p in begun]
+        assert {t.params["seed"] for t in trials(sweep.folder)} == {p.cell.config.seed for p in begun}
 
     def test_a_pruned_trial_stays_pruned_and_is_not_repeated(self, sweep, begun):
         rates = {"train.lr": {"values": [0.1, 0.05]}}
