@@ -61,3 +61,16 @@ class Hosts:
         """Kill what still runs."""
         for process in self.processes:
             process.kill()
+            process.join()
+
+
+def fit_on_two_hosts(arguments: list[str], folder: Path) -> Path:
+    """Run ``idkd fit`` on two hosts; returns the folder of the first one's runs."""
+    hosts = Hosts(folder, 2)
+    try:
+        hosts.start(["fit", *arguments, "--run.dir", "runs"])
+        status, _, err = hosts.wait(seconds=300)
+    finally:
+        hosts.end()
+    assert status == [0, 0], err
+    return hosts.folders[0] / "runs"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import numpy as np
 import pytest
 import torch
-from short_runs import SHORT, build, checkpoint, command_of, latest, lines, same
+from forked import fit_on_two_hosts
+from short_runs import SHORT, build, checkpoint, latest, lines, same
 
 from lightning_idkd import load
 from lightning_idkd.callbacks.heads.calibrated import CalibratedHead
@@ -90,10 +90,7 @@ def test_a_run_says_what_is_shared_and_ends_with_the_refitted_heads(fit, capsys,
     summary = json.loads((run / "summary.json").read_text())
     assert summary["communication"]["other_bytes"] > 0
     assert not torch.equal(checkpoint(run)["X"], load(run).stack.X)  # last.ckpt is from before the final gossip
-    folder = fit.runs.parent / "two"
-    more = ["--run.devices", "2", "--run.dir", str(folder)]
-    subprocess.run([*command_of(configs / "ring_digits.yaml"), *SHORT, *HEAD, *more],
-                   check=True, capture_output=True, timeout=120)  # fmt: skip
+    folder = fit_on_two_hosts(["--config", str(configs / "ring_digits.yaml"), *SHORT, *HEAD], fit.runs.parent / "two")
     one, two = (torch.load(path / "checkpoints" / "final.ckpt") for path in (run, latest(folder)))
     assert torch.equal(one["X"], two["X"])
     assert lines(run) == lines(latest(folder))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import time
 
 import numpy as np
 import pytest
 import torch
+from forked import Hosts
 from interrupts import InterruptAt
-from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, run_of, same, train
+from short_runs import SHORT, checkpoint, extra, latest, lines, run_of, same, train
 
 from lightning_idkd.config.parse import configure
 from lightning_idkd.training.fit import describe_reach
@@ -142,16 +140,17 @@ def test_a_run_resumed_inside_a_burst_equals_one_in_one_go(fit):
 def test_two_processes_and_a_kill_give_the_bits_of_one_process(fit, configs, tmp_path):
     short = [*FAULTS, "--train.epochs", "4", "--distillation.start", "2"]
     assert fit(*short, folder="1") == 0
-    command = [*command_of(configs / "ring_digits.yaml"), *SHORT, *short, "--run.dir", str(tmp_path / "2")]
-    two = [*command, "--run.devices", "2", "--run.resume", "auto"]
-    running = subprocess.Popen(two, start_new_session=True)
-    while not (latest(tmp_path / "2") / "checkpoints" / "last.ckpt").exists():
+    command = ["--config", str(configs / "ring_digits.yaml"), *SHORT, *short, "--run.resume", "auto"]
+    killed = Hosts(tmp_path / "2", 2)
+    killed.start(["fit", *command, "--run.dir", "runs"])
+    runs = killed.folders[0] / "runs"
+    while not (latest(runs) / "checkpoints" / "last.ckpt").exists():
         time.sleep(0.2)
-        assert running.poll() is None
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
-    assert subprocess.run(two, check=False, timeout=200).returncode == 0
-    one, other = (latest(tmp_path / name) for name in ("1", "2"))
+        assert killed.processes[0].exitcode is None
+    killed.end()
+    killed.start(["fit", *command, "--run.dir", "runs"])
+    assert killed.wait(seconds=300)[0] == [0, 0]
+    one, other = latest(tmp_path / "1"), latest(runs)
     assert same(checkpoint(one), checkpoint(other)) is None
     assert lines(one) == lines(other)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import pytest
 import torch
 import yaml
-from short_runs import SHORT, checkpoint, command_of, latest, lines, same
+from forked import fit_on_two_hosts
+from short_runs import SHORT, checkpoint, latest, lines, same
 
 from lightning_idkd import load
 from lightning_idkd.cli import main
@@ -23,11 +23,9 @@ def test_engines_and_processes_agree(fit, configs):
         assert fit(*BALANCED, "--run.engine", engine, "--run.precision", "64", folder=engine) == 0
         states[engine] = checkpoint(latest(fit.runs.parent / engine))
     torch.testing.assert_close(states["vmap"]["X"], states["loop"]["X"], rtol=1e-8, atol=1e-10)
-    folder = fit.runs.parent / "two"
-    more = ["--run.precision", "64", "--run.devices", "2", "--run.dir", str(folder)]
-    command = [*command_of(configs / "ring_digits.yaml"), *SHORT, *BALANCED, *more]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    assert same(checkpoint(latest(folder)), states["loop"]) is None
+    command = ["--config", str(configs / "ring_digits.yaml"), *SHORT, *BALANCED, "--run.precision", "64"]
+    runs = fit_on_two_hosts(command, fit.runs.parent / "two")
+    assert same(checkpoint(latest(runs)), states["loop"]) is None
 
 
 def test_nothing_more_is_sent(fit):

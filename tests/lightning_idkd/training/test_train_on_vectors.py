@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import numpy as np
 import pytest
 import torch
-from short_runs import build, checkpoint, command_of, latest, lines, same
+from forked import fit_on_two_hosts
+from short_runs import build, checkpoint, latest, lines, same
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
@@ -60,10 +60,8 @@ def test_engines_and_processes_agree(fit_vectors, configs):
     }.items():
         assert fit_vectors("--run.precision", "64", *more, folder=name) == 0
         states[name] = checkpoint(latest(fit_vectors.runs.parent / name, NAME))
-    folder = fit_vectors.runs.parent / "processes"
-    more = ["--run.precision", "64", "--run.engine", "loop", "--run.devices", "2", "--run.dir", str(folder)]
-    subprocess.run([*command_of(configs / f"{NAME}.yaml"), *BRIEF, *more], check=True, capture_output=True, timeout=120)
-    states["processes"] = checkpoint(latest(folder, NAME))
+    command = ["--config", str(configs / f"{NAME}.yaml"), *BRIEF, "--run.precision", "64", "--run.engine", "loop"]
+    states["processes"] = checkpoint(latest(fit_on_two_hosts(command, fit_vectors.runs.parent / "two"), NAME))
     for name in ("vmap", "parallel", "processes"):
         torch.testing.assert_close(states[name]["X"], states["loop"]["X"], rtol=1e-9, atol=1e-12)
         for ours, theirs in zip(states[name]["distilled"], states["loop"]["distilled"], strict=True):
