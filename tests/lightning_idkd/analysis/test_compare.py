@@ -320,10 +320,11 @@ def test_a_plot_of_a_target_says_which_seeds_never_reach_it(evaluated, tmp_path,
 
     drawn, save = [], figures.save
     monkeypatch.setattr(figures, "save", lambda figure, *given: drawn.append(figure) or save(figure, *given))
-    given = ["--metrics", METRIC, "--target", "0.5", "--plot", str(tmp_path / "x.svg")]
+    given = ["--metrics", METRIC, "--target", "0.6", "--plot", str(tmp_path / "x.svg")]
     assert main(["compare", *evaluated, *given]) == 0
     epochs = drawn[0].axes[1]
-    assert [text.get_text() for text in epochs.texts] == ["2 seeds, 1 never", "2 never"]
+    assert [text.get_text() for text in epochs.texts] == ["2 never", "3 never"]
+    assert len(epochs.containers) == 1  # of IDKD; no seed without distillation reaches 0.6
 
 
 def test_a_line_that_another_process_is_writing_is_left_out(evaluated, runs, capsys):
