@@ -92,7 +92,7 @@ EXAMPLES = {
         "Fixed": " --calibration.probability 0.9",
     }),
     "calibration.score": ("idkd fit --config ring_digits --calibration.score {name}{args}", {
-        "PytorchOOD": " --calibration.score.detector KNN",
+        "PytorchOOD": " --calibration.score.detector KNN --calibration.score.arguments '{k: 1}'",
         "RankEnsemble": " --calibration.score.scores '[MSP, KNN]'",
     }),
     "distillation.teacher.head": (
