@@ -286,6 +286,7 @@ def draw_histogram(histogram: dict, title: str, alt: str) -> Html:
     width, height, bottom = 200, 104, 20
     low, high = histogram["low"], histogram["high"]
     most = max([*histogram["own"], *histogram["public"], 1e-9])
+    most = min(most, 3 * max(histogram["public"], default=most))  # few own samples would make the others flat
 
     def px(value: float) -> float:
         return 6 + (width - 12) * (value - low) / (high - low)
