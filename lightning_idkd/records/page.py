@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lightning_idkd.records.markup import Html, element, join
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 TALL = 40
 """Rows from which on a table scrolls in a frame of its own height."""
 LONGEST = 60_000
@@ -49,8 +49,8 @@ def build_page(title: str, subtitle: object, lead: object, sections: Sequence[Se
     It is one file without links to others, and the browser loads nothing and runs no script but the one that sorts
     tables: the page forbids it.
     """
-    style = HERE.joinpath("report.css").read_text(encoding="utf-8")
-    script = HERE.joinpath("report.js").read_text(encoding="utf-8")
+    style = FOLDER.joinpath("report.css").read_text(encoding="utf-8")
+    script = FOLDER.joinpath("report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     head = element(
