@@ -327,17 +327,19 @@ def show_shared(runs: Sequence[Run]) -> Html:
 
 
 def embed_pictures(folder: Path) -> list[Html]:
-    """The pictures that lie directly in a folder, such as those of a search; of many, the first six."""
+    """The pictures that lie directly in a folder, such as those of a search; of many, the first six. Of two files of
+    one name, the SVG is shown."""
+    files: dict[str, Path] = {}
+    for kind in (".png", ".svg"):
+        found = [path for path in sorted(folder.glob(f"*{kind}")) if path.is_file() and not path.is_symlink()]
+        files |= {path.stem: path for path in found if path.stat().st_size <= LARGEST_PICTURE}
     images = []
-    for file in sorted(path for path in folder.iterdir() if path.suffix in (".png", ".svg") and not path.is_symlink())[
-        :MOST_PICTURES
-    ]:
-        content, name = file.read_bytes(), file.stem.replace("_", " ")
-        if len(content) > LARGEST_PICTURE:
-            images.append(paragraph(f"{file.name} is too large for this page.", muted=True))
-            continue
-        source = charts.encode_png(content) if file.suffix == ".png" else charts.encode_svg(content)
-        images.append(figure(name.capitalize(), element("img", src=source, alt=name, class_="picture")))
+    for stem, file in sorted(files.items())[:MOST_PICTURES]:
+        encode = charts.encode_svg if file.suffix == ".svg" else charts.encode_png
+        name = stem.replace("_", " ")
+        images.append(
+            figure(name.capitalize(), element("img", src=encode(file.read_bytes()), alt=name, class_="picture"))
+        )
     return images
 
 

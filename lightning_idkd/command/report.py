@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning_idkd import checkout
 from lightning_idkd.command import options
 
@@ -21,10 +23,13 @@ def main(arguments: list[str]) -> int:
     p.add_argument("--trust", action="store_true", help=f"{trust} so do not trust a run folder of a stranger.")
     given = p.parse_args(arguments)
     from lightning_idkd.analysis.report import write_report
+    from lightning_idkd.sweep import search_pictures
 
     if given.trust:
         checkout.add_working_folder()
     for run in given.runs:
+        if Path(run, search_pictures.STORAGE).exists():  # the search may have gone on since it drew them
+            search_pictures.write_search_pictures(run)
         for file in write_report(run, given.quick, given.trust, given.baseline):
             print(file)
     return 0

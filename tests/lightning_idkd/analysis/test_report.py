@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import functools
 import itertools
@@ -322,6 +323,24 @@ def test_the_report_of_a_folder_compares_its_methods_and_lists_its_runs(tmp_path
     html = MarkdownIt("commonmark").enable("table").render(text)
     allowed = {"h1", "h2", "p", "em", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "a"}
     assert {tag for tag, _ in Page(html).elements} <= allowed
+
+
+def test_the_report_of_a_search_draws_its_pictures_anew_and_shows_each_once(tmp_path, monkeypatch):
+    write_run(tmp_path / "s" / "cell" / "20260102-030405-s0")
+    (tmp_path / "s" / "search.db").touch()
+    (tmp_path / "s" / "large.png").write_bytes(b"0" * 1_000_000)
+
+    def draw(folder):
+        for name in ("importance.svg", "importance.png", "trials.png"):
+            Path(folder, name).write_bytes(name.encode())
+
+    monkeypatch.setattr("lightning_idkd.sweep.search_pictures.write_search_pictures", draw)
+    assert main(["report", str(tmp_path / "s")]) == 0
+    images = Page((tmp_path / "s" / "report.html").read_text()).all("img")
+    assert [(i["alt"], i["src"].split(";")[0]) for i in images] == [
+        ("importance", "data:image/svg+xml"), ("trials", "data:image/png"),
+    ]  # fmt: skip
+    assert [base64.b64decode(i["src"].split(",")[1]) for i in images] == [b"importance.svg", b"trials.png"]
 
 
 def test_the_report_of_a_run_in_markdown_shows_hostile_names_as_text(run, capsys):
