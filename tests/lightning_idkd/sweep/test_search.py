@@ -85,11 +85,11 @@ class Training:
                 self.cell.checkpoint_file(epoch).touch()
             return self.end(0)
         epoch = len(self.folder.metrics()) + 1
-        accuracy = self.accuracy(epoch)
-        self.folder.log({"epoch": epoch, "accuracy/node_mean": accuracy, METRIC["name"]: accuracy})
-        if epoch == EPOCHS:
+        if epoch > EPOCHS:  # after the last evaluation, a run still writes its summary
             self.folder.json("summary.json", {})
             return self.end(0)
+        accuracy = self.accuracy(epoch)
+        self.folder.log({"epoch": epoch, "accuracy/node_mean": accuracy, METRIC["name"]: accuracy})
         return None
 
     def end(self, status):
@@ -257,7 +257,7 @@ class TestSearch:
         shutil.rmtree(sweep.folder)
         fast.clear()
         begun.clear()
-        monkeypatch.setattr(Training, "stop_at", Training.looks + 3 * EPOCHS + 3)
+        monkeypatch.setattr(Training, "stop_at", Training.looks + 3 * (EPOCHS + 1) + 3)
         assert sweep(run_cap=7) == 1
         assert "stopping; the same command continues the sweep" in capsys.readouterr().out
         assert [p.returncode for p in begun] == [0, 0, 0, 130]
@@ -430,7 +430,7 @@ class TestPruning:
 
     def test_a_trial_whose_sweep_was_killed_while_it_ended_is_pruned(self, sweep, begun, monkeypatch):
         rates = {"train.lr": {"values": [0.1, 0.05]}}
-        monkeypatch.setattr(Training, "stop_at", EPOCHS + 6)  # the look in which the signal is answered
+        monkeypatch.setattr(Training, "stop_at", EPOCHS + 7)  # the look in which the signal is answered
         tell = optuna.Study.tell
         monkeypatch.setattr(optuna.Study, "tell", lambda self, n, v=None, state=None: v is None or tell(self, n, v))
         sweep(rates, method="grid", run_cap=None, early_terminate=EARLY)
