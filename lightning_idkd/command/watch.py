@@ -19,8 +19,12 @@ INTERVAL = 1.0
 """Seconds between two looks at the files."""
 WIDTH = 160
 """Columns of a table that does not go to a terminal."""
-COLUMNS = 7
-"""Columns of a table in which no run has a note."""
+COLUMNS = {"state": 8, "epoch": 7, "node mean": 9, "consensus": 9, "worst": 6, "left": 7}
+"""The columns between name and note, and their widths."""
+GAP = 2
+"""Spaces between two columns."""
+NOTED = 40
+"""Columns that names and notes need together; without them, notes are left out."""
 FRAME = 6
 """Lines of a table besides its rows, and of the prompt below it."""
 
@@ -42,12 +46,12 @@ def main(arguments: list[str]) -> int:
     console = Console()
     if given.once or not console.is_terminal:
         console = console if console.is_terminal else Console(width=WIDTH)
-        console.print(build_table(read(folders)))
+        console.print(build_table(read(folders), console.width))
         return 0
     with Live(console=console, auto_refresh=False) as live:
         try:
             while True:
-                live.update(build_table(read(folders), console.height - FRAME), refresh=True)
+                live.update(build_table(read(folders), console.width, console.height - FRAME), refresh=True)
                 time.sleep(INTERVAL)
         except KeyboardInterrupt:
             return 0
@@ -69,9 +73,8 @@ def read(folders: list[Path]) -> list[tuple[str, Status]]:
     return sorted(statuses, key=lambda item: STATES.index(item[1].state))
 
 
-def build_table(statuses: list[tuple[str, Status]], rows: int | None = None) -> Table:
-    """A table of runs; at most ``rows`` of them, with a line that counts the others."""
-    from rich.box import SIMPLE_HEAD
+def build_table(statuses: list[tuple[str, Status]], width: int, rows: int | None = None) -> Table:
+    """A table of runs, in ``width`` columns of text; at most ``rows`` of them, with a line that counts the others."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -80,20 +83,21 @@ def build_table(statuses: list[tuple[str, Status]], rows: int | None = None) -> 
 
     states = [status.state for _, status in statuses]
     counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
-    table = Table(title=counts or "no runs yet", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("run", no_wrap=True, ratio=3)
-    table.add_column("state", no_wrap=True, min_width=8)
-    for heading, width in (("epoch", 7), ("node mean", 9), ("consensus", 9), ("worst", 6), ("left", 7)):
-        table.add_column(heading, no_wrap=True, min_width=width, justify="right")
-    if any(status.note for _, status in statuses):
-        table.add_column("note", no_wrap=True, ratio=2)
+    table = Table(title=counts or "no runs yet", title_justify="left", box=None, padding=(0, GAP, 0, 0))
+    free = max(1, width - sum(COLUMNS.values()) - GAP * (len(COLUMNS) + 2))
+    noted = free >= NOTED and any(status.note for _, status in statuses)
+    table.add_column("run", no_wrap=True, max_width=free * 3 // 5 if noted else free)
+    for heading, needed in COLUMNS.items():
+        table.add_column(heading, no_wrap=True, min_width=needed, justify="left" if heading == "state" else "right")
+    if noted:
+        table.add_column("note", no_wrap=True, max_width=free - free * 3 // 5)
     shown = statuses if rows is None or len(statuses) <= rows else statuses[: max(rows - 1, 1)]
     for name, status in shown:
         progress = "" if status.state == "waiting" else status.progress
         left = format_duration(status.seconds_left) if status.state == "running" else ""
         values = (status.line.get(f"accuracy/{key}") for key in ("node_mean", "consensus", "node_min"))
         accuracies = ["" if value is None else f"{value:.1%}" for value in values]
-        note = [escape(status.note)] if len(table.columns) > COLUMNS else []
+        note = [escape(status.note)] if noted else []
         table.add_row(escape(name), status.state, progress, *accuracies, left, *note)
     if len(shown) < len(statuses):
         table.add_row(f"and {len(statuses) - len(shown)} more")

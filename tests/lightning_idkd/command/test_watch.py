@@ -61,7 +61,7 @@ def test_a_single_run_and_several_folders(runs, capsys):
 
 
 def test_a_table_longer_than_the_terminal_counts_the_rest(runs):
-    table = watch.build_table(watch.read([runs]), rows=3)
+    table = watch.build_table(watch.read([runs]), 100, rows=3)
     assert [*table.columns[0].cells] == ["sweep/lr=\\[running]", "sweep/lr=\\[failed]", "and 3 more"]
 
 
@@ -85,13 +85,18 @@ def test_once_in_a_terminal_prints_once(runs, monkeypatch):
     assert main(["watch", str(runs), "--once"]) == 0
 
 
-@pytest.mark.parametrize("width", [72, 80, 120])
-def test_numbers_stay_whole_in_narrow_terminals(runs, width):
+@pytest.mark.parametrize("width", [72, 80, 100, 160])
+def test_numbers_stay_whole_beside_long_names_and_notes(runs, width):
+    statuses = [(100 * "name", status) for _, status in watch.read([runs])]
+    for _, status in statuses:
+        status.note = 100 * "note"
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(watch.build_table(watch.read([runs])))
-    shown = console.export_text()
-    for part in ("12/60", "50.0%", "62.5%", "25.0%", "finished"):
-        assert part in shown
+    console.print(watch.build_table(statuses, width))
+    lines = console.export_text().splitlines()
+    (finished,) = (line for line in lines if "finished" in line and "name" in line)
+    assert finished.split()[1:6] == ["finished", "12/60", "50.0%", "62.5%", "25.0%"]
+    assert ("note" in finished) == (width >= 110)
+    assert len(lines) == 7
 
 
 def test_a_folder_without_runs_and_one_that_is_missing(tmp_path, capsys):
