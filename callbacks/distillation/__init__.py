@@ -4,6 +4,7 @@ from .aggregation import ERA, ClassCount, ConfidenceMean, LogitMean, Mean, Vote
 from .idkd import IDKD, VanillaKD
 from .mutual import MutualKD
 from .payload import Packed
+from .private_labels import LaplaceLabels, RandomizedResponse
 from .robust import AgreementMean, Median, TrimmedMean
 from .self_training import SelfTraining
 from .teachers import Gossiped, MovingAverage, Refitted
@@ -15,12 +16,14 @@ __all__ = [
     "ClassCount",
     "ConfidenceMean",
     "Gossiped",
+    "LaplaceLabels",
     "LogitMean",
     "Mean",
     "Median",
     "MovingAverage",
     "MutualKD",
     "Packed",
+    "RandomizedResponse",
     "Refitted",
     "SelfTraining",
     "TrimmedMean",

@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def draw(run: Run, node: int, labels: Labels, columns: int) -> Tensor:
+    """Returns numbers in [0, 1) of 48 random bits, float64 [s, columns], for the noise of a node's labels in this
+    step."""
+    import torch
+
+    from lightning_idkd import randomness
+
+    def draw_half(part: int) -> Tensor:
+        counters = part, node, run.step, labels.index[:, None], torch.arange(columns)
+        return randomness.uniform(run.seed, "noise of labels", *counters).double()
+
+    return draw_half(0) + draw_half(1) * 2.0**-24
+
+
 def compute_uniform_offset(logits: Tensor) -> Tensor:
     """Returns the offsets [k] of the classes with which the softmax of ``logits`` [m, k] is uniform on average."""
     import torch
@@ -121,13 +135,19 @@ class VanillaKD(Distillation):
         sent = []
         for i, (outputs, (index, weights)) in enumerate(zip(public, selected, strict=True)):
             labels = Labels(index, self.soft(run, i, outputs.logits)[index], weights)
-            sent.append(self.encode(run, labels))
+            sent.append(self.encode(run, labels, run.network.rows[i]))
         return sent
 
-    def encode(self, run: Run, labels: Labels) -> Labels:
-        """Returns ``labels`` as a receiver reads them, with the size of the message."""
+    def encode(self, run: Run, labels: Labels, node: int | None = None) -> Labels:
+        """Returns ``labels`` as a receiver reads them, with the size of the message.
+
+        ``node`` is the one that has made the labels; None: they are averages of labels that had their noise before.
+        """
         if self.encoding is None:
             return labels
+        if node is not None:
+            of_node = labels.to("cpu")
+            labels = self.encoding.perturb(of_node, lambda columns: draw(run, node, of_node, columns))
         message = self.encoding.encode(labels, run.store.public)
         weighted = labels.weights is not None
         return self.encoding.decode(message, run.store.public, run.store.k, weighted).to(labels.index.device)
@@ -182,6 +202,9 @@ class IDKD(VanillaKD):
         require(fits, "distillation.corrected", corrected, "only with prior or align, which correct")
         self.corrected, self.weighted = corrected, weighted
         if weighted:
+            private = self.encoding is not None and self.encoding.epsilon is not None
+            plain = "only with an encoding without noise, since it would not cover the weights"
+            require(not private, "distillation.weighted", weighted, plain)
             self.declare("ranks of the kept samples' scores")
 
     def select(self, run: Run, public: list[Outputs]) -> list[tuple[Tensor, Tensor | None]]:

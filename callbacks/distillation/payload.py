@@ -32,17 +32,8 @@ class Packed(Encoding):
         self.values, self.top, self.index = values, top, index
 
     def encode(self, labels: Labels, public: int) -> bytes:
-        import numpy as np
-        import torch
-
-        index = labels.index.cpu().numpy()
-        indices = index.astype("<i4").tobytes()
-        kept = np.zeros(public, bool)
-        kept[index] = True
-        bitmap = np.packbits(kept).tobytes()
-        as_list = self.index == "list" or (self.index == "shorter" and len(indices) < len(bitmap))
         p = labels.probabilities.float().cpu()
-        parts = [bytes([as_list]), len(index).to_bytes(4, "little"), indices if as_list else bitmap]
+        parts = [write_index(labels.index, public, self.index)]
         top = self._top(p.shape[1])
         if top < p.shape[1]:
             p, classes = p.topk(top, dim=1)
@@ -53,23 +44,14 @@ class Packed(Encoding):
             if self.values == "uint8":
                 weights = weights.clamp_min(1 / 255)  # a weight that rounds to 0 would not count as a vote
             parts.append(self._write(weights))
-        if not torch.equal(labels.index.sort().values, labels.index):
-            raise ValueError("labels must be in ascending order of their samples")
         return b"".join(parts)
 
     def decode(self, message: bytes, public: int, classes: int, weighted: bool) -> Labels:
         import numpy as np
         import torch
 
-        as_list, size, position = bool(message[0]), int.from_bytes(message[1:5], "little"), 5
-        if as_list:
-            index = np.frombuffer(message, "<i4", size, position).astype(np.int64)
-            position += 4 * size
-        else:
-            length = -(-public // 8)
-            index = np.flatnonzero(np.unpackbits(np.frombuffer(message, np.uint8, length, position))[:public])
-            position += length
-        top = self._top(classes)
+        index, position = read_index(message, public)
+        size, top = len(index), self._top(classes)
         if top < classes:
             top_classes = np.frombuffer(message, "<u2", size * top, position).astype(np.int64)
             position += 2 * size * top
@@ -81,7 +63,7 @@ class Packed(Encoding):
         total = p.sum(1, keepdim=True)  # 0 if all probabilities round to 0, as with very many classes
         p = torch.where(total > 0, p / total.clamp_min(1e-12), 1 / classes)
         weights = self._read(message, size, position)[0] if weighted else None
-        return Labels(torch.from_numpy(index), p, weights, len(message))
+        return Labels(index, p, weights, len(message))
 
     def _top(self, classes: int) -> int:
         return min(self.top or classes, classes)
@@ -98,3 +80,33 @@ class Packed(Encoding):
         kind = {"float32": "<f4", "float16": "<f2", "uint8": "u1"}[self.values]
         numbers = torch.from_numpy(np.frombuffer(message, kind, count, position).astype(np.float32))
         return (numbers / 255 if self.values == "uint8" else numbers), position + count * np.dtype(kind).itemsize
+
+
+def write_index(index: Tensor, public: int, form: str) -> bytes:
+    """Returns the part of a message that names the labelled samples: its form (1 for a list, 0 for a bitmap), their
+    number in 4 bytes, and the list or bitmap; see :class:`Packed` for the ``form``."""
+    import numpy as np
+    import torch
+
+    if not torch.equal(index.sort().values, index):
+        raise ValueError("labels must be in ascending order of their samples")
+    samples = index.cpu().numpy()
+    indices, kept = samples.astype("<i4").tobytes(), np.zeros(public, bool)
+    kept[samples] = True
+    bitmap = np.packbits(kept).tobytes()
+    as_list = form == "list" or (form == "shorter" and len(indices) < len(bitmap))
+    return bytes([as_list]) + len(samples).to_bytes(4, "little") + (indices if as_list else bitmap)
+
+
+def read_index(message: bytes, public: int) -> tuple[Tensor, int]:
+    """Returns the index [s] that :func:`write_index` has put at the begin of a message, and the position after it."""
+    import numpy as np
+    import torch
+
+    as_list, size, position = bool(message[0]), int.from_bytes(message[1:5], "little"), 5
+    if as_list:
+        index, length = np.frombuffer(message, "<i4", size, position).astype(np.int64), 4 * size
+    else:
+        length = -(-public // 8)
+        index = np.flatnonzero(np.unpackbits(np.frombuffer(message, np.uint8, length, position))[:public])
+    return torch.from_numpy(index), position + length

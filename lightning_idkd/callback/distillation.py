@@ -8,6 +8,8 @@ from lightning_idkd.errors import UserError, did_you_mean, require_shape
 from lightning_idkd.labels import FineTuning
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from lightning_idkd.callback.hooks import Run
@@ -39,7 +41,21 @@ class Teacher:
 
 
 class Encoding(ABC):
-    """Converts labels to the bytes that an edge carries, and back."""
+    """Converts labels to the bytes that an edge carries, and back; it may add noise to them first."""
+
+    epsilon: float | None = None
+    """Bound of the local differential privacy of each label, for an encoding that adds noise; None for the others."""
+
+    def perturb(self, labels: "Labels", uniform: "Callable[[int], Tensor]") -> "Labels":
+        """Returns ``labels`` with noise; the base adds none. It is called once for the labels that a node makes, and
+        not for averages of labels, which have their noise already.
+
+        Args:
+            labels: The labels of one node, on the CPU.
+            uniform: ``uniform(columns)`` returns random numbers in [0, 1), float64 [s, columns], which are the same
+                with every engine, with any number of processes, and in a resumed run.
+        """
+        return labels
 
     @abstractmethod
     def encode(self, labels: "Labels", public: int) -> bytes:
@@ -173,6 +189,10 @@ class Distillation(Callback, ABC):
         distilled = self.aggregate(run, run.network.exchange(self.label(run), run.step))
         run.distil(distilled)
         return distilled
+
+    def count_exchanges(self, epochs: int) -> int:
+        """Returns the number of exchanges in a run of ``epochs``."""
+        return sum(self.due(epoch, epochs) for epoch in range(epochs))
 
     def due(self, epoch: int, epochs: int) -> bool:
         """Returns whether an exchange takes place before ``epoch``."""

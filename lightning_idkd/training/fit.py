@@ -23,7 +23,7 @@ from lightning_idkd.training.resume import Start, find_start
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-    from lightning_idkd.callback import Loss
+    from lightning_idkd.callback import Distillation, Loss
     from lightning_idkd.data.store import Store
     from lightning_idkd.links import Links
     from lightning_idkd.network import Network
@@ -254,7 +254,25 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
         shares += [run.distillation.shares, run.calibration.shares if run.distillation.calibrated else ""]
     if any(shares):
         lines["shares"] = ", ".join(dict.fromkeys(filter(None, shares)))
+    if privacy := describe_privacy(config.distillation, config.train.epochs, store.public):
+        lines["privacy"] = privacy
     return lines
+
+
+def describe_privacy(distillation: Distillation | None, epochs: int, public: int) -> str:
+    """The bound that the noise of labels gives, and what has none; empty without such noise.
+
+    A label has the epsilon of the encoding. Those of a node have the sum over the ``public`` samples and all exchanges
+    (basic composition).
+    """
+    encoding = getattr(distillation, "encoding", None)
+    if encoding is None or encoding.epsilon is None:
+        return ""
+    exchanges = distillation.count_exchanges(epochs)
+    composed = f"{encoding.epsilon * public * exchanges:,.10g} for all {public:,} labels of {exchanges} "
+    composed += "exchanges" if exchanges > 1 else "exchange"
+    bare = "the parameters" if not distillation.calibrated else "which samples a node labels, and the parameters"
+    return f"epsilon {encoding.epsilon:g} per label, at most {composed}; not protected: {bare}"
 
 
 def describe_remarks(loss: Loss, store: Store) -> list[str]:
