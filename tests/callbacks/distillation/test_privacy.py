@@ -15,11 +15,13 @@ from lightning_idkd.callbacks import (
     ClassCount,
     ConfidenceMean,
     Gossiped,
+    LaplaceLabels,
     LogitMean,
     Mean,
     MovingAverage,
     MutualKD,
     Packed,
+    RandomizedResponse,
     VanillaKD,
     Vote,
     Youden,
@@ -140,6 +142,10 @@ WAYS = {
         for values in ("float32", "float16", "uint8")
         for top in (None, 2)
     },
+    **{
+        e.__name__: (lambda e=e: VanillaKD(start=0, every=1, encoding=e(1.0)), None, {"exchange"}, "")
+        for e in (LaplaceLabels, RandomizedResponse)
+    },
     "weighted": (lambda: IDKD(start=0, every=1, weighted=True), youden, {"exchange"},
                  "ranks of the kept samples' scores"),
     "weighted uint8": (lambda: IDKD(start=0, every=1, weighted=True, encoding=Packed("uint8")), youden, {"exchange"},
@@ -200,6 +206,7 @@ class Recording(Network):
     {}, {"temperature": 0.5}, {"hard": True}, {"hops": 2}, {"aggregation": LogitMean()},
     {"aggregation": ConfidenceMean()}, {"aggregation": ERA()}, {"aggregation": Vote()}, {"teacher": Gossiped(2)},
     {"teacher": MovingAverage()}, {"encoding": Packed("uint8", 2)},
+    {"encoding": RandomizedResponse(1.0)}, {"encoding": LaplaceLabels(1.0)},
 ], ids=lambda options: "-".join(f"{k} {type(v).__name__}" for k, v in options.items()))  # fmt: skip
 def test_labels_say_nothing_of_private_data_but_through_the_parameters(options):
     """Other private labels and, normalised alike, pixels in another order: the same messages to the last bit."""

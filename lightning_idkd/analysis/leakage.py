@@ -1,0 +1,528 @@
+"""What the messages of a finished run tell an attacker about the private data of the node that sent them.
+
+The attacker is a neighbour that follows the protocol, and to which all other nodes tell what they know, so that the
+results are upper bounds for a single neighbour. It attacks one node, its target, and has
+
+- the target's messages at the end of training: the labels of one exchange, the parameters of one gossip step (the first
+  after the last training step), or both. Nodes send many more, from which an attacker may learn more;
+- the same messages of all other nodes, their label distributions and which samples they train on;
+- what all nodes know: the network, the scaling, the public set; and besides the distribution of all private labels, and
+  labelled samples of the same kind, which are those of the test set;
+- not the seed, from which the noise of private labels follows, and not the target's norm buffers, which nodes do not
+  send: it uses its own.
+
+The target's label distribution is inferred by :func:`infer_distributions`, and whether a sample with a known label is
+one that the target trains on by two scores of the sample (:func:`compute_scores`). With labels alone, these are scores
+of a student: the last layer of the attacker's own network, fitted to the target's labels of public samples
+(:func:`fit_head`). Other attacks may find more; a result near that of an attacker who sees nothing is no proof.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_idkd import randomness
+from lightning_idkd.analysis.load import Run, configure_run, load
+from lightning_idkd.callback import Distillation, Encoding
+from lightning_idkd.config.kinds import choices
+from lightning_idkd.config.parse import PLUGINS
+from lightning_idkd.errors import UserError, require
+from lightning_idkd.labels import Labels, Outputs
+from lightning_idkd.nodes.stack import run_network
+from lightning_idkd.records.run_folder import RunFolder
+from lightning_idkd.training.build import build_parts
+from lightning_idkd.training.checkpoint import restore
+from lightning_idkd.training.fit import build_run, describe_privacy
+from lightning_idkd.training.launch import launch
+from lightning_idkd.training.resume import EarlierRun, Start
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from lightning_idkd.nodes.node import NodeModule
+    from lightning_idkd.training.orchestrator import Orchestrator
+
+MOST_NODES = 32
+"""Nodes that are attacked; of more, so many are drawn, and the others are left out."""
+AUXILIARY = 1000
+"""Test samples that the attacker has at most."""
+POWERS = torch.cat([torch.zeros(1), torch.logspace(-1, 2, 25)]).double()
+"""Exponents that :func:`infer_distributions` tries."""
+FLOOR = 1e-3
+"""Share of the distribution of all labels in every inferred one, so that no class is ruled out."""
+ATTACKS = ("loss", "lira")
+"""The scores of :func:`compute_scores`."""
+DRAWS = 500
+"""Draws of the bootstrap."""
+SMALL_RATE = 0.01
+"""False-positive rate of the true-positive rate that is reported."""
+
+
+# ---------------------------------------------------------------------- label distributions
+
+
+def infer_distributions(evidence: Sequence[Tensor], known: Tensor, overall: Tensor) -> Tensor:
+    """Infer every node's label distribution [n, k] from what it sends, given those of all other nodes.
+
+    A message gives ``evidence`` [n, k], the mean probability that a node's labels (or its network, for samples that all
+    know) give to every class. The estimate is ``overall`` [k], the distribution of all labels, times a power of the
+    ratio of the node's evidence to the geometric mean of the others', for each kind of message. The exponents, of
+    :data:`POWERS`, are those that estimate the ``known`` distributions [n, k] of the other nodes best (smallest mean
+    KL). With exponents 0, the estimate is ``overall``.
+    """
+    n = len(known)
+    logs = [(mass.double() + FLOOR / mass.shape[1]).log() for mass in evidence]
+    ratios = torch.stack([log - (log.sum(0) - log) / (n - 1) for log in logs])  # [kinds, n, k]
+    best, estimate = torch.full((n,), torch.inf, dtype=torch.float64), overall.expand(n, -1).double().clone()
+    powers = torch.cartesian_prod(*[POWERS] * len(evidence)).view(-1, len(evidence))
+    for some in powers.split(len(POWERS)):
+        inferred = (overall.double().log() + torch.einsum("gs,snk->gnk", some, ratios)).softmax(2)
+        inferred = (1 - FLOOR) * inferred + FLOOR * overall
+        error = divergence(known, inferred)  # [powers, n]
+        of_others, which = (error.sum(1, keepdim=True) - error).min(0)
+        better = of_others < best - 1e-12
+        best, estimate = (
+            of_others.where(better, best),
+            inferred[which, torch.arange(n)].where(better[:, None], estimate),
+        )
+    return estimate
+
+
+def divergence(true: Tensor, inferred: Tensor) -> Tensor:
+    """Kullback-Leibler divergence [..., n] of the ``inferred`` [..., n, k] from the ``true`` distributions [n, k], in
+    nats."""
+    true = true.double()
+    return (torch.xlogy(true, true) - torch.xlogy(true, inferred.double())).sum(-1)
+
+
+def total_variation(true: Tensor, inferred: Tensor) -> Tensor:
+    """Total variation [n] between two distributions [n, k] each, 0 to 1."""
+    return (true.double() - inferred.double()).abs().sum(1) / 2
+
+
+# ---------------------------------------------------------------------- membership
+
+
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """log p / (1 - p) [N] of the probability p that ``logits`` [N, k] give to the ``labels`` [N]: the confidence whose
+    distribution over networks is nearly normal (Carlini et al., S&P 2022, Eq. 3)."""
+    logits = logits.double()
+    own = logits.gather(1, labels[:, None])[:, 0]
+    return own - logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
+
+
+def compute_scores(confidence: Tensor, target: int) -> dict[str, Tensor]:
+    """Scores [N] of samples, larger = more probably members of the target's training set, by attack.
+
+    ``loss`` is minus the cross-entropy of the target's network (Yeom et al., CSF 2018). ``lira`` compares its
+    confidence with that of networks which have not seen the sample: the offline attack of Carlini et al. (S&P 2022,
+    Eq. 4), z = (confidence - mean of the shadows) / sd. The shadows are the networks of all other nodes, none of which
+    trains on the target's samples, although gossip has mixed their parameters with its own. As there are few, one sd
+    holds for all samples (section VI-C there).
+
+    Args:
+        confidence: Log-odds of the label [n, N] by every node's network, see :func:`log_odds`.
+        target: The row of the target.
+    """
+    shadows = torch.cat([confidence[:target], confidence[target + 1 :]])
+    spread = shadows.var(0, correction=0).mean().sqrt().clamp_min(1e-12)
+    return {"loss": F.logsigmoid(confidence[target]), "lira": (confidence[target] - shadows.mean(0)) / spread}
+
+
+def combine(scores: Tensor) -> Tensor:
+    """Combine s scores [s, N] of the same samples into one [N]: their sum, each divided by its standard deviation."""
+    return (scores / scores.std(1, keepdim=True).clamp_min(1e-12)).sum(0)
+
+
+def fit_head(features: Tensor, labels: Labels) -> Tensor:
+    """A linear layer, weights and at last a bias [F + 1, k], fitted to soft ``labels`` of samples with ``features``
+    [m, F].
+
+    It is the ridge regression of log (p + 0.0001), centred over the classes, with a penalty of 0.001 per sample on the
+    weights. Such logarithms are the logits of the labels' network, which are linear in its own features.
+    """
+    x = with_one(features[labels.index])
+    logits = (labels.probabilities.double() + 1e-4).log()
+    penalty = 1e-3 * max(len(x), 1) * torch.ones(x.shape[1], dtype=torch.float64)
+    penalty[-1] = 1e-9
+    return torch.linalg.solve(x.T @ x + penalty.diag(), x.T @ (logits - logits.mean(1, keepdim=True)))
+
+
+def with_one(features: Tensor) -> Tensor:
+    """The features [N, F] and a last column of ones, float64."""
+    return torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], 1)
+
+
+# ---------------------------------------------------------------------- rates and their intervals
+
+
+def measure_rates(scores: Tensor, members: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """AUROC [d] of ``scores`` [N], and the largest true-positive rate [d] of a threshold whose false-positive rate is
+    :data:`SMALL_RATE` or less.
+
+    ``members`` is bool [N]. Sample j counts ``counts`` [d, j] times in draw d.
+    """
+    order = scores.argsort(descending=True)
+    scores, members, counts = scores[order], members[order], counts[:, order].double()
+    last = torch.ones_like(members)
+    last[:-1] = scores[1:] != scores[:-1]  # equal scores share a threshold
+
+    def rates(which: Tensor) -> Tensor:
+        total = (counts * which).cumsum(1)
+        return F.pad(total[:, last] / total[:, -1:], (1, 0))
+
+    tpr, fpr = rates(members), rates(~members)
+    return torch.trapezoid(tpr, fpr), tpr.where(fpr <= SMALL_RATE, 0).amax(1)
+
+
+def resample(strata: Tensor, purpose: str) -> Tensor:
+    """How often every sample comes in a draw of the bootstrap, int64 [1 + DRAWS, N]; the first row has each once.
+
+    A draw takes from every stratum as many samples as it has, with replacement; ``strata`` [N] are their numbers.
+    """
+    counts = torch.ones(1 + DRAWS, len(strata), dtype=torch.int64)
+    draw = torch.arange(DRAWS)[:, None]
+    for number, stratum in enumerate(strata.unique().tolist()):
+        places = (strata == stratum).nonzero()[:, 0]
+        chosen = randomness.randint(len(places), 0, purpose, number, draw, torch.arange(len(places)))
+        drawn = torch.zeros(DRAWS, len(places), dtype=torch.int64)
+        counts[1:, places] = drawn.scatter_add(1, chosen, torch.ones_like(chosen))
+    return counts
+
+
+def with_interval(draws: Tensor) -> dict[str, float]:
+    """The value, which is the first entry of ``draws`` [d], and the 95 % interval of the others."""
+    low, high = draws[1:].double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"value": draws[0].item(), "low": low, "high": high}
+
+
+# ---------------------------------------------------------------------- the attacked run
+
+
+@dataclass
+class Candidates:
+    """Samples of one node, half of which it trains on."""
+
+    index: Tensor
+    """int64 [2 c], places in the private set."""
+    labels: Tensor
+    """int64 [2 c]."""
+    members: Tensor
+    """bool [2 c], whether the node trains on the sample."""
+
+
+class Attacker:
+    """Attacks the nodes of a run, as the module describes.
+
+    Args:
+        run: The run at the end of its training.
+        nodes: Numbers of the nodes to attack.
+        samples: Number of members, and of non-members, of each node at most.
+    """
+
+    def __init__(self, run: Orchestrator, nodes: list[int], samples: int):
+        self.run, self.nodes = run, nodes
+        self.candidates = [self.draw_candidates(node, samples) for node in nodes]
+        sizes = torch.tensor([len(c.index) for c in self.candidates])
+        self.targets = torch.arange(len(nodes)).repeat_interleave(sizes)
+        self.members = torch.cat([c.members for c in self.candidates])
+        self.draws = resample(2 * self.targets + self.members, "bootstrap of samples")
+        self.node_draws = resample(torch.zeros(len(nodes)), "bootstrap of nodes")
+        counts = torch.stack([run.store.labels[own].bincount(minlength=run.store.k) for own in run.store.own]).double()
+        self.distributions = (counts / counts.sum(1, keepdim=True))[nodes]
+        self.overall = (counts.sum(0) + 1) / (counts.sum() + run.store.k)
+        batches, _labels = run.store.evaluation_set("test", AUXILIARY)
+        self.confidence = []  # of every target: [nodes, its candidates]
+        for target, candidates in enumerate(self.candidates):
+            logits = [run_network(m, self.batches(candidates)).logits for m in self.models(self.attacker_of(target))]
+            self.confidence.append(torch.stack([log_odds(z, candidates.labels) for z in logits]))
+        models = [self.models(1)[0], *self.models(0)[1:]]  # every one with the buffers of its attacker
+        answers = [run_network(m, batches()).logits.log_softmax(1) for m in models]
+        self.mass = torch.stack([log_p.mean(0).softmax(0) for log_p in answers])  # [nodes, k], geometric means
+
+    @staticmethod
+    def attacker_of(target: int) -> int:
+        """The row of the node whose network the attacker of a target has as its own."""
+        return 0 if target else 1
+
+    def draw_candidates(self, node: int, samples: int) -> Candidates:
+        """As many samples that the node trains on as held-out ones, drawn by the hash."""
+        store, seed = self.run.store, self.run.seed
+        train, held_out = torch.from_numpy(store.split.train[node]), store.held_out(node)
+        count = min(len(train), len(held_out), samples)
+        parts = [
+            part[randomness.permutation(len(part), seed, f"audit {name}", node)[:count]]
+            for name, part in (("members", train), ("non-members", held_out))
+        ]
+        order = randomness.permutation(2 * count, seed, "audit order", node)  # some networks use statistics of a batch
+        index = torch.cat(parts)[order]
+        return Candidates(index, store.labels[index], order < count)
+
+    def batches(self, candidates: Candidates) -> Iterator[Tensor]:
+        """Batches of the candidates, as networks take them."""
+        return self.run.store.private_batches(candidates.index)
+
+    def models(self, attacker: int) -> list[NodeModule]:
+        """The networks of all nodes with the norm buffers of an attacker."""
+        stack = self.run.stack
+        buffers = {name: b[self.nodes[attacker]].clone() for name, b in stack.buffers.items()}
+        return [stack.model(stack.X[node].clone(), buffers) for node in self.nodes]
+
+    # ------------------------------------------------------------------ students
+
+    @functools.cached_property
+    def own_features(self) -> dict[int, tuple[Tensor, list[Tensor]]]:
+        """By attacker: its features of the public samples [m, F], and of the candidates of each of its targets."""
+        found = {}
+        for attacker in (0, 1):
+            module = self.models(attacker)[attacker]
+            public = self.run.store.restore_order(run_network(module, self.run.store.public_batches()))
+            mean, sd = take_features(public).mean(0), take_features(public).std(0).clamp_min(1e-6)
+            mine = [c for t, c in enumerate(self.candidates) if self.attacker_of(t) == attacker]
+            of_candidates = [take_features(run_network(module, self.batches(c))) for c in mine]
+            found[attacker] = (take_features(public) - mean) / sd, [(x - mean) / sd for x in of_candidates]
+        return found
+
+    def confidence_of_students(self, sent: list[Labels]) -> list[Tensor]:
+        """Log-odds [nodes, its candidates] by the students of all nodes' labels, of every target."""
+        confidence: dict[int, Tensor] = {}
+        for attacker, (public, of_candidates) in self.own_features.items():
+            heads = [fit_head(public, sent[node]) for node in self.nodes]
+            targets = [t for t in range(len(self.nodes)) if self.attacker_of(t) == attacker]
+            for target, x in zip(targets, of_candidates, strict=True):
+                labels = self.candidates[target].labels
+                confidence[target] = torch.stack([log_odds(with_one(x) @ head, labels) for head in heads])
+        return [confidence[target] for target in range(len(self.nodes))]
+
+    # ------------------------------------------------------------------ results
+
+    def scores(self, confidence: list[Tensor]) -> dict[str, Tensor]:
+        """The scores [N] of all targets' candidates, by attack."""
+        return self.gather([compute_scores(of_target, target) for target, of_target in enumerate(confidence)])
+
+    @staticmethod
+    def gather(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The scores of all targets' candidates, from those of every target."""
+        return {attack: torch.cat([part[attack] for part in parts]) for attack in ATTACKS}
+
+    def report(self, evidence: list[Tensor], scores: list[dict[str, Tensor]]) -> dict:
+        """What the attacker finds from the evidence and the scores of one or several kinds of messages."""
+        guess = self.overall.expand(len(self.nodes), -1)
+        inferred = infer_distributions(evidence, self.distributions, self.overall) if evidence else guess
+        result: dict = {"distribution": self.report_distribution(inferred), "membership": {}}
+        for attack in ATTACKS:
+            several = torch.stack([of_kind[attack] for of_kind in scores])
+            score = several[0] if len(scores) == 1 else combine(several)
+            auroc, tpr = measure_rates(score, self.members, self.draws)
+            result["membership"][attack] = {"auroc": with_interval(auroc), "tpr": with_interval(tpr)}
+        return result
+
+    def report_distribution(self, inferred: Tensor) -> dict:
+        """KL and total variation between the true distributions and the inferred ones [nodes, k], as means over
+        nodes."""
+        draws = self.node_draws.double() / len(self.nodes)
+        errors = {"kl": divergence, "tv": total_variation}
+        return {name: with_interval(draws @ error(self.distributions, inferred)) for name, error in errors.items()}
+
+    def report_nothing(self) -> dict:
+        """What the attacker finds with its own network alone, which gossip has mixed with the target's."""
+        parts = []
+        for target, of_target in enumerate(self.confidence):
+            attacker = self.attacker_of(target)
+            others = [node for node in range(len(self.nodes)) if node not in (target, attacker)]
+            parts.append(compute_scores(of_target[[attacker, *others]], 0))
+        return self.report([], [self.gather(parts)])
+
+
+def take_features(outputs: Outputs) -> Tensor:
+    """Features [N, F] of a network; its logits, if it has no features."""
+    return outputs.logits if outputs.features is None else outputs.features
+
+
+# ---------------------------------------------------------------------- the audit of a run
+
+
+def audit(path: str | Path, epsilons: Sequence[float] = (1.0, 4.0), samples: int = 200, trust: bool = False) -> dict:
+    """Attack the nodes of a finished run.
+
+    What they would send in one more exchange is computed from ``last.ckpt`` by the run's own distillation and, one
+    change at a time, in other forms (:func:`list_forms`).
+
+    Args:
+        path: the run folder.
+        epsilons: bounds of the private labels among these forms.
+        samples: number of members, and of non-members, that are taken from each node at most.
+        trust: see :func:`~lightning_idkd.analysis.load.load`.
+
+    Returns:
+        A dict with the ``run``, its ``nodes`` and those ``attacked``, the number of candidate ``samples`` (half are
+        members), the ``guesses`` of a label distribution without any message, and ``notes`` in sentences. ``results``
+        is a list: each has what the attacker ``sees`` (nothing, labels, parameters or both), the form of the
+        ``labels`` (None where it sees none) with their ``label_bytes`` per edge and ``epsilon``, the errors of the
+        inferred ``distribution`` (``kl``, ``tv``) and, by attack, the ``membership`` (``auroc``, ``tpr`` at 1 % false
+        positives). Each of these numbers is a ``value`` with the 95 % interval ``low`` to ``high`` of the bootstrap:
+        over nodes for distributions, over the samples of each node for membership.
+
+    Raises:
+        UserError: the run is not finished, its data are missing or have changed, or its nodes hold out no samples.
+    """
+    require(samples >= 1, "--samples", samples, "1 or more")
+    loaded = load(path, "last.ckpt", trust)
+    if loaded.summary is None:
+        end = f"after {loaded.epoch} of {loaded.config.train.epochs} epochs"
+        raise UserError(f"'{path}' is not finished ({end}); idkd audit needs a finished run, with summary.json")
+    with contextlib.redirect_stdout(sys.stderr):  # remarks of the run
+        run = rebuild(loaded)
+        attacker = Attacker(run, choose_nodes(run), samples)
+        results = [{"sees": "nothing"} | attacker.report_nothing()]
+        of_parameters = attacker.scores(attacker.confidence)
+        results.append({"sees": "parameters"} | attacker.report([attacker.mass], [of_parameters]))
+        forms, notes = list_forms(run, epsilons)
+        for form, distillation in forms.items():
+            sent = distillation.label(run)
+            of_labels = attacker.scores(attacker.confidence_of_students(sent))
+            mass = torch.stack([mean_label(sent[node]) for node in attacker.nodes])
+            message = describe_message(form, distillation, [sent[node] for node in attacker.nodes])
+            results.append({"sees": "labels"} | message | attacker.report([mass], [of_labels]))
+            both = attacker.report([attacker.mass, mass], [of_parameters, of_labels])
+            results.append({"sees": "both"} | message | both)
+    if privacy := describe_privacy(run.distillation, run.epochs, run.store.public):
+        notes.append(f"the run's labels: {privacy}")
+    uniform = torch.full_like(attacker.distributions, 1 / run.store.k)
+    return {
+        "run": str(loaded.folder.path),
+        "nodes": run.network.graph.nodes,
+        "attacked": attacker.nodes,
+        "samples": len(attacker.targets),
+        "guesses": {
+            "uniform": attacker.report_distribution(uniform),
+            "global": attacker.report_distribution(attacker.overall.expand_as(uniform)),
+        },
+        "results": [{"labels": None, "label_bytes": None, "epsilon": None} | result for result in results],
+        "notes": notes,
+    }
+
+
+def rebuild(loaded: Run) -> Orchestrator:
+    """The run at the end of its training, on the CPU, with its data.
+
+    Raises:
+        UserError: the data are missing or have changed.
+    """
+    here = ["--run.hosts", "1", "--run.devices", "1", "--run.accelerator", "cpu", "--run.engine", "loop"]
+    config = configure_run(loaded.folder, [*here, "--run.pictures", "false"], loaded.trust)
+    fabric = launch(config.run)
+    earlier = EarlierRun(str(loaded.folder.path), loaded.images.get("data"), ("train", "test", "public"))
+    parts = build_parts(config, fabric, earlier)
+    if parts.split.hash != loaded.folder.partition_hash():
+        others = f"the nodes' samples are not those of '{loaded.folder.path}'"
+        raise UserError(f"data.partition: {others}; the files of data.private have changed")
+    run = build_run(config, fabric, parts, Start(config))
+    restore(run, RunFolder.load(loaded.folder.last), [])
+    run.answers = functools.cache(run.answers)  # all forms have the same teacher
+    return run
+
+
+def choose_nodes(run: Orchestrator) -> list[int]:
+    """The honest nodes that hold out samples, or :data:`MOST_NODES` of them, drawn by the hash.
+
+    Raises:
+        UserError: there are fewer than three.
+    """
+    honest = run.network.links.honest.nonzero()[0].tolist()
+    nodes = [i for i in honest if len(run.store.split.train[i]) and len(run.store.split.validation[i])]
+    if len(nodes) < 3:
+        raise UserError(f"{len(nodes)} honest nodes hold out samples (data.validation); idkd audit needs 3 or more")
+    drawn = randomness.permutation(len(nodes), run.seed, "audited nodes")[:MOST_NODES]
+    return [nodes[place] for place in drawn.sort().values.tolist()]
+
+
+def list_forms(run: Orchestrator, epsilons: Sequence[float]) -> tuple[dict[str, Distillation], list[str]]:
+    """The forms of labels to attack, by name, and notes about those that are left out.
+
+    The first form is the run's own. The others start from the float32 labels of all public samples at temperature 1 by
+    the run's teacher, and change one thing. Filters use the run's calibration.
+    """
+    own = run.distillation
+    if own is None:
+        return {}, ["the run exchanges no labels (distillation is null), so that an attacker sees only parameters"]
+    if own.label is None:
+        return {}, [f"{type(own).__name__} sends no labels, so that an attacker sees only parameters"]
+    for plugin in PLUGINS:
+        import_module(plugin)
+    methods, encodings = choices(Distillation), choices(Encoding)
+    everything = functools.partial(methods["VanillaKD"], teacher=own.teacher)
+    packed = encodings["Packed"]
+    forms = {
+        "as in the run": own,
+        "raw": everything(),
+        "aligned": everything(align=True),
+        "sharpened, T 0.5": everything(temperature=0.5),
+        "one-hot": everything(hard=True),
+        "top-1": everything(encoding=packed("float32", top=1)),
+        "float16": everything(encoding=packed("float16")),
+        "uint8": everything(encoding=packed("uint8")),
+    }
+    notes = []
+    if run.calibration is None:
+        notes.append("the run has no calibration, so that labels are not filtered")
+    else:
+        filtered = functools.partial(methods["IDKD"], teacher=own.teacher)
+        forms |= {"filtered": filtered(), "filtered, aligned": filtered(align=True)}
+    for name in ("RandomizedResponse", "LaplaceLabels"):
+        for epsilon in epsilons:
+            forms[f"{name}, epsilon {epsilon:g}"] = everything(encoding=encodings[name](epsilon))
+    return forms, notes
+
+
+def mean_label(labels: Labels) -> Tensor:
+    """The mean of a node's labels [k]; uniform where it sends none."""
+    p = labels.probabilities
+    return p.mean(0) if len(p) else torch.full((p.shape[1],), 1 / p.shape[1])
+
+
+def describe_message(form: str, distillation: Distillation, sent: list[Labels]) -> dict:
+    """The form of the labels ``sent`` by every node, the mean size of a message, and the epsilon of each label."""
+    epsilon = getattr(getattr(distillation, "encoding", None), "epsilon", None)
+    return {"labels": form, "label_bytes": sum(part.nbytes for part in sent) / len(sent), "epsilon": epsilon}
+
+
+def show(result: dict) -> None:
+    """Print what :func:`audit` returns."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"{escape(result['run'])}: {len(result['attacked'])} nodes attacked, {result['samples']:,} samples"
+    columns = ("sees", "labels", "bytes", "KL", "TV", "AUROC, loss", "AUROC, LiRA", "TPR, loss", "TPR, LiRA")
+    table = Table(*columns, title=title)
+    for name, errors in result["guesses"].items():
+        table.add_row(f"guess: {name}", "", "", *(f"{error['value']:.3f}" for error in errors.values()), "", "", "", "")
+    for row in result["results"]:
+        cells = [row["sees"], row["labels"] or "", "" if row["label_bytes"] is None else f"{row['label_bytes']:,.0f}"]
+        cells += [f"{error['value']:.3f}" for error in row["distribution"].values()]
+        for measure in ("auroc", "tpr"):
+            for attack in ATTACKS:
+                cells.append("{value:.3f} [{low:.3f}, {high:.3f}]".format(**row["membership"][attack][measure]))
+        table.add_row(*map(escape, cells))
+    console = Console()
+    console.print(table)
+    print(EXPLANATION)
+    for note in result["notes"]:
+        print(f"note: {note}")
+
+
+EXPLANATION = """\
+KL (in nats) and TV (total variation) compare a node's true and inferred label distribution, as means over nodes.
+AUROC: of samples that a node trains on against held-out ones; 0.5 if nothing is known. TPR: at 1 % false positives.
+Brackets have 95 % intervals of the bootstrap. `idkd audit --help` says what the attacker knows."""
