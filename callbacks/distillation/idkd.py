@@ -202,9 +202,8 @@ class IDKD(VanillaKD):
         require(fits, "distillation.corrected", corrected, "only with prior or align, which correct")
         self.corrected, self.weighted = corrected, weighted
         if weighted:
-            private = self.encoding is not None and self.encoding.epsilon is not None
-            plain = "only with an encoding without noise, since it would not cover the weights"
-            require(not private, "distillation.weighted", weighted, plain)
+            noisy = self.encoding is not None and self.encoding.epsilon < math.inf
+            require(not noisy, "distillation.weighted", weighted, "only without noise of labels, which weights lack")
             self.declare("ranks of the kept samples' scores")
 
     def select(self, run: Run, public: list[Outputs]) -> list[tuple[Tensor, Tensor | None]]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -91,10 +92,8 @@ def infer_distributions(evidence: Sequence[Tensor], known: Tensor, overall: Tens
         error = divergence(known, inferred)  # [powers, n]
         of_others, which = (error.sum(1, keepdim=True) - error).min(0)
         better = of_others < best - 1e-12
-        best, estimate = (
-            of_others.where(better, best),
-            inferred[which, torch.arange(n)].where(better[:, None], estimate),
-        )
+        best = of_others.where(better, best)
+        estimate = inferred[which, torch.arange(n)].where(better[:, None], estimate)
     return estimate
 
 
@@ -115,7 +114,7 @@ def total_variation(true: Tensor, inferred: Tensor) -> Tensor:
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     """log p / (1 - p) [N] of the probability p that ``logits`` [N, k] give to the ``labels`` [N]: the confidence whose
-    distribution over networks is nearly normal (Carlini et al., S&P 2022, Eq. 3)."""
+    distribution over networks is nearly normal (Carlini et al., S&P 2022)."""
     logits = logits.double()
     own = logits.gather(1, labels[:, None])[:, 0]
     return own - logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
@@ -125,10 +124,10 @@ def compute_scores(confidence: Tensor, target: int) -> dict[str, Tensor]:
     """Scores [N] of samples, larger = more probably members of the target's training set, by attack.
 
     ``loss`` is minus the cross-entropy of the target's network (Yeom et al., CSF 2018). ``lira`` compares its
-    confidence with that of networks which have not seen the sample: the offline attack of Carlini et al. (S&P 2022,
-    Eq. 4), z = (confidence - mean of the shadows) / sd. The shadows are the networks of all other nodes, none of which
-    trains on the target's samples, although gossip has mixed their parameters with its own. As there are few, one sd
-    holds for all samples (section VI-C there).
+    confidence with that of networks which have not seen the sample (the offline attack of Carlini et al., S&P 2022):
+    z = (confidence - mean of the shadows) / sd. The shadows are the networks of all other nodes, none of which trains
+    on the target's samples, although gossip has mixed their parameters with its own. As there are few, one sd holds for
+    all samples, as in that paper.
 
     Args:
         confidence: Log-odds of the label [n, N] by every node's network, see :func:`log_odds`.
@@ -493,8 +492,9 @@ def mean_label(labels: Labels) -> Tensor:
 
 def describe_message(form: str, distillation: Distillation, sent: list[Labels]) -> dict:
     """The form of the labels ``sent`` by every node, the mean size of a message, and the epsilon of each label."""
-    epsilon = getattr(getattr(distillation, "encoding", None), "epsilon", None)
-    return {"labels": form, "label_bytes": sum(part.nbytes for part in sent) / len(sent), "epsilon": epsilon}
+    epsilon = getattr(getattr(distillation, "encoding", None), "epsilon", math.inf)
+    size = sum(part.nbytes for part in sent) / len(sent)
+    return {"labels": form, "label_bytes": size, "epsilon": None if epsilon == math.inf else epsilon}
 
 
 def show(result: dict) -> None:

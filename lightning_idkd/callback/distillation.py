@@ -1,5 +1,6 @@
 """The bases of distillation: who labels the public set, how labels are encoded and averaged, and when they are sent."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
@@ -43,8 +44,8 @@ class Teacher:
 class Encoding(ABC):
     """Converts labels to the bytes that an edge carries, and back; it may add noise to them first."""
 
-    epsilon: float | None = None
-    """Bound of the local differential privacy of each label, for an encoding that adds noise; None for the others."""
+    epsilon: float = math.inf
+    """Bound of the local differential privacy of each label; infinite for an encoding that adds no noise."""
 
     def perturb(self, labels: "Labels", uniform: "Callable[[int], Tensor]") -> "Labels":
         """Returns ``labels`` with noise; the base adds none. It is called once for the labels that a node makes, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import signal
 import warnings
@@ -266,12 +267,12 @@ def describe_privacy(distillation: Distillation | None, epochs: int, public: int
     (basic composition).
     """
     encoding = getattr(distillation, "encoding", None)
-    if encoding is None or encoding.epsilon is None:
+    if distillation is None or encoding is None or encoding.epsilon == math.inf:
         return ""
     exchanges = distillation.count_exchanges(epochs)
     composed = f"{encoding.epsilon * public * exchanges:,.10g} for all {public:,} labels of {exchanges} "
     composed += "exchanges" if exchanges > 1 else "exchange"
-    bare = "the parameters" if not distillation.calibrated else "which samples a node labels, and the parameters"
+    bare = "which samples a node labels, and the parameters" if distillation.calibrated else "the parameters"
     return f"epsilon {encoding.epsilon:g} per label, at most {composed}; not protected: {bare}"
 
 

@@ -210,5 +210,5 @@ def test_a_bound_that_is_none_is_refused_with_the_key(encoding, epsilon):
 
 @both
 def test_weights_which_have_no_noise_are_refused(encoding):
-    with pytest.raises(UserError, match=r"distillation\.weighted: True given; allowed: only with an encoding without"):
+    with pytest.raises(UserError, match=r"distillation\.weighted: True given; allowed: only without noise of labels"):
         IDKD(weighted=True, encoding=encoding(1.0))
