@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> int:
     p.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     trust = "Let the run's config name classes that are not part of this project, such as your own. Their code runs,"
     p.add_argument("--trust", action="store_true", help=f"{trust} so do not trust a run folder of a stranger.")
+    p.usage = "idkd audit RUN [--epsilon EPSILON ...] [--samples SAMPLES] [--json] [--trust]"
     given = p.parse_args(arguments)
     require(given.samples >= 1, "--samples", given.samples, "1 or more")
     for epsilon in given.epsilon:
