@@ -241,12 +241,14 @@ class Attacker:
         self.distributions = (counts / counts.sum(1, keepdim=True))[nodes]
         self.overall = (counts.sum(0) + 1) / (counts.sum() + run.store.k)
         batches, _labels = run.store.evaluation_set("test", AUXILIARY)
+        self.networks = [self.list_networks(attacker) for attacker in (0, 1)]
         self.confidence = []  # of every target: [nodes, its candidates]
         for target, candidates in enumerate(self.candidates):
-            logits = [run_network(m, self.batches(candidates)).logits for m in self.models(self.attacker_of(target))]
+            networks = self.networks[self.attacker_of(target)]
+            logits = [run_network(network, self.batches(candidates)).logits for network in networks]
             self.confidence.append(torch.stack([log_odds(z, candidates.labels) for z in logits]))
-        models = [self.models(1)[0], *self.models(0)[1:]]  # every one with the buffers of its attacker
-        answers = [run_network(m, batches()).logits.log_softmax(1) for m in models]
+        networks = [self.networks[self.attacker_of(target)][target] for target in range(len(nodes))]
+        answers = [run_network(network, batches()).logits.log_softmax(1) for network in networks]
         self.mass = torch.stack([log_p.mean(0).softmax(0) for log_p in answers])  # [nodes, k], geometric means
 
     @staticmethod
@@ -271,7 +273,7 @@ class Attacker:
         """Batches of the candidates, as networks take them."""
         return self.run.store.private_batches(candidates.index)
 
-    def models(self, attacker: int) -> list[NodeModule]:
+    def list_networks(self, attacker: int) -> list[NodeModule]:
         """The networks of all nodes with the norm buffers of an attacker."""
         stack = self.run.stack
         buffers = {name: b[self.nodes[attacker]].clone() for name, b in stack.buffers.items()}
@@ -284,7 +286,7 @@ class Attacker:
         """By attacker: its features of the public samples [m, F], and of the candidates of each of its targets."""
         found = {}
         for attacker in (0, 1):
-            module = self.models(attacker)[attacker]
+            module = self.networks[attacker][attacker]
             public = self.run.store.restore_order(run_network(module, self.run.store.public_batches()))
             mean, sd = take_features(public).mean(0), take_features(public).std(0).clamp_min(1e-6)
             mine = [c for t, c in enumerate(self.candidates) if self.attacker_of(t) == attacker]
@@ -395,6 +397,8 @@ def audit(path: str | Path, epsilons: Sequence[float] = (1.0, 4.0), samples: int
             results.append({"sees": "labels"} | message | attacker.report([mass], [of_labels]))
             both = attacker.report([attacker.mass, mass], [of_parameters, of_labels])
             results.append({"sees": "both"} | message | both)
+    if not (run.train.final_gossip or run.train.final_merge):
+        notes.append("without a final gossip (train.final_gossip 0), nodes do not send the parameters attacked here")
     if privacy := describe_privacy(run.distillation, run.epochs, run.store.public):
         notes.append(f"the run's labels: {privacy}")
     uniform = torch.full_like(attacker.distributions, 1 / run.store.k)
