@@ -95,9 +95,6 @@ EXAMPLES = {
         "PytorchOOD": " --calibration.score.detector KNN --calibration.score.arguments '{k: 1}'",
         "RankEnsemble": " --calibration.score.scores '[MSP, KNN]'",
     }),
-    "distillation.encoding": ("idkd fit --config ring_digits --distillation.encoding {name}{args}", dict.fromkeys(
-        ("LaplaceLabels", "RandomizedResponse"), " --distillation.encoding.epsilon 4",
-    )),
     "distillation.teacher.head": (
         "idkd fit --config ring_digits --distillation.teacher Refitted --distillation.teacher.head {name}{args}", {}
     ),
