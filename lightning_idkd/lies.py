@@ -12,9 +12,12 @@ from torch import Tensor
 
 from lightning_idkd import randomness
 from lightning_idkd.errors import UserError, require_shape
+from lightning_idkd.graph import Mixing
 from lightning_idkd.labels import Labels
 from lightning_idkd.links import Group, Links, Moment, explain_swaps
 
+Terms = tuple[list[int], list[float]]
+"""The nodes from which a node receives, itself included, and the weights that it gives to their rows."""
 EVERYONE = -1
 """The receiver of a message that is for all nodes at once."""
 
@@ -91,24 +94,23 @@ class Lies:
         chosen = edges[lying[edges[:, 0]] & mine]
         return chosen[np.lexsort(chosen.T)]
 
-    def to_neighbours(self, T: Tensor, rows: Mapping[int, Tensor], W: np.ndarray, edges: np.ndarray,
+    def to_neighbours(self, T: Tensor, rows: Mapping[int, Tensor], mixing: Mixing, edges: np.ndarray,
                       step: int) -> Tensor:  # fmt: skip
         """What is sent over ``edges`` [l, 2] in place of the true ``T`` [l, C].
 
         Args:
             rows: the true rows [C] of the receivers and of all nodes from which they receive, by node.
-            W: the weights [n, n] that receivers give to the rows.
+            mixing: the weights that receivers give to the rows.
         """
-        heard = (W > 0) | np.eye(len(W), dtype=bool)
-        return self._replace(T, rows, W, heard, edges, step)
+        return self._replace(T, rows, mixing.terms, edges, step)
 
     def to_everyone(self, rows: Tensor, step: int | None, present: np.ndarray) -> Tensor:
         """The ``rows`` [n, C] as they are received if every node that is ``present`` (bool [n]) sends its row to all
         alike."""
-        n = len(rows)
-        weights = present / max(present.sum(), 1)
+        n, taking = len(rows), np.flatnonzero(present).tolist()
         edges = np.stack([np.arange(n), np.full(n, EVERYONE)], 1)
-        return self._replace(rows, rows, np.tile(weights, (n, 1)), np.tile(present, (n, 1)), edges, step)
+        heard = {EVERYONE: (taking, [1 / max(len(taking), 1)] * len(taking))}
+        return self._replace(rows, rows, heard, edges, step)
 
     def over_edges(self, M: Tensor, edges: np.ndarray, step: int) -> Tensor:
         """What is sent over ``edges`` [e, 2] in place of the true ``M`` [e, C].
@@ -119,16 +121,15 @@ class Lies:
         for group in self.links.liars:
             if group.fault.attack is not None and group.fault.attack.omniscient:
                 raise UserError(explain_swaps(type(group.fault.attack).__name__, "this rule"))
-        return self._replace(M, None, None, None, edges, step)
+        return self._replace(M, None, {}, edges, step)
 
-    def _replace(self, T: Tensor, rows: Mapping[int, Tensor] | Tensor | None, W: np.ndarray | None,
-                 heard: np.ndarray | None, edges: np.ndarray, step: int | None) -> Tensor:  # fmt: skip
+    def _replace(self, T: Tensor, rows: Mapping[int, Tensor] | Tensor | None, heard: Mapping[int, Terms] | list[Terms],
+                 edges: np.ndarray, step: int | None) -> Tensor:  # fmt: skip
         """``T`` [e, C] with the messages of liars replaced.
 
         Args:
             rows: the true rows [C], by node; None: the attacks do not read them.
-            W: the weights [n, n] that receivers give to the rows.
-            heard: whether receivers get the rows, bool [n, n].
+            heard: by receiver, the nodes whose rows it gets, and the weights that it gives to them.
         """
         step = EVERYONE if step is None else step
         self._sent = step, self._sent[1] + 1 if self._sent[0] == step else 0
@@ -139,7 +140,7 @@ class Lies:
                 continue
             sight = self._look(group, edges[chosen], step)
             if attack.omniscient:
-                targets = {i: self._aim(i, rows, sent, W, heard) for i in np.unique(edges[chosen, 1]).tolist()}
+                targets = {i: self._aim(i, rows, sent, *heard[i]) for i in np.unique(edges[chosen, 1]).tolist()}
                 sight = Sight(**vars(sight) | {"targets": targets})
             which = torch.from_numpy(chosen).to(T.device)
             lies = attack(sent[which], sight)
@@ -149,19 +150,16 @@ class Lies:
     def _look(self, group: Group, edges: np.ndarray, step: int) -> Sight:
         return Sight(self.links.moment(step, group.place), *edges.T, self.links.honest, self._sent[1])
 
-    def _aim(self, receiver: int, rows: Mapping[int, Tensor] | Tensor, like: Tensor, W: np.ndarray,
-             heard: np.ndarray) -> Target:  # fmt: skip
-        """What an omniscient liar knows of the messages of one receiver, in the type of ``like``."""
-        honest, heard, weights = self.links.honest, heard[receiver], W[receiver]
-        known = heard & honest
-        if receiver != EVERYONE:
-            known = known | (np.arange(len(W)) == receiver)
-        if not known.any():  # all that are present lie
-            known = heard
-        of_known = torch.stack([rows[j] for j in np.flatnonzero(known).tolist()]).to(like)
+    def _aim(self, receiver: int, rows: Mapping[int, Tensor] | Tensor, like: Tensor, senders: list[int],
+             weights: list[float]) -> Target:  # fmt: skip
+        """What an omniscient liar knows of the messages that a receiver gets from ``senders``, to which it gives
+        ``weights``; in the type of ``like``."""
+        weight, honest = dict(zip(senders, weights, strict=True)), self.links.honest
+        known = [j for j in senders if honest[j] or j == receiver] or senders  # all: where all that are present lie
+        of_known = torch.stack([rows[j] for j in known]).to(like)
         own = of_known.mean(0) if receiver == EVERYONE else rows[receiver].to(like)
-        lying = heard & ~honest & (np.arange(len(W)) != receiver)
-        return Target(own, of_known, of_known.new_tensor(weights[known]), float(weights[lying].sum()))
+        lying = [weight[j] for j in senders if not honest[j] and j != receiver]
+        return Target(own, of_known, of_known.new_tensor([weight[j] for j in known]), float(np.sum(lying)))
 
     def about(self, labels: Sequence[Labels], nodes: range, step: int) -> list[Labels]:
         """What ``nodes`` send in place of their ``labels``."""

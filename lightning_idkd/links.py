@@ -210,27 +210,24 @@ def rebuild(mixing: Mixing, silent: np.ndarray, lost: np.ndarray, kind: Kind, pu
         lost: bool [E].
         kind: kind of the result if edges are only silent.
     """
-    W = mixing.W.copy()
-    sender, receiver = mixing.edges.T
+    weights, own, (sender, receiver) = mixing.weights.copy(), mixing.own.copy(), mixing.edges.T
     if silent.any():
-        out = receiver[silent], sender[silent]
-        taken, W[out] = W[out], 0.0
+        taken, weights[silent] = weights[silent], 0.0
         if kind == "doubly":
-            np.add.at(W, (out[0], out[0]), taken)
-        elif kind == "column":
-            W /= W.sum(0)
+            np.add.at(own, receiver[silent], taken)
         else:
-            W /= W.sum(1, keepdims=True)
+            ends = sender if kind == "column" else receiver
+            total = own + np.bincount(ends, weights, len(own))
+            weights, own = weights / total[ends], own / total
     fails = lost & ~silent
     if fails.any():
-        out = receiver[fails], sender[fails]
-        taken, W[out] = W[out], 0.0
         if pushes:
             kind = "column"
         else:
-            np.add.at(W, (out[0], out[0]), taken)
+            np.add.at(own, receiver[fails], weights[fails])
             kind = "row"
-    return Mixing(W, mixing.edges[~(silent | lost)], kind)
+    arrives = ~(silent | lost)
+    return Mixing(mixing.edges[arrives], weights[arrives], own, kind)
 
 
 def explain_swaps(attack: str, rule: str) -> str:

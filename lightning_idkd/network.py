@@ -201,9 +201,9 @@ class Network:
         earlier.insert(0, {j: values.clone() for j, values in row.items()})
         del earlier[max_age + 1 :]
         self._call += 1
-        for (j, i), age in zip(mixing.edges.tolist(), ages.tolist(), strict=True):
+        for (j, i), w, age in zip(mixing.edges.tolist(), mixing.weights.tolist(), ages.tolist(), strict=True):
             if age and i in self.rows:
-                mixed[i - self.rows.start].add_(earlier[age][j] - row[j], alpha=mixing.W[i, j])
+                mixed[i - self.rows.start].add_(earlier[age][j] - row[j], alpha=w)
 
     def late_rows(self) -> list[list[Tensor | None]]:
         """The rows [n, C] that messages may still bring, per mixing of a step, the latest first, in the first process.
@@ -234,7 +234,7 @@ class Network:
         """
         if self._weights is None or self._weights[0] is not mixing or self._weights[1].dtype != T.dtype:
             self._weights = mixing, T.new_tensor(mixing.W)
-        W, blocks, width = self._weights[1], [], block_columns(len(mixing.W), T.device)
+        W, blocks, width = self._weights[1], [], block_columns(self.graph.nodes, T.device)
         for start in range(0, T.shape[1], width):
             columns = slice(start, start + width)
             everyone = T[:, columns].contiguous()
@@ -253,13 +253,15 @@ class Network:
         edges = self.lies.edges(mixing.edges, self.rows)
         some = row[self.rows.start]
         true = torch.stack([row[j] for j in edges[:, 0].tolist()]) if len(edges) else some.new_empty(0, len(some))
-        return edges, true, self.lies.to_neighbours(true, row, mixing.W, edges, step)
+        return edges, true, self.lies.to_neighbours(true, row, mixing, edges, step)
 
     def _add_lies(self, mixed: Tensor, row: dict[int, Tensor], mixing: Mixing, step: int) -> None:
         """Put lies in the place of true rows into the product ``mixed`` of W and the rows."""
         if self.lies.in_rows:
-            for (j, i), true, lie in zip(*self._lie(row, mixing, step), strict=True):
-                mixed[i - self.rows.start].add_(lie - true, alpha=mixing.W[i, j])
+            edges, true, lies = self._lie(row, mixing, step)
+            weights = mixing.entries(edges[:, 1], edges[:, 0]).tolist()
+            for i, w, truth, lie in zip(edges[:, 1].tolist(), weights, true, lies, strict=True):
+                mixed[i - self.rows.start].add_(lie - truth, alpha=w)
 
     def receive(self, T: Tensor, step: int = 0, *, kind: str = "parameter", messages: bool = True
                 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -291,11 +293,9 @@ class Network:
         if returning is None:
             return T
         greets = returning[mixing.edges[:, 1]] & ~returning[mixing.edges[:, 0]]
-        edges, W = mixing.edges[greets], np.zeros((n, n))
-        W[edges[:, 1], edges[:, 0]] = 1.0
-        alone = W.sum(1) == 0
-        W[alone, alone] = 1.0
-        greeting = Mixing(W / W.sum(1, keepdims=True), edges, "row")
+        edges = mixing.edges[greets]
+        greetings = np.bincount(edges[:, 1], minlength=n)
+        greeting = Mixing(edges, 1 / greetings[edges[:, 1]], np.where(greetings == 0, 1.0, 0.0), "row")
         routes = self.routes(greeting)
         self.count("parameter", len(routes.edges) * T.shape[1] * T.element_size(), len(routes.edges))
         self._time(step, T.shape[1] * T.element_size(), edges=edges)

@@ -44,7 +44,7 @@ class SCClip(Aggregator):
     def check(self, graph: Graph) -> None:
         for step in range(graph.period or 1):
             mixing = graph.mixing(step)
-            least = 1 - mixing.W.diagonal().max()
+            least = 1 - mixing.own.max()
             if self.tau is None and self.share > least - ROUNDING and len(mixing.edges):
                 raise UserError(
                     f"gossip.aggregator.share: {self.share} given; some node gives its neighbours a weight of "

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lightning_idkd.callback import Context, Gossip
 from lightning_idkd.errors import UserError
-from lightning_idkd.graph import Graph
+from lightning_idkd.graph import LARGE, Graph
 
 from .dsgd import LocalStep
 
@@ -82,7 +82,7 @@ def require_eigenvalues_above(least: float, rule: Gossip, graph: Graph) -> None:
     require_static(rule, graph)
     require_undirected(rule, graph)
     smallest = graph.smallest_eigenvalue()
-    if smallest < least + 1e-9:
+    if smallest < least + (1e-9 if graph.nodes <= LARGE else 1e-4):
         raise UserError(
             f"gossip: {name} takes mixing weights whose eigenvalues lie above {least:.4f}, but the smallest of this "
             f"{graph.name} is {smallest:.4f}; set graph.weights: lazy"

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lightning_idkd.command.options import configure, draw
-from lightning_idkd.graph import WATCHED, Graph
+from lightning_idkd.graph import LARGE, WATCHED, Graph
 from lightning_idkd.records import report
 
 if TYPE_CHECKING:
@@ -41,23 +41,38 @@ def describe_graph(config: Config, graph: Graph) -> dict[str, str]:
         repeats = f"repeats after {graph.period} steps"
     at_a_step = "" if graph.period == 1 else " (at a step)"
     smallest = round(graph.smallest_eigenvalue(), 4) + 0.0  # adding 0 turns -0 into 0
+    spectrum = f"gap {format_gap(graph.spectral_gap())}"
+    if not math.isnan(smallest):
+        spectrum += f", smallest eigenvalue {smallest:.4f}"
     count, counted = count_parameters(config)
     message = count * config.run.precision // 8
     return {
         "graph": f"{graph.name}, {graph.nodes} nodes, {repeats}",
         "weights": f"{'its own' if graph.weights == 'edges' else graph.weights}, {WEIGHT_SUMS[graph.kind]}",
         "degree": f"{degrees.min()} to {degrees.max()}, mean {degrees.mean():.3g}{at_a_step}",
-        "diameter": "-" if graph.diameter is None or graph.period is None else str(graph.diameter),
-        "spectrum": f"gap {graph.spectral_gap():.4f}, smallest eigenvalue {smallest:.4f}",
+        "diameter": describe_diameter(graph),
+        "spectrum": spectrum,
         "consensus": describe_consensus(graph),
         "sends": f"{report.format_bytes(degrees.mean() * message)} a node and step, "
         f"{report.format_bytes(degrees.sum(1).mean() * message)} all nodes, for one message an edge ({counted})",
     }
 
 
+def describe_diameter(graph: Graph) -> str:
+    """The diameter; a lower bound for many nodes, and - where there is none."""
+    if graph.period is None or not graph.connected:
+        return "-"
+    return str(graph.diameter) if graph.nodes <= LARGE else f"at least {graph.diameter_bound}"
+
+
+def format_gap(gap: float) -> str:
+    """Format a spectral gap with four digits, however small it is."""
+    return f"{gap:.4f}" if gap == 0 or gap >= 0.001 else f"{gap:.3e}"
+
+
 def describe_consensus(graph: Graph) -> str:
     """After how many steps nodes agree if they only mix. Many steps are estimated by the spectral gap, few are run."""
-    gap, limit = graph.spectral_gap(), 10_000
+    gap, limit = graph.spectral_gap(), min(10_000, 10_000_000 // graph.nodes)
     if gap == 0:
         return "none within the first steps, in which no edge matters"
     expected = math.inf

@@ -157,6 +157,6 @@ class Conversation(Event):
     def inbox(self) -> tuple[Tensor, Tensor]:
         mine = np.flatnonzero(self.edges[:, 0] == self.node)
         arrived = self._of.edge_buffers["arrived"][mine, 0] > 0
-        W = self._of.network.graph.mixing(self._number).W
-        weights = self._of.stack.X.new_tensor(W[self.node, self.edges[mine, 1]])
+        senders, mixing = self.edges[mine, 1], self._of.network.graph.mixing(self._number)
+        weights = self._of.stack.X.new_tensor(mixing.entries(np.full(len(senders), self.node), senders))
         return self._of.edge_buffers["inbox"][mine][arrived], weights[arrived]

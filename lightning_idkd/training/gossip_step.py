@@ -120,7 +120,7 @@ class GossipStep:
             receive=functools.partial(self.network.receive, step=step, messages=first),
             swap=functools.partial(self.network.swap, step=step, messages=first),
             edges=edges - [[self.network.rows.start, 0]] if len(edges) else edges,
-            weights=self.network.graph.mixing(step).W[tuple(edges.T)],
+            weights=self.network.graph.mixing(step).entries(*edges.T),
             gradient=functools.partial(self._gradient, step=step, batch=batch),
             loss=functools.partial(self._loss, step=step, batch=batch),
             targets=batch[1] if batch else None,

@@ -4,9 +4,13 @@ from itertools import pairwise
 import networkx as nx
 import numpy as np
 import pytest
+import torch
+from matplotlib.figure import Figure
 
+from lightning_idkd import graph as graph_module
 from lightning_idkd.errors import UserError
 from lightning_idkd.graph import Chain, Complete, Graph, Ring, Social15, Social32, Topology, Torus
+from lightning_idkd.network import Network
 from lightning_idkd.topologies import BinaryTree, Hypercube, OnePeerExponential, Petersen10, Star
 
 BUILT_IN = [
@@ -372,3 +376,59 @@ def test_nodes_of_a_large_hypercube_do_not_coincide(nodes):
     at = Hypercube().positions(nodes)
     distance = np.linalg.norm(at[:, None] - at, axis=2) + np.eye(nodes)
     assert distance.min() > 0.015 * np.ptp(at, axis=0).max()
+
+
+class TestManyNodes:
+    @pytest.fixture
+    def large(self, monkeypatch):
+        """Treats graphs of more than 10 nodes as large."""
+        monkeypatch.setattr(graph_module, "LARGE", 10)
+
+    @pytest.mark.usefixtures("large")
+    @pytest.mark.parametrize("weights", ["metropolis", "lazy", "max_degree"])
+    @pytest.mark.parametrize(
+        ("topology", "nodes"), [(Ring(), 40), (Chain(), 24), (Torus(5, 8), 40), (Social32(), 32)], ids=str
+    )
+    def test_spectra_of_sparse_matrices_equal_those_of_whole_ones(self, topology, nodes, weights):
+        graph = Graph(topology, nodes, weights)
+        values = np.linalg.eigvalsh(graph.mixing(0).W)
+        assert graph.spectral_gap() == pytest.approx(1 - np.sort(np.abs(values))[-2], rel=1e-4)
+        assert graph.smallest_eigenvalue() == pytest.approx(values[0], abs=1e-4)
+
+    def test_a_ring_of_ten_thousand_has_the_spectrum_of_its_closed_form(self):
+        n = 10_000
+        graph = Graph(Ring(), n)
+        assert graph.spectral_gap() == pytest.approx(2 / 3 * (1 - np.cos(2 * np.pi / n)), rel=1e-4)
+        assert graph.smallest_eigenvalue() == pytest.approx(-1 / 3, abs=1e-4)
+        assert graph.diameter_bound == n // 2
+
+    @pytest.mark.usefixtures("large")
+    def test_an_exact_mean_and_a_directed_graph_are_measured(self):
+        assert Graph(OnePeerExponential(), 16).spectral_gap() == 1
+        directed = Graph(Fixed(nx.DiGraph([(i, (i + k) % 30) for i in range(30) for k in (1, 7)]), directed=True), 30)
+        assert 0 < directed.spectral_gap() < 1
+        assert np.isnan(directed.smallest_eigenvalue())
+
+    def test_mixing_takes_memory_for_edges_alone(self):
+        graph, n = Graph(Ring(), 10_000), 10_000
+        network, T = Network(graph), torch.arange(n, dtype=torch.float64)[:, None]
+        mixed = network.mix(T)
+        assert mixed[1:-1].sub(T[1:-1]).abs().max() < 1e-9  # the mean of three that follow each other
+        network.swap(T[network.edges()[:, 0]])
+        assert network.receive(T)[0].shape == (n, 3, 1)
+        arrays = [v for v in vars(graph.mixing(0)).values() if isinstance(v, np.ndarray)]
+        assert sum(a.nbytes for a in arrays) < 100 * n
+
+    def test_a_picture_of_many_nodes_has_no_numbers(self, tmp_path):
+        Graph(Ring(), 2001).draw(tmp_path / "ring.png")
+        axes = Figure().add_subplot()
+        Graph(Torus(3, 667), 2001).draw(axes)
+        assert not axes.texts
+
+
+@pytest.mark.parametrize("weights", ["metropolis", "average", "push_sum"])
+def test_entries_of_w_are_found_without_the_whole_matrix(weights):
+    mixing = Graph(Chain(), 5, weights).mixing(0)
+    receivers, senders = np.indices((5, 5)).reshape(2, -1)
+    np.testing.assert_array_equal(mixing.entries(receivers, senders), mixing.W.flatten())
+    assert Graph(Complete(), 1).mixing(0).entries(np.zeros(1, int), np.zeros(1, int)).tolist() == [1.0]

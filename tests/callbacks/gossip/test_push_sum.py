@@ -19,7 +19,8 @@ def sends(step):
 
 def mixing(step):
     A = sends(step)
-    return Mixing((A / A.sum(1, keepdims=True)).T, np.argwhere(A & ~np.eye(N, dtype=bool)))
+    edges, share = np.argwhere(A & ~np.eye(N, dtype=bool)), 1 / A.sum(1)
+    return Mixing(edges, share[edges[:, 0]], share)
 
 
 PUSH = SimpleNamespace(nodes=N, mixing=mixing)
