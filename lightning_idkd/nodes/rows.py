@@ -25,6 +25,18 @@ from lightning_idkd.models.vmap_layers import replace_layers
 from lightning_idkd.nodes.layout import lay_out, set_training_mode, trained_parameters
 from lightning_idkd.nodes.node import NodeModule
 
+ALIGNMENT = 64  # bytes: of the widest vectors of a CPU, and of torch's allocations
+
+
+def align_rows(count: int, row: Tensor) -> Tensor:
+    """A matrix [count, P] of the kind of ``row`` [P], each of whose rows begins at a multiple of :data:`ALIGNMENT`.
+
+    MKL rounds the product of a single sample and a weight matrix by the addresses. Without this, a result would depend
+    on the place of a node among the rows of its process.
+    """
+    step = ALIGNMENT // row.element_size()
+    return row.new_empty(count, -(-len(row) // step) * step)[:, : len(row)]
+
 
 class Rows:
     """The nodes of one process as rows.
@@ -61,8 +73,7 @@ class Rows:
         row = torch.empty(sum(slot.size for slot in self.layout), dtype=dtype, device=self.device)
         for slot, p in zip(self.layout, trained_parameters(first).values(), strict=True):
             slot.view(row).copy_(p.detach())
-        self.X = row.expand(len(self.nodes), -1).clone()
-        self.G = torch.zeros_like(self.X)
+        self.X, self.G = (align_rows(len(self.nodes), row).copy_(values) for values in (row, torch.zeros_like(row)))
         frozen = {name: p for name, p in first.named_parameters() if not p.requires_grad}
         for p in frozen.values():
             if p.dim() == 4:  # channels-last, as in the rows

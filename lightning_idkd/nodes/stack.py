@@ -119,16 +119,7 @@ def _weighted_features(node: NodeModule, x: Tensor, V: Tensor) -> Tensor:
 def run_network(module: NodeModule, batches: Iterable[Tensor]) -> Outputs:
     """Outputs of one node in evaluation mode over ``batches`` [B, C, H, W], concatenated in order."""
     with evaluation_mode(module):
-        return Outputs.cat([call_on_two_or_more(module.outputs, x) for x in batches])
-
-
-def call_on_two_or_more(function: Callable[[Tensor], T], x: Tensor) -> T:
-    """``function`` of the samples ``x``, which gets a single sample twice.
-
-    MKL rounds the product of one sample and a weight matrix by the address of that matrix, and so by the place of the
-    node among the rows of its process.
-    """
-    return function(torch.cat([x, x]))[:1] if len(x) == 1 else function(x)
+        return Outputs.cat([module.outputs(x) for x in batches])
 
 
 def mean_buffers(stacked: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from lightning_idkd.data.store import Store
 from lightning_idkd.errors import UserError
 from lightning_idkd.labels import Outputs, Selection
 from lightning_idkd.network import Network
-from lightning_idkd.nodes.stack import NodeStack, call_on_two_or_more, run_network
+from lightning_idkd.nodes.stack import NodeStack, run_network
 
 LISTED = 20  # nodes that a remark lists; it counts the others
 FEW = "fewer than {fallback} held-out samples, so that the threshold is the 5 % quantile of a node's own scores"
@@ -76,8 +76,7 @@ class Detectors:
             training = require_finite(shift(run_network(module, store.private_batches(own))), node)
             score.fit(training, store.labels[own])
         perturbs = type(score).perturb is not OodScore.perturb
-        perturb = functools.partial(call_on_two_or_more, functools.partial(score.perturb, module))
-        perturb = perturb if perturbs else (lambda x: x)
+        perturb = functools.partial(score.perturb, module) if perturbs else (lambda x: x)
         outputs = [
             run_network(module, map(perturb, store.private_batches(held_out if len(held_out) else own))),
             store.restore_order(run_network(module, map(perturb, store.public_batches()))) if perturbs else public,
