@@ -40,8 +40,8 @@ Kind = Literal["doubly", "column", "row"]
 """What sums to 1 in W, whose entries are all 0 or more: rows and columns, columns only, or rows only."""
 
 
-# A function of weights takes the directed edges [E, 2] (sender, receiver) and the number of nodes n. It returns the weight
-# of every edge [E], which is what the receiver puts on it, and those of the nodes for their own rows [n].
+# A function of weights takes the directed edges [E, 2] (sender, receiver) and the number of nodes n. It returns the
+# weight of every edge [E], which is what the receiver puts on it, and those of the nodes for their own rows [n].
 
 
 def metropolis(edges: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -215,8 +215,8 @@ def find_second_eigenvalue(W: "csr_array") -> float:
 
 
 def find_smallest_eigenvalue(W: "csr_array") -> float:
-    """The smallest eigenvalue of a symmetric matrix whose rows sum to 1, exact to 1e-4; or a lower bound, if many others
-    lie near to it."""
+    """The smallest eigenvalue of a symmetric matrix whose rows sum to 1, exact to 1e-4; or a lower bound, if many
+    others lie near to it."""
     from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
     start = np.random.default_rng(0).standard_normal(W.shape[0])

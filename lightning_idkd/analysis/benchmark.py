@@ -48,7 +48,7 @@ RESNET = ("--config", "ring_cifar10")
 RESNET18 = '{"class_path": "TorchModule", "init_args": {"path": "torchvision.models.resnet18"}}'
 SUITE = {
     "digits CNN": (("--config", "ring_digits"), lambda n: 90 * n, (16, 64, 256, 1024)),
-    "ResNet-20-EvoNorm": (RESNET, lambda n: 50_000, (4, 16, 64)),
+    "ResNet-20-EvoNorm": ((*RESNET, "--run.autocast", "auto"), lambda n: 50_000, (4, 16, 64)),
     "ResNet-18": ((*RESNET, "--node.network", RESNET18), lambda n: 50_000, (4,)),
 }
 """Per case: arguments, number of training samples as a function of the number of nodes n, and the numbers of nodes.
@@ -83,13 +83,16 @@ def bench(config: Config, inputs: Inputs, rounds: int = 5, samples: int | None =
     counts = sorted({1, cores}) if fabric.device.type == "cpu" else [1]
     trial = case.build_run("auto")
     choice = trial.stack.engines() if config.run.engine == "auto" else [config.run.engine]
+    casts = [False, True] if config.run.autocast == "auto" else [config.run.autocast]
     forms: dict[str, Form] = {}
     for engine in sorted({*choice, "vmap"}) if config.run.engine == "auto" else choice:
-        run = case.build_run(engine)
-        faultless = case.build_run(engine, faults=False) if config.faults else None
+        runs = [case.build_run(engine, cast) for cast in casts]
+        faultless = case.build_run(engine, casts[-1], faults=False) if config.faults else None
         for threads in counts:
             if (engine, threads) != ("parallel", 1):
-                forms[name_form(engine, threads)] = Form(build_step(run), threads, run)
+                for run in runs:
+                    name = name_form(engine, threads, run.stack.autocast)
+                    forms[name] = Form(build_step(run), threads, run)
                 if faultless:
                     forms[name_form(f"{engine} without faults", threads)] = Form(build_step(faultless), threads)
     x, y, *more = run.store.batch(run.store.order(0, 1), 0)
@@ -104,7 +107,7 @@ def bench(config: Config, inputs: Inputs, rounds: int = 5, samples: int | None =
         one_model = lambda: compute_gradient(models[0], x.flatten(0, 1), y.flatten(0, 1))  # noqa: E731
         forms[name_form("one model", threads)] = Form(one_model, threads)
     if fabric.device.type == "cuda":
-        one = NodeStack(case.make, range(1), config.seed, fabric.device, engine="graph", autocast=config.run.autocast)
+        one = NodeStack(case.make, range(1), config.seed, fabric.device, engine="graph", autocast=casts[-1])
         forms["one model, graph"] = Form(lambda: one.step(x.flatten(0, 1)[None], y.flatten(0, 1)[None], 0), 1)
     seconds = time_forms(forms, rounds, fabric.device)
     if n <= MOST_PROCESSES and fabric.device.type == "cpu":
@@ -113,7 +116,7 @@ def bench(config: Config, inputs: Inputs, rounds: int = 5, samples: int | None =
     engines = [name for name, form in forms.items() if form.run]
     fastest = max(engines, key=lambda name: statistics.median(rates[name]))
     form = forms[fastest]
-    chosen = name_form(*trial.stack.choose(x, y, choice, counts, *more))
+    chosen = name_form(*trial.stack.choose(x, y, choice, counts, *more, casts=casts))
     torch.set_num_threads(form.threads)
     return {
         "nodes": n,
@@ -127,14 +130,21 @@ def bench(config: Config, inputs: Inputs, rounds: int = 5, samples: int | None =
         "auto": chosen,
         "shares": measure_shares(form.run),
         "peak_memory_bytes": run_in_processes(
-            measure_peak_memory, 1, config, inputs, samples, form.run.stack.engine, form.threads
+            measure_peak_memory,
+            1,
+            config,
+            inputs,
+            samples,
+            form.run.stack.engine,
+            form.threads,
+            form.run.stack.autocast,
         ),
     }
 
 
-def name_form(form: str, threads: int) -> str:
-    """The name of a form with its number of threads."""
-    return f"{form}, {threads} thread{'' if threads == 1 else 's'}"
+def name_form(form: str, threads: int, autocast: bool = False) -> str:
+    """The name of a form with its number of threads, and whether it runs in bfloat16."""
+    return f"{form}{' bfloat16' if autocast else ''}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 class Case:
@@ -148,18 +158,18 @@ class Case:
         self.samples = make_samples(max(samples or 40 * n, 2 * n * config.train.batch_size), inputs)
         self.split = partition(IID(), self.samples.labels.numpy(), n, config.seed, config.data.validation)
 
-    def build_run(self, engine: str, faults: bool = True) -> Orchestrator:
-        """Build the run of this experiment with one engine, with or without the faults of its config."""
+    def build_run(self, engine: str, autocast: bool = False, faults: bool = True) -> Orchestrator:
+        """Build the run of this experiment with one engine, with or without autocast and the faults of its config."""
         config, device = self.config, self.fabric.device
         links = Links(self.graph, config.faults if faults else [], config.seed, config.gossip.takes)
         network = Network(self.graph, links=links)
         few = self.samples[torch.arange(min(len(self.samples), 10_000))]
         store = Store(self.samples, few, None, self.split, network.rows, batch=config.train.batch_size,
                       augment=config.data.augment, device=device)  # fmt: skip
-        activations = memory.measure_activations(self.make().to(device), store, config.run.autocast)
+        activations = memory.measure_activations(self.make().to(device), store, autocast)
         nodes_per_call = memory.choose_nodes_per_call(activations, len(network.rows), device)
         stack = NodeStack(self.make, network.rows, config.seed, device, engine=engine, nodes_per_call=nodes_per_call,
-                          autocast=config.run.autocast)  # fmt: skip
+                          autocast=autocast)  # fmt: skip
         clock = None if config.clock is None else config.clock.build(self.graph, config.seed)
         return Orchestrator(self.fabric, stack, network, store, config.gossip, config.train, callbacks=[*links.faults],
                             clock=clock)  # fmt: skip
@@ -303,9 +313,9 @@ def write_result(folder: str, result: object) -> None:
 
 
 def measure_peak_memory(rank: int, config: Config, inputs: Inputs, samples: int | None, engine: str, threads: int,
-                        folder: str) -> None:  # fmt: skip
+                        autocast: bool, folder: str) -> None:  # fmt: skip
     """Write the peak memory, in bytes, of five steps and an evaluation."""
-    run = Case(config, inputs, samples).build_run(engine)
+    run = Case(config, inputs, samples).build_run(engine, autocast)
     torch.set_num_threads(threads)
     step = build_step(run)
     for _ in range(5):

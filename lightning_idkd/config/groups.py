@@ -231,9 +231,10 @@ class RunConfig:
     first step."""
     precision: Literal[32, 64] = entry(32, fork="same")
     """Bits of parameters and arithmetic."""
-    autocast: bool = entry(False, fork="same", older=False)
-    """Training steps of the networks in bfloat16 (torch.autocast), for CUDA devices; parameters, rule and evaluation
-    keep the precision above."""
+    autocast: bool | Literal["auto"] = entry(False, fork="same", older=False)
+    """Training steps of the networks in bfloat16 (torch.autocast), for CUDA devices and for CPUs with instructions for
+    it; parameters, rule and evaluation keep the precision above. auto: if that is faster, which a machine times once;
+    a resumed run and a fork keep the choice."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     pictures: bool = True
@@ -264,7 +265,8 @@ class RunConfig:
         if self.threads is not None:
             require(self.threads >= 1, "run.threads", self.threads, "1 or more")
         if self.autocast and self.precision == 64:
-            raise UserError("run.autocast: true changes nothing of 64 bits; allowed with run.precision 64: false")
+            given = "auto" if self.autocast == "auto" else "true"
+            raise UserError(f"run.autocast: {given} changes nothing of 64 bits; allowed with run.precision 64: false")
         if self.resume and self.resume != "auto" and self.from_:
             raise UserError(
                 "run.resume: a folder and run.from exclude each other; allowed beside run.from: auto, or null"

@@ -30,10 +30,10 @@ LANES = 16  # as in cpu_norms.c
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC")
 _Pointer, _Int, _Float = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 SIGNATURES = {
-    "evonorm_forward": [*[_Pointer] * 7, *[_Int] * 4, _Float],
-    "evonorm_backward": [*[_Pointer] * 10, *[_Int] * 4],
-    "group_norm_forward": [*[_Pointer] * 7, *[_Int] * 5, _Float],
-    "group_norm_backward": [*[_Pointer] * 10, *[_Int] * 5],
+    "evonorm_forward": [*[_Pointer] * 7, *[_Int] * 5, _Float],
+    "evonorm_backward": [*[_Pointer] * 10, *[_Int] * 5],
+    "group_norm_forward": [*[_Pointer] * 7, *[_Int] * 6, _Float],
+    "group_norm_backward": [*[_Pointer] * 10, *[_Int] * 6],
 }
 
 
@@ -115,16 +115,19 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def supports(x: Tensor, groups: int, *parameters: Tensor, shortcut: Tensor | None = None) -> bool:
-    """Whether the library can normalise images ``x`` [B, C, H, W] with ``parameters`` [C] and this ``shortcut``."""
+    """Whether the library can normalise images ``x`` [B, C, H, W] with ``parameters`` [C] and this ``shortcut``.
+
+    Images are float32 or bfloat16, all of one type; parameters are float32.
+    """
     if type(x) is not Tensor or x.dim() != 4 or is_traced():
         return False
     channels = x.shape[1]
     group = channels // groups
-    tensors = x, *parameters, *([] if shortcut is None else [shortcut])
     return (
-        all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-        and all(t.shape == x.shape[1:2] for t in parameters)
-        and (shortcut is None or shortcut.shape == x.shape)
+        x.dtype in (torch.float32, torch.bfloat16)
+        and x.device.type == "cpu"
+        and all((t.dtype, t.device, t.shape) == (torch.float32, x.device, x.shape[1:2]) for t in parameters)
+        and (shortcut is None or (shortcut.dtype, shortcut.device, shortcut.shape) == (x.dtype, x.device, x.shape))
         and channels % LANES == 0
         and (LANES % group == 0 or group % LANES == 0)
         and load_library() is not None
@@ -140,9 +143,9 @@ def _images(*images: Tensor) -> list[Tensor]:
     return [image.contiguous(memory_format=torch.channels_last) for image in images]
 
 
-def _shape(x: Tensor, groups: int) -> tuple[int, int, int, int]:
-    """Number of images, pixels per image, channels, and channels per group."""
-    return x.shape[0], x.shape[2] * x.shape[3], x.shape[1], x.shape[1] // groups
+def _shape(x: Tensor, groups: int) -> tuple[int, int, int, int, bool]:
+    """Number of images, pixels per image, channels, channels per group, and whether images are bfloat16."""
+    return x.shape[0], x.shape[2] * x.shape[3], x.shape[1], x.shape[1] // groups, x.dtype == torch.bfloat16
 
 
 def _pointers(*tensors: Tensor | None) -> list[int | None]:
@@ -154,7 +157,7 @@ def evonorm_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Result, mean and 1 / standard deviation; the latter two [B, C], for the group of each channel."""
     [x], (v, gamma, beta) = _images(x), (v.contiguous(), gamma.contiguous(), beta.contiguous())
-    y, mean, rstd = torch.empty_like(x), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
+    y, (mean, rstd) = torch.empty_like(x), x.new_empty(2, *x.shape[:2], dtype=torch.float32)
     load_library().evonorm_forward(*_pointers(x, v, gamma, beta, y, mean, rstd), *_shape(x, groups), eps)
     return y, mean, rstd
 
@@ -163,7 +166,7 @@ def evonorm_backward(g: Tensor, x: Tensor, v: Tensor, gamma: Tensor, mean: Tenso
                      groups: int) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients by ``x``, ``v``, ``gamma`` and ``beta``, given ``g`` by the result."""
     (g, x), v, gamma = _images(g, x), v.contiguous(), gamma.contiguous()
-    dx, sums = torch.empty_like(x), x.new_empty(3, *x.shape[:2])
+    dx, sums = torch.empty_like(x), x.new_empty(3, *x.shape[:2], dtype=torch.float32)
     load_library().evonorm_backward(*_pointers(g, x, v, gamma, mean, rstd, dx, *sums), *_shape(x, groups))
     return dx, *sums.sum(1)
 
@@ -174,7 +177,7 @@ def group_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor 
     [x], gamma, beta = _images(x), gamma.contiguous(), beta.contiguous()
     if shortcut is not None:
         [shortcut] = _images(shortcut)
-    y, mean, rstd = torch.empty_like(x), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
+    y, (mean, rstd) = torch.empty_like(x), x.new_empty(2, *x.shape[:2], dtype=torch.float32)
     load_library().group_norm_forward(
         *_pointers(x, gamma, beta, shortcut, y, mean, rstd), *_shape(x, groups), relu, eps
     )
@@ -188,7 +191,8 @@ def group_norm_backward(g: Tensor, x: Tensor, y: Tensor | None, gamma: Tensor, m
     ``y`` is the result of the forward pass, or None if it was without ReLU.
     """
     (g, x), gamma = _images(g, x), gamma.contiguous()
-    dx, sums, through = torch.empty_like(x), x.new_empty(2, *x.shape[:2]), g if y is None else torch.empty_like(x)
+    dx, sums = torch.empty_like(x), x.new_empty(2, *x.shape[:2], dtype=torch.float32)
+    through = g if y is None else torch.empty_like(x)
     pointers = _pointers(g, x, y, gamma, mean, rstd, dx, through, *sums)
     load_library().group_norm_backward(*pointers, *_shape(x, groups), y is not None)
     return dx, *sums.sum(1), through

@@ -45,9 +45,11 @@ class EvoNormS0(nn.Module):
         return call_channelwise(functools.partial(self._run, eps=eps), x, v, gamma, self.bias)
 
     def _run(self, nodes: int, x: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, *, eps: float) -> Tensor:
-        x = x.float() if x.dtype == torch.bfloat16 else x  # norms run in float32 under autocast
+        groups = nodes * self.groups
+        if x.dtype == torch.bfloat16 and not cpu_norms.supports(x, groups, v, gamma, beta):
+            x = x.float()  # under autocast, torch's operations compute norms in float32
         run = evonorm_s0 if cpu_norms.is_traced() else _EvoNormS0.apply
-        return run(x, v, gamma, beta, nodes * self.groups, eps)
+        return run(x, v, gamma, beta, groups, eps)
 
 
 class EvoNormQGM(EvoNormS0):

@@ -29,16 +29,18 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` by one kernel for all nodes on a CUDA device."""
+    """``nn.Conv2d`` by one kernel for all nodes on a CUDA device, and with autocast under ``vmap`` too."""
 
     def forward(self, input: Tensor) -> Tensor:
-        x, kernels = input, find_kernels(input)
+        x, w, bias, device = input, self.weight, self.bias, input.device.type
+        if torch.is_autocast_enabled(device):  # torch's own does not reach the convolution that vmap calls
+            x, w, bias = (t if t is None else t.to(torch.get_autocast_dtype(device)) for t in (x, w, bias))
+        kernels = find_kernels(x)
         if kernels is None or not self._has_kernel or x.shape[1:2] != (self.in_channels,):
-            return super().forward(x)
-        if torch.is_autocast_enabled("cuda"):
-            x = x.to(torch.get_autocast_dtype("cuda"))
-        y = call_nodewise(lambda x, w: kernels.Convolution.apply(x, w, self.stride[0], self.padding[0]), x, self.weight)
-        return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
+            return self._conv_forward(x, w, bias)
+        convolve = lambda x, w: kernels.Convolution.apply(x, w, self.stride[0], self.padding[0])  # noqa: E731
+        y = call_nodewise(convolve, x, self.weight)  # the kernel reads float32 weights
+        return y if bias is None else y + bias[:, None, None]
 
     @property
     def _has_kernel(self) -> bool:

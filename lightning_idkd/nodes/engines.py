@@ -290,9 +290,11 @@ class Engines(Rows):
         return ["loop", "vmap", *(["graph"] if built_in else [])]
 
     def choose(
-        self, x: Tensor, y: Tensor, engines: Sequence[str], threads: Sequence[int], *more: Tensor
-    ) -> tuple[str, int]:
-        """Set the engine and the thread count that take the least time for a step on x, y and more, and return them.
+        self, x: Tensor, y: Tensor, engines: Sequence[str], threads: Sequence[int], *more: Tensor,
+        casts: Sequence[bool] | None = None
+    ) -> tuple[str, int, bool]:  # fmt: skip
+        """Set the engine, the thread count and ``autocast`` that take the least time for a step on x, y and more, and
+        return them; ``casts`` are the values of ``autocast`` to time, None for that which is set.
 
         Rows, gradients and buffers stay as they are. With many nodes, only as many are timed as one thread runs in a
         third of a second.
@@ -301,29 +303,31 @@ class Engines(Rows):
             UserError, RuntimeError: the only engine cannot run this network.
         """
         kept_recordings, self._recordings = self._recordings, {}
-        candidates = [(engine, count) for count in threads for engine in engines]
+        casts = [self.autocast] if casts is None else casts
+        candidates = [(engine, count, cast) for count in threads for engine in engines for cast in casts]
         if len(engines) > 1:
-            candidates = [c for c in candidates if c != ("parallel", 1)]  # which is a slower loop
-        seconds: dict[tuple[str, int], float] = {}
+            candidates = [c for c in candidates if c[:2] != ("parallel", 1)]  # which is a slower loop
+        seconds: dict[tuple[str, int, bool], float] = {}
         with self.preserve_state():
             torch.set_num_threads(1)
             self.engine = "loop"
             one = min(self._time_step(range(1), x, y, *more) for _ in range(2))
             rows = range(min(self.n, max(2 * max(threads), math.ceil(TRIAL_SECONDS / one))))
-            for self.engine, count in candidates:
+            for self.engine, count, self.autocast in candidates:
                 torch.set_num_threads(count)
                 try:
                     for _ in range(WARM_UP_CALLS if self.engine == "graph" else 1):
                         self._time_step(rows, x, y, *more)
-                    seconds[self.engine, count] = min(self._time_step(rows, x, y, *more) for _ in range(2))
+                    fastest = min(self._time_step(rows, x, y, *more) for _ in range(2))
+                    seconds[self.engine, count, self.autocast] = fastest
                 except (UserError, RuntimeError):
                     if len(engines) == 1:
                         raise
                     # this engine cannot run the network: it draws random numbers, or its control flow depends on data
         self._recordings = kept_recordings
-        self.engine, count = min(seconds, key=seconds.get)
+        self.engine, count, self.autocast = min(seconds, key=seconds.get)
         torch.set_num_threads(count)
-        return self.engine, count
+        return self.engine, count, self.autocast
 
     def _time_step(self, rows: range, *batch: Tensor) -> float:
         """Seconds that a training step of these rows takes."""

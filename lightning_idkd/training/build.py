@@ -73,12 +73,12 @@ def build_parts(config: Config, fabric: Fabric, earlier: EarlierRun | None = Non
     make = node_maker(config, store.inputs, store.k)
     with randomness.fork_generators(config.seed, "trial"):
         trial = make().to(fabric.device, dtype)
-        activations = memory.measure_activations(trial, store, config.run.autocast)
+        activations = memory.measure_activations(trial, store, config.run.autocast is True)
     needs = memory.predict(config, trial, store, network.graph, activations, network.world)
     sharing = config.run.devices if fabric.device.type == "cpu" else 1
     memory.require_memory(needs, memory.read_free_memory(fabric.device), network.graph.nodes, sharing)
     nodes_per_call = memory.choose_nodes_per_call(activations, len(network.rows), fabric.device)
-    engine_options = {"nodes_per_call": nodes_per_call, "autocast": config.run.autocast}
+    engine_options = {"nodes_per_call": nodes_per_call, "autocast": config.run.autocast is True}
     stack = NodeStack(make, network.rows, config.seed, fabric.device, dtype, **engine_options)
     return Parts(split, network, store, stack, sum(needs.values()))
 

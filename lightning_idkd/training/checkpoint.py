@@ -65,6 +65,7 @@ def gather(run: Parts) -> dict | None:
         "device": stack.device.type,
         "engine": stack.engine,
         "threads": torch.get_num_threads(),
+        "autocast": stack.autocast,
         "abreast": stack.nodes_per_call if stack.engine in BATCHED else None,
         "norms": cpu_norms.name_backend(stack.device),
         "devices": network.world,

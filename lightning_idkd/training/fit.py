@@ -372,6 +372,8 @@ def describe_engine(run: Orchestrator) -> str:
     text = f"{stack.engine} on {device}, {run.network.world} x {torch.get_num_threads()} threads"
     if stack.engine in BATCHED:
         text += f", {min(stack.nodes_per_call, stack.n)} nodes a call"
+    if stack.autocast:
+        text += ", bfloat16"
     if device.type == "cpu" and cpu_norms.name_backend(device) != "C":
         text += ", norms by torch (no C compiler, or its library cannot be written to IDKD_CACHE)"
     return text

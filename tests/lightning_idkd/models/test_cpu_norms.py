@@ -1,4 +1,5 @@
-"""The C library of the norms against their formulas in double precision, and what happens without a compiler."""
+"""The C library of the norms against their formulas in double precision, bfloat16 images, and what happens without a
+compiler."""
 
 import copy
 import os
@@ -71,6 +72,71 @@ def test_group_norm_with_what_follows_equals_torchs_forwards_and_backwards(shape
     *found, through = cpu_norms.group_norm_backward(g, x, y if relu else None, tensors[1], mean, rstd, groups)
     for gradient, of in zip([*found, through], torch.autograd.grad(expected, exact, g.double()), strict=False):
         torch.testing.assert_close(gradient.double(), of, rtol=1e-4, atol=2e-5 * of.abs().max().item())
+
+
+class TestBfloat16:
+    """The library reads and writes bfloat16 images and computes in float32: its results are the rounded ones of float32
+    images with the same values."""
+
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_evonorm_rounds_its_results_alone(self, shape):
+        *image, groups = shape
+        C, x, g = image[1], drawn(*image, mean=3).bfloat16(), drawn(*image).bfloat16()
+        parameters = [drawn(C, mean=1), drawn(C), drawn(C)]
+        y, *moments = cpu_norms.evonorm_forward(x, *parameters, groups, 1e-5)
+        exact, *expected = cpu_norms.evonorm_forward(x.float(), *parameters, groups, 1e-5)
+        assert torch.equal(y, exact.bfloat16())
+        assert all(map(torch.equal, moments, expected))
+        dx, *sums = cpu_norms.evonorm_backward(g, x, *parameters[:2], *moments, groups)
+        exact, *expected = cpu_norms.evonorm_backward(g.float(), x.float(), *parameters[:2], *moments, groups)
+        assert dx.dtype == torch.bfloat16
+        torch.testing.assert_close(dx.float(), exact, rtol=2**-8, atol=2**-8 * exact.abs().max().item())
+        assert all(map(torch.equal, sums, expected))
+
+    @pytest.mark.parametrize("shortcut", [False, True])
+    @pytest.mark.parametrize("relu", [False, True])
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_group_norm_rounds_its_results_alone(self, shape, relu, shortcut):
+        *image, groups = shape
+        C, x, g = image[1], drawn(*image, mean=3).bfloat16(), drawn(*image).bfloat16()
+        gamma, beta, add = drawn(C, mean=1), drawn(C), drawn(*image, mean=0.1).bfloat16() if shortcut else None
+        y, *moments = cpu_norms.group_norm_forward(x, gamma, beta, add, groups, relu, 1e-5)
+        wide = add if add is None else add.float()
+        exact, *expected = cpu_norms.group_norm_forward(x.float(), gamma, beta, wide, groups, relu, 1e-5)
+        assert torch.equal(y, exact.bfloat16())
+        assert all(map(torch.equal, moments, expected))
+        dx, *others = cpu_norms.group_norm_backward(g, x, y if relu else None, gamma, *moments, groups)
+        after = y.float() if relu else None
+        exact, *expected = cpu_norms.group_norm_backward(g.float(), x.float(), after, gamma, *moments, groups)
+        assert torch.equal(dx, exact.bfloat16())
+        assert all(torch.equal(a.float(), b) for a, b in zip(others, expected, strict=True))
+
+    def test_values_are_rounded_to_the_nearest_with_ties_to_even_and_nan_stays(self):
+        """With one value in a group and eps 1, EvoNorm of v = 0 is half its input, times gamma 2: the input itself plus
+        beta."""
+        odd, even = 1 + 2**-7, 1.0  # neighbours in bfloat16
+        for beta, expected in ((2**-8, [1.0, 1 + 2**-6]), (2**-8 + 2**-20, [1 + 2**-7, 1 + 2**-6])):
+            x = torch.tensor([even, odd, torch.nan, -torch.nan] * 4).view(1, 16, 1, 1).bfloat16()
+            y, *_ = cpu_norms.evonorm_forward(
+                x, torch.zeros(16), torch.full((16,), 2.0), torch.full((16,), beta), 16, 1.0
+            )
+            assert y.flatten()[:2].tolist() == expected
+            assert y.flatten()[2:4].isnan().all()
+
+    def test_it_needs_a_shortcut_of_the_same_type_and_parameters_of_float32(self):
+        x, parameter = torch.zeros(1, 16, 2, 2).bfloat16(), torch.ones(16)
+        assert cpu_norms.supports(x, 8, parameter, shortcut=x)
+        assert not cpu_norms.supports(x, 8, parameter, shortcut=x.float())
+        assert not cpu_norms.supports(x, 8, parameter.bfloat16())
+
+    @pytest.mark.parametrize("layer", [EvoNormS0(32), EvoNormQGM(32), GroupNorm.over(32, relu=True)],
+                             ids=lambda of: of._get_name())  # fmt: skip
+    def test_the_layers_keep_the_type_of_their_images(self, layer):
+        x = drawn(40, 32, 12, 12).bfloat16().requires_grad_()
+        y = layer(x)
+        y.float().square().sum().backward()
+        assert y.dtype == x.grad.dtype == torch.bfloat16
+        assert layer.weight.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("shortcut", [False, True])

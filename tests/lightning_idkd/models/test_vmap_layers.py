@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_idkd import NodeModule, NodeStack
 from lightning_idkd.models.norms import EvoNormQGM, EvoNormS0, GroupNorm
-from lightning_idkd.models.vmap_layers import MaxPool2d
+from lightning_idkd.models.vmap_layers import Conv2d, MaxPool2d
 from lightning_idkd.models.vmap_ops import call_channelwise
 
 N, B, C, S = 3, 4, 16, 6
@@ -127,3 +127,17 @@ def test_a_layer_that_stands_in_two_places_is_each_nodes_own_in_both():
     torch.testing.assert_close(loop.G, vmap.G)
     for k, b in loop.buffers.items():
         torch.testing.assert_close(b, vmap.buffers[k])
+
+
+def test_autocast_reaches_convolutions_under_vmap_too():
+    layer, x = Conv2d(C, 2 * C, 3, padding=1), side_by_side()
+    weights = layer.weight.detach() + torch.arange(N)[:, None, None, None, None] / 10
+
+    def run(x, w):
+        return torch.func.functional_call(layer, {"weight": w}, (x,))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        together = torch.vmap(run, in_dims=(1, 0), out_dims=1)(x, weights)
+        one_by_one = torch.stack([run(x[:, i], weights[i]) for i in range(N)], 1)
+    assert together.dtype == one_by_one.dtype == torch.bfloat16
+    torch.testing.assert_close(together, one_by_one, rtol=0.02, atol=0.02)

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_idkd import randomness
 from lightning_idkd.callbacks import BalancedSoftmax
 from lightning_idkd.errors import UserError
-from lightning_idkd.models import CNN, ResNet
+from lightning_idkd.models import CNN, MLP, ResNet
 from lightning_idkd.nodes.node import NodeModule
 from lightning_idkd.nodes.stack import NodeStack, mean_buffers, run_network
 
@@ -79,14 +79,14 @@ def assert_views(s):
     """Storage, place and value of every parameter, gradient and buffer, without the code under test."""
     assert s.views_intact()
     for i, module in enumerate(s.modules):
-        offset = i * s.parameters
+        offset = start = i * s.X.stride(0)
         for p in module.parameters():
             for t, rows in ((p, s.X), (p.grad, s.G)):
                 assert t.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr()
                 assert t.storage_offset() == offset
             assert p.ndim != 4 or p.permute(0, 2, 3, 1).is_contiguous()
             offset += p.numel()
-        assert offset == (i + 1) * s.parameters
+        assert offset == start + s.parameters
         assert torch.equal(in_row_order(module.parameters()), s.X[i])
         assert torch.equal(in_row_order(p.grad for p in module.parameters()), s.G[i])
         for name, b in module.named_buffers():
@@ -538,10 +538,11 @@ def test_choosing_an_engine_measures_without_a_trace(network):
     s, (x, y) = spread(stack(network)), batch()
     s.G.fill_(7.0)
     before = snapshot(s)
-    engine, count = s.choose(x, y, ENGINES, [1])
+    engine, count, cast = s.choose(x, y, ENGINES, [1])
     assert engine == s.engine
     assert engine in (["loop"] if network is Drawing else ENGINES)
     assert count == torch.get_num_threads() == 1
+    assert cast is s.autocast is False
     assert same(s, before)
     assert_views(s)
     fixed = spread(stack(network, engine))
@@ -553,10 +554,13 @@ def test_choosing_picks_the_fastest(monkeypatch):
     s = stack()
     cost = {("loop", 1): 5, ("loop", 2): 4, ("parallel", 2): 3.5, ("vmap", 1): 2, ("vmap", 2): 3}
     monkeypatch.setattr(s, "_time_step", lambda *_: cost[s.engine, torch.get_num_threads()])
-    assert s.choose(*batch(), ENGINES, [1, 2]) == ("vmap", 1)
+    assert s.choose(*batch(), ENGINES, [1, 2]) == ("vmap", 1, False)
     assert (s.engine, torch.get_num_threads()) == ("vmap", 1)
-    assert s.choose(*batch(), ["loop", "parallel"], [1, 2]) == ("parallel", 2)
-    assert s.choose(*batch(), ["loop"], [1, 2]) == ("loop", 2)
+    assert s.choose(*batch(), ["loop", "parallel"], [1, 2]) == ("parallel", 2, False)
+    assert s.choose(*batch(), ["loop"], [1, 2]) == ("loop", 2, False)
+    monkeypatch.setattr(s, "_time_step", lambda *_: 1 - s.autocast / 2)
+    assert s.choose(*batch(), ["loop"], [1], casts=[False, True]) == ("loop", 1, True)
+    assert s.autocast
 
 
 @pytest.mark.usefixtures("threads")
@@ -620,6 +624,23 @@ def test_a_single_sample_has_the_same_outputs_in_every_row():
     samples = torch.randn(20, 1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     first, second = (run_network(module, samples).logits for module in stack.modules)
     assert torch.equal(first, second)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("network", ["CNN", "MLP"])
+def test_a_batch_of_one_sample_has_the_same_gradients_in_every_row(network):
+    torch.set_num_threads(1)
+    make = {"CNN": lambda: CNN().build(1, 8, K), "MLP": lambda: MLP().build(30, K)}[network]
+    x = torch.randn(5, 6, 1, *((1, 8, 8) if network == "CNN" else (30,)), generator=torch.Generator().manual_seed(0))
+    y = torch.arange(5)[:, None] % K
+    stacks = [NodeStack(lambda: NodeModule(make()), range(first, 5), 0) for first in range(5)]
+    start = stacks[0].X + 0.05 * torch.randn(stacks[0].X.shape, generator=torch.Generator().manual_seed(1))
+    for first, part in enumerate(stacks):
+        part.X.copy_(start[first:])
+        for t in range(6):
+            stacks[0].step(x[:, t], y, t)
+            part.step(x[first:, t].clone(), y[first:], t)
+            assert torch.equal(part.G, stacks[0].G[first:])
 
 
 # ---------------------------------------------------------------------- what CUDA devices use

@@ -15,6 +15,7 @@ from short_runs import SHORT, checkpoint, command_of, extra, latest, lines, same
 from lightning_idkd import Callback
 from lightning_idkd.cli import main
 from lightning_idkd.models import cpu_norms
+from lightning_idkd.nodes.stack import NodeStack
 from lightning_idkd.records.run_folder import RunFolder
 from lightning_idkd.training import evaluation
 
@@ -64,6 +65,22 @@ class TestResume:
         assert len(list(fit.runs.glob("ring_digits/2*"))) == 1
         assert checkpoint(run)["engine"] == "loop"
         assert checkpoint(run)["epoch"] == 2
+
+    def test_bfloat16_is_chosen_once(self, fit, tmp_path, capsys, monkeypatch):
+        auto = "--run.autocast", "auto", "--run.engine", "loop", "--distillation", "null"
+        monkeypatch.setattr(NodeStack, "_time_step", lambda stack, *_: 1 - stack.autocast / 2)
+        assert fit(*auto, "--run.until", "1") == 0
+        assert "bfloat16" in capsys.readouterr().out
+        monkeypatch.setattr(NodeStack, "_time_step", lambda stack, *_: 1 + stack.autocast)
+        monkeypatch.setenv("IDKD_CACHE", str(tmp_path / "empty"))
+        assert fit(*auto, "--run.resume", "auto", "--run.until", "2") == 0
+        run = latest(fit.runs)
+        assert checkpoint(run)["epoch"] == 2
+        assert checkpoint(run)["autocast"] is True
+        assert fit(*auto, "--run.from", str(run), "--run.until", "3", "--run.name", "fork") == 0
+        assert checkpoint(latest(fit.runs, "fork"))["autocast"] is True
+        assert fit(*auto, "--run.until", "1", "--run.name", "new") == 0
+        assert checkpoint(latest(fit.runs, "new"))["autocast"] is False
 
     def test_norms_by_another_are_told(self, fit, capsys, monkeypatch):
         assert fit("--run.until", "1") == 0
