@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "configs" / "notebooks" / "first_steps.ipynb"
-SHORT = "--graph.nodes 4 --train.epochs 2 --distillation.start 1 --run.threads 1 --run.engine loop"
+SHORT = "--graph.nodes 2 --train.epochs 2 --distillation.start 1 --run.threads 1 --run.engine loop"
 
 
 @pytest.mark.slow
