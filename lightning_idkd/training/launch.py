@@ -23,12 +23,13 @@ from torch import distributed
 from lightning_idkd.config import RunConfig
 from lightning_idkd.errors import UserError
 from lightning_idkd.machine import count_cores
-from lightning_idkd.training.heartbeat import Heartbeat, connect_to_store
+from lightning_idkd.training.heartbeat import MISTAKE, Heartbeat, connect_to_store
 from lightning_idkd.training.launchers import choose_environment, name_host
 
 T = TypeVar("T")
 WAITING = "waiting for the processes of the other hosts, which have to reach this address: MASTER_ADDR, MASTER_PORT"
 
+PARENT = "IDKD_PARENT"  # the variable by which a process learns which one started it
 PATIENCE = timedelta(hours=3)  # of a process that waits for others; that they are alive is seen by their heartbeats
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 
@@ -46,14 +47,28 @@ class NodeStrategy(DDPStrategy):
 class Starter(_SubprocessScriptLauncher):
     """Fabric's launcher of processes on one host, without its observer.
 
-    The observer kills this process when another one ends; the heartbeat reports that first.
+    The observer kills this process when another one ends; the heartbeat reports that first. Until heartbeats begin, a
+    thread ends a process whose parent or child is gone, for which it would wait.
     """
 
     def launch(self, function, *args, **kwargs):
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        parent = os.environ.pop(PARENT, None)
         if not self.cluster_environment.creates_processes_externally:
+            os.environ[PARENT] = str(os.getpid())
             self._call_children_scripts()
+            del os.environ[PARENT]
+        self.together = threading.Event()
+        threading.Thread(target=self._watch_start, args=[parent], daemon=True).start()
         return function(*args, **kwargs)
+
+    def _watch_start(self, parent: str | None) -> None:
+        while not self.together.wait(1):
+            ended = [p.returncode for p in self.procs if p.poll() is not None]
+            if any(status != MISTAKE for status in ended):  # a mistake has been reported
+                print("error: a process that this one started died, so this run ends", file=sys.stderr, flush=True)
+            if ended or (parent is not None and os.getppid() != int(parent)):
+                os._exit(1)
 
 
 _heartbeat: Heartbeat | None = None
@@ -89,6 +104,7 @@ def launch(run: RunConfig) -> Fabric:
     waiting.cancel()
     if several:
         watch(fabric)
+        strategy.launcher.together.set()
     if fabric.local_rank:  # the processes of a host share a cache, and the first of them warns of it
         logging.getLogger("lightning_idkd.data.cache").setLevel(logging.ERROR)
     keep_memory(whole_rows=several)

@@ -234,7 +234,9 @@ class TestFiles:
         assert said[0] == said[2] == timed
         assert said[1].startswith("run ")
         run = yaml.safe_load((latest(fit.runs) / "config.yaml").read_text())["run"]
-        assert [run["engine"], run["threads"], False] in json.loads((tmp_path / "cache" / "engines.json").read_text()).values()
+        assert [run["engine"], run["threads"], False] in json.loads(
+            (tmp_path / "cache" / "engines.json").read_text()
+        ).values()
 
     @pytest.mark.parametrize("content", ["", "[", "{}"])
     def test_a_damaged_list_of_timings_is_made_anew(self, fit, monkeypatch, tmp_path, content):

@@ -1,6 +1,9 @@
 """A process that is lost is named by the others; one that has ended is not."""
 
 import json
+import os
+import select
+import subprocess
 import threading
 import time
 from datetime import timedelta
@@ -10,6 +13,7 @@ from torch.distributed import TCPStore
 
 from lightning_idkd.training import heartbeat
 from lightning_idkd.training.heartbeat import Heartbeat
+from lightning_idkd.training.launch import Starter
 
 NAMES = ["h1", "h2", "h3"]
 
@@ -81,3 +85,40 @@ def test_the_message_names_the_host_and_the_checkpoint(beats, capsys, monkeypatc
     said = capsys.readouterr().err
     assert "error: process 2 on host h3 died or cannot be reached, so this run ends; " in said
     assert f"last checkpoint, on the first host: {tmp_path / 'last.ckpt'}" in said
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # from Python 3.12 on
+class TestStart:
+    """Before the first beat, processes watch those that started them, and those that they started."""
+
+    @staticmethod
+    def watch(parent, *started):
+        """What a forked process does until heartbeats begin."""
+        try:
+            starter = Starter.__new__(Starter)
+            starter.procs, starter.together = started, threading.Event()
+            starter._watch_start(parent)
+        finally:
+            os._exit(3)
+
+    def test_a_process_ends_with_the_one_that_started_it(self):
+        read, written = os.pipe()
+        if (middle := os.fork()) == 0:
+            parent = str(os.getpid())
+            if os.fork() == 0:
+                self.watch(parent)
+            os._exit(0)
+        os.close(written)
+        os.waitpid(middle, 0)
+        readable, _, _ = select.select([read], [], [], 30)
+        assert readable  # the pipe has ended with the last process that could write into it
+        os.close(read)
+
+    @pytest.mark.parametrize("status", [0, 2, 7])
+    def test_a_process_ends_with_one_that_it_started(self, status, capfd):
+        started = subprocess.Popen(["sh", "-c", f"exit {status}"])
+        started.wait()
+        if (child := os.fork()) == 0:
+            self.watch(None, started)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+        assert ("a process that this one started died" in capfd.readouterr().err) == (status != 2)
