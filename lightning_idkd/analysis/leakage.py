@@ -502,31 +502,40 @@ def describe_message(form: str, distillation: Distillation, sent: list[Labels]) 
 
 
 def show(result: dict) -> None:
-    """Print what :func:`audit` returns."""
+    """Print what :func:`audit` returns, of intervals half their width."""
+    from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     title = f"{escape(result['run'])}: {len(result['attacked'])} nodes attacked, {result['samples']:,} samples"
-    columns = ("sees", "labels", "bytes", "KL", "TV", "AUROC, loss", "AUROC, LiRA", "TPR, loss", "TPR, LiRA")
-    table = Table(*columns, title=title)
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
+    table.add_column("seen", overflow="fold")
+    for column in ("bytes", "KL", "TV", "AUROC\nloss", "\nLiRA", "TPR\nloss", "\nLiRA"):
+        table.add_column(column, no_wrap=True, justify="right")
     for name, errors in result["guesses"].items():
-        table.add_row(f"guess: {name}", "", "", *(f"{error['value']:.3f}" for error in errors.values()), "", "", "", "")
+        table.add_row(f"guess: {name}", "", *(f"{error['value']:.3f}" for error in errors.values()), "", "", "", "")
     for row in result["results"]:
-        cells = [row["sees"], row["labels"] or "", "" if row["label_bytes"] is None else f"{row['label_bytes']:,.0f}"]
+        seen = f"{row['sees']}: {row['labels']}" if row["labels"] else row["sees"]
+        cells = [seen, "" if row["label_bytes"] is None else f"{row['label_bytes']:,.0f}"]
         cells += [f"{error['value']:.3f}" for error in row["distribution"].values()]
-        for measure in ("auroc", "tpr"):
-            for attack in ATTACKS:
-                cells.append("{value:.3f} [{low:.3f}, {high:.3f}]".format(**row["membership"][attack][measure]))
+        rates = [row["membership"][attack] for attack in ATTACKS]
+        cells += ["{:.2f} ±{:.2f}".format(r["auroc"]["value"], halve(r["auroc"])) for r in rates]
+        cells += [f"{r['tpr']['value']:.1%}" for r in rates]
         table.add_row(*map(escape, cells))
-    console = Console()
-    console.print(table)
+    Console().print(table)
     print(EXPLANATION)
     for note in result["notes"]:
         print(f"note: {note}")
 
 
+def halve(number: dict[str, float]) -> float:
+    """Half the width of the interval of a number."""
+    return (number["high"] - number["low"]) / 2
+
+
 EXPLANATION = """\
-KL (in nats) and TV (total variation) compare a node's true and inferred label distribution, as means over nodes.
-AUROC: of samples that a node trains on against held-out ones; 0.5 if nothing is known. TPR: at 1 % false positives.
-Brackets have 95 % intervals of the bootstrap. `idkd audit --help` says what the attacker knows."""
+KL (in nats) and TV (total variation) compare a node's true and inferred label
+distribution, as means over nodes. AUROC: of samples that a node trains on against
+held-out ones, with half a 95 % interval; 0.5 if nothing is known. TPR: at 1 %
+false positives. --json has all intervals, --help what the attacker knows."""
