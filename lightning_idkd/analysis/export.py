@@ -25,6 +25,8 @@ TOLERANCE = 1e-4
 """Largest difference between the logits of the exported program and those of the run, as a share of the largest."""
 OLDER = {"consensus.safetensors": "model.safetensors", "consensus.json": "config.json"}
 """Former names of files, which remain as further names of the same files."""
+TAKEN = ("README.md", "config.json", "network.py")
+"""Files of an export whose names other files of a user may have."""
 
 
 class Classifier(nn.Module):
@@ -42,7 +44,8 @@ class Classifier(nn.Module):
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuse a folder that cannot be written or made, without making it.
+    """Refuse a folder that cannot be written or made, or in which an export would replace files that no export has
+    written. Nothing is made.
 
     Raises:
         UserError: its message names the folder.
@@ -52,14 +55,19 @@ def check_folder(folder: str | Path) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         cause = "cannot be written" if existing.is_dir() else "is not a folder"
         raise UserError(f"--export: cannot write '{folder}', because '{existing}' {cause}")
+    taken = [name for name in TAKEN if (path / name).exists()]
+    if taken and not any(path.glob("*.safetensors")):
+        others = f"has {', '.join(taken)} from elsewhere, which the export would replace"
+        raise UserError(f"--export: '{folder}' {others}; give a new folder, or that of an earlier export")
 
 
 def make_folder(folder: str | Path) -> Path:
     """Make the folder that a model is written to.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: as for :func:`check_folder`.
     """
+    check_folder(folder)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -307,3 +307,19 @@ def test_the_stand_in_takes_the_arguments_of_the_real_hub(monkeypatch):
     (_, name, made), (_, uploaded) = hub.calls
     inspect.signature(huggingface_hub.HfApi.create_repo).bind(SimpleNamespace(), name, **made)
     inspect.signature(huggingface_hub.HfApi.upload_folder).bind(SimpleNamespace(), **uploaded)
+
+
+def test_an_export_replaces_no_file_that_no_export_has_written(exported, tmp_path, monkeypatch, capsys):
+    run = exported["cnn"][0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "network.py").write_text("mine")
+    (tmp_path / "README.md").write_text("mine")
+    assert main(["evaluate", str(run.folder.path), "--export", "."]) == 2
+    message = "error: --export: '.' has README.md, network.py from elsewhere, which the export would replace; "
+    assert capsys.readouterr().err == f"{message}give a new folder, or that of an earlier export\n"
+    with pytest.raises(UserError, match="from elsewhere"):
+        run.export(".")
+    assert {file.read_text() for file in tmp_path.iterdir()} == {"mine"}
+    (tmp_path / "consensus.safetensors").touch()  # of an earlier version, which wrote no card
+    run.export(".")
+    assert (tmp_path / "model.safetensors").exists()
