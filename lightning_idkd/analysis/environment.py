@@ -82,7 +82,15 @@ def examine() -> list[Finding]:
         "variables": find_variables,
         "disks": find_disks,
     }
-    return [Finding(part, *found) for part, check in checks.items() for found in check()]
+    findings = []
+    for part, check in checks.items():
+        try:
+            for found in check():
+                findings.append(Finding(part, *found))
+        except OSError as e:  # such as a folder above which this user may not look
+            cause = f"stopped at {hide_home(Path(e.filename))}" if e.filename else "stopped"
+            findings.append(Finding(part, "rest", f"{cause}: {e.strerror}", "note", "change its permissions"))
+    return findings
 
 
 def format_findings(findings: list[Finding]) -> str:

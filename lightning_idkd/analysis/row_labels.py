@@ -19,7 +19,7 @@ def flatten(value: object, key: str = "") -> dict[str, object]:
     classes is their names, joined by +."""
     if isinstance(value, dict):
         if "class_path" in value:
-            return {key: value["class_path"].rsplit(".", 1)[-1]} | flatten(value.get("init_args") or {}, key)
+            return {key: str(value["class_path"]).rsplit(".", 1)[-1]} | flatten(value.get("init_args") or {}, key)
         flat: dict[str, object] = {}
         for name, below in value.items():
             flat |= flatten(below, f"{key}.{name}".lstrip("."))

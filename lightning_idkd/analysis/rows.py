@@ -20,6 +20,9 @@ from lightning_idkd.config.resolved import METHOD, SETTING, difference, look_up
 from lightning_idkd.errors import UserError
 from lightning_idkd.records.run_folder import RunFolder
 
+MEASURED = ("accuracy", "communication", "throughput")
+"""Groups of a summary that hold numbers, or null for what is not known."""
+
 
 class Run(NamedTuple):
     """A finished run."""
@@ -65,11 +68,11 @@ def gather(paths: list[str]) -> list[Run]:
                 run = RunFolder(folder)
                 config, summary = run.config(), run.summary()
                 same = any(difference(config, other) is None for other, *_ in runs)
-                _ = summary["seed"]
+                check_numbers(summary)
             except UserError as e:
                 print(f"left out: {e}", file=sys.stderr)
                 continue
-            except (OSError, KeyError, TypeError, ValueError):
+            except (OSError, KeyError, TypeError, AttributeError, ValueError):
                 print(f"left out: '{folder}' is not a run of this version", file=sys.stderr)
                 continue
             if not same:
@@ -77,6 +80,13 @@ def gather(paths: list[str]) -> list[Run]:
     if not runs:
         raise UserError(f"no finished run (summary.json) at or below {', '.join(paths)}")
     return runs
+
+
+def check_numbers(summary: dict) -> None:
+    """Refuse a summary whose seed or measures are not numbers, by a TypeError or an error of the same kind."""
+    values = [value for group in MEASURED for value in summary.get(group, {}).values() if value is not None]
+    if not all(isinstance(value, (int, float)) for value in [summary["seed"], *values]):
+        raise TypeError
 
 
 def build_rows(runs: list[Run], metrics: list[str]) -> list[Row]:

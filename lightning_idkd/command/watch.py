@@ -96,9 +96,14 @@ def build_table(statuses: list[tuple[str, Status]], width: int, rows: int | None
         progress = "" if status.state == "waiting" else status.progress
         left = format_duration(status.seconds_left) if status.state == "running" else ""
         values = (status.line.get(f"accuracy/{key}") for key in ("node_mean", "consensus", "node_min"))
-        accuracies = ["" if value is None else f"{value:.1%}" for value in values]
-        note = [escape(status.note)] if noted else []
-        table.add_row(escape(name), status.state, progress, *accuracies, left, *note)
+        accuracies = [f"{value:.1%}" if isinstance(value, (int, float)) else "" for value in values]
+        note = [escape(drop_controls(status.note))] if noted else []
+        table.add_row(escape(drop_controls(name)), status.state, progress, *accuracies, left, *note)
     if len(shown) < len(statuses):
         table.add_row(f"and {len(statuses) - len(shown)} more")
     return table
+
+
+def drop_controls(text: str) -> str:
+    """Replace the characters by which a log or a name of a folder would command the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)

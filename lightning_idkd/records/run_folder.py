@@ -340,7 +340,7 @@ def parse_line(text: bytes) -> dict | None:
         line = json.loads(text)
     except ValueError:
         return None
-    return line if isinstance(line, dict) else None
+    return line if isinstance(line, dict) and isinstance(line.get("epoch", 0), (int, float)) else None
 
 
 def is_whole(path: Path) -> bool:

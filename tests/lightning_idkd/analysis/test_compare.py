@@ -222,6 +222,17 @@ def test_a_damaged_run_is_left_out_by_the_name_of_its_file(runs, capsys, name):
     assert capsys.readouterr().err.startswith(f"left out: '{file.resolve()}' is damaged")
 
 
+@pytest.mark.parametrize(
+    "change", [{"accuracy": "high"}, {"seed": [1]}, {"communication": {"label_bytes": "1 MB"}}, {"throughput": 3}]
+)
+def test_a_run_whose_measures_are_no_numbers_is_left_out(runs, capsys, change):
+    copy(runs, "odd", seed=1)
+    file = runs / "odd" / "0" / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert len(table(runs, None)[1]) == 4
+    assert capsys.readouterr().err == f"left out: '{file.resolve().parent}' is not a run of this version\n"
+
+
 def test_the_terminal_shows_every_setting_whole(runs, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     assert main(["compare", str(runs), "--metrics", METRIC, "--baseline", "none"]) == 0

@@ -227,6 +227,19 @@ def test_a_file_system_without_locks_or_links_is_a_note(bare, tmp_path, monkeypa
     assert "cannot be written (Operation not supported)" in rows(environment.find_disks)["files"].value
 
 
+def test_a_folder_that_may_not_be_looked_at_ends_its_part_alone(bare, tmp_path, monkeypatch):
+    def refuse():
+        yield "decoded sets", "not there yet"
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "hub"))
+
+    monkeypatch.setattr(environment, "find_caches", refuse)
+    found = environment.examine()
+    first, rest = [finding for finding in found if finding.part == "caches"]
+    assert (first.value, rest.state) == ("not there yet", "note")
+    assert rest.value == f"stopped at {tmp_path / 'hub'}: Permission denied"
+    assert {"versions", "logins", "disks"} <= {finding.part for finding in found}
+
+
 @pytest.mark.parametrize(("free", "state"), [(10**10, "ok"), (10**8, "note"), (10**5, "wrong")])
 def test_a_full_disk_is_wrong(monkeypatch, free, state):
     usage = type("Usage", (), {"free": free})

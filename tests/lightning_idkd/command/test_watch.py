@@ -104,3 +104,13 @@ def test_a_folder_without_runs_and_one_that_is_missing(tmp_path, capsys):
     assert "no runs yet" in capsys.readouterr().out
     assert main(["watch", str(tmp_path / "none")]) == 2
     assert "none' is not a folder" in capsys.readouterr().err
+
+
+def test_damaged_lines_and_commands_to_the_terminal_are_not_shown(runs, capsys):
+    run = runs / "sweep" / "lr=[failed]" / "2026-s0"
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"epoch": 13, "accuracy/node_mean": "high"}) + "\n" + '{"epoch": "last"}\n')
+    (run.parent / "log.txt").write_text("error: \x1b[2Jgone\n")
+    assert main(["watch", str(runs)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "[failed]" in line]
+    assert line.split() == ["sweep/lr=[failed]", "failed", "13/60", "[2Jgone"]
