@@ -22,13 +22,12 @@ from lightning_idkd.files import is_locked
 from lightning_idkd.sweep.file import find_distribution, nest, quantise, walk_parameters
 from lightning_idkd.sweep.plan import Cell, describe_parameters, plan_cell, sweep_folder, write_parameters
 from lightning_idkd.sweep.runner import Runner, is_busy
-from lightning_idkd.sweep.search_pictures import STORAGE, STUDY, explain
+from lightning_idkd.sweep.search_pictures import STORAGE, STUDY, explain, open_storage
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner
-    from optuna.storages import BaseStorage
 
 IDENTITY = ("method", "metric", "parameters", "command", "early_terminate")
 """The keys of a sweep file that must stay the same when a search goes on."""
@@ -148,13 +147,6 @@ def build_pruner(given: dict | None, evaluations: int, file: str) -> BasePruner:
     return HyperbandPruner(min_resource=least, max_resource=most, reduction_factor=eta)
 
 
-def make_storage(file: Path) -> BaseStorage:
-    """Optuna's storage in a file, which is made unless it exists."""
-    from optuna.storages import RDBStorage
-
-    return RDBStorage(f"sqlite:///{file.resolve()}", {"connect_args": {"timeout": 60}})
-
-
 def open_study(folder: Path, sweep: dict, pruner: BasePruner) -> Study:
     """Open the study of a sweep, or begin it.
 
@@ -167,7 +159,7 @@ def open_study(folder: Path, sweep: dict, pruner: BasePruner) -> Study:
     file, anew = folder / STORAGE, "remove that file to begin anew; runs that are done are not repeated"
     identity = json.loads(json.dumps({key: sweep.get(key) for key in IDENTITY}, default=str))
     try:
-        storage = make_storage(file)
+        storage = open_storage(file, "rwc")
         study = optuna.create_study(
             storage=storage, study_name=STUDY, direction=sweep["metric"]["goal"], pruner=pruner, load_if_exists=True
         )

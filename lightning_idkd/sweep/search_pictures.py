@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from optuna import Study
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
 STORAGE = "search.db"
@@ -40,21 +44,18 @@ def write_search_pictures(folder: Path | str) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    study = read_study(Path(folder) / STORAGE)
+    file = Path(folder) / STORAGE
+    study = read_study(file)
     if study is None:
         return []
-    from optuna.trial import TrialState
+    from matplotlib import rc_context
 
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-    names = done[0].distributions if done else ()
-    keys = [key for key in names if not all(trial.distributions[key].single() for trial in done)]
-    if len(done) < FEWEST or not keys:
+    try:
+        with rc_context({"text.parse_math": False}):  # a name may have a $
+            figures = draw_study(study)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        print(f"'{file}' is not drawn: it is damaged, or not that of a sweep", file=sys.stderr)
         return []
-    metric, goal = study.user_attrs["sweep"]["metric"]["name"], study.user_attrs["sweep"]["metric"]["goal"]
-    figures = {"trials": draw_trials(done, pruned, keys, metric, goal)}
-    if len({trial.value for trial in done}) > 1:
-        figures = {"importance": draw_importance(rank_parameters(study, keys), metric, len(done))} | figures
     files = []
     for name, figure in figures.items():
         for kind in ("svg", "png"):
@@ -62,6 +63,23 @@ def write_search_pictures(folder: Path | str) -> list[Path]:
             write(file, lambda part, f=figure, kind=kind: f.savefig(part, dpi=120, format=kind), "--dir")
             files.append(file)
     return files
+
+
+def draw_study(study: Study) -> dict[str, Figure]:
+    """Draw a study, by the names of the pictures; nothing of one with too few trials or without varied parameters."""
+    from optuna.trial import TrialState
+
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    names = done[0].distributions if done else ()
+    keys = [key for key in names if not all(trial.distributions[key].single() for trial in done)]
+    if len(done) < FEWEST or not keys:
+        return {}
+    metric, goal = study.user_attrs["sweep"]["metric"]["name"], study.user_attrs["sweep"]["metric"]["goal"]
+    figures = {"trials": draw_trials(done, pruned, keys, metric, goal)}
+    if len({trial.value for trial in done}) > 1:
+        figures = {"importance": draw_importance(rank_parameters(study, keys), metric, len(done))} | figures
+    return figures
 
 
 def read_study(file: Path) -> Study | None:
@@ -78,13 +96,23 @@ def read_study(file: Path) -> Study | None:
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///file:{file.resolve()}?mode=ro&uri=true")
-        return optuna.load_study(study_name=STUDY, storage=storage)
+        return optuna.load_study(study_name=STUDY, storage=open_storage(file, "ro"))
     except (KeyError, RuntimeError, optuna.exceptions.OptunaError, SQLAlchemyError) as e:
         print(f"'{file}' is not drawn: {explain(e)}", file=sys.stderr)
         return None
     finally:
         optuna.logging.set_verbosity(verbosity)
+
+
+def open_storage(file: Path, mode: str) -> BaseStorage:
+    """Open Optuna's storage in a file; the ``mode`` is ``ro`` to read only, or ``rwc`` to make it unless it exists."""
+    from optuna.storages import RDBStorage
+    from sqlalchemy.pool import QueuePool
+
+    # an address of SQLAlchemy would take the signs # ? % of a path for its own
+    address = f"file:{quote(str(file.resolve()))}?mode={mode}"
+    connect = functools.partial(sqlite3.connect, address, uri=True, timeout=60, check_same_thread=False)
+    return RDBStorage("sqlite://", {"creator": connect, "poolclass": QueuePool})
 
 
 def explain(error: Exception) -> str:

@@ -105,7 +105,7 @@ class Training:
 def fast(monkeypatch):
     """Optuna's storages are in memory, files do not wait for the disk, and no pictures are drawn."""
     storages = collections.defaultdict(optuna.storages.InMemoryStorage)
-    monkeypatch.setattr(search, "make_storage", lambda file: storages[file.parent])
+    monkeypatch.setattr(search, "open_storage", lambda file, mode: storages[file.parent])
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     monkeypatch.setattr(run, "write_search_pictures", lambda folder: [])
     return storages
@@ -174,7 +174,7 @@ def sweep(file, tmp_path):
 
 
 def trials(folder):
-    return optuna.load_study(study_name="sweep", storage=search.make_storage(folder / "search.db")).trials
+    return optuna.load_study(study_name="sweep", storage=search.open_storage(folder / "search.db", "rwc")).trials
 
 
 def prepare(path, runs, jobs=1):
@@ -581,6 +581,26 @@ class TestPictures:
         (tmp_path / "search.db").write_text("no database")
         assert search_pictures.write_search_pictures(tmp_path) == []
         assert "is not drawn" in capsys.readouterr().err
+
+    def test_of_a_folder_with_signs_of_addresses_lie_in_it(self, folder, tmp_path):
+        place = tmp_path / "50%41 #1?" / "{x}"
+        place.mkdir(parents=True)
+        storage = search_pictures.open_storage(place / "search.db", "rwc")
+        study = optuna.create_study(study_name="sweep", storage=storage)
+        study.set_user_attr("sweep", {"metric": {"name": "$\\frac$", "goal": "minimize"}})
+        study.add_trials(search_pictures.read_study(folder / "search.db").trials)
+        assert len(search_pictures.write_search_pictures(place)) == 4
+        assert len(list(place.iterdir())) == 5
+        assert [path.name for path in tmp_path.rglob("*") if path.parent != place] == ["50%41 #1?", "{x}"]
+
+    def test_of_another_program_are_none(self, tmp_path, capsys):
+        storage = search_pictures.open_storage(tmp_path / "search.db", "rwc")
+        study = optuna.create_study(study_name="sweep", storage=storage)
+        for x in (0.1, 0.2):
+            trial = optuna.create_trial(params={"x": x}, distributions={"x": FloatDistribution(0, 1)}, value=x)
+            study.add_trial(trial)
+        assert search_pictures.write_search_pictures(tmp_path) == []
+        assert "is not drawn: it is damaged, or not that of a sweep" in capsys.readouterr().err
 
     def test_follow_a_search(self, sweep, begun, monkeypatch, capsys):
         monkeypatch.setattr(run, "write_search_pictures", lambda folder: [folder / "a.svg"])
