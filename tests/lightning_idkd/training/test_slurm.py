@@ -44,7 +44,8 @@ def test_a_job_that_is_signalled_saves_is_requeued_and_ends_like_one_process(clu
     assert time.monotonic() - signalled < 30
     assert "stopping, with a checkpoint" in out.read_text()
     assert not (latest(runs) / "summary.json").exists()
-    cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # SLURM would wait for two minutes
+    # SLURM would wait for two minutes; at once, a host may still refuse the job's credential as revoked
+    cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now+3")
     wait_until(lambda: (latest(runs) / "summary.json").exists() and state() == "")
 
     assert main(["fit", "--config", config, *SHORT, *LONG, "--run.dir", str(tmp_path / "one")]) == 0
