@@ -300,7 +300,7 @@ class Engines(Rows):
         third of a second.
 
         Raises:
-            UserError, RuntimeError: the only engine cannot run this network.
+            UserError, RuntimeError: none of them can run this network; the error is that of the first.
         """
         kept_recordings, self._recordings = self._recordings, {}
         casts = [self.autocast] if casts is None else casts
@@ -308,6 +308,7 @@ class Engines(Rows):
         if len(engines) > 1:
             candidates = [c for c in candidates if c[:2] != ("parallel", 1)]  # which is a slower loop
         seconds: dict[tuple[str, int, bool], float] = {}
+        failure: Exception | None = None
         with self.preserve_state():
             torch.set_num_threads(1)
             self.engine = "loop"
@@ -320,11 +321,13 @@ class Engines(Rows):
                         self._time_step(rows, x, y, *more)
                     fastest = min(self._time_step(rows, x, y, *more) for _ in range(2))
                     seconds[self.engine, count, self.autocast] = fastest
-                except (UserError, RuntimeError):
-                    if len(engines) == 1:
-                        raise
-                    # this engine cannot run the network: it draws random numbers, or its control flow depends on data
+                except (UserError, RuntimeError) as e:
+                    # this engine cannot run the network, which draws random numbers or whose control flow depends on
+                    # data; or one of its layers does not take bfloat16
+                    failure = failure if seconds or failure else e
         self._recordings = kept_recordings
+        if not seconds:
+            raise failure
         self.engine, count, self.autocast = min(seconds, key=seconds.get)
         torch.set_num_threads(count)
         return self.engine, count, self.autocast

@@ -564,6 +564,23 @@ def test_choosing_picks_the_fastest(monkeypatch):
 
 
 @pytest.mark.usefixtures("threads")
+def test_choosing_leaves_out_autocast_where_a_layer_refuses_it(monkeypatch):
+    s = stack()
+    s.autocast = False
+
+    def time_step(*_):
+        if s.autocast:
+            raise RuntimeError("expected scalar type Float but found BFloat16")
+        return 1.0
+
+    monkeypatch.setattr(s, "_time_step", time_step)
+    assert s.choose(*batch(), ["loop"], [1], casts=[False, True]) == ("loop", 1, False)
+    assert not s.autocast
+    with pytest.raises(RuntimeError, match="BFloat16"):
+        s.choose(*batch(), ["loop"], [1], casts=[True])
+
+
+@pytest.mark.usefixtures("threads")
 def test_choosing_reports_the_error_if_no_engine_runs():
     s, (x, y) = stack(), batch()
     with pytest.raises(RuntimeError, match="channels"):
