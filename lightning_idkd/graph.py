@@ -298,7 +298,7 @@ class Graph:
             raise UserError(f"graph.topology: {self.name} must label its nodes 0 to {self.nodes - 1}, graph.nodes - 1")
         n, given = self.nodes, graph.edges(data="weight", default=1.0)
         edges = np.array([(i, j) for i, j, _ in given], dtype=np.int64).reshape(-1, 2)  # (sender, receiver)
-        weights = np.array([w for *_, w in given], dtype=float)
+        weights = np.array([w for *_, w in given] if self.weights == "edges" else np.ones(len(edges)), dtype=float)
         if not self.topology.directed:
             edges, weights = np.concatenate([edges, edges[:, ::-1]]), np.tile(weights, 2)
         order = np.lexsort(edges.T[::-1])

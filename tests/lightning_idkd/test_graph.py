@@ -119,7 +119,8 @@ class Weighted(Topology):
 
 def test_a_topology_may_bring_its_own_weights():
     np.testing.assert_allclose(Graph(Weighted(0.4), 3).mixing(0).W, [[0.2, 0.4, 0.4], [0.4, 0.2, 0.4], [0.4, 0.4, 0.2]])
-    np.testing.assert_allclose(Graph(Weighted(0.4), 3, "uniform").mixing(0).W, 1 / 3)
+    for attribute in (0.4, "thick", None):  # which only weights of edges read
+        np.testing.assert_allclose(Graph(Weighted(attribute), 3, "uniform").mixing(0).W, 1 / 3)
     for wrong in (0.6, -0.1):
         with pytest.raises(UserError, match="edge weights of Weighted at a node sum to more than 1, or are negative"):
             Graph(Weighted(wrong), 3)
