@@ -2,9 +2,10 @@
  * added, then ReLU.
  *
  * Images are channels-last [B, P, C], with P pixels, float32 or, with `half`, bfloat16; all else is float32, and so is all
- * arithmetic. C is a multiple of 16; a group has 1, 2, 4, 8, or a multiple of 16 channels. torch's separate operations read and write the batch about ten times; here a block of
- * channels of one image stays in the cache from its statistics to its result. Statistics, and the sums for the
- * parameters' gradients, are returned per image and channel [B, C], so no sum depends on the number of threads.
+ * arithmetic. C is a multiple of 16; a group has 1, 2, 4, 8, or a multiple of 16 channels. torch's separate operations read
+ * and write the batch about ten times; here a block of channels of one image stays in the cache from its statistics to its
+ * result. Statistics, and the sums for the parameters' gradients, are returned per image and channel [B, C], so no sum
+ * depends on the number of threads.
  */
 #include <math.h>
 #include <string.h>
