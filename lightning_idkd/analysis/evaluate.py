@@ -82,11 +82,12 @@ def measure_model(run: Run, module: NodeModule, test: Samples, public: Samples |
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     outputs = run.outputs(module, test)
-    k, predicted = outputs.logits.shape[1], outputs.logits.argmax(1)
-    calibration_error = multiclass_calibration_error(outputs.logits.softmax(1), test.labels, k, n_bins=BINS)
+    confusion = count_confusion(outputs, test)
+    p = outputs.logits.softmax(1)
+    calibration_error = multiclass_calibration_error(p, test.labels, len(confusion), n_bins=BINS)
     measures: dict = {
-        "confusion": (test.labels * k + predicted).bincount(minlength=k**2).view(k, k),
-        "accuracy": (predicted == test.labels).double().mean().item(),
+        "confusion": confusion,
+        "accuracy": (outputs.logits.argmax(1) == test.labels).double().mean().item(),
         "calibration_error": calibration_error.item(),
     }
     if public is not None and score is not None:
@@ -94,6 +95,12 @@ def measure_model(run: Run, module: NodeModule, test: Samples, public: Samples |
         scores = compute_scores(score, Outputs.cat([outputs, of_public])).split([len(outputs), len(of_public)])
         measures["auroc_test_against_public"] = metrics.auroc(*scores)
     return measures
+
+
+def count_confusion(outputs: Outputs, test: Samples) -> Tensor:
+    """Count the test samples by their class and the one that a model predicts, int64 [true class, predicted class]."""
+    k = outputs.logits.shape[1]
+    return (test.labels * k + outputs.logits.argmax(1)).bincount(minlength=k * k).view(k, k)
 
 
 def measure_classes(confusion: Tensor, honest: np.ndarray, classes: list[str]) -> dict:

@@ -13,7 +13,9 @@ from lightning_idkd.analysis.export import PROGRAM, has_plain_code
 from lightning_idkd.config.resolved import look_up
 from lightning_idkd.data.identity import abridge
 from lightning_idkd.data.inputs import Inputs
+from lightning_idkd.records.markup import escape_markdown, fence
 from lightning_idkd.records.report import format_bytes
+from lightning_idkd.records.run_page import PAPER
 
 NAMES = {
     "accuracy": "accuracy",
@@ -27,15 +29,6 @@ STORED = {
     "vectors": ("features", "float64", ", in the order of the `columns` in `config.json`"),
 }
 """Per kind of data, the name of stored values, their type, and the order of features."""
-BIBTEX = """```bibtex
-@article{ravikumar2024idkd,
-  title   = {Homogenizing Non-{IID} Datasets via In-Distribution Knowledge Distillation for Decentralized Learning},
-  author  = {Ravikumar, Deepak and Saha, Gobinda and Aketi, Sai Aparna and Roy, Kaushik},
-  journal = {Transactions on Machine Learning Research},
-  year    = {2024},
-  note    = {arXiv:2304.04326}
-}
-```"""
 
 
 def write_card(
@@ -66,7 +59,7 @@ def write_card(
     results = evaluation or (summary and {"accuracy": summary["accuracy"]}) or {}
     head = yaml.safe_dump(describe_metadata(about, results, licence), sort_keys=False, allow_unicode=True)
     nodes, name = about["config"]["graph"]["nodes"], about["run"].split("/")[0]
-    title = f"# {name}: the consensus model of {count(nodes, 'node')}"
+    title = f"# {escape_markdown(name)}: the consensus model of {count(nodes, 'node')}"
     parts = [
         f"---\n{head}---\n\n{title}\n\n{describe_model(about, summary, nodes)}",
         f"## Results\n\n{describe_results(about, data, summary, results)}",
@@ -75,9 +68,9 @@ def write_card(
         f"## How to load it\n\n{describe_loading(about, inputs, has_program)}",
         f"## Limits\n\n{describe_limits(inputs, nodes, depends_on_batch)}",
         f"## Licence\n\n{describe_licence(licence)}",
-        f"## Citation\n\nlightning-idkd, which trained the model, implements this paper:\n\n{BIBTEX}",
+        f"## Citation\n\nlightning-idkd, which trained the model, implements this paper:\n\n{fence(PAPER, 'bibtex')}",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def describe_metadata(about: dict, results: dict, licence: str) -> dict[str, Any]:
@@ -155,7 +148,7 @@ def describe_data(about: dict, inputs: Inputs, data: dict | None, summary: dict 
     text = (
         f"- Private set: {counts['train']}{inputs.plural} of {name_set(config['private'])}, {inputs.form}, divided "
         f"over the nodes by {describe_class(config['partition'])}; each node holds out {config['validation']:.0%} of "
-        f"its samples for calibration.\n- Classes: {abridge(about['classes'])}."
+        f"its samples for calibration.\n- Classes: {escape_markdown(abridge(about['classes']))}."
     )
     if config["public"] is not None:
         text += f"\n- Public set, without labels: {counts['public']}{inputs.plural} of {name_set(config['public'])}."
@@ -186,7 +179,7 @@ def describe_method(about: dict, summary: dict | None, parameters: int) -> str:
         "faults": ", ".join(describe_class(f) for f in config["faults"]),
         "code": (summary or {}).get("git_commit") or "",
     }
-    lines = [f"- {name}: {text}" for name, text in rows.items() if text and text != "none"]
+    lines = [f"- {name}: {escape_markdown(text)}" for name, text in rows.items() if text and text != "none"]
     return "\n".join(lines) + "\n\n`config.json` has all keys, with which the run can be repeated."
 
 

@@ -130,16 +130,15 @@ def find_control(run: Result) -> Result | None:
 def measure_confusion(folder: RunFolder, trust: bool) -> Confusion | str:
     """The confusion matrix of a run's consensus model on the test set; the reason in a sentence if that is not
     possible, such as data that this machine lacks."""
+    from lightning_idkd.analysis.evaluate import count_confusion
     from lightning_idkd.analysis.load import load
 
     try:
         run = load(folder.path, trust=trust)
         test, _ = run.test_images()
-        outputs = run.outputs(run.consensus(), test)
+        counts = count_confusion(run.outputs(run.consensus(), test), test)
     except UserError as e:
         return str(e)
-    k = outputs.logits.shape[1]
-    counts = (test.labels * k + outputs.logits.argmax(1)).bincount(minlength=k * k).view(k, k)
     return Confusion(counts.numpy(), list(run.describe()["classes"]))
 
 

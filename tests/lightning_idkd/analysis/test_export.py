@@ -172,14 +172,17 @@ def test_the_code_of_a_card_loads_networks_of_torchvision(architecture, tmp_path
     assert not (tmp_path / "network.py").exists()
 
 
-def test_a_card_names_sets_of_the_hub(exported, tmp_path, monkeypatch):
+def test_a_card_names_sets_of_the_hub_and_has_names_of_classes_as_plain_text(exported, tmp_path, monkeypatch):
     run, _ = exported["cnn"]
+    monkeypatch.setitem(run.images["data"], "classes", ["<img src=x>", *"*_345678", "9"])
     sets = {"private": "uoft-cs/cifar10", "public": "zh-plus/tiny-imagenet"}
     for key, path in sets.items():
         chosen = {"class_path": "lightning_idkd.data.HuggingFace", "init_args": {"path": path}}
         monkeypatch.setitem(run.config.resolved["data"], key, chosen)
     run.export(tmp_path)
-    assert huggingface_hub.ModelCard.load(tmp_path / "README.md").data.datasets == [*sets.values()]
+    card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
+    assert card.data.datasets == [*sets.values()]
+    assert r"- Classes: \<img src=x\>, \*, \_, 3, 4, ..." in card.text
 
 
 class Undecided(torch.nn.Module):
