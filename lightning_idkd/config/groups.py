@@ -234,7 +234,7 @@ class RunConfig:
     autocast: bool | Literal["auto"] = entry(False, fork="same", older=False)
     """Training steps of the networks in bfloat16 (torch.autocast), for CUDA devices and for CPUs with instructions for
     it; parameters, rule and evaluation keep the precision above. auto: if that is faster, which a machine times once;
-    a resumed run and a fork keep the choice."""
+    a resumed run and a fork keep the choice, which summary.json has as autocast."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     pictures: bool = True

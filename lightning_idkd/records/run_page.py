@@ -273,7 +273,9 @@ def show_environment(run: Result) -> Html:
     if re.fullmatch(r"[0-9a-f]{7,40}", commit):
         command = f"git checkout {commit}\n{command}"
     rows: list[tuple[str, object]] = list((run.data.get("environment") or {}).items())
-    rows += [("code", commit or "not known"), ("engine", f"{summary['engine']}, {config['run']['threads']} threads")]
+    cast = ", bfloat16" if summary.get("autocast") else ""
+    engine = f"{summary['engine']}, {config['run']['threads']} threads{cast}"
+    rows += [("code", commit or "not known"), ("engine", engine)]
     rows += [("partition", summary.get("partition_hash") or "not known")]
     if started := format_date(run.folder.path.name):
         rows.append(("started", started))

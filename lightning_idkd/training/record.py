@@ -224,6 +224,7 @@ class Recorder:
             "final_gossip": train.final_gossip,
             "final_merge": train.final_merge,
             "engine": self.stack.engine,
+            "autocast": self.stack.autocast,
             "peak_memory_bytes": read_peak_memory(self.stack.device),
             "per_node": progress.per_node,
             "exchanges": progress.exchanges,

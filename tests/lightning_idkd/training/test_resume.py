@@ -77,8 +77,9 @@ class TestResume:
         run = latest(fit.runs)
         assert checkpoint(run)["epoch"] == 2
         assert checkpoint(run)["autocast"] is True
-        assert fit(*auto, "--run.from", str(run), "--run.until", "3", "--run.name", "fork") == 0
+        assert fit(*auto, "--run.from", str(run), "--train.epochs", "3", "--run.name", "fork") == 0
         assert checkpoint(latest(fit.runs, "fork"))["autocast"] is True
+        assert json.loads((latest(fit.runs, "fork") / "summary.json").read_text())["autocast"] is True
         assert fit(*auto, "--run.until", "1", "--run.name", "new") == 0
         assert checkpoint(latest(fit.runs, "new"))["autocast"] is False
 
