@@ -1,4 +1,4 @@
-"""Encodings that add noise to every label, with a bound on what it tells an attacker: local differential privacy.
+"""Encodings that add noise to every label, with a bound on what it reveals: local differential privacy.
 
 A label y has noise with bound epsilon if no message is more than e^epsilon times as probable for y as for any other
 label of the same sample. Bounds add up: m labels have m epsilon together (basic composition; Dwork and Roth 2014,

@@ -1,6 +1,6 @@
-"""What the messages of a finished run tell an attacker about the private data of the node that sent them.
+"""What the messages of a finished run reveal to an attacker about the private data of the node that sent them.
 
-The attacker is a neighbour that follows the protocol, and to which all other nodes tell what they know, so that the
+The attacker is a neighbour that follows the protocol, and with which all others share what they know, so that the
 results are upper bounds for a single neighbour. It attacks one node, its target, and has
 
 - the target's messages at the end of training: the labels of one exchange, the parameters of one gossip step (the first

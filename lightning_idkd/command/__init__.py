@@ -9,7 +9,7 @@ COMMANDS = {
     "watch": "show how the runs and sweep cells below a folder are doing, live",
     "compare": "tabulate finished runs, with mean and spread over seeds, and draw their curves",
     "evaluate": "evaluate the nodes of a run on any test set, and export their mean",
-    "audit": "attack the nodes of a finished run: what their labels and parameters tell of private data",
+    "audit": "attack the nodes of a finished run: what their labels and parameters reveal about private data",
     "report": "write report.md and report.html of a run, or of a sweep's runs",
     "doctor": "check what runs need of this machine, and print it for a bug report",
     "init": "write a commented config, a score and a callback, to start from",

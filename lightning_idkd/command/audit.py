@@ -1,4 +1,4 @@
-"""``idkd audit``: measures what the labels and parameters of a finished run tell an attacker."""
+"""``idkd audit``: measures what the labels and parameters of a finished run reveal to an attacker."""
 
 from __future__ import annotations
 
