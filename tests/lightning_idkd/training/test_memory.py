@@ -50,8 +50,8 @@ ROBUST = "{class_path: Robust, init_args: {rule: {class_path: DSGD}, aggregator:
 @pytest.mark.slow
 @pytest.mark.parametrize("gossip", [[], ["--gossip", ROBUST]], ids=["mixing", "aggregating"])
 def test_the_peak_is_what_was_predicted(configs, tmp_path, gossip):
-    network = ["--node.network", "ResNet", "--node.network.depth", "20",
-               "--node.network.width", "96", "--data.partition", "IID"]  # fmt: skip
+    network = ["--node.network", "MLP", "--node.network.depth", "3", "--node.network.width", "1100",
+               "--data.partition", "IID"]  # fmt: skip
     given = ["--data.private.limit", "64", "--train.epochs", "1",
              "--train.evaluate_samples", "16", "--distillation", "null"]  # fmt: skip
     command = [*command_of(configs / "ring_digits.yaml"), *SHORT, *network, *given, *gossip, "--run.dir", str(tmp_path)]
