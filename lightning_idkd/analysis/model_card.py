@@ -16,6 +16,7 @@ from lightning_idkd.data.inputs import Inputs
 from lightning_idkd.records.markup import escape_markdown, fence
 from lightning_idkd.records.report import format_bytes
 from lightning_idkd.records.run_page import PAPER
+from lightning_idkd.records.run_result import name_class
 
 NAMES = {
     "accuracy": "accuracy",
@@ -97,7 +98,7 @@ def describe_metadata(about: dict, results: dict, licence: str) -> dict[str, Any
 
 def describe_model(about: dict, summary: dict | None, nodes: int) -> str:
     """What the model is, in a few sentences."""
-    graph = short_name(about["config"]["graph"]["topology"])
+    graph = name_class(about["config"]["graph"]["topology"])
     text = (
         f"A classifier of {len(about['classes'])} classes, trained by decentralised learning: {count(nodes, 'node')} "
         f"on a graph ({graph}), each with private samples of its own, trained together without a server. The model is "
@@ -218,7 +219,7 @@ model = network.load(".")
 logits = model({name})
 ```"""
     chosen, k = about["config"]["node"]["network"], len(about["classes"])
-    path, own = chosen["init_args"].get("path", ""), short_name(chosen)
+    path, own = chosen["init_args"].get("path", ""), name_class(chosen)
     text = f"They belong to {path or describe_class(chosen)}, whose input is scaled: subtract `mean` and divide by "
     text += "`std` of `config.json`, one number a channel (for pixels from 0 to 255) or feature."
     if path.startswith("torchvision.models."):
@@ -276,11 +277,6 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def short_name(chosen: dict) -> str:
-    """The name of a class without its package."""
-    return chosen["class_path"].rpartition(".")[2]
-
-
 def describe_class(chosen: dict | None) -> str:
     """A class with its arguments that are set, such as ``Dirichlet(alpha=0.05)``; ``none`` for None."""
     if chosen is None:
@@ -289,7 +285,7 @@ def describe_class(chosen: dict | None) -> str:
         key: value for key, value in (chosen.get("init_args") or {}).items() if value not in (None, False, [], {})
     }
     texts = (f"{k}={describe_class(v) if isinstance(v, dict) and 'class_path' in v else v}" for k, v in values.items())
-    return f"{short_name(chosen)}({', '.join(texts)})" if values else short_name(chosen)
+    return f"{name_class(chosen)}({', '.join(texts)})" if values else name_class(chosen)
 
 
 def list_hub_names(chosen: dict | None) -> list[str]:
@@ -298,7 +294,7 @@ def list_hub_names(chosen: dict | None) -> list[str]:
     if parts := arguments.get("parts"):
         return [name for part in parts for name in list_hub_names(part)]
     path = str(arguments.get("path") or "")
-    is_hub = chosen is not None and short_name(chosen) == "HuggingFace" and re.fullmatch(r"[\w.-]+/[\w.-]+", path)
+    is_hub = chosen is not None and name_class(chosen) == "HuggingFace" and re.fullmatch(r"[\w.-]+/[\w.-]+", path)
     return [path] if is_hub and not Path(path).is_dir() else []
 
 
@@ -310,4 +306,4 @@ def name_set(chosen: dict) -> str:
     if names := list_hub_names(chosen):
         return names[0]
     name = arguments.get("name") or Path(str(arguments.get("path") or "")).name
-    return f"{name} ({short_name(chosen)})" if name else short_name(chosen)
+    return f"{name} ({name_class(chosen)})" if name else name_class(chosen)
