@@ -281,9 +281,8 @@ def describe_class(chosen: dict | None) -> str:
     """A class with its arguments that are set, such as ``Dirichlet(alpha=0.05)``; ``none`` for None."""
     if chosen is None:
         return "none"
-    values = {
-        key: value for key, value in (chosen.get("init_args") or {}).items() if value not in (None, False, [], {})
-    }
+    given = (chosen.get("init_args") or {}).items()
+    values = {key: value for key, value in given if value is not False and value not in (None, [], {})}
     texts = (f"{k}={describe_class(v) if isinstance(v, dict) and 'class_path' in v else v}" for k, v in values.items())
     return f"{name_class(chosen)}({', '.join(texts)})" if values else name_class(chosen)
 

@@ -17,7 +17,7 @@ import yaml
 
 import lightning_idkd
 from lightning_idkd.analysis import export
-from lightning_idkd.analysis.model_card import describe_network
+from lightning_idkd.analysis.model_card import describe_class, describe_network
 from lightning_idkd.cli import main
 from lightning_idkd.data.images import ImageInputs
 from lightning_idkd.errors import UserError
@@ -170,6 +170,11 @@ def test_the_code_of_a_card_loads_networks_of_torchvision(architecture, tmp_path
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(names["network"](x), network(x))
     assert not (tmp_path / "network.py").exists()
+
+
+def test_a_card_has_arguments_that_are_0():
+    arguments = {"scale": 0.0, "count": 0, "flag": False, "other": None, "none": [], "loss": {"class_path": "a.B"}}
+    assert describe_class({"class_path": "mine.C", "init_args": arguments}) == "C(scale=0.0, count=0, loss=B)"
 
 
 def test_a_card_names_sets_of_the_hub_and_has_names_of_classes_as_plain_text(exported, tmp_path, monkeypatch):
