@@ -155,10 +155,10 @@ def compare_to_control(run: Result, control: Result) -> Html:
 def list_points(run: Result, control: Result | None) -> list[str]:
     """What a reader of the numbers should know, a sentence each.
 
-    A run stores none of its printed notes; these follow from its summary and metrics.
+    The warnings and notes that the run printed at its start, and what follows from its summary and metrics.
     """
     summary, accuracy, per_node = run.summary, run.summary["accuracy"], run.summary["per_node"]
-    points = []
+    points = [f"{note[0].upper()}{note[1:]}." for note in summary.get("notes", [])]
     if str(summary.get("git_commit", "")).endswith("-dirty"):
         points.append("The code differed from its commit (-dirty), so the commit does not identify what was run.")
     if control is None and run.config["run"].get("control") and run.config["distillation"] is not None:

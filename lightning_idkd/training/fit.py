@@ -210,7 +210,10 @@ def describe_start(start: Start, epoch: int) -> str:
 
 
 def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
-    """The lines that are printed before the first evaluation, by name; ``run`` is empty, to be filled in by `fit`."""
+    """The lines that are printed before the first evaluation, by name; ``run`` is empty, to be filled in by `fit`.
+
+    Warnings and notes also go to the summary, for reports.
+    """
     from lightning_idkd.data.identity import abridge
 
     graph, store, stack, header = run.network.graph, run.store, run.stack, run.header
@@ -257,6 +260,7 @@ def describe_parts(config: Config, run: Orchestrator) -> dict[str, str]:
         lines["shares"] = ", ".join(dict.fromkeys(filter(None, shares)))
     if privacy := describe_privacy(config.distillation, config.train.epochs, store.public):
         lines["privacy"] = privacy
+    header["notes"] = [lines["warning"], *notes] if "warning" in lines else notes
     return lines
 
 

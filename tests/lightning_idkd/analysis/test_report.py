@@ -197,12 +197,13 @@ def test_points_to_note_follow_from_the_summary(run):
     ):
         assert text in page.text, text
     assert "-dirty" not in page.text
-    run.json("summary.json", summary([0.75] * 4, exchanges=[], git_commit="1" * 40 + "-dirty",
+    run.json("summary.json", summary([0.75] * 4, exchanges=[], git_commit="1" * 40 + "-dirty", notes=["a remark"],
                                      faults={"lost": 0.2, "absent": 0.05, "liars": 1, "liars_mean": 0.1}))  # fmt: skip
     page = read_page(run)
     assert "Lying nodes: 1. They count in no mean; their own mean accuracy is 10.0%." in page.text
     assert "Faults took 20.0% of the messages, and nodes were absent in 5.0% of their steps." in page.text
     assert "The code differed from its commit (-dirty)" in page.text
+    assert "A remark." in page.text
     assert "worst node is" not in page.text
 
 

@@ -551,6 +551,8 @@ class TestMistakes:
     def test_classes_without_test_images_are_reported(self, fit, capsys):
         assert fit("--data.private", f"{__name__}.Untested", "--train.epochs", "1", "--distillation", "null") == 0
         assert "note       data.private: no test images of 3, 7\n" in capsys.readouterr().out
+        summary = json.loads((latest(fit.runs) / "summary.json").read_text())
+        assert summary["notes"] == ["data.private: no test images of 3, 7"]
 
     def test_grey_images_get_the_channels_asked_for(self):
         from lightning_idkd.config.parse import configure
