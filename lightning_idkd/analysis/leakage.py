@@ -1,7 +1,7 @@
 """What the messages of a finished run reveal to an attacker about the private data of the node that sent them.
 
-The attacker is a neighbour that follows the protocol, and with which all others share what they know, so that the
-results are upper bounds for a single neighbour. It attacks one node, its target, and has
+The attacker is a neighbour that follows the protocol, and with which all others share what they know: a single
+neighbour knows less. It attacks one node, its target, and has
 
 - the target's messages at the end of training: the labels of one exchange, the parameters of one gossip step (the first
   after the last training step), or both. Nodes send many more, from which an attacker may learn more;
@@ -459,7 +459,7 @@ def list_forms(run: Orchestrator, epsilons: Sequence[float]) -> tuple[dict[str, 
     own = run.distillation
     if own is None:
         return {}, ["the run exchanges no labels (distillation is null), so that an attacker sees only parameters"]
-    if own.label is None:
+    if getattr(own, "label", None) is None or getattr(own, "teacher", None) is None:
         return {}, [f"{type(own).__name__} sends no labels, so that an attacker sees only parameters"]
     for plugin in PLUGINS:
         import_module(plugin)

@@ -360,7 +360,8 @@ def describe_reach(config: Config) -> list[str]:
 
 def describe_fault(spec: dict) -> str:
     """A fault of the config, with the arguments that are set."""
-    arguments = {name: value for name, value in (spec.get("init_args") or {}).items() if value not in (None, False)}
+    given = spec.get("init_args") or {}
+    arguments = {name: value for name, value in given.items() if value is not None and value is not False}
     given = ", ".join(name if value is True else f"{name} {value}" for name, value in arguments.items())
     return spec["class_path"].rpartition(".")[2] + (f" ({given})" if given else "")
 

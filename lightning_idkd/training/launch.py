@@ -65,7 +65,9 @@ class Starter(_SubprocessScriptLauncher):
     def _watch_start(self, parent: str | None) -> None:
         while not self.together.wait(1):
             ended = [p.returncode for p in self.procs if p.poll() is not None]
-            if any(status != MISTAKE for status in ended):  # a mistake has been reported
+            if ended and set(ended) == {MISTAKE}:  # which has been reported
+                os._exit(MISTAKE)
+            if ended:
                 print("error: a process that this one started died, so this run ends", file=sys.stderr, flush=True)
             if ended or (parent is not None and os.getppid() != int(parent)):
                 os._exit(1)
