@@ -1,6 +1,7 @@
 """Fills the pages of the documentation: classes from their docstrings, and files that lie elsewhere.
 
-Such a page has one of these comments on a line of its own:
+Such a page has one of these comments on a line of its own. What follows it on the line is for readers of the file, and
+not on the site:
 
 - ``<!-- classes: KEY -->``: a section for every class that a config key takes, and one for their base class.
 - ``<!-- kinds -->``: the table of all keys that take classes.
@@ -30,7 +31,7 @@ from lightning_idkd.command.keys import describe_arguments, gather_classes
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parents[1]
-MARKER = re.compile(r"^<!-- (classes|kinds|class|hooks|file|more)(?:: (\S+))? -->$", re.MULTILINE)
+MARKER = re.compile(r"^<!-- (classes|kinds|class|hooks|file|more)(?:: (\S+))? -->.*$", re.MULTILINE)
 PAGES = {
     "README.md": "index",
     "callbacks/README.md": "how_to/own_classes",
