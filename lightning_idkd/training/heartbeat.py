@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -103,6 +104,14 @@ class Heartbeat(threading.Thread):
         if self.rank == 0:
             time.sleep(2 * PERIOD)  # until the others know what was lost: the store ends with this process
         os._exit(1)
+
+
+def is_store_reachable() -> bool:
+    """Whether anything listens where the store of the process group is."""
+    with contextlib.suppress(OSError):
+        socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=PERIOD).close()
+        return True
+    return False
 
 
 def connect_to_store() -> distributed.TCPStore:

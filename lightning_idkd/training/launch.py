@@ -23,7 +23,7 @@ from torch import distributed
 from lightning_idkd.config import RunConfig
 from lightning_idkd.errors import UserError
 from lightning_idkd.machine import count_cores
-from lightning_idkd.training.heartbeat import MISTAKE, Heartbeat, connect_to_store
+from lightning_idkd.training.heartbeat import MISTAKE, PERIOD, SILENCE, Heartbeat, connect_to_store, is_store_reachable
 from lightning_idkd.training.launchers import choose_environment, name_host
 
 T = TypeVar("T")
@@ -48,7 +48,8 @@ class Starter(_SubprocessScriptLauncher):
     """Fabric's launcher of processes on one host, without its observer.
 
     The observer kills this process when another one ends; the heartbeat reports that first. Until heartbeats begin, a
-    thread ends a process whose parent or child is gone, for which it would wait.
+    thread ends a process that would wait for one that is gone: its parent, a child, or torchrun, which holds the store
+    in which processes find each other.
     """
 
     def launch(self, function, *args, **kwargs):
@@ -63,7 +64,12 @@ class Starter(_SubprocessScriptLauncher):
         return function(*args, **kwargs)
 
     def _watch_start(self, parent: str | None) -> None:
-        while not self.together.wait(1):
+        by_torchrun, failures = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True", 0
+        while not self.together.wait(PERIOD):
+            failures = failures + 1 if by_torchrun and not is_store_reachable() else 0
+            if failures * PERIOD >= SILENCE:
+                print("error: torchrun, which started this process, cannot be reached", file=sys.stderr, flush=True)
+                os._exit(1)
             ended = [p.returncode for p in self.procs if p.poll() is not None]
             if ended and set(ended) == {MISTAKE}:  # which has been reported
                 os._exit(MISTAKE)

@@ -63,24 +63,24 @@ def build_command(launcher: str, rule: str, folder: Path) -> list[str]:
     return [*program, "fit", *config, *SHORT, *LONG, *RULES[rule], *options]
 
 
-def find_processes(group: int) -> list[int]:
-    """The processes of a session that run this project, oldest first; its launchers are not among them."""
+def find_processes(run: Path) -> list[int]:
+    """The processes of a run, oldest first; its launchers are not among them."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            command = (folder / "cmdline").read_text()
+            command = (folder / "cmdline").read_text().split("\0")
         except OSError:
             continue
-        if int(fields[3]) == group and "lightning_idkd" in command and "distributed.run" not in command:
+        if str(run) in command and "torch.distributed.run" not in command:
             found.append(int(folder.name))
     return sorted(found)
 
 
 def run_until_killed(
-    command: list[str], after: float | None, one: bool, draw: random.Random
+    command: list[str], run: Path, after: float | None, one: bool, draw: random.Random
 ) -> tuple[int | None, bool]:
-    """Start a command and kill it ``after`` seconds (None: never); its exit status and whether it was killed."""
+    """Start the command of a run and kill it ``after`` seconds (None: never); its exit status, None if processes were
+    left, and whether it was killed."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -90,24 +90,19 @@ def run_until_killed(
         return process.returncode, False
     except subprocess.TimeoutExpired:
         pass
-    alive = find_processes(process.pid)
+    alive = find_processes(run)
     for pid in [draw.choice(alive)] if one and alive else [process.pid, *alive]:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-    try:
-        process.communicate(timeout=90)  # the processes that are left report the death, and end
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return None, True
-    for _ in range(100):
-        if not find_processes(process.pid):
-            return process.returncode, True
+    end = time.monotonic() + 90  # the processes that are left report the death, and end
+    while (left := find_processes(run)) and time.monotonic() < end:
         time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGKILL)
-    return None, True
+    for pid in [*left, *([process.pid] if process.poll() is None else [])] if left else []:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    return None if left else process.returncode, True
 
 
 def main() -> int:
@@ -124,14 +119,15 @@ def main() -> int:
         rule, launcher = list(RULES)[number % len(RULES)], LAUNCHERS[number // len(RULES) % len(LAUNCHERS)]
         draw, reference = random.Random(number), given.folder / f"reference {rule}"
         if not (latest(reference) / "summary.json").exists():
-            status, _ = run_until_killed(build_command("one process", rule, reference), None, False, draw)
+            status, _ = run_until_killed(build_command("one process", rule, reference), reference, None, False, draw)
             assert status == 0, rule
         expected = json.loads((latest(reference) / "summary.json").read_text())
         seconds = expected["throughput"]["seconds"] + START
         run, kills = given.folder / f"run {number}", 0
         while not list(run.glob("*/*/summary.json")):
             after = draw.uniform(0.1, 1.5) * seconds if kills < 12 else None
-            status, killed = run_until_killed(build_command(launcher, rule, run), after, draw.random() < 0.5, draw)
+            command = build_command(launcher, rule, run)
+            status, killed = run_until_killed(command, run, after, draw.random() < 0.5, draw)
             kills += killed
             done["orphans"] += status is None
             assert killed or status == 0, (number, status)

@@ -3,6 +3,8 @@
 import json
 import os
 import select
+import signal
+import socket
 import subprocess
 import threading
 import time
@@ -11,7 +13,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import TCPStore
 
-from lightning_idkd.training import heartbeat
+from lightning_idkd.training import heartbeat, launch
 from lightning_idkd.training.heartbeat import Heartbeat
 from lightning_idkd.training.launch import Starter
 
@@ -113,6 +115,27 @@ class TestStart:
         readable, _, _ = select.select([read], [], [], 30)
         assert readable  # the pipe has ended with the last process that could write into it
         os.close(read)
+
+    @pytest.mark.parametrize("listens", [True, False])
+    def test_a_process_ends_without_the_store_of_torchrun(self, listens, monkeypatch, capfd):
+        monkeypatch.setattr(launch, "PERIOD", 0.02)
+        monkeypatch.setattr(launch, "SILENCE", 0.1)
+        store = socket.create_server(("127.0.0.1", 0))
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(store.getsockname()[1]))
+        if not listens:
+            store.close()
+        if (child := os.fork()) == 0:
+            self.watch(None)
+        time.sleep(1)
+        ended = os.waitpid(child, os.WNOHANG)[0] == child
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        store.close()
+        assert ended != listens
+        assert ("torchrun" in capfd.readouterr().err) == ended
 
     @pytest.mark.parametrize("status", [0, 2, 7])
     def test_a_process_ends_with_one_that_it_started(self, status, capfd):
