@@ -123,8 +123,9 @@ def show(
             require(value is None, name, f"{value}", "with --curves FILE, the picture to draw")
     from lightning_idkd.analysis import figures
 
-    if curves is not None and key == "--curves":
-        figures.check_file(key, curves, width)
+    for option, file in ((key, curves), ("--plot", plot)):
+        if file is not None:
+            figures.check_file(option, file, width)
     x, y, band = x or "epoch", y or metrics[0], band or "minmax"
     compared = compare(paths, metrics, baseline, target, x, None if curves is None else y, band)
     if plot is not None:

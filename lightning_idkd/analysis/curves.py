@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from lightning_idkd.analysis.rows import Row, join_label
-from lightning_idkd.errors import UserError, did_you_mean
+from lightning_idkd.errors import UserError, did_you_mean, require
 from lightning_idkd.records import report
 
 X = {"epoch": "epochs", "step": "steps", "bytes": "bytes sent", "time": "simulated seconds"}
@@ -23,8 +25,6 @@ Y = {
 """Short names of metrics of ``metrics.jsonl``; any other is named by its key."""
 BANDS = {"minmax": "from the smallest to the largest value", "sd": "mean ± standard deviation"}
 """The bands around a mean."""
-SHOWN = 3
-"""Folders that a message names; more are counted."""
 
 
 @dataclass
@@ -55,6 +55,11 @@ class Curve:
     """For each seed, the place and the text of every evaluation; equal texts come from one training."""
 
 
+def is_count(metric: str) -> bool:
+    """Whether a key of ``metrics.jsonl`` only counts what a run has done so far, or is an axis; no curve shows it."""
+    return metric in (*X, "throughput/seconds") or metric.startswith(("communication/", "time/"))
+
+
 def name_metric(y: str) -> str:
     """The key in ``metrics.jsonl`` of a metric that ``y`` names by its short name or its key."""
     return Y.get(y, y)
@@ -72,12 +77,14 @@ def collect_curves(rows: list[Row], x: str, y: str, band: str) -> list[Curve]:
         band: a band of :data:`BANDS`.
 
     Raises:
-        UserError: the axis or band does not exist, runs lack the metric or simulated time, or the seeds of a row have
-            no range in common.
+        UserError: the axis or band does not exist, the metric is an axis or a count, runs lack the metric or
+            simulated time, or the seeds of a row have no range in common.
     """
     for key, value, allowed in (("--x", x, X), ("--band", band, BANDS)):
         if value not in allowed:
             raise UserError(f"{key}: '{value}' given.{did_you_mean(value, allowed)} Allowed: {', '.join(allowed)}")
+    allowed = f"{', '.join(Y)}, or a measured key of metrics.jsonl, no axis and no count"
+    require(not is_count(y), "--y", f"'{y}'", allowed)
     check_runs(rows, x, y)
     return [build_curve(row, x, name_metric(y), band) for row in rows]
 
@@ -88,25 +95,24 @@ def check_runs(rows: list[Row], x: str, y: str) -> None:
     for run in (run for row in rows for run in row.runs):
         lines = run.evaluations(name_metric(y))
         if not lines:
-            lacking.append(str(run.folder.path))
+            lacking.append(run.folder.path)
             for line in run.folder.metrics():
-                known |= {key for key, value in line.items() if isinstance(value, (int, float))}
+                known |= {k for k, value in line.items() if isinstance(value, (int, float)) and not is_count(k)}
         elif any(report.read_axis(line, x) is None for line in lines):
-            timeless.append(str(run.folder.path))
-    key = f"'{y}'" if y == name_metric(y) else f"'{y}' ({name_metric(y)})"
+            timeless.append(run.folder.path)
     if lacking:
         hint, allowed = did_you_mean(y, sorted(known - {y})), f"{', '.join(Y)}, or a key of metrics.jsonl of all runs"
-        raise UserError(f"--y: no {key} in {list_folders(lacking)}.{hint} Allowed: {allowed}")
+        raise UserError(f"--y: '{y}' given.{hint} Allowed: {allowed}. {name_runs(lacking)} {name_metric(y)}")
     if timeless:
-        reason = "no simulated time (their clock is null)" if x == "time" else f"evaluations without '{x}'"
+        reason = "simulated time (clock: null)" if x == "time" else f"'{x}' in evaluations"
         others = ", ".join(name for name in X if name != x)
-        raise UserError(f"--x: {reason} in {list_folders(timeless)}; allowed: {others}")
+        raise UserError(f"--x: '{x}' given; allowed: {others}. {name_runs(timeless)} {reason}")
 
 
-def list_folders(folders: list[str]) -> str:
-    """List folders for a message."""
-    text = ", ".join(f"'{folder}'" for folder in folders[:SHOWN])
-    return text if len(folders) <= SHOWN else f"{text} and {len(folders) - SHOWN} more"
+def name_runs(folders: list[Path]) -> str:
+    """Say that runs lack something; the first is named by its shortest path, the others are counted."""
+    shortest = min(str(folders[0]), os.path.relpath(folders[0]), key=len)
+    return f"'{shortest}' lacks" if len(folders) == 1 else f"'{shortest}' and {len(folders) - 1} more lack"
 
 
 def build_curve(row: Row, x: str, metric: str, band: str) -> Curve:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_idkd.analysis import curves, table
-from lightning_idkd.analysis.rows import Row, Run, build_rows, gather, join_label
+from lightning_idkd.analysis.rows import Row, Run, build_rows, find_unfinished, gather, join_label
 from lightning_idkd.config import yaml_file
 from lightning_idkd.config.changes import Change, list_changes
 from lightning_idkd.config.resolved import RESULT, difference
@@ -199,9 +199,7 @@ def describe_runs(runs: Sequence[Run], rows: Sequence[Row]) -> str:
 
 def list_unfinished(folder: Path) -> list[Path]:
     """The run folders below ``folder`` that have no summary, relative to it."""
-    found = {file.resolve().parent for file in folder.rglob("config.yaml") if file.with_name("checkpoints").exists()}
-    return sorted(path.relative_to(folder) for path in found
-                  if path.is_relative_to(folder) and not (path / "summary.json").exists())  # fmt: skip
+    return sorted(path.relative_to(folder) for path in find_unfinished(folder) if path.is_relative_to(folder))
 
 
 def show_comparison(head: Sequence[str], lines: Sequence[Sequence]) -> Html:

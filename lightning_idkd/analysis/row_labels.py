@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from lightning_idkd.config import NodeConfig
+from lightning_idkd.config.class_paths import name_class
 from lightning_idkd.config.resolved import METHOD, RESULT, SETTING, look_up
 
 ALIKE = tuple(key for key in RESULT if key != "seed")
@@ -19,7 +20,7 @@ def flatten(value: object, key: str = "") -> dict[str, object]:
     classes is their names, joined by +."""
     if isinstance(value, dict):
         if "class_path" in value:
-            return {key: str(value["class_path"]).rsplit(".", 1)[-1]} | flatten(value.get("init_args") or {}, key)
+            return {key: name_class(str(value["class_path"]))} | flatten(value.get("init_args") or {}, key)
         flat: dict[str, object] = {}
         for name, below in value.items():
             flat |= flatten(below, f"{key}.{name}".lstrip("."))
@@ -28,8 +29,8 @@ def flatten(value: object, key: str = "") -> dict[str, object]:
         names = [flatten(item, "x").get("x") for item in value]
         flat = {key: "+".join(str(item if name is None else name) for item, name in zip(value, names, strict=True))}
         for item, name in zip(value, names, strict=True):
-            arguments = flatten(item, f"{key}.{'' if name is None else name}")
-            flat |= {k: v for k, v in arguments.items() if k.count(".") > 1}
+            below = f"{key}.{'' if name is None else name}"
+            flat |= {k: v for k, v in flatten(item, below).items() if k != below}
         return flat
     return {key: value}
 
@@ -61,10 +62,10 @@ def build_label(config: dict, groups: tuple[str, ...], varied: set[str]) -> str:
 
 
 def format_value(value: object, key: str = "") -> str:
-    """Format a config's value for a label; the import path of a node module becomes its class name."""
+    """Format a config's value for a label; a node module is named like other classes."""
     if value is None or value == []:
         return "none"
-    return str(value).rsplit(".", 1)[-1] if key == "node.module" else str(value)
+    return name_class(str(value)) if key == "node.module" else str(value)
 
 
 def build_sort_key(text: str) -> list[str | float]:
@@ -73,11 +74,16 @@ def build_sort_key(text: str) -> list[str | float]:
 
 
 def list_leaves(value: object, key: str = "") -> dict[str, object]:
-    """List all values that are neither a dict nor a list of dicts, by dotted keys."""
+    """List all values that are neither a dict nor a list of dicts, by dotted keys. A class has its name at its key, its
+    arguments below, and its import path at ``class_path``."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         value = dict(enumerate(value))
     if not isinstance(value, dict):
         return {key: value}
+    if "class_path" in value:
+        path = str(value["class_path"])
+        arguments = list_leaves(value.get("init_args") or {}, key)
+        return {key: name_class(path), f"{key}.class_path": path} | arguments
     leaves: dict[str, object] = {}
     for name, below in value.items():
         leaves |= list_leaves(below, f"{key}.{name}".lstrip("."))

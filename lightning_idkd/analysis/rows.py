@@ -50,18 +50,20 @@ class Row:
 
 def gather(paths: list[str]) -> list[Run]:
     """Read config and summary of every finished run at or below ``paths``; of runs with the same config and seed, the
-    newest.
+    newest. The number of unfinished ones is printed.
 
     Raises:
         UserError: a path does not exist, or there is no finished run.
     """
     runs: list[Run] = []
+    unfinished: set[Path] = set()
     for text in paths:
         path = Path(text)
         if not path.exists():
             raise UserError(f"'{text}' does not exist; give run folders, or folders with runs below them")
         summaries = [path / "summary.json"] if (path / "summary.json").exists() else path.rglob("summary.json")
         folders = {s.resolve().parent for s in summaries}
+        unfinished |= find_unfinished(path)
         # the newest first, since a run's name begins with its time
         for folder in sorted(folders, key=lambda f: (f.name, str(f)), reverse=True):
             try:
@@ -77,9 +79,17 @@ def gather(paths: list[str]) -> list[Run]:
                 continue
             if not same:
                 runs.append(Run(config, summary, run))
+    if unfinished:
+        print(f"left out: {len(unfinished)} unfinished run{'s' * (len(unfinished) > 1)}", file=sys.stderr)
     if not runs:
         raise UserError(f"no finished run (summary.json) at or below {', '.join(paths)}")
     return runs
+
+
+def find_unfinished(folder: Path) -> set[Path]:
+    """The run folders at or below ``folder`` that have no summary, as absolute paths."""
+    found = {file.resolve().parent for file in folder.rglob("config.yaml") if file.with_name("checkpoints").exists()}
+    return {path for path in found if not (path / "summary.json").exists()}
 
 
 def check_numbers(summary: dict) -> None:
@@ -116,15 +126,26 @@ def build_rows(runs: list[Run], metrics: list[str]) -> list[Row]:
 
 
 def distinguish(alike: list[tuple[dict, Row]]) -> None:
-    """Add values of further keys to the methods of rows with the same label, until all of them differ."""
+    """Add values of further keys to the methods of rows with the same label, until all of them differ.
+
+    Each time, the key that separates most rows is added, the one with the shortest text where several do.
+    """
     leaves = [list_leaves({key: look_up(config, key) for key in ALIKE}) for config, _ in alike]
-    keys = sorted(set().union(*leaves))
-    differing = [key for key in keys if len({repr(of_row.get(key)) for of_row in leaves}) > 1]
-    for key in differing:
-        for (_, row), of_row in zip(alike, leaves, strict=True):
-            row.method += f" {shorten(key, set(differing))}={format_value(of_row.get(key))}"
-        if len({row.method for _, row in alike}) == len(alike):
-            break
+    values = {key: [format_value(of_row.get(key)) for of_row in leaves] for key in sorted(set().union(*leaves))}
+    differing = {key for key, of_rows in values.items() if len(set(of_rows)) > 1}
+    added = {
+        key: [f" {shorten(key, differing)}={value}" for value in of_rows]
+        for key, of_rows in values.items()
+        if key in differing
+    }
+    while added and len({row.method for _, row in alike}) < len(alike):
+
+        def separates(key: str) -> tuple[int, int]:
+            methods = {row.method + text for (_, row), text in zip(alike, added[key], strict=True)}
+            return len(methods), -max(map(len, added[key]))
+
+        for (_, row), text in zip(alike, added.pop(max(added, key=separates)), strict=True):
+            row.method += text
 
 
 def join_label(setting: str, method: str) -> str:

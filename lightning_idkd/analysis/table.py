@@ -9,7 +9,7 @@ import statistics
 from typing import NamedTuple
 
 from lightning_idkd.analysis.rows import Row, Run, build_rows
-from lightning_idkd.errors import UserError, did_you_mean, require
+from lightning_idkd.errors import UserError, did_you_mean, nearest, require
 
 METRICS = ("accuracy/node_mean", "accuracy/node_min", "accuracy/consensus")
 WORDS = {
@@ -135,10 +135,14 @@ def build_table(
     rows = build_rows(runs, metrics)
     for metric in metrics:
         if not any(metric in row.values for row in rows):
-            known = []
-            for group, values in runs[0].summary.items():
-                known += [f"{group}/{key}" for key in values] if isinstance(values, dict) else []
-            raise UserError(f"--metrics: no run has '{metric}'.{did_you_mean(metric, sorted(known))}")
+            known = sorted({name for run in runs for name in list_numbers(run.summary)})
+            group = metric.split("/")[0]
+            same = [name for name in known if name.startswith(f"{group}/")]
+            near = nearest(group, {name.split("/")[0] for name in known})
+            hint = did_you_mean(metric, [name for name in known if name.split("/")[0] == near])
+            if (group == metric and same) or not hint:  # a group alone is as near to any of its keys
+                hint = f" Allowed: {', '.join(same or known)}"
+            raise UserError(f"--metrics: no run has a number '{metric}'.{hint}")
     names = sorted({row.method for row in rows})
     head = ["setting", "method", "seeds", *metrics]
     if baseline is not None:
@@ -153,6 +157,17 @@ def build_table(
             cells.append(None if other is None else compare_by_seed(row, other, metrics[0]))
         lines.append([row.setting, row.method, max(map(len, row.values.values()), default=0), *cells])
     return head, lines
+
+
+def list_numbers(summary: dict, above: str = "") -> list[str]:
+    """The keys of a summary that hold a number, with slashes."""
+    keys = []
+    for key, value in summary.items():
+        if isinstance(value, dict):
+            keys += list_numbers(value, f"{above}{key}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            keys.append(f"{above}{key}")
+    return keys
 
 
 def format_table(head: list[str], lines: list[list], form: str) -> str:

@@ -30,8 +30,10 @@ class OodScore(ABC):
 
     @property
     def title(self) -> str:
-        """Name and unit, for pictures."""
-        return type(self).__name__ + (f", {self.unit}" if self.unit else "")
+        """Name and unit, for pictures; the name of a user's class is its import path."""
+        cls = type(self)
+        name = cls.__name__ if cls.__module__.startswith("lightning_idkd.") else f"{cls.__module__}.{cls.__name__}"
+        return name + (f", {self.unit}" if self.unit else "")
 
     @property
     def fitted(self) -> bool:

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from lightning_idkd.config import groups
+from lightning_idkd.config.class_paths import name_class
 from lightning_idkd.config.kinds import Argument, is_group, parameters
 from lightning_idkd.config.parse import PLUGINS, SCORE
 from lightning_idkd.config.resolved import GROUPS
@@ -29,8 +30,8 @@ class Change(NamedTuple):
 def list_changes(config: dict) -> list[Change]:
     """List the values of a resolved config that differ from the defaults of ``idkd fit``, in the order of the groups.
 
-    A class is listed by its name, and its arguments are compared to its own defaults. This imports no class from
-    outside the project.
+    A class is listed by its name, a user's by its import path, and its arguments are compared to its own defaults. This
+    imports no class from outside the project.
     """
     for plugin in PLUGINS:
         import_module(plugin)
@@ -68,7 +69,7 @@ def compare(key: str, value: Any, argument: Argument) -> list[Change]:
 def compare_class(key: str, value: dict, default: Any) -> list[Change]:
     """Compare a class and its arguments."""
     path, arguments = str(value["class_path"]), value.get("init_args") or {}
-    name, default_name = path.rpartition(".")[2], format_value(default)
+    name, default_name = name_class(path), format_value(default)
     if key == "calibration.score" and default is None:
         default_name = SCORE.rpartition(".")[2]
     changes = [] if name == default_name else [Change(key, name, default_name)]
@@ -117,7 +118,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, type):
         return value.__name__
     if isinstance(value, dict) and "class_path" in value:
-        return str(value["class_path"]).rpartition(".")[2]
+        return name_class(str(value["class_path"]))
     if isinstance(value, (int, float, str, list, tuple, dict)):
         return str(list(value) if isinstance(value, tuple) else value)
     return type(value).__name__

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_idkd.checkout import CALLBACKS
 from lightning_idkd.config.groups import Config
-from lightning_idkd.config.kinds import class_keys, is_group, parameters
+from lightning_idkd.config.kinds import OURS, class_keys, is_group, parameters
 
 CLASSLESS = set(parameters(Config)) - {key.split(".")[0] for key, cls in class_keys() if not is_group(cls)}
 """Groups of a config in which no value names a class, such as ``run`` and ``logger``."""
@@ -28,6 +28,12 @@ def lookup(path: str) -> Any:
         if f"{module}.".startswith(f"{e.name}."):
             return None
         raise
+
+
+def name_class(path: str) -> str:
+    """The name under which a class is shown: its own for a class of this project, and the import path for a user's,
+    which may have the same name."""
+    return path.rpartition(".")[2] if path.split(".")[0] in OURS else path
 
 
 def full_path(path: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_idkd.config import class_paths
 from lightning_idkd.records import report
 from lightning_idkd.records.run_folder import RunFolder
 
@@ -66,8 +67,8 @@ def read_json(path: Path) -> dict:
 
 
 def name_class(spec: Any) -> str:
-    """The short name of a class in a config; none for null."""
-    return str(spec["class_path"]).rpartition(".")[2] if isinstance(spec, dict) else "none"
+    """The name of a class in a config, of a user's class its import path; none for null."""
+    return class_paths.name_class(str(spec["class_path"])) if isinstance(spec, dict) else "none"
 
 
 def describe_class(spec: Any) -> str:

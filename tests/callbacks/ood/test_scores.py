@@ -188,6 +188,12 @@ def test_a_head_asked_of_a_network_that_offers_none_is_refused(score):
         fit_and_judge(score, Outputs(logits(20), draws(20, 4)))
 
 
+def test_the_title_of_a_users_score_has_its_import_path():
+    mine = type("Margin", (Margin,), {"__module__": "mine"})()
+    unit = "difference of two logits"
+    assert (Margin().title, mine.title) == (f"Margin, {unit}", f"mine.Margin, {unit}")
+
+
 def fit_and_judge(score, outputs):
     score.fit(outputs, torch.zeros(20, dtype=torch.int64))
     return score(outputs)

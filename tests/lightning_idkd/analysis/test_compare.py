@@ -173,8 +173,8 @@ def test_a_run_with_another_callback_or_node_module_leaves_the_others_labels_alo
     copy(runs, "module", node={"module": "my.own.Margins"}, train={"lr": 0.2})
     after = {tuple(line[:2]) for line in table(runs, None)[1]}
     assert after - before == {
-        ("alpha=0.1 lr=0.1", "none +Drop"), ("alpha=0.1 lr=0.1", "none +Drop+Watch"),
-        ("alpha=0.1 module=Margins lr=0.2", "none"),
+        ("alpha=0.1 lr=0.1", "none +pack.age.Drop"), ("alpha=0.1 lr=0.1", "none +pack.age.Drop+pack.Watch"),
+        ("alpha=0.1 module=my.own.Margins lr=0.2", "none"),
     }  # fmt: skip
     assert before <= after
 
@@ -190,8 +190,31 @@ def test_rows_of_one_label_differ_by_further_keys_whichever_run_is_newer(tmp_pat
     copy(runs, "a", run={"precision": 64})
     copy(runs, "b", distillation={"class_path": "mine.IDKD", "init_args": {"start": 0.6}})
     methods = [line[1] for line in table(runs, None)[1] if line[0] == "alpha=0.1"]
-    assert methods == ["IDKD class_path=lightning_idkd.callbacks.IDKD", "IDKD class_path=mine.IDKD", "VanillaKD",
-                       "none precision=32", "none precision=64"]  # fmt: skip
+    assert methods == ["IDKD", "VanillaKD", "mine.IDKD", "none precision=32", "none precision=64"]
+
+
+def test_users_classes_have_their_import_paths_so_that_no_label_collides(runs):
+    """Rules of one name in the project and in two modules, and no class path of the project in full."""
+    for module in ("mine", "other"):
+        copy(runs, module, gossip={"class_path": f"{module}.DSGD", "init_args": {"momentum": 0.9}})
+    methods = [line[1] for line in table(runs, None)[1] if line[0] == "alpha=0.1"]
+    assert methods == ["DSGD IDKD", "DSGD VanillaKD", "DSGD none", "mine.DSGD none", "other.DSGD none"]
+
+
+def test_labels_that_collide_get_one_short_key_that_separates_all_rows(tmp_path, runs):
+    """Of the first of two callbacks of one class, p separates two of three rows, and q all of them."""
+    for p, q in ((1, 5), (1, 6), (2, 7)):
+        both = [{"class_path": "pack.Drop", "init_args": given} for given in ({"p": p, "q": q}, {"p": 0, "q": 0})]
+        copy(runs, f"{q}", callbacks=both)
+    methods = [line[1] for line in table(runs, None)[1] if "Drop" in line[1]]
+    assert methods == [f"none +pack.Drop+pack.Drop q={q}" for q in (5, 6, 7)]
+
+
+def test_two_classes_of_the_project_with_one_name_have_their_class_paths_as_the_last_resort(runs):
+    copy(runs, "older", gossip={"class_path": "lightning_idkd.older.DSGD", "init_args": {"momentum": 0.9}})
+    methods = {line[1] for line in table(runs, None)[1] if line[1].startswith("none") and line[0] == "alpha=0.1"}
+    paths = ("callbacks", "older")
+    assert methods == {f"none class_path=lightning_idkd.{package}.DSGD" for package in paths}
 
 
 def test_runs_with_equal_labels_but_different_configs_are_separate_rows(runs):
@@ -233,6 +256,30 @@ def test_a_run_whose_measures_are_no_numbers_is_left_out(runs, capsys, change):
     assert capsys.readouterr().err == f"left out: '{file.resolve().parent}' is not a run of this version\n"
 
 
+def test_runs_that_have_not_finished_are_counted(runs, capsys):
+    for seed in (0, 1):
+        folder = runs / "IDKD-0.1" / str(seed)
+        (folder / "checkpoints").mkdir()
+        (folder / "summary.json").unlink()
+    (runs / "VanillaKD-0.1" / "0" / "checkpoints").mkdir()
+    gather([str(runs), str(runs / "IDKD-0.1" / "0" / ".."), str(runs / "VanillaKD-0.1")])
+    assert capsys.readouterr().err == "left out: 2 unfinished runs\n"
+
+
+@pytest.mark.parametrize("metric", ["per_node/accuracy", "ood/auroc", "foo/bar"])
+def test_only_metrics_with_a_number_are_suggested(runs, capsys, metric):
+    for path in runs.rglob("summary.json"):
+        more = {"per_node": {"accuracy": [0.1, 0.2]}, "ood": {"auroc": None}, "peak": 3}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    assert main(["compare", str(runs), "--metrics", metric]) == 2
+    allowed = "accuracy/node_mean, communication/label_bytes, peak, seed"
+    assert capsys.readouterr().err.endswith(f"error: --metrics: no run has a number '{metric}'. Allowed: {allowed}\n")
+    assert main(["compare", str(runs), "--metrics", "accuracy"]) == 2
+    assert capsys.readouterr().err.endswith("'accuracy'. Allowed: accuracy/node_mean\n")
+    assert main(["compare", str(runs), "--metrics", "acuracy/node_men"]) == 2
+    assert capsys.readouterr().err.endswith("Did you mean 'accuracy/node_mean'?\n")
+
+
 def test_the_terminal_shows_every_setting_whole(runs, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     assert main(["compare", str(runs), "--metrics", METRIC, "--baseline", "none"]) == 0
@@ -254,7 +301,9 @@ def test_settings_are_named_by_the_shortest_distinct_ends_of_their_keys():
         (["{runs}", "--metrics", METRIC, "--baseline", "IDK"], ["--baseline", "IDK", "'IDKD'", "VanillaKD"]),
         (["{runs}", "--format", "html"], ["format", "html", "latex"]),
         (["{runs}", "--metrics", METRIC, "--plot", "{runs}/x.docx"], ["--plot", "x.docx", "png"]),
-        (["{runs}", "--metrics", METRIC, "--plot", "{runs}/no/x.png"], ["--plot", "No such file"]),
+        (["{runs}", "--metrics", METRIC, "--plot", "{runs}/no/x.png"], ["--plot", "a folder that exists"]),
+        (["{runs}", "--metrics", METRIC, "--plot", "{runs}/t"], ["--plot", ".pdf, .svg or .png"]),
+        (["{runs}", "--metrics", METRIC, "--plot", "{runs}/t.gif", "--x", "bytes"], ["--plot", ".pdf, .svg or .png"]),
         (["{runs}/empty"], ["no finished run"]),
     ],
 )

@@ -316,17 +316,31 @@ def test_python_refuses_the_same(seeds):
         idkd.compare(seeds).format("html")
 
 
-def test_runs_without_the_metric_are_named(seeds):
+def test_of_runs_without_the_metric_the_first_is_named_after_what_is_allowed(seeds):
     folders = [seeds / "IDKD-0.1" / str(seed) for seed in (0, 2)]
     for folder in folders:
         path = folder / "metrics.jsonl"
         path.write_text(path.read_text().replace("homogeneity/after", "other"))
     with pytest.raises(idkd.UserError) as refused:
         idkd.compare(seeds, y="heterogeneity")
-    said = str(refused.value)
-    assert said.startswith("--y: no 'heterogeneity' (homogeneity/after) in ")
-    assert all(f"'{folder}'" in said for folder in folders)
-    assert f"'{seeds / 'IDKD-0.1' / '1'}'" not in said
+    allowed = "node_mean, worst, consensus, consensus_distance, heterogeneity, or a key of metrics.jsonl of all runs"
+    assert str(refused.value) == (
+        f"--y: 'heterogeneity' given. Allowed: {allowed}. '{folders[0]}' and 1 more lack homogeneity/after"
+    )
+
+
+def test_a_message_names_one_run_by_its_shortest_path(seeds, monkeypatch):
+    monkeypatch.chdir(seeds)
+    with pytest.raises(idkd.UserError, match=r"\. 'IDKD-0\.1/0' and 2 more lack foo$"):
+        idkd.compare(seeds, y="foo")
+
+
+@pytest.mark.parametrize(
+    "y", ["epoch", "step", "bytes", "time", "time/simulated", "communication/label_bytes", "throughput/seconds"]
+)
+def test_curves_show_no_axis_and_no_count(seeds, y):
+    with pytest.raises(idkd.UserError, match=rf"--y: '{y}' given; allowed: node_mean, .*, or a measured key of"):
+        idkd.compare(seeds, y=y)
 
 
 def test_runs_without_a_clock_are_named_with_the_axes_that_they_have(seeds):
@@ -335,14 +349,14 @@ def test_runs_without_a_clock_are_named_with_the_axes_that_they_have(seeds):
     with pytest.raises(idkd.UserError) as refused:
         idkd.compare(seeds, x="time")
     assert str(refused.value) == (
-        f"--x: no simulated time (their clock is null) in '{path.parent}'; allowed: epoch, step, bytes"
+        f"--x: 'time' given; allowed: epoch, step, bytes. '{path.parent}' lacks simulated time (clock: null)"
     )
 
 
-def test_of_many_runs_without_the_metric_some_are_named_and_the_others_counted(tmp_path):
+def test_of_many_runs_without_the_metric_one_is_named_and_the_others_are_counted(tmp_path):
     for seed in range(5):
         write_run(tmp_path, "IDKD", seed, [])
-    with pytest.raises(idkd.UserError, match=r"--y: no 'worst' .* and 2 more\. Allowed: node_mean"):
+    with pytest.raises(idkd.UserError, match=r"--y: 'worst' given\. Allowed: node_mean.* and 4 more lack"):
         idkd.compare(tmp_path, y="worst")
 
 

@@ -174,7 +174,7 @@ def test_the_code_of_a_card_loads_networks_of_torchvision(architecture, tmp_path
 
 def test_a_card_has_arguments_that_are_0():
     arguments = {"scale": 0.0, "count": 0, "flag": False, "other": None, "none": [], "loss": {"class_path": "a.B"}}
-    assert describe_class({"class_path": "mine.C", "init_args": arguments}) == "C(scale=0.0, count=0, loss=B)"
+    assert describe_class({"class_path": "mine.C", "init_args": arguments}) == "mine.C(scale=0.0, count=0, loss=a.B)"
 
 
 def test_a_card_names_sets_of_the_hub_and_has_names_of_classes_as_plain_text(exported, tmp_path, monkeypatch):

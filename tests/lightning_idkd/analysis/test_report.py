@@ -187,6 +187,17 @@ def test_a_report_says_what_was_run_and_its_result(run):
     assert "started 2026-01-02 03:04" in page.text
 
 
+def test_a_users_class_has_its_import_path_in_the_report(tmp_path):
+    """A rule of the project's name, in the sentence and among the values that differ from the defaults."""
+    run = write_run(tmp_path / "mine" / "20260102-030405-s0")
+    config = run.config()
+    config["gossip"]["class_path"] = "mine.QGDSGDm"
+    run.yaml("config.yaml", config)
+    text = read_page(run).text
+    assert "(60 steps) by mine.QGDSGDm." in text
+    assert "gossip mine.QGDSGDm QGDSGDm" in text
+
+
 def test_points_to_note_follow_from_the_summary(run):
     page = read_page(run)
     for text in (

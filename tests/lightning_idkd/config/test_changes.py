@@ -56,6 +56,12 @@ def test_a_users_own_class_is_listed_and_never_imported():
     config = configure(["--data.private", "Digits"]).resolved
     config["gossip"] = {"class_path": "strangers.Rule", "init_args": {"momentum": 0.9}}
     found = list_changes(config)
-    assert Change("gossip", "Rule", "QGDSGDm") in found
+    assert Change("gossip", "strangers.Rule", "QGDSGDm") in found
     assert Change("gossip.momentum", "0.9", "") in found
     assert "strangers" not in sys.modules
+
+
+def test_a_users_class_with_the_name_of_the_default_is_a_change():
+    config = configure(["--data.private", "Digits"]).resolved
+    config["gossip"]["class_path"] = "mine.QGDSGDm"
+    assert Change("gossip", "mine.QGDSGDm", "QGDSGDm") in list_changes(config)
