@@ -77,6 +77,17 @@ class Cell:
             command += ["--run.from", str(self.source.checkpoint_file(self.start))]
         return command
 
+    def fail_with_source(self) -> str:
+        """Write into the log that the initial training has failed, so that ``idkd watch`` shows why the cell does not
+        begin; returns the cell's state."""
+        reason = "its initial training failed"
+        line = f"{reason}: {last_line(self.source.log)} ({self.source.log})" if self.source else reason
+        if last_line(self.log) != line:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.log, "a") as out:
+                out.write(f"error: {line}\n")
+        return f"failed: {reason}"
+
     def learning_rates(self, epochs: float) -> list[float]:
         """The learning rates of the first ``epochs``, four an epoch."""
         train = self.config.train

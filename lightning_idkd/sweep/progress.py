@@ -36,6 +36,10 @@ class Progress:
                 live.update(self.build_table(), refresh=True)
         if not live:
             console.print(self.build_table())
+            return
+        for cell in self.cells:  # the table breaks long paths, here they can be copied
+            if cell.state.startswith("failed"):
+                print(f"{cell.name}: {cell.state}")
 
     def follow(self, live: Live | None, is_over: Callable[[], bool], interval: float) -> None:
         """Show the states of the cells every ``interval`` seconds until ``is_over``."""
@@ -61,7 +65,9 @@ class Progress:
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table("cell", "state", title=f"{escape(self.title)}: {escape(', '.join(self.count_cells()))}")
+        table = Table(title=f"{escape(self.title)}: {escape(', '.join(self.count_cells()))}")
+        for heading in ("cell", "state"):
+            table.add_column(heading, overflow="fold")
         for heading in ("epoch", "node mean", "consensus", "left"):
             table.add_column(heading, justify="right")
         for cell in self.cells:

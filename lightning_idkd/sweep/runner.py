@@ -59,7 +59,7 @@ class Runner(Progress):
             elif cell.is_done():
                 cell.state = "done"
             elif cell.source is not None and not cell.source.checkpoint_file(cell.start).exists():
-                cell.state = "failed: its initial training failed"
+                cell.state = cell.fail_with_source()
             else:
                 cell.state = self.run_process(cell)
         except (OSError, UserError) as e:

@@ -320,7 +320,7 @@ class Search(Runner):
             elif cell.is_done():
                 self.settle(work, "done")
             elif cell.source is not None and not cell.source.checkpoint_file(cell.start).exists():
-                self.settle(work, "failed: its initial training failed")
+                self.settle(work, cell.fail_with_source())
             else:
                 if self.probes and work.trial is not None:
                     write_parameters(cell)

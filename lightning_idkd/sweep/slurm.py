@@ -225,7 +225,7 @@ class SlurmRunner(Progress):
         if state == "COMPLETED" and time.monotonic() < since + PATIENCE:
             return cell.state
         if cell.source is not None and cell.source.state != "done":
-            return "failed: its initial training failed"
+            return cell.fail_with_source()
         if state not in ("COMPLETED", "FAILED"):
             return f"lost: {state.lower()} (job {job})"
         for log in (cell.log, self.folder / f"{job}_0_log.err"):

@@ -436,6 +436,39 @@ def test_a_stopped_sweep_is_completed_and_a_failing_cell_stops_no_other(file, tm
         assert "its initial training failed" in done
 
 
+def test_cells_of_a_failed_initial_training_show_its_reason_in_watch(file, tmp_path, capsys):
+    """Their sweep may be another than the one that is watched; the reason is written once, however often it is run."""
+    cells = plan.plan_cells(file({"distillation": METHODS}), str(tmp_path / "runs"))
+    (*cells, training) = plan.share_initial_trainings(cells, str(tmp_path / "runs"))
+    training.log.parent.mkdir(parents=True)
+    training.log.write_text("memory 1 GB\nerror: the loss is not finite\n")
+    sweep = runner.Runner([*cells, training], 1)
+    sweep.finished[id(training)].set()
+    for _ in range(2):
+        for cell in cells:
+            sweep.run_cell(cell)
+    assert {cell.state for cell in cells} == {"failed: its initial training failed"}
+    note = f"its initial training failed: the loss is not finite ({training.log})"
+    assert cells[0].log.read_text() == f"error: {note}\n"
+    assert main(["watch", str(cells[0].log.parents[1])]) == 0
+    title, _, *rows = capsys.readouterr().out.splitlines()
+    assert title == "3 failed"
+    assert all(row.endswith(note) for row in rows)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_sweeps_table_cuts_no_path(tmp_path, width):
+    from rich.console import Console
+
+    config = configure(["--data.private", "Digits", "--run.dir", str(tmp_path)])
+    path = "runs/initial/" + "0123456789" * 8 + "/log.txt"
+    cell = plan.Cell("a", {}, [], config, None, state=f"failed: bad ({path})")
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(runner.Runner([cell], 1).build_table())
+    shown = "".join(line.split("│")[2].strip() for line in console.export_text().splitlines() if line.count("│") > 2)
+    assert path in shown
+
+
 def test_what_a_cell_says_is_shown_as_it_is(tmp_path):
     """Brackets are not read as markup."""
     from rich.console import Console
