@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,14 +18,19 @@ if TYPE_CHECKING:
 
 INTERVAL = 1.0
 """Seconds between two looks at the files."""
-WIDTH = 160
-"""Columns of a table that does not go to a terminal."""
+WIDTH = 10_000
+"""Columns of a table that does not go to a terminal: enough for whole names and notes."""
 COLUMNS = {"state": 8, "epoch": 7, "node mean": 9, "consensus": 9, "worst": 6, "left": 7}
 """The columns between name and note, and their widths."""
 GAP = 2
 """Spaces between two columns."""
 NOTED = 40
 """Columns that names and notes need together; without them, notes are left out."""
+WORD = re.compile(r"[\w.]+|[^\w.]+")
+"""A word of a name, or what stands between two words."""
+INITIALS = 4
+"""Letters of a folder in the name of a run that does not fit."""
+ELLIPSIS = "…"
 FRAME = 6
 """Lines of a table besides its rows, and of the prompt below it."""
 
@@ -45,8 +51,11 @@ def main(arguments: list[str]) -> int:
 
     console = Console()
     if given.once or not console.is_terminal:
-        console = console if console.is_terminal else Console(width=WIDTH)
-        console.print(build_table(read(folders), console.width))
+        width = console.width if console.is_terminal else WIDTH
+        console = Console(width=width)
+        with console.capture() as capture:
+            console.print(build_table(read(folders), width))
+        print("\n".join(line.rstrip() for line in capture.get().splitlines()))
         return 0
     with Live(console=console, auto_refresh=False) as live:
         try:
@@ -86,22 +95,50 @@ def build_table(statuses: list[tuple[str, Status]], width: int, rows: int | None
     table = Table(title=counts or "no runs yet", title_justify="left", box=None, padding=(0, GAP, 0, 0))
     free = max(1, width - sum(COLUMNS.values()) - GAP * (len(COLUMNS) + 2))
     noted = free >= NOTED and any(status.note for _, status in statuses)
-    table.add_column("run", no_wrap=True, max_width=free * 3 // 5 if noted else free)
+    widest = free * 3 // 5 if noted else free
+    table.add_column("run", no_wrap=True, max_width=widest)
     for heading, needed in COLUMNS.items():
         table.add_column(heading, no_wrap=True, min_width=needed, justify="left" if heading == "state" else "right")
     if noted:
         table.add_column("note", no_wrap=True, max_width=free - free * 3 // 5)
     shown = statuses if rows is None or len(statuses) <= rows else statuses[: max(rows - 1, 1)]
-    for name, status in shown:
+    names = shorten_names([drop_controls(name) for name, _ in statuses], widest)
+    for name, (_, status) in zip(names, shown, strict=False):
         progress = "" if status.state == "waiting" else status.progress
         left = format_duration(status.seconds_left) if status.state == "running" else ""
         values = (status.line.get(f"accuracy/{key}") for key in ("node_mean", "consensus", "node_min"))
         accuracies = [f"{value:.1%}" if isinstance(value, (int, float)) else "" for value in values]
         note = [escape(drop_controls(status.note))] if noted else []
-        table.add_row(escape(drop_controls(name)), status.state, progress, *accuracies, left, *note)
+        table.add_row(escape(name), status.state, progress, *accuracies, left, *note)
     if len(shown) < len(statuses):
         table.add_row(f"and {len(statuses) - len(shown)} more")
     return table
+
+
+def shorten_names(names: list[str], width: int) -> list[str]:
+    """Shorten the names longer than ``width`` so that they stay apart: words that all such names of a folder share
+    become an ellipsis, folders are cut to their first letters, and what is left is cut at its end."""
+    long = [name.rpartition("/") for name in names if len(name) > width]
+    folders = {folder for folder, _, _ in long}
+    shortened = []
+    for name in names:
+        if len(name) > width:
+            folder, _, cell = name.rpartition("/")
+            begin = drop_shared_words(folder, folders)[:INITIALS] if len(folders) > 1 else ""
+            cell = drop_shared_words(cell, {other for place, _, other in long if place == folder})
+            name = f"{begin}{ELLIPSIS}{cell.removeprefix(ELLIPSIS)}"
+            name = name if len(name) <= width else name[: width - 1] + ELLIPSIS
+        shortened.append(name)
+    return shortened
+
+
+def drop_shared_words(name: str, names: set[str]) -> str:
+    """A name with an ellipsis for each row of words that stand in all the ``names`` too, unless it is the only one."""
+    if len(names) == 1:
+        return name
+    words = WORD.findall(name)
+    shared = set.intersection(*(set(WORD.findall(other)) for other in names))
+    return re.sub(f"{ELLIPSIS}+", ELLIPSIS, "".join(ELLIPSIS if word in shared else word for word in words))
 
 
 def drop_controls(text: str) -> str:

@@ -1,12 +1,13 @@
 """Reads from its files how a run is doing, without writing anything, while other processes may write them.
 
-Only the ends of files are read, so that a reader may look at hundreds of runs every second.
+Of files that grow, only the ends are read, so that a reader may look at hundreds of runs every second.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import json
 import math
 import os
 import re
@@ -21,7 +22,7 @@ from lightning_idkd.files import is_locked
 from lightning_idkd.records.run_folder import parse_line
 
 T = TypeVar("T")
-STATES = ("running", "failed", "stopped", "pruned", "waiting", "finished")
+STATES = ("running", "failed", "damaged", "stopped", "pruned", "waiting", "finished")
 """The states of a run, in the order in which they need attention."""
 TAIL = 2**17
 """Bytes from the end of ``metrics.jsonl`` that are read; doubled until they hold a whole line."""
@@ -69,8 +70,11 @@ def read_status(folder: Path, log: Path | None = None, epochs: int | None = None
     status.epochs = read_changed(scan_epochs, folder / "config.yaml") if epochs is None else epochs
     lines, written = read_changed(scan_metrics, folder / "metrics.jsonl") or ([], math.nan)
     status.line = lines[-1] if lines else {}
-    if (folder / "summary.json").exists():
+    whole = read_changed(scan_summary, folder / "summary.json")
+    if whole:
         status.state, status.note = "finished", ""
+    elif whole is not None:
+        status.state, status.note = "damaged", "summary.json is not the summary of a run"
     elif is_locked(folder) or (log is not None and is_locked(log.parent)):  # the latter while the process starts
         status.state = "running"
         status.seconds_left = predict_seconds_left(lines, status.epochs, time.time() - written)
@@ -152,6 +156,15 @@ def scan_metrics(path: Path, written: int, end: int) -> tuple[list[dict], float]
             break
         size *= 2
     return lines, written / 1e9
+
+
+@functools.lru_cache(4096)
+def scan_summary(path: Path, _written: int, _end: int) -> bool:
+    """Whether a summary can be read and has a result."""
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict)
+    except ValueError:
+        return False
 
 
 @functools.lru_cache(4096)

@@ -99,6 +99,29 @@ def test_numbers_stay_whole_beside_long_names_and_notes(runs, width):
     assert len(lines) == 7
 
 
+def test_names_in_a_narrow_terminal_stay_apart():
+    cells = [
+        f"seed={seed},distillation={method}-start0.6-every4" for seed in (0, 1) for method in ("IDKD", "VanillaKD")
+    ]
+    names = [*(f"methods_digits/{cell}" for cell in cells), *(f"again/{cell}" for cell in cells), "a/short"]
+    shown = watch.shorten_names(names, 18)
+    assert shown[:2] == ["meth…0…IDKD…", "meth…0…VanillaKD…"]
+    assert shown[-1] == "a/short"
+    assert len(set(shown)) == len(names)
+    assert watch.shorten_names(["digits/" + "x" * 30], 18) == ["…" + "x" * 16 + "…"]
+
+
+def test_a_pipe_gets_whole_names_and_notes_and_no_spaces_at_the_ends(tmp_path, capsys):
+    cell = tmp_path / "sweep" / ("name" * 50)
+    cell.mkdir(parents=True)
+    (cell / "log.txt").write_text(f"error: {'note' * 50}\n")
+    assert main(["watch", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert f"sweep/{'name' * 50}" in out
+    assert "note" * 50 in out
+    assert all(line == line.rstrip() for line in out.splitlines())
+
+
 def test_a_folder_without_runs_and_one_that_is_missing(tmp_path, capsys):
     assert main(["watch", str(tmp_path)]) == 0
     assert "no runs yet" in capsys.readouterr().out

@@ -49,6 +49,13 @@ class TestState:
         status = read_status(folder, folder.parent / "log.txt")
         assert (status.state, status.note, status.progress) == ("finished", "", "60/60")
 
+    @pytest.mark.parametrize("text", ["", '{"accuracy": ', "[1]", "\xff"])
+    def test_a_run_whose_summary_cannot_be_read_is_damaged(self, run, text):
+        folder = run([line(60)])
+        (folder / "summary.json").write_text(text, encoding="latin-1")
+        status = read_status(folder)
+        assert (status.state, status.note) == ("damaged", "summary.json is not the summary of a run")
+
     @pytest.mark.parametrize(
         ("log", "state", "note"),
         [
