@@ -508,8 +508,9 @@ def show(result: dict) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    title = f"{escape(result['run'])}: {len(result['attacked'])} nodes attacked, {result['samples']:,} samples"
-    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
+    print(f"{result['run']}: {len(result['attacked'])} nodes attacked, {result['samples']:,} samples\n")
+    # gaps so narrow that in 80 columns no word is broken
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("seen", overflow="fold")
     for column in ("bytes", "KL", "TV", "AUROC\nloss", "\nLiRA", "TPR\nloss", "\nLiRA"):
         table.add_column(column, no_wrap=True, justify="right")
@@ -524,7 +525,7 @@ def show(result: dict) -> None:
         cells += [f"{r['tpr']['value']:.1%}" for r in rates]
         table.add_row(*map(escape, cells))
     Console().print(table)
-    print(EXPLANATION)
+    print(f"\n{EXPLANATION}")
     for note in result["notes"]:
         print(f"note: {note}")
 

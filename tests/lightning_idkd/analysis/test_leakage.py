@@ -302,3 +302,17 @@ def test_an_unfinished_run_is_refused(tmp_path, run, capsys):
 def test_mistakes_are_reported_with_their_option(arguments, said, capsys):
     assert main(["audit", "nowhere", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_table_breaks_no_word_in_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
+    rates = {attack: {"auroc": interval, "tpr": interval} for attack in leakage.ATTACKS}
+    row = {"sees": "both", "labels": "RandomizedResponse, epsilon 4", "label_bytes": 26400.0,
+           "distribution": {"kl": interval, "tv": interval}, "membership": rates}  # fmt: skip
+    leakage.show({"run": "runs/" + "x" * 90, "attacked": [0], "samples": 9, "guesses": {}, "results": [row],
+                  "notes": []})  # fmt: skip
+    out = capsys.readouterr().out
+    assert "RandomizedResponse," in out
+    assert "x" * 90 in out
+    assert max(len(line) for line in out.splitlines()[1:] if "±" in line) <= 80
