@@ -24,6 +24,7 @@ from lightning_idkd.records.page import (
     Column,
     Section,
     Sorted,
+    allow_breaks,
     build_facts,
     build_page,
     build_table,
@@ -226,12 +227,23 @@ def show_comparison(head: Sequence[str], lines: Sequence[Sequence]) -> Html:
 
 
 def show_curves(rows: Sequence[Row]) -> Html:
-    """Node mean of the test accuracy over epochs: a chart for every setting, a line for every method. What several
-    methods share, an initial training, is drawn once."""
+    """Test accuracy over epochs: a chart of the node mean for every setting, of a single setting one of the worst node
+    too; a line for every method. What several methods share, an initial training, is drawn once."""
     usable = [row for row in rows if all(run.evaluations("accuracy/node_mean") for run in row.runs)]
     if not usable:
         return paragraph("The runs have no evaluations in metrics.jsonl, so there are no curves.")
     found = curves.collect_curves(usable, "epoch", "node_mean", "minmax")
+    figures = draw_settings(found, "node mean")
+    if len(figures) == 1 and all(run.evaluations("accuracy/node_min") for row in usable for run in row.runs):
+        figures += draw_settings(curves.collect_curves(usable, "epoch", "worst", "minmax"), "worst node")
+    band = "Lines are means over seeds, bands reach from the smallest to the largest seed. "
+    text = f"{band if any(len(curve.seeds) > 1 for curve in found) else ''}Evaluations before the last use a part of "
+    text += "the test samples (train.evaluate_samples)."
+    return join(element("div", figures, class_="pair"), paragraph(text, muted=True))
+
+
+def draw_settings(found: Sequence[curves.Curve], name: str) -> list[Html]:
+    """A chart over epochs for every setting; ``name`` is the accuracy that it shows."""
     methods = list(dict.fromkeys(curve.method for curve in found))
     figures = []
     for setting, of_setting in curves.group_curves(found).items():
@@ -242,16 +254,13 @@ def show_curves(rows: Sequence[Row]) -> Html:
             label = curve.method if setting == curve.setting or setting == "-" else curve.setting
             shown.append(build_line(curve, label, *charts.choose_style(methods.index(curve.method))))
         ends = ", ".join(f"{line.name} {line.points[-1][1]:.1f} %" for line in shown[:8])
-        alt = f"Node mean of the test accuracy over epochs; at the end: {ends}"
-        picture = charts.draw_lines([*lines, *shown], "epoch", "node mean (%)", alt)
+        alt = f"Test accuracy, {name}, over epochs; at the end: {ends}"
+        picture = charts.draw_lines([*lines, *shown], "epoch", f"{name} (%)", alt)
         entries = [(line.name, line.style, line.dash) for line in shown]
         if stems:
             entries.append(("initial training that they share", "base", ""))
         figures.append(figure(None if setting == "-" else setting, picture, charts.legend(entries)))
-    band = "Lines are means over seeds, bands reach from the smallest to the largest seed. "
-    text = f"{band if any(len(curve.seeds) > 1 for curve in found) else ''}Evaluations before the last use a part of "
-    text += "the test samples (train.evaluate_samples)."
-    return join(element("div", figures, class_="pair"), paragraph(text, muted=True))
+    return figures
 
 
 def build_line(curve: curves.Curve, name: str, style: str, dash: str) -> Line:
@@ -268,9 +277,9 @@ def show_runs(rows: Sequence[Row], folder: Path, unfinished: Sequence[Path]) -> 
     for row in rows:
         for run in sorted(row.runs, key=lambda run: run.summary["seed"]):
             place, label = locate(run, folder), join_label(row.setting, row.method)
-            name: object = str(place)
+            name: object = Sorted(allow_breaks(place), place)
             if run.folder.file("report.html").exists() and not place.is_absolute():
-                name = Sorted(element("a", str(place), href=urllib.parse.quote(f"{place}/report.html")), place)
+                name = Sorted(element("a", allow_breaks(place), href=urllib.parse.quote(f"{place}/report.html")), place)
             accuracy, seconds = run.summary.get("accuracy", {}), run.summary.get("throughput", {}).get("seconds")
             sent = report.sum_bytes(run.summary.get("communication", {}))
             values = [accuracy.get(key) for key in ("node_mean", "node_min", "consensus")]

@@ -21,6 +21,8 @@ LEFT, RIGHT, TOP, BOTTOM = 60, 12, 10, 44
 POINTS = 300
 """Most points of a line; of more, evenly spaced ones are drawn."""
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
+PALEST = 0.15
+"""Opacity of the node with the lowest accuracy in a drawing of the graph."""
 HEAT = (63, 144, 218)
 """Colour of heat maps (red, green, blue), whose opacity follows the values: it stands out from white and from black."""
 
@@ -188,11 +190,12 @@ def frame(width: float, height: float, alt: str, parts: Sequence[Html], class_: 
 
 
 def legend(entries: Sequence[tuple[str, str, str]]) -> Html:
-    """A legend of lines: name, class in the style sheet, and ``stroke-dasharray``, or ``area`` for a filled square."""
+    """A legend of lines: name, class in the style sheet, and ``stroke-dasharray``; ``area`` stands for a filled square,
+    ``hist`` for one as pale as a histogram."""
     items = []
     for name, style, dash in entries:
-        if dash == "area":
-            sample = element("rect", x=2, y=1, width=14, height=10, class_="fill")
+        if dash in ("area", "hist"):
+            sample = element("rect", x=2, y=1, width=14, height=10, class_="fill" if dash == "area" else "hist")
         else:
             sample = element("line", x1=0, x2=22, y1=6, y2=6, class_="line", stroke_dasharray=dash or None)
         picture = element("svg", element("g", sample, class_=style), viewBox="0 0 22 12", aria_hidden="true")
@@ -315,15 +318,22 @@ def draw_histogram(histogram: dict, title: str, alt: str) -> Html:
     return frame(width, height, alt, parts, "small")
 
 
+def find_range(accuracies: Sequence[float], liars: Sequence[int]) -> tuple[float, float]:
+    """The smallest and the largest accuracy of the nodes that do not lie, or of all if all of them lie."""
+    known = [value for node, value in enumerate(accuracies) if node not in liars] or accuracies
+    return min(known), max(known)
+
+
 def draw_graph(graph: dict, accuracies: Sequence[float], liars: Sequence[int], alt: str) -> Html:
-    """Draw the graph; the larger a node's accuracy, the more it stands out. The largest one is full.
+    """Draw the graph; the larger a node's accuracy, the more it stands out, from the palest to the full one.
 
     Args:
         graph: ``positions`` [n, 2] and ``edges`` [E, 2].
         accuracies: [n].
-        liars: the nodes with a thick outline.
+        liars: the nodes with a thick outline. Their accuracies do not count in the range of the shades.
     """
-    side, nodes, most = 400.0, len(accuracies), max([*accuracies, 1e-9])
+    side, nodes = 400.0, len(accuracies)
+    low, high = find_range(accuracies, liars)
     radius = max(2.5, min(15, 150 / math.sqrt(nodes)))
     places = np.asarray(graph["positions"], float)
     span = np.ptp(places, axis=0)
@@ -334,14 +344,15 @@ def draw_graph(graph: dict, accuracies: Sequence[float], liars: Sequence[int], a
     path = "".join(f"M{n(x[a])} {n(y[a])}L{n(x[b])} {n(y[b])}" for a, b in graph["edges"])
     parts = [element("path", d=path, class_="edges")]
     for node, value in enumerate(accuracies):
-        share = max(value / most, 0)
+        share = min(max((value - low) / (high - low), 0), 1) if high > low else 1.0
+        shade = PALEST + (1 - PALEST) * share
         title = element("title", f"node {node}: {value:.1%}")
         lies = "liar" if node in liars else None
         circle = {"cx": n(x[node]), "cy": n(y[node]), "r": n(radius)}
         disc = [element("circle", **circle, class_="ground"),
-                element("circle", **circle, class_="disc", fill_opacity=f"{share:.2f}")]  # fmt: skip
+                element("circle", **circle, class_="disc", fill_opacity=f"{shade:.2f}")]  # fmt: skip
         if radius >= 7:
-            ink = "on" if share > 0.55 else None
+            ink = "on" if shade > 0.7 else None
             size = f"{0.95 * radius:.0f}"
             middle = {"x": n(x[node]), "y": n(y[node] + 0.34 * radius), "text_anchor": "middle", "font_size": size}
             disc.append(element("text", node, **middle, class_=ink))

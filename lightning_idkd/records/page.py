@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,6 +157,11 @@ def code(text: str, label: str) -> Html:
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}\n... ({len(text) - LONGEST:,} more characters are in the file)"
     return element("pre", element("code", text), tabindex=0, role="region", aria_label=label)
+
+
+def allow_breaks(path: object) -> Html:
+    """A path that may be broken behind its slashes, commas and underscores."""
+    return join([(part, element("wbr")) for part in re.split(r"(?<=[/,_])", str(path))])
 
 
 def paragraph(*content: object, muted: bool = False) -> Html:

@@ -103,16 +103,17 @@ def show_graph(run: Result) -> Html:
     if not graph:
         return embed(run.folder, "graph", "Graph", f"The graph, {name}, of {run.summary['nodes']} nodes")
     accuracies = [value or 0.0 for value in run.summary["per_node"]["accuracy"]]
-    most = max([*accuracies, 1e-9])
+    low, high = charts.find_range(accuracies, run.liars)
     edges = graph.get("edge_count", len(graph["edges"]))
     worst = accuracies.index(min(accuracies))
     alt = (
         f"Graph {name} with {len(accuracies)} nodes and {edges:,} edges; accuracies run from {min(accuracies):.1%} "
-        f"at node {worst} to {most:.1%}"
+        f"at node {worst} to {max(accuracies):.1%}"
     )
     caption = (
         f"{name}, {len(accuracies)} nodes, {edges:,} edges, spectral gap {graph['spectral_gap']:.4f}. A node's shade "
-        f"is its test accuracy, from 0 to {most:.1%}; the worst is node {worst} with {min(accuracies):.1%}."
+        f"is its test accuracy, from {low:.1%} (palest) to {high:.1%}; the worst is node {worst} with "
+        f"{min(accuracies):.1%}."
     )
     if graph.get("steps"):
         caption += f" Drawn: {graph['steps']}."
@@ -211,7 +212,7 @@ def show_detector(run: Result) -> Html:
         f"threshold, the dashed line; without one, it lies outside.{which} Own samples of a node that holds none out "
         "are those it trains on."
     )
-    names = charts.legend([("public", "s0", "area"), ("own held-out", "s1", "area"), ("noise", "outline", "area")])
+    names = charts.legend([("public", "s0", "hist"), ("own held-out", "s1", "hist"), ("noise", "outline", "hist")])
     return join(parts, figure("Scores", element("div", panels, class_="grid"), names, caption=caption))
 
 

@@ -280,10 +280,13 @@ def show_environment(run: Result) -> Html:
     if started := format_date(run.folder.path.name):
         rows.append(("started", started))
     rows.append(("duration", report.format_duration(summary["throughput"]["seconds"])))
-    text = (
-        "Without the folder, save the whole config above as config.yaml and name that file. On the same machine with "
-        "the same versions the result is the same bit by bit."
-    )
+    text = "Without the folder, save the whole config above as config.yaml and name that file."
+    if start := config["run"].get("from"):
+        text += (
+            f" The run begins at the checkpoint {start} of another run, which must exist too; otherwise, repeat that "
+            "run first."
+        )
+    text += " On the same machine with the same versions the result is the same bit by bit."
     parts = [code(command, "Command"), paragraph(text, muted=True), build_facts(rows, "Environment")]
     if not run.data.get("environment"):
         parts.append(paragraph("The run has not stored the versions of its packages.", muted=True))

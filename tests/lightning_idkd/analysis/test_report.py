@@ -198,6 +198,13 @@ def test_a_users_class_has_its_import_path_in_the_report(tmp_path):
     assert "gossip mine.QGDSGDm QGDSGDm" in text
 
 
+def test_to_repeat_a_fork_its_checkpoint_must_exist(tmp_path):
+    run = write_run(tmp_path / "whole" / "20260102-030405-s0")
+    assert "another run" not in read_page(run).text
+    fork = write_run(tmp_path / "fork" / "20260102-030405-s0", options=("--run.from", "runs/a/latest/x.ckpt"))
+    assert "begins at the checkpoint runs/a/latest/x.ckpt of another run, which must exist too" in read_page(fork).text
+
+
 def test_points_to_note_follow_from_the_summary(run):
     page = read_page(run)
     for text in (
@@ -326,6 +333,8 @@ def test_the_report_of_a_folder_compares_its_methods_and_lists_its_runs(tmp_path
     assert len(page.all("script")) == 1
     assert "4 runs of 2 methods in 1 setting, seeds 0, 1." in page.text
     assert "Not finished: 1." in page.text
+    charts = [figure["aria-label"] for figure in page.all("svg") if "aria-label" in figure]
+    assert [text.split(" over")[0] for text in charts] == ["Test accuracy, node mean,", "Test accuracy, worst node,"]
     # mean of 80 and 82, sd sqrt(2), and the difference to none in both seeds 10
     assert "IDKD 2 81.0 ± 1.4 (2)" in page.text
     assert "+10.0 ± 0.0 (2)" in page.text

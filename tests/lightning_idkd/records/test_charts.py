@@ -78,16 +78,18 @@ def test_a_heat_map_is_opaque_by_the_square_root_of_the_value():
     assert pixels[..., 3].tolist() == [[0, 255], [128, 64]]
 
 
-def test_the_graph_has_its_edges_and_its_best_node_is_full():
+def test_the_graph_has_its_edges_and_shades_over_the_range_of_its_honest_nodes():
     graph = {"positions": [[0, 0], [1, 0], [0, 1]], "edges": [[0, 1], [1, 2]]}
-    svg = charts.draw_graph(graph, [0.2, 0.8, 0.4], [2], "alt")
+    svg = charts.draw_graph(graph, [0.9, 0.94, 0.1], [2], "alt")
     discs = find(svg, "circle", "disc")
-    assert [float(d.get("fill-opacity")) for d in discs] == [0.25, 1, 0.5]
+    assert [float(d.get("fill-opacity")) for d in discs] == [0.15, 1, 0.15]
     at = [f"{d.get('cx')} {d.get('cy')}" for d in discs]
     (edges,) = find(svg, "path")
     assert edges.get("d") == f"M{at[0]}L{at[1]}M{at[1]}L{at[2]}"
-    assert [g.find("title").text for g in find(svg, "g", "liar")] == ["node 2: 40.0%"]
+    assert [g.find("title").text for g in find(svg, "g", "liar")] == ["node 2: 10.0%"]
     assert float(discs[2].get("cy")) < float(discs[0].get("cy"))  # up is up
+    alike = find(charts.draw_graph(graph, [0.5, 0.5, 0.5], [], "alt"), "circle", "disc")
+    assert [float(d.get("fill-opacity")) for d in alike] == [1, 1, 1]
 
 
 def test_the_first_twenty_lines_look_different():
