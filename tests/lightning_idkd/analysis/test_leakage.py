@@ -269,7 +269,7 @@ def test_a_table_says_what_its_numbers_are_and_fits_a_narrow_terminal(run, capsy
     monkeypatch.setattr(leakage, "list_forms", lambda run, epsilons: ({}, ["a note"]))
     assert main(["audit", str(run)]) == 0
     said = capsys.readouterr().out
-    seen = [line.split()[0] for line in said.splitlines() if re.match(r" (guess|nothing|parameters)", line)]
+    seen = [line.split()[0] for line in said.splitlines() if re.match(r"(guess|nothing|parameters)", line)]
     assert seen == ["guess:", "guess:", "nothing", "parameters"]
     assert "…" not in said
     for words in ("AUROC", "LiRA", "KL (in nats)", "95 % interval", "note: a note"):
