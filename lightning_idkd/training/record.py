@@ -7,6 +7,7 @@ what is called heterogeneity everywhere else; users' scripts rely on its name in
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import time
@@ -294,4 +295,6 @@ def read_peak_memory(device: torch.device) -> int:
     """Peak memory in bytes: of this process, or of a CUDA device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, IndexError, ValueError):  # getrusage may give the peak of the starting process
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

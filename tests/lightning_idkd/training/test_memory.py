@@ -3,6 +3,7 @@
 import json
 import mmap
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -42,6 +43,15 @@ def test_free_memory_is_known_here():
         kept.write(b"x" * len(kept))
         after = memory.read_resident_memory()
     assert after - before == pytest.approx(2 * 10**8, rel=0.2)
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_run_is_not_that_of_the_process_which_started_it():
+    run = "import torch; from lightning_idkd.training.record import read_peak_memory; " \
+          "print(read_peak_memory(torch.device('cpu')))"  # fmt: skip
+    start = f"import subprocess, sys; kept = bytearray(2 * 10**9); subprocess.run([sys.executable, '-c', {run!r}])"
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=240)
+    assert 10**8 < int(done.stdout) < 15 * 10**8, done.stderr[-2000:]
 
 
 ROBUST = "{class_path: Robust, init_args: {rule: {class_path: DSGD}, aggregator: {class_path: SCClip}}}"
