@@ -263,7 +263,7 @@ class Graph:
             raise UserError(f"graph.topology: period {self.period} given; allowed: 1 or more, or None")
         self._cache: dict[int, Mixing] = {}
         self._layouts: dict[int | None, tuple[nx.Graph, dict[int, np.ndarray]]] = {}
-        self.mixing(0)  # refuses weights that do not suit the graph; the diameter needs the other steps of a period
+        self.mixing(0)  # refuses weights that do not suit the graph; `connected` needs the other steps of a period
         if self.period is not None and not self.connected:
             steps = "" if self.period == 1 else f", even over all {self.period} steps of its period"
             raise UserError(f"graph.topology: {self.name} on {nodes} nodes is not connected{steps}")

@@ -13,7 +13,7 @@ from lightning_idkd.analysis.rows import Row, join_label
 from lightning_idkd.errors import UserError, did_you_mean, require
 from lightning_idkd.records import report
 
-X = {"epoch": "epochs", "step": "steps", "bytes": "bytes sent", "time": "simulated seconds"}
+X = {"epoch": report.AXES["epoch"], "step": "steps"} | report.AXES
 """What a curve can be drawn over: the names of the axes and their headings."""
 Y = {
     "node_mean": "accuracy/node_mean",
