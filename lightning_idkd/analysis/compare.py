@@ -8,24 +8,10 @@ from dataclasses import dataclass
 from os import PathLike
 
 from lightning_idkd.analysis.curves import Curve, collect_curves, find_stems, group_curves
-from lightning_idkd.analysis.row_labels import build_sort_key, shorten
-from lightning_idkd.analysis.rows import Row, Run, build_rows, gather
-from lightning_idkd.analysis.table import (
-    AGAINST,
-    LEGEND,
-    METRICS,
-    build_table,
-    format_heading,
-    format_number,
-    format_table,
-)
+from lightning_idkd.analysis.rows import Row, build_rows, gather
+from lightning_idkd.analysis.table import METRICS, build_table, format_table
 from lightning_idkd.analysis.target import add_target
 from lightning_idkd.errors import UserError, did_you_mean, require
-
-__all__ = [
-    "AGAINST", "LEGEND", "METRICS", "Comparison", "Row", "Run", "build_rows", "build_sort_key", "build_table",
-    "compare", "format_heading", "format_number", "format_table", "gather", "shorten", "show",
-]  # fmt: skip
 
 FORMATS = ("table", "markdown", "csv", "latex")
 
