@@ -273,11 +273,12 @@ def share_initial_trainings(cells: list[Cell], runs: str) -> list[Cell]:
     """Let cells that begin alike fork from one initial training; returns the cells, then the initial trainings.
 
     An initial training is planned for two or more such cells. A single cell forks only from one that another sweep has
-    trained already.
+    trained already, and one that says itself where it starts (``run.from``) shares none.
     """
-    latest = max((cell.start for cell in cells if cell.start), default=math.inf)
+    sharing = [cell for cell in cells if not cell.config.run.from_]
+    latest = max((cell.start for cell in sharing if cell.start), default=math.inf)
     groups: list[list[Cell]] = []
-    for cell in cells:
+    for cell in sharing:
         group = next((g for g in groups if all(cell.begins_like(other, latest) for other in g)), None)
         if group is None:
             groups.append([cell])

@@ -119,6 +119,13 @@ class TestCells:
         cells = plan.plan_cells(file({"train.lr": {"values": [0.1, 0.2]}}), str(tmp_path / "runs"))
         assert all(cell.source is None for cell in plan.share_initial_trainings(cells, str(tmp_path)))
 
+    def test_cells_that_start_from_a_checkpoint_share_nothing(self, file, tmp_path):
+        checkpoint = {"value": "runs/other/latest/checkpoints/epoch_2.ckpt"}
+        cells = plan.plan_cells(file({"distillation": METHODS, "run.from": checkpoint}), str(tmp_path / "runs"))
+        shared = plan.share_initial_trainings(cells, str(tmp_path / "runs"))
+        assert [cell.source for cell in shared] == [None] * 3
+        assert all("--run.from" not in cell.build_command() for cell in shared)  # their parameters have it
+
     def test_a_grid_is_cut_at_run_cap(self):
         assert sweep_file.list_points({"method": "grid", "run_cap": 2, "parameters": {"a": {"values": [1, 2, 3]}}}) == [
             {"a": 1},
