@@ -163,8 +163,8 @@ class Case:
         config, device = self.config, self.fabric.device
         links = Links(self.graph, config.faults if faults else [], config.seed, config.gossip.takes)
         network = Network(self.graph, links=links)
-        few = self.samples[torch.arange(min(len(self.samples), 10_000))]
-        store = Store(self.samples, few, None, self.split, network.rows, batch=config.train.batch_size,
+        test = self.samples[torch.arange(min(len(self.samples) // 4, 10_000))]  # as large a part as in the digits
+        store = Store(self.samples, test, None, self.split, network.rows, batch=config.train.batch_size,
                       augment=config.data.augment, device=device)  # fmt: skip
         activations = memory.measure_activations(self.make().to(device), store, autocast)
         nodes_per_call = memory.choose_nodes_per_call(activations, len(network.rows), device)

@@ -111,7 +111,9 @@ class ImageInputs(Inputs):
         return levels.to(torch.uint8).view(shape).permute(0, 3, 1, 2)
 
     def arrange(self, values: Tensor) -> Tensor:
-        return values.permute(0, 2, 3, 1).contiguous()
+        pool = values.permute(0, 2, 3, 1)
+        # new strides: with those of another layout, torch's kernels do not take a single channel for channels-last
+        return pool.reshape(-1).view(pool.shape)
 
     def augmentation(self, name: str, nodes: range, seed: int, device: Any) -> Augmentation | None:
         from lightning_idkd.data.augment import Augmentation

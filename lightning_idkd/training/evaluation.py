@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -19,19 +20,37 @@ class Stopped(Exception):
     """A process was asked to stop, so that all processes stop their evaluation."""
 
 
-def compute_accuracy(outputs: Outputs, labels: Tensor) -> Tensor:
-    """Share of samples that one model classifies correctly, a float64 scalar."""
-    return (outputs.logits.argmax(1) == labels).double().mean()
+def compute_accuracies(outputs: Outputs, parts: list[Tensor]) -> Tensor:
+    """Shares of samples that one model classifies correctly, float64 [S]; ``parts`` are the labels of S sets, whose
+    samples follow each other in ``outputs``."""
+    right = (outputs.logits.argmax(1) == torch.cat(parts)).double()
+    return torch.stack([part.mean() for part in right.split([len(labels) for labels in parts])])
 
 
-def measure_accuracies(stack: NodeStack, network: Network, store: Store, split: str, samples: int | None,
-                       stop: Callable[[], bool]) -> Tensor:  # fmt: skip
-    """Accuracy of every node [n] on ``samples`` (None: all) of the ``test`` or the pooled ``validation`` samples.
+def evaluation_sets(
+    store: Store, samples: dict[str, int | None]
+) -> tuple[Callable[[], Iterator[Tensor]], list[Tensor]]:
+    """Batches of the sets of :meth:`Store.evaluation_set`, one set after the other, and the labels of each.
+
+    Args:
+        samples: per split the number of samples; None for all.
+    """
+    sets = [store.evaluation_set(split, count) for split, count in samples.items()]
+    return lambda: itertools.chain.from_iterable(batches() for batches, _ in sets), [labels for _, labels in sets]
+
+
+def measure_accuracies(stack: NodeStack, network: Network, store: Store, samples: dict[str, int | None],
+                       stop: Callable[[], bool]) -> dict[str, Tensor]:  # fmt: skip
+    """Accuracy of every node [n] on every split, in one pass over all their samples.
+
+    Args:
+        samples: per split (``test``, or ``validation`` for the pooled samples) the number of samples; None for all.
+        stop: whether to stop, asked before every batch.
 
     Raises:
-        Stopped: in all processes, if ``stop`` returned True before a batch in one of them.
+        Stopped: in all processes, if ``stop`` returned True in one of them.
     """
-    batches, labels = store.evaluation_set(split, samples)
+    batches, labels = evaluation_sets(store, samples)
 
     def batches_until_stop() -> Iterator[Tensor]:
         for x in batches():
@@ -40,13 +59,13 @@ def measure_accuracies(stack: NodeStack, network: Network, store: Store, split: 
             yield x
 
     try:
-        mine = torch.stack(stack.answers(batches_until_stop, lambda outputs: compute_accuracy(outputs, labels)))
+        mine = torch.stack(stack.answers(batches_until_stop, lambda outputs: compute_accuracies(outputs, labels)))
     except Stopped:
-        mine = torch.full((stack.n,), -1.0, dtype=torch.float64, device=labels.device)
-    accuracies = network.report(mine[:, None])[:, 0].cpu()
+        mine = torch.full((stack.n, len(labels)), -1.0, dtype=torch.float64, device=store.device)
+    accuracies = network.report(mine).cpu()
     if (accuracies < 0).any():
         raise Stopped
-    return accuracies
+    return dict(zip(samples, accuracies.T, strict=True))
 
 
 def summarise_nodes(values: Tensor) -> dict[str, float]:
@@ -65,10 +84,11 @@ def build_consensus(stack: NodeStack, network: Network, mean: Tensor) -> NodeMod
     return stack.model(mean, mean_buffers(buffers))
 
 
-def measure_model(module: NodeModule, store: Store, split: str, samples: int | None) -> float:
-    """Accuracy of a single model on the samples that :func:`measure_accuracies` takes."""
-    batches, labels = store.evaluation_set(split, samples)
-    return compute_accuracy(run_network(module, batches()), labels).item()
+def measure_model(module: NodeModule, store: Store, samples: dict[str, int | None]) -> dict[str, float]:
+    """Accuracy of a single model on every split, on the samples that :func:`measure_accuracies` takes."""
+    batches, labels = evaluation_sets(store, samples)
+    accuracies = compute_accuracies(run_network(module, batches()), labels)
+    return dict(zip(samples, accuracies.tolist(), strict=True))
 
 
 def compute_heterogeneity(network: Network, store: Store) -> dict[str, float]:

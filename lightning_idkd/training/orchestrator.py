@@ -338,8 +338,8 @@ class Orchestrator:
         """Run the final gossip and the evaluations on the whole test set around it; returns the summary."""
         images, passes = len(self.store.test), 2 * self.stack.passes * self.store.batches
         self._evaluation = report.Countdown(f"evaluating on all {images:,} test images", passes, self.say)
-        nodes = measure_accuracies(self.stack, self.network, self.store, "test", None, self._watch)
-        before = self.network.honest(nodes).mean().item()
+        nodes = measure_accuracies(self.stack, self.network, self.store, {"test": None}, self._watch)
+        before = self.network.honest(nodes["test"]).mean().item()
         self.run_final_gossip()
         self.call("on_training_end")
         self.save(name="final.ckpt")

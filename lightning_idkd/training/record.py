@@ -260,14 +260,17 @@ def measure_nodes(stack: NodeStack, network: Network, store: Store, samples: int
         Stopped: in all processes, if ``stop`` returned True in one of them.
     """
     mean = network.report_mean(stack.X, honest=True)
-    consensus = build_consensus(stack, network, mean)
-    nodes = measure_accuracies(stack, network, store, "test", samples, stop)
-    measured: dict[str, float] = {f"accuracy/{k}": v for k, v in summarise_nodes(network.honest(nodes)).items()}
-    measured["accuracy/consensus"] = measure_model(consensus, store, "test", samples)
+    splits = {"test": samples}
     if any(len(held_out) for held_out in store.split.validation):
-        held_out = measure_accuracies(stack, network, store, "validation", validation, stop)
-        measured["validation/node_mean"] = network.honest(held_out).mean().item()
-        measured["validation/consensus"] = measure_model(consensus, store, "validation", validation)
+        splits["validation"] = validation
+    accuracies = measure_accuracies(stack, network, store, splits, stop)
+    consensus = measure_model(build_consensus(stack, network, mean), store, splits)
+    nodes = accuracies["test"]
+    measured: dict[str, float] = {f"accuracy/{k}": v for k, v in summarise_nodes(network.honest(nodes)).items()}
+    measured["accuracy/consensus"] = consensus["test"]
+    if "validation" in splits:
+        measured["validation/node_mean"] = network.honest(accuracies["validation"]).mean().item()
+        measured["validation/consensus"] = consensus["validation"]
     measured["consensus_distance"] = network.report_distance(stack.X, mean, honest=True)
     if network.links.liars:
         lying = torch.from_numpy(~network.links.honest)

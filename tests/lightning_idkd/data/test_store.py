@@ -221,6 +221,15 @@ def test_samples_of_the_test_set_are_not_its_first_ones():
     assert len(found) == 50
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_batches_lie_channels_last_in_their_strides(channels):
+    """Of a single channel every layout is contiguous, and torch's kernels go by the strides."""
+    grey = noise(18, channels=channels)
+    s = store(grey, grey)
+    for batches in (s.evaluation_set("test", None)[0](), s.public_batches()):
+        assert next(batches).stride()[1:] == (1, 8 * channels, channels)
+
+
 def test_public_classes_are_matched_by_name():
     public = Images(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 2, -1, 9]), ("c", "z", "a"))
     assert match_classes(public, ("a", "b", "c")).tolist() == [2, -1, 0, -1, -1]
