@@ -27,7 +27,7 @@ from lightning_idkd.links import Links, reverse_edges
 from lightning_idkd.transport import Transport, assign_rows
 
 KINDS = ("parameter", "label", "other")
-BLOCK = 2**20  # values of a matrix that are treated at once on a CPU: intermediate results stay in the caches
+BLOCK = 2**18  # values of a matrix that are treated at once on a CPU: intermediate results stay in the caches
 
 
 def block_columns(nodes: int, device: torch.device) -> int:
@@ -37,8 +37,8 @@ def block_columns(nodes: int, device: torch.device) -> int:
     32 MiB a block, which the allocator reuses. A CUDA device has larger caches, and every call costs more there.
     """
     if device.type != "cpu":
-        return 64 * BLOCK // nodes
-    return max(BLOCK // nodes, min(8192, 8 * BLOCK // nodes))
+        return 256 * BLOCK // nodes
+    return max(BLOCK // nodes, min(8192, 32 * BLOCK // nodes))
 
 
 @dataclass(frozen=True)
