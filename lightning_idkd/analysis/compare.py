@@ -87,6 +87,8 @@ def show(
     y: str | None = None,
     band: str | None = None,
     width: float | None = None,
+    limits: list[float] | None = None,
+    scale: str | None = None,
 ) -> None:
     """Print the table over the runs at or below ``paths``; draw it, and curves.
 
@@ -97,6 +99,8 @@ def show(
         y: metric of the curves, by default the first of ``metrics``.
         band: band of the curves, by default minmax.
         width: of the curves in inches.
+        limits: of their y axis, in its unit; by default those of the curves.
+        scale: of their y axis, linear (default) or log.
 
     Raises:
         UserError: as for :func:`compare`, or a picture cannot be drawn.
@@ -105,18 +109,20 @@ def show(
     if curves is None and x is not None:
         key, curves, plot = "--plot", plot, None
     if curves is None:
-        for name, value in (("--x", x), ("--y", y), ("--band", band), ("--width", width)):
+        drawing = {"--x": x, "--y": y, "--band": band, "--width": width, "--limits": limits, "--scale": scale}
+        for name, value in drawing.items():
             require(value is None, name, f"{value}", "with --curves FILE, the picture to draw")
     from lightning_idkd.analysis import figures
 
     for option, file in ((key, curves), ("--plot", plot)):
         if file is not None:
             figures.check_file(option, file, width)
-    x, y, band = x or "epoch", y or metrics[0], band or "minmax"
+    x, y, band, scale = x or "epoch", y or metrics[0], band or "minmax", scale or "linear"
+    figures.check_axis(limits, scale)
     compared = compare(paths, metrics, baseline, target, x, None if curves is None else y, band)
     if plot is not None:
         figures.save(figures.draw_dots(compared.head, compared.lines), "--plot", plot)
     if curves is not None:
-        figures.save(figures.draw_curves(compared.curves, x, y, band, width), key, curves)
+        figures.save(figures.draw_curves(compared.curves, x, y, band, width, limits, scale), key, curves)
         print(f"caption: {figures.describe(compared.curves, x, y, band)}", file=sys.stderr)
     print(compared.format(form), end="")

@@ -87,7 +87,20 @@ def save(figure: Figure, key: str, file: str) -> None:
 # ------------------------------------------------------------------ curves
 
 
-def draw_curves(curves: list[Curve], x: str, y: str, band: str, width: float | None = None) -> Figure:
+def check_axis(limits: list[float] | None, scale: str) -> None:
+    """Refuse limits of the y axis that are none.
+
+    Raises:
+        UserError: the lower limit is not below the upper one, or not above 0 on a logarithmic axis.
+    """
+    if limits is not None:
+        low, high = limits
+        require(low < high, "--limits", f"{low:g} {high:g}", "two numbers, the lower one first")
+        require(scale == "linear" or low > 0, "--limits", f"{low:g} {high:g}", "numbers above 0 with --scale log")
+
+
+def draw_curves(curves: list[Curve], x: str, y: str, band: str, width: float | None = None,
+                limits: list[float] | None = None, scale: str = "linear") -> Figure:  # fmt: skip
     """Draw a line for every curve, with a band where there are several seeds, in a panel for every setting.
 
     An initial training that methods share is drawn once, in grey. A point after the final gossip is open.
@@ -95,16 +108,25 @@ def draw_curves(curves: list[Curve], x: str, y: str, band: str, width: float | N
     Args:
         curves: from :func:`curves.collect_curves` with the same ``x``, ``y`` and ``band``.
         width: of the figure in inches; None for a column, or for a page if there are several settings.
+        limits: of the y axis, in its unit; None for those of the curves.
+        scale: of the y axis, ``linear`` or ``log``.
+
+    Raises:
+        UserError: a curve has a value that a logarithmic axis cannot show.
     """
     from matplotlib import rc_context
 
+    lowest = min(curve.mean[curve.fork :].min() for curve in curves)
+    require(
+        scale == "linear" or lowest > 0, "--scale", "log", f"linear, since {name_heading(y)} goes down to {lowest:g}"
+    )
     panels = group_curves(curves)
     stems = {setting: find_stems(of_panel) for setting, of_panel in panels.items()}
     names = list(dict.fromkeys(name_curve(curve, curves) for curve in curves))
     down = -(-len(panels) // COLUMNS)
     across = -(-len(panels) // down)
     width = width or (COLUMN if len(panels) == 1 else PAGE)
-    scale = find_scale(name_metric(y))
+    factor = find_scale(name_metric(y))
     unit, by = choose_byte_unit(curves) if x == "bytes" else ("", 1)
     heading = f"{X[x]} ({unit})" if unit else X[x]
     with rc_context(STYLE):
@@ -117,10 +139,10 @@ def draw_curves(curves: list[Curve], x: str, y: str, band: str, width: float | N
         grid = figure.subplots(down, across, sharey=True, squeeze=False)
         for i, (axes, (setting, of_panel)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
             for stem in stems[setting]:
-                draw_curve(axes, stem, scale, STEM)
+                draw_curve(axes, stem, factor, STEM)
             for curve in of_panel:
                 line = names.index(name_curve(curve, curves))
-                draw_curve(axes, curve, scale, choose_style(line), line)
+                draw_curve(axes, curve, factor, choose_style(line), line)
             axes.set_title("" if setting == "-" else wrap(setting, width / across))
             axes.set_xlabel(heading if i + across >= len(panels) else "")
             axes.set_ylabel(name_heading(y) if i % across == 0 else "")
@@ -129,6 +151,9 @@ def draw_curves(curves: list[Curve], x: str, y: str, band: str, width: float | N
                 axes.xaxis.set_major_formatter(lambda value, _: f"{value / by:.4g}")
             elif x == "epoch":
                 axes.xaxis.get_major_locator().set_params(integer=True)
+        grid[0, 0].set_yscale(scale)  # all panels share it, and its limits
+        if limits is not None:
+            grid[0, 0].set_ylim(*limits)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, **LEGEND)

@@ -33,7 +33,12 @@ def main(arguments: list[str]) -> int:
                    help="Band around the mean over seeds: minmax (default), or sd (standard deviation).")  # fmt: skip
     width = "Width of the curves in inches (default: 3.25, a column; with several settings 6.75, a page)."
     p.add_argument("--width", type=float | None, default=None, help=width)
+    limits = "Lower and upper limit of the curves' y axis, in its unit (accuracies in %)."
+    p.add_argument("--limits", type=float, nargs=2, default=None, metavar=("LOW", "HIGH"), help=limits)
+    p.add_argument("--scale", type=Literal["linear", "log"] | None, default=None,
+                   help="Scale of the curves' y axis: linear (default) or log.")  # fmt: skip
     given = p.parse_args(arguments)
-    drawing = {key: given[key] for key in ("plot", "target", "curves", "x", "y", "band", "width")}
+    drawn = ("plot", "target", "curves", "x", "y", "band", "width", "limits", "scale")
+    drawing = {key: given[key] for key in drawn}
     show(given.runs, given.metrics, given.baseline, given.format, **drawing)
     return 0

@@ -269,6 +269,13 @@ def test_ticks_of_bytes_are_in_the_unit_of_the_largest_panel(tmp_path, drawn):
         assert axes.xaxis.get_major_formatter()(4e6) == "4"
 
 
+def test_all_panels_have_the_asked_limits_and_scale(forks, drawn, tmp_path):
+    write_run(forks, None, 0, [line(1, 0.3, 0.1), line(2, 0.4, 0.1)], alpha=1.0)
+    given = ["--curves", str(tmp_path / "c.svg"), "--limits", "20", "60", "--scale", "log"]
+    assert main(["compare", str(forks), *given]) == 0
+    assert [(axes.get_ylim(), axes.get_yscale()) for axes in drawn[0].axes] == [((20, 60), "log")] * 2
+
+
 def test_28_lines_differ_without_colour():
     styles = [figures.choose_style(i) for i in range(28)]
     assert len({(str(style["linestyle"]), style["marker"]) for style in styles}) == 28
@@ -294,6 +301,13 @@ def test_a_label_with_dollars_is_drawn_as_it_is(tmp_path, drawn):
         (["--curves", "c.pdf", "--width", "0.2"], "--width: 0.2 given; allowed: 1 to 20 inches"),
         (["--curves", "c.pdf", "--x", "byte"], "x: 'byte' given. Did you mean 'bytes'? Allowed: epoch, step, bytes"),
         (["--curves", "c.pdf", "--band", "std"], "band: 'std' given. Did you mean 'sd'? Allowed: minmax, sd"),
+        (["--curves", "c.pdf", "--limits", "9", "9"], "--limits: 9 9 given; allowed: two numbers, the lower one first"),
+        (
+            ["--curves", "c.pdf", "--limits", "0", "9", "--scale", "log"],
+            "--limits: 0 9 given; allowed: numbers above 0",
+        ),
+        (["--curves", "c.pdf", "--scale", "lin"], "scale: 'lin' given. Did you mean 'linear'? Allowed: linear, log"),
+        (["--limits", "1", "2"], "--limits: [1.0, 2.0] given; allowed: with --curves FILE, the picture to draw"),
         (["--y", "worst"], "--y: worst given; allowed: with --curves FILE, the picture to draw"),
         (["--band", "sd"], "--band: sd given; allowed: with --curves FILE, the picture to draw"),
         (["--curves", "c.pdf", "--y", "consenus"], "Did you mean 'consensus'? Allowed: node_mean, worst, consensus,"),
@@ -305,6 +319,13 @@ def test_wrong_options_are_refused(seeds, monkeypatch, capsys, arguments, said):
     assert main(["compare", ".", *arguments]) == 2
     assert said in capsys.readouterr().err
     assert not (seeds / "c.pdf").exists()
+
+
+def test_a_logarithmic_axis_refuses_zeros(tmp_path, capsys):
+    write_run(tmp_path, None, 0, [line(1, 0.3, 0) | {"consensus_distance": 0.0}, line(2, 0.4, 0)])
+    given = ["--curves", str(tmp_path / "c.svg"), "--y", "consensus_distance", "--scale", "log"]
+    assert main(["compare", str(tmp_path), *given]) == 2
+    assert "--scale: log given; allowed: linear, since consensus distance goes down to 0" in capsys.readouterr().err
 
 
 def test_python_refuses_the_same(seeds):
