@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_idkd import randomness
 from lightning_idkd.errors import UserError, require_shape
-from lightning_idkd.graph import Mixing
 from lightning_idkd.labels import Labels
 from lightning_idkd.links import Group, Links, Moment, explain_swaps
+from lightning_idkd.mixing import Mixing
 
 Terms = tuple[list[int], list[float]]
 """The nodes from which a node receives, itself included, and the weights that it gives to their rows."""

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from lightning_idkd.errors import UserError
-from lightning_idkd.graph import Graph, Kind, Mixing
+from lightning_idkd.graph import Graph
+from lightning_idkd.mixing import Kind, Mixing
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from lightning_idkd import metrics
 from lightning_idkd.errors import UserError
-from lightning_idkd.graph import Graph, Mixing
+from lightning_idkd.graph import Graph
 from lightning_idkd.labels import Labels
 from lightning_idkd.lies import Lies
 from lightning_idkd.links import Links, reverse_edges
+from lightning_idkd.mixing import Mixing
 from lightning_idkd.transport import Transport, assign_rows
 
 KINDS = ("parameter", "label", "other")

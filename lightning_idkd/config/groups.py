@@ -14,9 +14,10 @@ from lightning_idkd.clock import Clock, Fixed, Times
 from lightning_idkd.data.partition import IID, Dirichlet, Partition, QGMDirichlet, check_share
 from lightning_idkd.data.source import Source
 from lightning_idkd.errors import UserError, require
-from lightning_idkd.graph import Graph, Weights
+from lightning_idkd.graph import Graph
 from lightning_idkd.losses import CrossEntropy
 from lightning_idkd.machine import count_cores
+from lightning_idkd.mixing import Weights
 from lightning_idkd.models import CNN, Architecture
 from lightning_idkd.schedule import Schedule, Step
 from lightning_idkd.topologies import Ring, Topology

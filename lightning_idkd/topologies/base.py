@@ -19,7 +19,7 @@ class Topology(ABC):
     """1: the graph is static; T: the graphs of steps 0 to T-1 repeat; None: it never repeats."""
     own_weights: str | None = None
     """What replaces ``graph.weights: metropolis``, the default, on this topology: a name of
-    :data:`~lightning_idkd.graph.WEIGHTS`, where ``edges`` means that every edge has its ``weight`` in W."""
+    :data:`~lightning_idkd.mixing.WEIGHTS`, where ``edges`` means that every edge has its ``weight`` in W."""
 
     @abstractmethod
     def graph(self, nodes: int, step: int, seed: int) -> nx.Graph:

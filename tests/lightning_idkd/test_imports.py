@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "lightning_idkd"
 ORDER = (
     "__main__", "cli", "command", "sweep", "analysis", "training", "records", "config", "losses", "callback", "node",
-    "nodes", "models", "data", "clock", "network", "transport", "lies", "links", "graph", "topologies", "labels",
-    "metrics", "schedule", "randomness", "colours", "files", "checksum", "machine", "checkout", "errors",
+    "nodes", "models", "data", "clock", "network", "transport", "lies", "links", "graph", "topologies", "mixing",
+    "labels", "metrics", "schedule", "randomness", "colours", "files", "checksum", "machine", "checkout", "errors",
 )  # fmt: skip
 """Packages and modules of the core. Each imports only from those behind it; the package itself may name all of them."""
 CALLBACKS = "lightning_idkd.callbacks"

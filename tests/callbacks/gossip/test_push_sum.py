@@ -8,7 +8,8 @@ import torch
 from quadratics import GRAPHS, LOCAL, LR, N, P, Quadratics, driver, same_in_blocks, sgd, trajectory
 
 from lightning_idkd.callbacks import DSGD, SGP
-from lightning_idkd.graph import Graph, Mixing, Ring
+from lightning_idkd.graph import Graph, Ring
+from lightning_idkd.mixing import Mixing
 
 
 def sends(step):
