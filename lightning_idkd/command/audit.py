@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         require(0 < epsilon <= 20, "--epsilon", epsilon, "above 0 to 20")
     if given.trust:
         checkout.add_working_folder()
-    from lightning_idkd.analysis.leakage import audit, show
+    from lightning_idkd.analysis.audit import audit, show
 
     result = audit(given.run, given.epsilon, given.samples, given.trust)
     if given.json:

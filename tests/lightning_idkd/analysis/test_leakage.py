@@ -14,7 +14,7 @@ import torch
 from short_runs import SHORT, run_of
 from torch.nn.functional import one_hot
 
-from lightning_idkd.analysis import leakage
+from lightning_idkd.analysis import audit, leakage
 from lightning_idkd.analysis.leakage import Attacker, combine, compute_scores, fit_head, infer_distributions
 from lightning_idkd.callbacks import SelfTraining
 from lightning_idkd.cli import main
@@ -258,15 +258,15 @@ def test_the_attacked_labels_are_those_of_the_checkpoint_before_the_final_gossip
     from lightning_idkd import load
 
     loaded = load(run, "last.ckpt")
-    rebuilt = leakage.rebuild(loaded)
-    forms, _ = leakage.list_forms(rebuilt, [])
+    rebuilt = audit.rebuild(loaded)
+    forms, _ = audit.list_forms(rebuilt, [])
     expected = loaded.outputs(loaded.stack.modules[1], loaded.public()).logits.softmax(1)
     torch.testing.assert_close(forms["raw"].label(rebuilt)[1].probabilities, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_table_says_what_its_numbers_are_and_fits_a_narrow_terminal(run, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(leakage, "list_forms", lambda run, epsilons: ({}, ["a note"]))
+    monkeypatch.setattr(audit, "list_forms", lambda run, epsilons: ({}, ["a note"]))
     assert main(["audit", str(run)]) == 0
     said = capsys.readouterr().out
     seen = [line.split()[0] for line in said.splitlines() if re.match(r"(guess|nothing|parameters)", line)]
@@ -284,7 +284,7 @@ def test_a_table_says_what_its_numbers_are_and_fits_a_narrow_terminal(run, capsy
     (SelfTraining(), "SelfTraining sends no labels, so that an attacker sees only parameters"),
 ])  # fmt: skip
 def test_a_run_that_sends_no_labels_has_no_forms_of_them(distillation, note):
-    assert leakage.list_forms(SimpleNamespace(distillation=distillation), [1.0]) == ({}, [note])
+    assert audit.list_forms(SimpleNamespace(distillation=distillation), [1.0]) == ({}, [note])
 
 
 def test_an_unfinished_run_is_refused(tmp_path, run, capsys):
@@ -310,7 +310,7 @@ def test_the_table_breaks_no_word_in_80_columns(capsys, monkeypatch):
     rates = {attack: {"auroc": interval, "tpr": interval} for attack in leakage.ATTACKS}
     row = {"sees": "both", "labels": "RandomizedResponse, epsilon 4", "label_bytes": 26400.0,
            "distribution": {"kl": interval, "tv": interval}, "membership": rates}  # fmt: skip
-    leakage.show({"run": "runs/" + "x" * 90, "attacked": [0], "samples": 9, "guesses": {}, "results": [row],
+    audit.show({"run": "runs/" + "x" * 90, "attacked": [0], "samples": 9, "guesses": {}, "results": [row],
                   "notes": []})  # fmt: skip
     out = capsys.readouterr().out
     assert "RandomizedResponse," in out
