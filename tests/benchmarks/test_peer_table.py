@@ -37,3 +37,9 @@ def test_orders_by_speed_and_gives_ratios_to_own_runs(peers):
     assert [cells[0][6], cells[1][6]] == ["0.50 GiB", "1.00 GiB"]
     assert [cells[0][8], cells[1][8]] == ["75.0 %", "50.0 %"]
     assert table[-1] == "blazefl: not installed"
+
+
+def test_keeps_the_faster_number_of_threads(peers):
+    case = next(case for case in peers.CASES if case.name == "gossipy")
+    slow, fast = (peers.Result(case, threads=threads, rates=[rate]) for threads, rate in ((2, 5.0), (1, 7.0)))
+    assert peers.keep_fastest([slow, fast]) == [fast]
