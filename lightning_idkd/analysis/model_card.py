@@ -149,7 +149,8 @@ def describe_data(about: dict, inputs: Inputs, data: dict | None, summary: dict 
     text = (
         f"- Private set: {counts['train']}{inputs.plural} of {name_set(config['private'])}, {inputs.form}, divided "
         f"over the nodes by {describe_class(config['partition'])}; each node holds out {config['validation']:.0%} of "
-        f"its samples for calibration.\n- Classes: {escape_markdown(abridge(about['classes']))}."
+        f"its samples for calibration.{explain_set(config['private'])}\n- Classes: "
+        f"{escape_markdown(abridge(about['classes']))}."
     )
     if config["public"] is not None:
         text += f"\n- Public set, without labels: {counts['public']}{inputs.plural} of {name_set(config['public'])}."
@@ -285,6 +286,15 @@ def describe_class(chosen: dict | None) -> str:
     values = {key: value for key, value in given if value is not False and value not in (None, [], {})}
     texts = (f"{k}={describe_class(v) if isinstance(v, dict) and 'class_path' in v else v}" for k, v in values.items())
     return f"{name_class(chosen)}({', '.join(texts)})" if values else name_class(chosen)
+
+
+def explain_set(chosen: dict) -> str:
+    """What the documentation says first about a set that its class alone names; empty for other sets."""
+    import lightning_idkd.data
+
+    name = name_class(chosen)
+    known = name_set(chosen) == name and getattr(lightning_idkd.data, name, None)
+    return f" {name}: {(known.__doc__ or '').strip().splitlines()[0]}" if known else ""
 
 
 def list_hub_names(chosen: dict | None) -> list[str]:

@@ -177,6 +177,15 @@ def test_a_card_has_arguments_that_are_0():
     assert describe_class({"class_path": "mine.C", "init_args": arguments}) == "mine.C(scale=0.0, count=0, loss=a.B)"
 
 
+def test_a_card_says_how_the_pixels_of_a_built_in_set_are_scaled(exported):
+    """The model takes pixels from 0 to 255, and scikit-learn's digits have 0 to 16."""
+    card = (exported["cnn"][1] / "README.md").read_text()
+    assert (
+        "Digits: The 1,797 handwritten digits of scikit-learn: 8x8 pixels, grey, with their ink 0..16 scaled to" in card
+    )
+    assert "breast_cancer: " not in (exported["mlp"][1] / "README.md").read_text()
+
+
 def test_a_card_names_sets_of_the_hub_and_has_names_of_classes_as_plain_text(exported, tmp_path, monkeypatch):
     run, _ = exported["cnn"]
     monkeypatch.setitem(run.images["data"], "classes", ["<img src=x>", *"*_345678", "9"])
