@@ -337,16 +337,16 @@ def test_python_refuses_the_same(seeds):
         idkd.compare(seeds).format("html")
 
 
-def test_of_runs_without_the_metric_the_first_is_named_after_what_is_allowed(seeds):
-    folders = [seeds / "IDKD-0.1" / str(seed) for seed in (0, 2)]
-    for folder in folders:
-        path = folder / "metrics.jsonl"
+def test_of_runs_without_the_metric_the_first_is_named_after_what_is_allowed(seeds, monkeypatch):
+    monkeypatch.chdir(seeds)
+    for seed in (0, 2):
+        path = seeds / "IDKD-0.1" / str(seed) / "metrics.jsonl"
         path.write_text(path.read_text().replace("homogeneity/after", "other"))
     with pytest.raises(idkd.UserError) as refused:
         idkd.compare(seeds, y="heterogeneity")
     allowed = "node_mean, worst, consensus, consensus_distance, heterogeneity, or a key of metrics.jsonl of all runs"
     assert str(refused.value) == (
-        f"--y: 'heterogeneity' given. Allowed: {allowed}. '{folders[0]}' and 1 more lack homogeneity/after"
+        f"--y: 'heterogeneity' given. Allowed: {allowed}. 'IDKD-0.1/0' and 1 more lack homogeneity/after"
     )
 
 
@@ -364,13 +364,14 @@ def test_curves_show_no_axis_and_no_count(seeds, y):
         idkd.compare(seeds, y=y)
 
 
-def test_runs_without_a_clock_are_named_with_the_axes_that_they_have(seeds):
+def test_runs_without_a_clock_are_named_with_the_axes_that_they_have(seeds, monkeypatch):
+    monkeypatch.chdir(seeds)
     path = seeds / "IDKD-0.1" / "1" / "metrics.jsonl"
     path.write_text(path.read_text().replace("time/simulated", "other"))
     with pytest.raises(idkd.UserError) as refused:
         idkd.compare(seeds, x="time")
     assert str(refused.value) == (
-        f"--x: 'time' given; allowed: epoch, step, bytes. '{path.parent}' lacks simulated time (clock: null)"
+        "--x: 'time' given; allowed: epoch, step, bytes. 'IDKD-0.1/1' lacks simulated time (clock: null)"
     )
 
 
