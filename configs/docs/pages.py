@@ -28,6 +28,7 @@ import yaml
 
 from lightning_idkd.callback import HOOKS
 from lightning_idkd.command.keys import describe_arguments, gather_classes
+from lightning_idkd.config.kinds import summarise
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parents[1]
@@ -205,13 +206,8 @@ def describe_members(cls: type) -> list[str]:
         if inspect.isfunction(method) and (name == "__call__" or name[0] != "_") and method.__doc__:
             needed = " (required)" if getattr(method, "__isabstractmethod__", False) else ""
             signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(method)))
-            lines.append(f"- `{name}{signature}`{needed}: {escape(summary(method))}")
+            lines.append(f"- `{name}{signature}`{needed}: {escape(summarise(method))}")
     return lines
-
-
-def summary(thing: object) -> str:
-    """The first paragraph of a docstring, on one line."""
-    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
 
 
 def write_docstring(cls: type) -> str:

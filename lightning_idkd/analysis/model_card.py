@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 
 from lightning_idkd.analysis.export import PROGRAM, has_plain_code
+from lightning_idkd.config.kinds import summarise
 from lightning_idkd.config.resolved import look_up
+from lightning_idkd.config.trust import find_object, is_own_class
 from lightning_idkd.data.identity import abridge
 from lightning_idkd.data.inputs import Inputs
 from lightning_idkd.records.markup import escape_markdown, fence
@@ -289,12 +291,10 @@ def describe_class(chosen: dict | None) -> str:
 
 
 def explain_set(chosen: dict) -> str:
-    """What the documentation says first about a set that its class alone names; empty for other sets."""
-    import lightning_idkd.data
-
-    name = name_class(chosen)
-    known = name_set(chosen) == name and getattr(lightning_idkd.data, name, None)
-    return f" {name}: {(known.__doc__ or '').strip().splitlines()[0]}" if known else ""
+    """What the documentation says first about a built-in set that its class alone names; empty for other sets."""
+    name, path = name_class(chosen), chosen["class_path"]
+    known = name_set(chosen) == name and is_own_class(path)
+    return f" {name}: {summarise(find_object(path))}" if known else ""
 
 
 def list_hub_names(chosen: dict | None) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 
 from lightning_idkd.checkout import CALLBACKS
-from lightning_idkd.config.kinds import choices, class_keys, is_group, parameters
+from lightning_idkd.config.kinds import choices, class_keys, is_group, parameters, summarise
 from lightning_idkd.config.parse import PLUGINS
 
 HEAD = """# Configs
@@ -67,8 +67,7 @@ def describe_arguments(cls: type, prefix: str) -> list[str]:
 
 def describe_class(name: str, cls: type) -> list[str]:
     """The first paragraph of a class's docstring, and its arguments."""
-    paragraph = inspect.getdoc(cls).split("\n\n")[0]
-    return [f"- **{name}**: {' '.join(paragraph.split())}", *describe_arguments(cls, "  - `")]
+    return [f"- **{name}**: {summarise(cls)}", *describe_arguments(cls, "  - `")]
 
 
 def gather_classes() -> dict[type, tuple[list[str], dict[str, type]]]:

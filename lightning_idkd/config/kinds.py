@@ -39,6 +39,11 @@ class Argument(NamedTuple):
 
 
 @functools.cache
+def summarise(thing: object) -> str:
+    """The first paragraph of a docstring, on one line."""
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
 def parameters(cls: type) -> dict[str, Argument]:
     """The arguments of a class by their names in a config, with those that it passes on to its bases as ``**kwargs``,
     as jsonargparse has them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import shlex
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from lightning_idkd.config import yaml_file
 from lightning_idkd.config.changes import list_changes
+from lightning_idkd.config.kinds import summarise
 from lightning_idkd.config.resolved import look_up
 from lightning_idkd.config.trust import find_object, is_own_class
 from lightning_idkd.errors import UserError
@@ -300,6 +300,6 @@ def show_citation(config: dict) -> Html:
     score = ((config["calibration"] or {}).get("init_args") or {}).get("score")
     for spec in [*(look_up(config, key) for key in keys), score]:
         if isinstance(spec, dict) and is_own_class(spec["class_path"]):
-            text = (inspect.getdoc(find_object(spec["class_path"])) or "").split("\n\n")[0]
-            rows.append((name_class(spec), " ".join(text.replace("``", "").split())))
+            text = summarise(find_object(spec["class_path"]))
+            rows.append((name_class(spec), text.replace("``", "")))
     return join(code(PAPER, "BibTeX"), fold("What the classes of this run are", build_facts(rows, "Classes")))

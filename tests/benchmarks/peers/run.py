@@ -26,10 +26,10 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
-from lightning_idkd.machine import describe_processor
+from lightning_idkd.machine import count_cores, describe_machine
 
 HERE = Path(__file__).parent
-CORES = len(os.sched_getaffinity(0))
+CORES = count_cores()
 NODES = 16
 MARK = "PEERS_RUN"  # environment variable by which all processes of a run are found
 LONGEST = 600  # seconds of a command
@@ -322,9 +322,9 @@ def format_table(results: list[Result]) -> str:
 
 
 def describe() -> str:
-    machine = f"{describe_processor('model name', 'cpu family', 'model', 'stepping')}, {CORES} cores"
-    software = f"Python {platform.python_version()}, torch {version('torch')}"
-    return f"{machine}, {software}, {datetime.now(timezone.utc):%Y-%m-%d}"
+    processor, _cores, instructions, torch_version, _device = describe_machine()
+    software = f"Python {platform.python_version()}, torch {torch_version}"
+    return f"{processor}, {CORES} cores, {instructions}, {software}, {datetime.now(timezone.utc):%Y-%m-%d}"
 
 
 def main() -> None:
