@@ -116,7 +116,7 @@ def draw_curves(curves: list[Curve], x: str, y: str, band: str, width: float | N
     """
     from matplotlib import rc_context
 
-    lowest = min(curve.mean[curve.fork :].min() for curve in curves)
+    lowest = min(curve.mean.min() for curve in curves)
     require(
         scale == "linear" or lowest > 0, "--scale", "log", f"linear, since {name_heading(y)} goes down to {lowest:g}"
     )

@@ -328,6 +328,15 @@ def test_a_logarithmic_axis_refuses_zeros(tmp_path, capsys):
     assert "--scale: log given; allowed: linear, since consensus distance goes down to 0" in capsys.readouterr().err
 
 
+def test_a_logarithmic_axis_refuses_zeros_of_a_shared_initial_training(tmp_path, capsys):
+    start = [line(1, 0.3, 0) | {"consensus_distance": 0.0}, line(2, 0.4, 0)]
+    write_run(tmp_path, None, 0, [*start, line(3, 0.5, 0)])
+    write_run(tmp_path, "IDKD", 0, [*start, line(3, 0.6, 0)])
+    given = ["--curves", str(tmp_path / "c.svg"), "--y", "consensus_distance", "--scale", "log"]
+    assert main(["compare", str(tmp_path), *given]) == 2
+    assert "goes down to 0" in capsys.readouterr().err
+
+
 def test_python_refuses_the_same(seeds):
     with pytest.raises(idkd.UserError, match=r"--x: 'byte' given. Did you mean 'bytes'\? Allowed: epoch, step, bytes"):
         idkd.compare(seeds, x="byte")
